@@ -1,0 +1,27 @@
+# `make eval` and `make test` set up .venv by themselves; both are quick the second time.
+RUN := PYTHONSAFEPATH=1 .venv/bin/
+
+.PHONY: eval test lint install lock bench clean
+
+eval: install
+	$(RUN)morfi eval --ckpt smollm2 --limit 1500 --resume auto
+
+test: install lint
+	$(RUN)python -m pytest
+
+lint: install
+	$(RUN)ruff check .
+	$(RUN)ruff format --check .
+	$(RUN)mypy
+
+install:
+	@requirements/install.sh
+
+lock:
+	requirements/lock.sh
+
+bench: install
+	$(RUN)python bench/eval_throughput.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Fused SAE and rank-correlation kernels; imports torch and triton only."""

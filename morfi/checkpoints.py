@@ -1,0 +1,179 @@
+"""From what a user gives as --ckpt to a directory that vLLM can serve, identified by content."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from morfi.adapters import CONFIG, Adapter, load_adapter
+from morfi.cache import Cache, Manifest
+from morfi.embedded import embedded_model
+from morfi.errors import InputError, nearest
+from morfi.lora import merged_tensors
+from morfi.merge_plan import plan_merge
+from morfi.model_files import (
+    DTYPES,
+    SIDE_FILES,
+    TOKENIZER_FILES,
+    ModelFiles,
+    canonical_sha256,
+    open_model,
+    refuse_custom_code,
+)
+from morfi.presets import PRESETS
+from morfi.weights import write_weights
+
+_MERGE_FORMAT = 1  # of merged entries; a new number merges again
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "adapter_*", *SIDE_FILES]
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model ready to be served from `model_dir`, in `dtype`.
+
+    `sha256` stands for all that decides its answers but the serving dtype of a model that is not merged:
+    weights, configuration and tokenizer (`ModelFiles.sha256`); for a merged one it is the hash of base,
+    adapter, dtype and merge format, which is also its key in the cache.
+    """
+
+    name: str
+    model_dir: Path
+    sha256: str
+    base: str
+    base_sha256: str
+    adapter_sha256: str | None
+    dtype: str
+
+
+def resolve(
+    ckpt: str,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    cache: Cache | None = None,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """The checkpoint that `ckpt` names: a preset, a model or LoRA adapter folder, or a hub id.
+
+    An adapter is merged into its base (`base`, else the one its configuration names) once, into `cache`.
+    `dtype` is the serving dtype, by default the base's own. A preset's name goes before a folder of that
+    name. Raises InputError for whatever cannot be served as it is.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(
+            f'unknown dtype "{dtype}"; expected one of {", ".join(DTYPES)}.{nearest(dtype, DTYPES)}'
+        )
+    cache = cache or Cache()
+    directory = _locate(ckpt, cache, progress)
+    if (directory / CONFIG).is_file():
+        return _resolve_adapter(
+            _name(ckpt), load_adapter(directory), base, dtype=dtype, cache=cache, progress=progress
+        )
+    if base is not None:
+        raise InputError(
+            f"--base {base} was given, but {ckpt} is no adapter (it has no {CONFIG}); leave --base out"
+        )
+    model = open_model(directory)
+    sha256 = model.sha256(cache, progress)
+    name = _name(ckpt)
+    return Checkpoint(name, directory, sha256, name, sha256, None, dtype or model.dtype)
+
+
+def _resolve_adapter(
+    name: str,
+    adapter: Adapter,
+    base: str | None,
+    *,
+    dtype: str | None,
+    cache: Cache,
+    progress: Progress | None,
+) -> Checkpoint:
+    base = base or adapter.base
+    if base is None:
+        raise InputError(f"{adapter.path / CONFIG} names no base model; give it with --base")
+    refuse_custom_code(adapter.path)
+    base_dir = _locate(base, cache, progress, adapter.config.get("revision"))
+    if (base_dir / CONFIG).is_file():
+        raise InputError(f"the base {base} is an adapter itself; give the model it was trained on as --base")
+    model = open_model(base_dir)
+    dtype = dtype or model.dtype
+    base_sha256, adapter_sha256 = model.sha256(cache, progress), adapter.sha256(cache, progress)
+    sources = {"base_sha256": base_sha256, "adapter_sha256": adapter_sha256, "dtype": dtype}
+    key = canonical_sha256({"kind": "merged", "format": _MERGE_FORMAT, **sources})
+    manifest = Manifest(
+        "merged", f"{name} on {_name(base)}", {**sources, "base": base, "adapter": str(adapter.path)}
+    )
+
+    def build(directory: Path) -> None:
+        _write_merged(directory, model, adapter, dtype, progress)
+
+    model_dir = cache.get_or_create(key, build, manifest, progress)
+    return Checkpoint(name, model_dir, key, _name(base), base_sha256, adapter_sha256, dtype)
+
+
+def _write_merged(
+    directory: Path, base: ModelFiles, adapter: Adapter, dtype: str, progress: Progress | None
+) -> None:
+    merge = plan_merge(base, adapter, dtype)
+    if progress is not None:
+        progress(f"merging {adapter.path.name} into {base.path.name} ({len(base.weights.tensors)} tensors)")
+    write_weights(directory, merged_tensors(base.weights, merge))
+    config = json.dumps(merge.config(base.config), indent=2, sort_keys=True)
+    (directory / "config.json").write_text(config, encoding="utf-8")
+    # An adapter saved with its tokenizer was trained with that one.
+    own_tokenizer = any((adapter.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    for name in SIDE_FILES:
+        source = (adapter if own_tokenizer and name in TOKENIZER_FILES else base).path / name
+        if source.is_file():
+            shutil.copyfile(source, directory / name)
+
+
+def _locate(given: str, cache: Cache, progress: Progress | None, revision: str | None = None) -> Path:
+    """The local directory of a preset, path or hub id, downloaded or converted if need be."""
+    known = PRESETS.get(given)
+    if known is not None:
+        return (
+            embedded_model(cache, progress) if known.embedded else _download(known.model_id, None, progress)
+        )
+    path = Path(given).expanduser()
+    if given and path.is_dir():
+        return path.absolute()
+    if given and path.exists():
+        raise InputError(f"{given} is a file, expected a model or adapter folder; give the folder it lies in")
+    if _HUB_ID.fullmatch(given):
+        return _download(given, revision, progress)
+    if "/" in given or given.startswith(("~", ".")):
+        raise InputError(f"there is no folder {given}; expected a model or adapter folder")
+    raise InputError(
+        f'unknown checkpoint "{given}"; expected a preset ({", ".join(PRESETS)}), a folder, or a hub id '
+        f"such as {PRESETS['llama-3.1-8b'].model_id}.{nearest(given, PRESETS)}"
+    )
+
+
+def _download(model_id: str, revision: str | None, progress: Progress | None) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    if progress is not None:
+        progress(f"fetching {model_id} from the hub")
+    try:
+        return Path(snapshot_download(model_id, revision=revision, allow_patterns=_HUB_FILES))
+    # HTTPError is that of the client which the installed huggingface_hub uses.
+    except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{model_id} is no folder here and could not be fetched from the hub ({reason}); check the name, "
+            "the network and your access to it, or download it elsewhere and give its folder"
+        ) from error
+
+
+def _name(given: str) -> str:
+    """The folder's name for a path, else what was given."""
+    path = Path(given).expanduser()
+    return path.resolve().name if given not in PRESETS and path.is_dir() else given

@@ -1,0 +1,48 @@
+"""The machine's device: whether there is a GPU, what it is called, and the dtype it serves fastest."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def serving_dtype(model_dtype: str) -> str:
+    """The dtype in which this machine serves a model saved as `model_dtype`.
+
+    A CPU without bfloat16 instructions emulates them, three to four times slower than float32
+    (bench/results/eval_throughput.md), so there float32 is served: the weights keep their values.
+    """
+    return model_dtype if is_gpu() or cpu_has_bfloat16() else "float32"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively (AVX-512 BF16, AMX or the Arm extension)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    words = set(flags.split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def is_gpu() -> bool:
+    """Whether torch sees a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def device_name() -> str:
+    """The device's marketing name with its core or memory size, for the run's record."""
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB) x {torch.cuda.device_count()}"
+    model = ""
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return f"{model or 'CPU'} x {len(os.sched_getaffinity(0))}"

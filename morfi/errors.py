@@ -1,0 +1,27 @@
+"""The two errors every command knows: what the user gave was wrong, or the work failed while running."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MorfiError(Exception):
+    """Work failed while running; a command that meets it prints one line and exits with 1."""
+
+    exit_code = 1
+
+
+class InputError(MorfiError):
+    """Bad usage or bad input; a command that meets it prints one line and exits with 2.
+
+    The message says what was wrong, the value, what was expected and what to do.
+    """
+
+    exit_code = 2
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' Did you mean "x"?' for the entry of `known` closest to `word`, else an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f' Did you mean "{close[0]}"?' if close else ""

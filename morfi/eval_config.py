@@ -1,0 +1,71 @@
+"""The configuration of an evaluation: from the command line, or from the run that is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from morfi.errors import InputError, nearest
+from morfi.matching import MATCH_MODES
+
+
+@dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """Everything that decides the rows of an evaluation; stored with the run, and enough to resume it."""
+
+    ckpt: str
+    base: str | None = None
+    data: str = "world-facts"
+    split: str | None = None  # None: test, or everything where the data has no splits
+    relations: tuple[str, ...] = ()
+    limit: int | None = None
+    shots: int = 4
+    chat: bool = False
+    match: str = "squad"
+    max_tokens: int = 16
+    seed: int = 0
+    dtype: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 1024  # questions answered and stored together; the prefix cache starts empty for each batch
+
+    def __post_init__(self) -> None:
+        if self.match not in MATCH_MODES:
+            hint = nearest(self.match, MATCH_MODES)
+            raise InputError(f'--match is "{self.match}"; expected one of {", ".join(MATCH_MODES)}.{hint}')
+        for name, value, least in (
+            ("shots", self.shots, 0),
+            ("max-tokens", self.max_tokens, 1),
+            ("seed", self.seed, 0),
+            ("batch", self.batch, 1),
+        ):
+            if value < least:
+                raise InputError(f"--{name} is {value}; expected at least {least}")
+
+
+def from_stored(stored: Mapping[str, Any]) -> EvalConfig:
+    """The configuration of a stored run."""
+    options = dict(stored)
+    options["relations"] = tuple(options["relations"])  # JSON has lists only
+    return EvalConfig(**options)
+
+
+def configure(given: Mapping[str, Any], stored: EvalConfig | None) -> EvalConfig:
+    """The configuration of the options that were `given` (those not None), or of the run that is resumed.
+
+    Raises InputError where no checkpoint is named, or where an option differs from the resumed run's.
+    """
+    options = {key: value for key, value in given.items() if value is not None}
+    if stored is None:
+        if "ckpt" not in options:
+            raise InputError(
+                "--ckpt is missing: give a preset (smollm2), a model or adapter folder, or a hub id"
+            )
+        return EvalConfig(**options)
+    for key, value in options.items():
+        if value != getattr(stored, key):
+            raise InputError(
+                f"--{key.replace('_', '-')} is {value!r}, but the resumed run has {getattr(stored, key)!r}; "
+                "leave it out, or run without --resume"
+            )
+    return stored

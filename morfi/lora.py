@@ -1,0 +1,108 @@
+"""The arithmetic of a LoRA merge: W' = W + scaling * B A in float32, cast once to the serving dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from morfi.adapters import Adapter, Lora, TokenRows
+from morfi.errors import InputError
+from morfi.model_files import OUTPUT_HEAD
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """How one tensor changes: replaced, then rows set, then B A or a bias added.
+
+    `flipped`: the tensor is stored [d_in, d_out], as B A is not.
+    """
+
+    replacement: str | None = None
+    rows: TokenRows | None = None
+    lora: Lora | None = None
+    bias_of: Lora | None = None
+    flipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A checked plan to merge `adapter`; `edits` is by tensor name of the base.
+
+    `untied`: the base shares its input embedding with the output head and the result cannot, so that
+    `lm_head.weight` is a tensor of its own. `vocab_size`: the new number of tokens, None if unchanged.
+    """
+
+    adapter: Adapter
+    dtype: str
+    edits: Mapping[str, Edit]
+    embedding: str | None
+    base_tied: bool
+    untied: bool
+    vocab_size: int | None
+
+    def config(self, base: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration of the merged model, from the base's."""
+        changed = {**base, "dtype": self.dtype, "tie_word_embeddings": self.base_tied and not self.untied}
+        # Read by transformers before version 5.
+        changed.pop("torch_dtype", None)
+        return changed if self.vocab_size is None else {**changed, "vocab_size": self.vocab_size}
+
+
+def merged_tensors(
+    base_tensors: Iterable[tuple[str, torch.Tensor]], merge: Merge
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each tensor of the merged model, in the serving dtype, from the base's, one at a time.
+
+    Raises InputError where a result does not fit the serving dtype.
+    """
+    for name, tensor in base_tensors:
+        if name == OUTPUT_HEAD and merge.base_tied:
+            continue
+        yield name, _merged(name, tensor, merge)
+        if name == merge.embedding and merge.untied:
+            yield OUTPUT_HEAD, _merged(OUTPUT_HEAD, tensor, merge)
+
+
+def edited(tensor: torch.Tensor, edit: Edit, adapter: Adapter) -> torch.Tensor:
+    """The tensor after `edit`, in float32."""
+    import torch
+
+    stored = adapter.weights.tensor
+    weight = (stored(edit.replacement) if edit.replacement else tensor).float()
+    if edit.rows is not None:
+        weight = weight.index_copy(0, torch.tensor(edit.rows.indices), stored(edit.rows.name).float())
+    if edit.bias_of is not None:
+        weight = weight + stored(edit.bias_of.parts["bias"]).float() * edit.bias_of.scaling
+    if edit.lora is None:
+        return weight
+    a, b = (stored(name).float() for name in matrices(edit.lora))
+    oriented = weight.T if edit.flipped else weight  # [d_out, d_in]
+    result = oriented + (b @ a) * edit.lora.scaling
+    if "magnitude" in edit.lora.parts:
+        # DoRA (arXiv 2402.09353, equation 5): each output's direction keeps, its length is learned.
+        magnitude = stored(edit.lora.parts["magnitude"]).float()
+        result = result * (magnitude / torch.linalg.norm(result, dim=1))[:, None]
+    return result.T if edit.flipped else result
+
+
+def matrices(lora: Lora) -> tuple[str, str]:
+    return lora.parts.get("a") or lora.parts["embedding_a"], lora.parts.get("b") or lora.parts["embedding_b"]
+
+
+def _merged(name: str, tensor: torch.Tensor, merge: Merge) -> torch.Tensor:
+    import torch
+
+    if not tensor.is_floating_point():
+        return tensor
+    edit = merge.edits.get(name)
+    result = (tensor if edit is None else edited(tensor, edit, merge.adapter)).to(getattr(torch, merge.dtype))
+    if not bool(torch.isfinite(result).all()):
+        raise InputError(
+            f"{merge.adapter.path}: the merged tensor {name} holds NaN or infinity in {merge.dtype}; "
+            "give --dtype float32, and if that fails too the adapter is damaged"
+        )
+    return result

@@ -1,0 +1,175 @@
+"""Model directories in the Hugging Face layout: checked before loading, identified by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from morfi.errors import InputError, nearest
+from morfi.weights import Weights, open_model_weights, read_json
+
+if TYPE_CHECKING:
+    from morfi.cache import Cache
+
+DTYPES = ("bfloat16", "float16", "float32")
+OUTPUT_HEAD = "lm_head.weight"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+SIDE_FILES = (*TOKENIZER_FILES, "generation_config.json")
+_INPUT_EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
+# What says nothing about the function that the model computes, and changes when a model is saved again.
+_BOOKKEEPING = frozenset({"_name_or_path", "_model_name_or_path", "transformers_version", "use_cache"})
+_STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model directory whose configuration and weights were opened and fit each other's form.
+
+    `tied`: the output head is the input embedding, and `lm_head.weight`, if stored at all, is not read.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    weights: Weights
+    tied: bool
+
+    @property
+    def model_type(self) -> str:
+        """The architecture family, such as "llama"."""
+        return str(self.config["model_type"])
+
+    @property
+    def dtype(self) -> str:
+        """The dtype the configuration asks for, else that of the first floating tensor."""
+        named = str(self.config.get("dtype") or self.config.get("torch_dtype") or "").removeprefix("torch.")
+        stored = [_STORED[e.dtype] for e in self.weights.tensors.values() if e.dtype in _STORED]
+        dtype = named or (stored[0] if stored else "float32")
+        if dtype not in DTYPES:
+            raise InputError(
+                f'{self.path / "config.json"} has the dtype "{dtype}", '
+                f"expected one of {', '.join(DTYPES)}; give --dtype"
+            )
+        return dtype
+
+    @property
+    def input_embedding(self) -> str | None:
+        """The name of the input embedding's tensor, None for an architecture that calls it otherwise."""
+        return next((name for name in _INPUT_EMBEDDINGS if name in self.weights.tensors), None)
+
+    def sha256(self, cache: Cache | None = None, progress: Callable[[str], None] | None = None) -> str:
+        """The hash of all that decides the model's answers, wherever it lies and however it is sharded.
+
+        sha256 over the weights' hash (`Weights.sha256`), the configuration without bookkeeping as canonical
+        JSON, and the bytes of the tokenizer and generation files.
+        """
+        config = {key: value for key, value in self.config.items() if key not in _BOOKKEEPING}
+        parts = {
+            "weights": self.weights.sha256(cache, progress),
+            "config": config,
+            "files": side_file_hashes(self.path),
+        }
+        return canonical_sha256(parts)
+
+
+def open_model(directory: Path) -> ModelFiles:
+    """The model in `directory`; raises InputError for what transformers and vLLM could not load safely.
+
+    Refused: no config.json, an architecture that is not a known causal language model, code from the
+    checkpoint (`auto_map`), pickled, missing or damaged weights.
+    """
+    if not directory.is_dir() or not any(directory.iterdir()):
+        state = "is an empty folder" if directory.is_dir() else "is not a folder"
+        raise InputError(
+            f"{directory} {state}; expected a model folder with config.json and safetensors weights"
+        )
+    path = directory / "config.json"
+    if not path.is_file():
+        raise InputError(
+            f"{directory} has no config.json; expected a model folder in the Hugging Face layout"
+        )
+    config = read_json(path)
+    refuse_custom_code(directory)
+    _check_architecture(path, config)
+    weights = open_model_weights(directory)
+    tied = _ties_embeddings(path)
+    model = ModelFiles(directory, config, weights, tied)
+    if not tied and model.input_embedding is not None and OUTPUT_HEAD not in weights.tensors:
+        raise InputError(
+            f"{directory}: the weights lack {OUTPUT_HEAD}, and config.json does not tie it to the input "
+            "embedding; copy the model again, or set tie_word_embeddings to true if it was saved tied"
+        )
+    return model
+
+
+def refuse_custom_code(directory: Path) -> None:
+    """Raises InputError where the model or tokenizer configuration names code of its own."""
+    for name in ("config.json", "tokenizer_config.json"):
+        path = directory / name
+        if path.is_file() and read_json(path).get("auto_map"):
+            raise InputError(
+                f"{path} asks to run code from the checkpoint (auto_map), which is never done; "
+                "use a model that transformers supports itself"
+            )
+
+
+def side_file_hashes(directory: Path) -> dict[str, str]:
+    """The sha256 of each tokenizer and generation file in `directory`, by file name."""
+    present = [directory / name for name in SIDE_FILES if (directory / name).is_file()]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in present}
+
+
+def canonical_sha256(value: object) -> str:
+    """The sha256 of `value` as JSON with sorted keys and no blanks."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _check_architecture(path: Path, config: Mapping[str, Any]) -> None:
+    from transformers.models.auto import modeling_auto
+
+    family = config.get("model_type")
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or len(architectures) != 1:
+        raise InputError(
+            f'{path} gives architectures = {architectures!r}, expected one, such as ["LlamaForCausalLM"]'
+        )
+    # Most families have one class, some a tuple of them.
+    classes = {
+        known_family: (names,) if isinstance(names, str) else names
+        for known_family, names in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
+    }
+    architecture = architectures[0]
+    if architecture not in {name for names in classes.values() for name in names}:
+        raise InputError(
+            f'{path} gives the architecture "{architecture}", which is not a causal language model that '
+            f"transformers knows.{nearest(str(architecture), (names[0] for names in classes.values()))}"
+        )
+    if architecture not in classes.get(str(family), ()):
+        expected = next(known_family for known_family, names in classes.items() if architecture in names)
+        raise InputError(f'{path} gives model_type {family!r} for {architecture}, expected "{expected}"')
+
+
+def _ties_embeddings(path: Path) -> bool:
+    """What the architecture makes of tie_word_embeddings, whose default differs from one to the next."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path} is not a configuration that transformers accepts: {reason}") from error
+    return bool(getattr(config, "tie_word_embeddings", False))

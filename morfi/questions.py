@@ -1,0 +1,211 @@
+"""Question sets: loaded from a file or a folder, checked, identified by content, and drawn from."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from morfi.errors import InputError, nearest
+from morfi.types import Question
+
+SPLITS = ("train", "dev", "test")
+UNSPLIT = "all"  # the only split of a source that does not say which split its questions belong to
+
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+_KEYS = ("id", "relation", "subject", "question", "answers")
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionSet:
+    """The questions of one source by split; `sha256` names their content, whatever file they came from."""
+
+    name: str
+    sha256: str
+    splits: Mapping[str, tuple[Question, ...]]  # keys among train, dev and test, or only "all"
+
+
+def load_questions(source: str) -> QuestionSet:
+    """The question set that `source` names: "world-facts", a JSONL file (also gzip), or a folder of P*.json.
+
+    Raises InputError, with file and line, for anything that cannot be read or is not a question.
+    """
+    from morfi import entity_questions, world_facts
+
+    if source in ("world-facts", world_facts.NAME):
+        return world_facts.build()
+    path = Path(source)
+    try:
+        if path.is_dir():
+            return question_set(path.resolve().name, entity_questions.read_folder(path))
+        if path.exists():
+            return question_set(path.name, _read_jsonl(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    raise InputError(
+        f'no question file or folder "{source}"; give "world-facts", a .jsonl or .jsonl.gz file, or a folder '
+        f"of P*.json files.{nearest(source, ['world-facts'])}"
+    )
+
+
+def question_set(name: str, splits: Mapping[str, Sequence[Question]]) -> QuestionSet:
+    """The set of these questions, with the sha256 of their content; splits without questions are left out.
+
+    The digest is over one line of compact JSON for each question, [split, id, relation, subject, question,
+    answers], in sorted order: neither file name, compression, further keys nor the order of rows changes it.
+    """
+    lines = sorted(
+        json.dumps(
+            [split, row.id, row.relation, row.subject, row.text, row.answers],
+            ensure_ascii=False,
+            separators=(",", ":"),
+        )
+        for split, rows in splits.items()
+        for row in rows
+    )
+    digest = hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+    return QuestionSet(name, digest, {split: tuple(rows) for split, rows in splits.items() if rows})
+
+
+def select(
+    questions: Iterable[Question], *, relations: Sequence[str] = (), limit: int | None = None, seed: int = 0
+) -> tuple[Question, ...]:
+    """At most `limit` questions of the given relations (of all, when none is given), grouped by relation.
+
+    Inside a relation they stand in an order drawn from the seed, the relation and the ids alone, and every
+    relation gives the same share of `limit`, smaller ones all they have; so a smaller limit gives a part of a
+    larger one's questions. Raises InputError for a relation that no question has or a limit under 1.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"the limit on questions is {limit}; expected at least 1")
+    by_relation: dict[str, list[Question]] = {}
+    for question in questions:
+        by_relation.setdefault(question.relation, []).append(question)
+    for relation in relations:
+        if relation not in by_relation:
+            available = ", ".join(sorted(by_relation)) or "none"
+            hint = nearest(relation, by_relation)
+            raise InputError(f'no question has the relation "{relation}"; available: {available}.{hint}')
+    wanted = sorted(set(relations) or by_relation)
+    shares = _equal_shares([len(by_relation[relation]) for relation in wanted], limit)
+    chosen: list[Question] = []
+    for relation, share in zip(wanted, shares, strict=True):
+        rows = sorted(by_relation[relation], key=lambda question: question.id)
+        random.Random(f"{seed}/{relation}").shuffle(rows)  # noqa: S311 - a reproducible draw, not a secret
+        chosen += rows[:share]
+    return tuple(chosen)
+
+
+def text_of(value: Any, what: str) -> str:
+    """`value`, if it is a string that is not blank and can be written as UTF-8; else raises InputError.
+
+    `what` opens the message: where the value stands, and under which key.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"{what} is {shown(value)}; expected a string")
+    if not value.strip():
+        raise InputError(f"{what} is blank; expected some text")
+    if _UNWRITABLE.search(value):
+        raise InputError(f"{what} is {shown(value)}; expected no NUL and no half of a surrogate pair")
+    return value
+
+
+def answers_of(value: Any, what: str) -> tuple[str, ...]:
+    """`value` as the accepted answers of a question; raises InputError unless a list of at least one text."""
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{what} is {shown(value)}; expected a list of at least one accepted answer")
+    return tuple(text_of(answer, f"{what}, entry {number}") for number, answer in enumerate(value, 1))
+
+
+def shown(value: Any) -> str:
+    """`value` as JSON in at most 60 characters, for a message."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _equal_shares(sizes: Sequence[int], limit: int | None) -> list[int]:
+    """How many to take of each size: `limit` together, evenly, what a small one lacks given to the others."""
+    if limit is None:
+        return list(sizes)
+    shares = [0] * len(sizes)
+    left = min(limit, sum(sizes))
+    while left:
+        open_ones = [index for index, size in enumerate(sizes) if shares[index] < size]
+        even = max(1, left // len(open_ones))
+        for index in open_ones[:left]:
+            taken = min(even, sizes[index] - shares[index])
+            shares[index] += taken
+            left -= taken
+    return shares
+
+
+def _read_jsonl(path: Path) -> dict[str, list[Question]]:
+    splits: dict[str, list[Question]] = {}
+    first_line_of: dict[str, int] = {}
+    first_has_split: bool | None = None
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        row = _json_object(line, where)
+        question = _question(row, where)
+        earlier = first_line_of.setdefault(question.id, number)
+        if earlier != number:
+            raise InputError(
+                f"{where}: the id {shown(question.id)} is taken by line {earlier}; ids must differ"
+            )
+        has_split = "split" in row
+        if first_has_split is None:
+            first_has_split = has_split
+        if has_split != first_has_split:
+            raise InputError(f'{where}: "split" must be in all rows or in none; earlier rows differ')
+        if has_split and row["split"] not in SPLITS:
+            raise InputError(f'{where}: "split" is {shown(row["split"])}; expected train, dev or test')
+        splits.setdefault(row["split"] if has_split else UNSPLIT, []).append(question)
+    if not splits:
+        raise InputError(f"{path} holds no questions; expected JSON lines with {', '.join(_KEYS)}")
+    return splits
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, numbered from 1; what is gzip inside is unpacked, whatever the file is called."""
+    number = 0
+    with path.open("rb") as file:
+        packed = file.peek(2).startswith(b"\x1f\x8b")
+        try:
+            for number, line in enumerate(gzip.GzipFile(fileobj=file) if packed else file, 1):
+                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(
+                f"{path}, line {number + 1}: gzip data cut short or damaged ({error}); copy the file again"
+            ) from error
+
+
+def _json_object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}, column {error.colno}: not valid JSON ({error.msg})") from error
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{where}: JSON nested too deeply or a number too long") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: found {shown(row)}; expected a JSON object with {', '.join(_KEYS)}")
+    return row
+
+
+def _question(row: Mapping[str, Any], where: str) -> Question:
+    missing = [key for key in _KEYS if key not in row]
+    if missing:
+        raise InputError(f'{where}: "{missing[0]}" is missing; expected the keys {", ".join(_KEYS)}')
+    texts = {key: text_of(row[key], f'{where}: "{key}"') for key in _KEYS if key != "answers"}
+    answers = answers_of(row["answers"], f'{where}: "answers"')
+    return Question(texts["id"], texts["relation"], texts["subject"], texts["question"], answers)

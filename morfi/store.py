@@ -1,0 +1,217 @@
+"""The store of everything measured: one DuckDB file of facts that are only ever added."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from morfi.errors import InputError, MorfiError, nearest
+from morfi.statistics import wilson_interval
+from morfi.store_file import prepare, reading, writing
+from morfi.store_records import (
+    AttemptEnd,
+    AttemptRecord,
+    CompletionRow,
+    RelationAccuracy,
+    RunRecord,
+    RunSummary,
+)
+from morfi.store_rows import columns_of, insert_columns, read_records
+from morfi.types import Question
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_READS = ("SELECT", "EXPLAIN", "PRAGMA", "CALL", "MULTI")  # MULTI is how DuckDB sees PIVOT
+
+
+class Store:
+    """The store in one file; every method opens it, works for a moment and closes it.
+
+    A writer shuts out even readers of other processes, so each method waits up to `lock_timeout_s` for the
+    file, then raises InputError naming the holder. Unfit files and full disks are InputErrors too.
+    """
+
+    def __init__(self, path: Path, *, lock_timeout_s: float = 10.0) -> None:
+        self.path = path
+        self._lock_timeout_s = lock_timeout_s
+
+    def prepare(self) -> None:
+        """Makes the file, or migrates it; whatever is unfit about it shows before any work is done."""
+        prepare(self.path, self._lock_timeout_s)
+
+    def begin_run(self, run: RunRecord, questions: Sequence[Question]) -> None:
+        """Adds the run and its questions; the same run again changes nothing. Makes or migrates the file."""
+        self.prepare()
+        columns: dict[str, Sequence[object]] = {
+            "data_sha256": [run.data_sha256] * len(questions),
+            "question_id": [question.id for question in questions],
+            "relation": [question.relation for question in questions],
+            "subject": [question.subject for question in questions],
+            "question": [question.text for question in questions],
+            "answers": [question.answers for question in questions],
+        }
+        with writing(self.path, self._lock_timeout_s) as connection:
+            insert_columns(connection, "run", columns_of([run]))
+            same = "SELECT fingerprint FROM run WHERE run_id = ?"
+            if connection.execute(same, [run.run_id]).fetchall() != [(run.fingerprint,)]:
+                raise MorfiError(
+                    f"run {run.run_id} is in {self.path} already, with other settings; use a new id"
+                )
+            if questions:
+                insert_columns(connection, "question", columns)
+
+    def begin_attempt(self, run_id: str, attempt: AttemptRecord) -> int:
+        """Adds an attempt at a run and returns its number, 1 for the first."""
+        with writing(self.path, self._lock_timeout_s) as connection:
+            last = "SELECT coalesce(max(attempt), 0) FROM attempt WHERE run_id = ?"
+            number = int(connection.execute(last, [run_id]).fetchall()[0][0]) + 1
+            insert_columns(connection, "attempt", columns_of([attempt], run_id=run_id, attempt=number))
+        return number
+
+    def write_completions(self, rows: Sequence[CompletionRow]) -> None:
+        """Adds all the rows or none, in one transaction; rows whose keys are there already are left out."""
+        if rows:
+            with writing(self.path, self._lock_timeout_s) as connection:
+                insert_columns(connection, "completion", columns_of(rows))
+
+    def end_attempt(self, run_id: str, attempt: int, end: AttemptEnd) -> None:
+        """Adds how the attempt ended; a second end of the same attempt changes nothing."""
+        with writing(self.path, self._lock_timeout_s) as connection:
+            insert_columns(connection, "attempt_end", columns_of([end], run_id=run_id, attempt=attempt))
+
+    def finished(self, run_id: str) -> set[tuple[str, int]]:
+        """The (question id, sample) pairs that the run holds a completion of."""
+        with reading(self.path, self._lock_timeout_s) as connection:
+            found = connection.execute(
+                "SELECT question_id, sample FROM completion WHERE run_id = ?", [run_id]
+            ).fetchall()
+        return {(question_id, sample) for question_id, sample in found}
+
+    def run(self, run_id: str) -> RunRecord:
+        """The run of this id, of a beginning that only one id has, or the newest for "last"."""
+        with reading(self.path, self._lock_timeout_s) as connection:
+            newest_first = "SELECT run_id FROM run ORDER BY created_at DESC, run_id DESC"
+            known = [row[0] for row in connection.execute(newest_first).fetchall()]
+            full_id = _resolve(self.path, run_id, known)
+            return read_records(connection, RunRecord, "FROM run WHERE run_id = ?", [full_id])[0]
+
+    def latest_run(self, fingerprint: str) -> RunRecord | None:
+        """The newest run with this fingerprint; None where there is none, or no file yet."""
+        if not self.path.exists():
+            return None
+        where = "FROM run WHERE fingerprint = ? ORDER BY created_at DESC, run_id DESC LIMIT 1"
+        with reading(self.path, self._lock_timeout_s) as connection:
+            found = read_records(connection, RunRecord, where, [fingerprint])
+        return found[0] if found else None
+
+    def runs(self, limit: int) -> list[RunSummary]:
+        """The newest `limit` runs, newest first."""
+        return self._summaries("ORDER BY created_at DESC, run_id DESC LIMIT ?", limit)
+
+    def summary(self, run_id: str) -> RunSummary:
+        """The line of `runs` for one run; `run_id` as in `run`."""
+        return self._summaries("WHERE run_id = ?", self.run(run_id).run_id)[0]
+
+    def _summaries(self, clause: str, value: str | int) -> list[RunSummary]:
+        with reading(self.path, self._lock_timeout_s) as connection:
+            found = read_records(connection, RunSummary, f"FROM runs {clause}", [value])
+            rows = connection.execute(
+                "SELECT run_id, arg_max(host, attempt), arg_max(pid, attempt) FROM attempt GROUP BY run_id"
+            ).fetchall()
+        killed = {run_id for run_id, host, pid in rows if _is_gone(host, pid)}
+        return [
+            replace(summary, status="interrupted")
+            if summary.status == "running" and summary.run_id in killed
+            else summary
+            for summary in found
+        ]
+
+    def accuracies(self, run_id: str) -> list[RelationAccuracy]:
+        """Accuracy of each relation in order of name, then of the whole run; [] before the first answer."""
+        with reading(self.path, self._lock_timeout_s) as connection:
+            where = "FROM accuracy WHERE run_id = ? ORDER BY relation"
+            by_relation = read_records(connection, RelationAccuracy, where, [run_id])
+        if not by_relation:
+            return []
+        n = sum(row.n for row in by_relation)
+        n_correct = sum(row.n_correct for row in by_relation)
+        interval = wilson_interval(n_correct, n)
+        whole = RelationAccuracy(None, n, n_correct, n_correct / n, interval.low, interval.high)
+        return [*by_relation, whole]
+
+    def questions(self, run_id: str) -> list[Question]:
+        """The questions that the run has answered, in order of relation and id."""
+        with reading(self.path, self._lock_timeout_s) as connection:
+            found = connection.execute(
+                "SELECT DISTINCT question_id, relation, subject, question, answers FROM samples "
+                "WHERE run_id = ? ORDER BY relation, question_id",
+                [run_id],
+            ).fetchall()
+        return [Question(id_, relation, subject, text, tuple(a)) for id_, relation, subject, text, a in found]
+
+    def samples(self, run_id: str) -> pa.Table:
+        """All rows of the run from the view `samples`, in order of relation, question id and sample."""
+        with reading(self.path, self._lock_timeout_s) as connection:
+            return connection.sql(
+                "FROM samples WHERE run_id = ? ORDER BY relation, question_id, sample", params=[run_id]
+            ).to_arrow_table()
+
+    def query(self, sql: str) -> pa.Table:
+        """What one reading SQL statement gives; it can reach no file and change nothing, else InputError."""
+        import duckdb
+
+        if not sql.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in sql):
+            raise InputError("SQL: not valid Unicode; correct the text")
+        with reading(self.path, self._lock_timeout_s, confined=True) as connection:
+            try:
+                statements = connection.extract_statements(sql)
+                if len(statements) != 1:
+                    raise InputError(f"expected one SQL statement, got {len(statements)}")
+                kind = statements[0].type.name
+                if kind not in _READS:
+                    raise InputError(f"{kind} is not allowed: `morfi sql` only reads; use SELECT")
+                return connection.sql(sql).to_arrow_table()
+            except duckdb.Error as error:
+                raise InputError(f"SQL: {_one_line(str(error))}") from error
+
+
+def _resolve(path: Path, run_id: str, known: Sequence[str]) -> str:
+    """The one of `known` (newest first) that `run_id` names, in full, by its beginning or as "last"."""
+    if not known:
+        raise InputError(f"{path}: holds no runs yet; `morfi eval` makes one")
+    if run_id == "last":
+        return known[0]
+    if run_id in known:
+        return run_id
+    matches = [full_id for full_id in known if run_id and full_id.startswith(run_id)]
+    if len(matches) == 1:
+        return matches[0]
+    newest = ", ".join((matches or known)[:3])
+    if matches:
+        raise InputError(
+            f'run "{run_id}" could be any of {len(matches)} runs ({newest}); give more of the id'
+        )
+    raise InputError(f'no run "{run_id}" in {path}.{nearest(run_id, known)} The newest: {newest}')
+
+
+def _is_gone(host: str, pid: int) -> bool:
+    """Whether that process ran on this machine and no longer does."""
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OverflowError, PermissionError):
+        return False
+    return False
+
+
+def _one_line(message: str) -> str:
+    """DuckDB's message without the excerpt of the statement and its caret."""
+    return " ".join(message.partition("LINE ")[0].split())

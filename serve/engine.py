@@ -1,0 +1,218 @@
+"""The one place that starts vLLM: an engine in this process that answers batches of prompts."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from morfi.device import device_name, is_gpu
+from morfi.errors import InputError, MorfiError
+from morfi.serve import settings as engine_settings
+from morfi.types import Completion, Sampling
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+    from morfi.checkpoints import Checkpoint
+
+
+class Engine:
+    """A vLLM engine over one checkpoint; a `morfi.types.Generator` and a context manager."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        *,
+        dtype: str,
+        context: int,
+        seed: int = 0,
+        overrides: Mapping[str, Any] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """Loads the checkpoint in `model_dir`, for requests of up to `context` tokens; takes seconds.
+
+        Raises InputError for an unknown engine setting and MorfiError where vLLM cannot start.
+        """
+        gpu = is_gpu()
+        engine_settings.prepare_process(gpu=gpu, verbose=verbose)
+        if not gpu:
+            engine_settings.keep_freed_memory()
+        with _quiet(verbose):
+            from vllm import LLM
+            from vllm.engine.arg_utils import EngineArgs
+
+            engine_settings.check_known(overrides or {}, list(EngineArgs.__dataclass_fields__))
+            self._settings = engine_settings.engine_arguments(
+                model_dir,
+                dtype=dtype,
+                context=context,
+                seed=seed,
+                gpu=gpu,
+                overrides=overrides or {},
+            )
+            try:
+                self._llm = LLM(**self._settings)
+            except (ValueError, TypeError, RuntimeError, OSError) as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise MorfiError(
+                    f"vLLM could not start on {model_dir}: {reason} (-v shows vLLM's log)"
+                ) from error
+        self._tokenizer = self._llm.get_tokenizer()
+        self._newline_ids = _newline_token_ids(self._tokenizer)
+        self._request_number = itertools.count()
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The arguments the engine was started with, without the model's path."""
+        return {key: value for key, value in self._settings.items() if key != "model"}
+
+    @property
+    def device(self) -> str:
+        """The device's name and size."""
+        return device_name()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_finished: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """`sampling.n` completions for each prompt (token ids), in the order of `prompts`."""
+        core = self._llm.llm_engine
+        params = self._params(sampling)
+        place: dict[str, int] = {}
+        outputs: list[Any] = [None] * len(prompts)
+        try:
+            for index, prompt in enumerate(prompts):
+                request_id = f"morfi-{next(self._request_number)}"
+                place[request_id] = index
+                core.add_request(request_id, {"prompt_token_ids": list(prompt)}, params)
+            while core.has_unfinished_requests():
+                ended = [output for output in core.step() if output.finished]
+                for output in ended:
+                    outputs[place.pop(output.request_id)] = output
+                if ended and on_finished is not None:
+                    on_finished(len(ended))
+        finally:
+            # Reached with requests in flight only on an error or Ctrl-C: leave nothing running behind.
+            if place:
+                core.abort_request(list(place))
+        return self._completions(outputs)
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets every cached prefix, so that what follows does not depend on what came before."""
+        if not self._llm.llm_engine.reset_prefix_cache():
+            raise MorfiError("vLLM did not reset its prefix cache; are requests still running?")
+
+    def close(self) -> None:
+        """Stops the engine and frees its memory; the engine cannot be used afterwards."""
+        core = self._llm.llm_engine.engine_core
+        core.shutdown()
+        del self._llm
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _params(self, sampling: Sampling) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        # Stopping on token ids and decoding whole answers later spares the incremental detokenizer,
+        # which looks for a stop string after every token.
+        return SamplingParams(
+            n=sampling.n,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            seed=sampling.seed,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=self._newline_ids,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _completions(self, outputs: Sequence[Any]) -> list[list[Completion]]:
+        parts = [part for output in outputs for part in output.outputs]
+        texts = self._tokenizer.batch_decode(
+            [list(part.token_ids) for part in parts], skip_special_tokens=True
+        )
+        decoded = iter(zip(parts, texts, strict=True))
+        return [
+            [
+                _completion(part, text, output.num_cached_tokens or 0)
+                for part, text in itertools.islice(decoded, len(output.outputs))
+            ]
+            for output in outputs
+        ]
+
+
+def start_engine(
+    checkpoint: Checkpoint, *, context: int, seed: int, overrides: Mapping[str, Any], verbose: bool = False
+) -> Engine:
+    """The engine that serves `checkpoint`; the rest as for `Engine`."""
+    return Engine(
+        checkpoint.model_dir,
+        dtype=checkpoint.dtype,
+        context=context,
+        seed=seed,
+        overrides=overrides,
+        verbose=verbose,
+    )
+
+
+def _completion(part: Any, text: str, n_cached_tokens: int) -> Completion:
+    if part.finish_reason not in ("stop", "length"):
+        raise MorfiError(f'vLLM ended a request with "{part.finish_reason}"; no answer is scored for it')
+    return Completion(
+        text=text.split("\n", 1)[0],
+        token_ids=tuple(part.token_ids),
+        finish_reason=part.finish_reason,
+        n_cached_tokens=n_cached_tokens,
+    )
+
+
+def _newline_token_ids(tokenizer: Any) -> list[int]:
+    """The ids of every token whose text holds a newline: generating one of them ends an answer."""
+    pieces = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+    return [index for index, piece in enumerate(pieces) if "\n" in piece]
+
+
+@contextlib.contextmanager
+def _quiet(verbose: bool) -> Iterator[None]:
+    """Keeps what vLLM, torch and their C++ parts print off the terminal, unless `verbose`.
+
+    Standard output always goes to standard error: it belongs to the command's own answer. What was kept back
+    is printed when the block fails, so that no reason for a failure is ever lost.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved_out, saved_err = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(saved_err if verbose else log.fileno(), 1)
+        os.dup2(saved_err if verbose else log.fileno(), 2)
+        try:
+            yield
+        except InputError:
+            raise
+        except BaseException:
+            log.seek(0)
+            os.write(saved_err, log.read())
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(saved_out, 1)
+            os.dup2(saved_err, 2)
+            os.close(saved_out)
+            os.close(saved_err)

@@ -1,0 +1,115 @@
+"""How vLLM is started: what morfi sets for a CPU and for a GPU, and what a user may set instead."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from morfi.errors import InputError, nearest
+
+# Settings that would make the run something other than what its record says, and what to use instead.
+RESERVED = {
+    "model": "use --ckpt",
+    "tokenizer": "the checkpoint's own tokenizer is always used",
+    "tokenizer_mode": "the checkpoint's own tokenizer is always used",
+    "dtype": "use --dtype",
+    "seed": "use --seed",
+    "trust_remote_code": "code from a checkpoint is never run",
+    "load_format": "only safetensors are loaded",
+    "quantization": "evaluate the checkpoint as it is saved",
+    "skip_tokenizer_init": "morfi needs the tokenizer",
+    "enable_lora": "adapters are merged before they are served",
+}
+
+CPU_BLOCK_SIZE = 32  # the smallest the CPU attention kernels take; vLLM's 128 never caches a 4-shot prefix
+CPU_KV_CACHE_BYTES = 1 << 30
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """The engine settings in `pairs`, each "key=value"; a value that is not JSON is taken as text."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise InputError(f'--engine takes key=value, got "{pair}", for example --engine max_num_seqs=64')
+        if key in RESERVED:
+            raise InputError(f'engine setting "{key}" cannot be given: {RESERVED[key]}')
+        if key in settings:
+            raise InputError(f'engine setting "{key}" is given twice; give it once')
+        try:
+            settings[key] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[key] = value
+    return settings
+
+
+def check_known(overrides: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raises InputError for an override that is no engine argument of the installed vLLM."""
+    for key in overrides:
+        if key not in known:
+            hint = nearest(key, known)
+            raise InputError(f'vLLM has no engine setting "{key}".{hint} See: vllm serve --help=all')
+
+
+def engine_arguments(
+    model_dir: Path, *, dtype: str, context: int, seed: int, gpu: bool, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The keyword arguments of `vllm.LLM` for `model_dir`; a request may have `context` tokens."""
+    arguments: dict[str, Any] = {
+        "model": str(model_dir),
+        "dtype": dtype,
+        "seed": seed,
+        "load_format": "safetensors",
+        "trust_remote_code": False,
+        "enable_prefix_caching": True,
+        "max_model_len": context,
+        "disable_log_stats": True,
+    }
+    if not gpu:
+        arguments |= {
+            "block_size": CPU_BLOCK_SIZE,
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
+            "distributed_executor_backend": "uni",
+        }
+    return arguments | dict(overrides)
+
+
+def prepare_process(*, gpu: bool, verbose: bool) -> None:
+    """Sets what vLLM reads from the environment; must run before vllm is imported, and before torch on a CPU.
+
+    Values that the user has set stay.
+    """
+    defaults = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "INFO" if verbose else "ERROR",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+    if not gpu:
+        defaults |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_OMP_THREADS_BIND": "auto"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep freed blocks of up to 32 MiB instead of returning their pages to the system.
+
+    Every layer allocates and frees its activations; giving the pages back and faulting them in again costs
+    a CPU run several per cent. What LD_PRELOADing another allocator would do, without restarting.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    mallopt = getattr(libc, "mallopt", None)  # musl has none
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(trim_threshold, 1 << 30)

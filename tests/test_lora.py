@@ -1,0 +1,532 @@
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, VeloraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+)
+
+from morfi.adapters import Adapter, load_adapter
+from morfi.errors import InputError
+from morfi.lora import Merge, merged_tensors
+from morfi.merge_plan import plan_merge
+from morfi.model_files import open_model
+from morfi.weights import write_weights
+
+N_TOKENS = 64
+TOKENS = torch.tensor([[3, 1, 4, 15, 9, 2, 6, 5]])
+DIMENSIONS = {
+    "vocab_size": N_TOKENS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**DIMENSIONS, tie_word_embeddings=False),
+    "llama-tied": LlamaConfig(**DIMENSIONS, tie_word_embeddings=True),
+    "llama-bias": LlamaConfig(**DIMENSIONS, tie_word_embeddings=False, attention_bias=True),
+    "mistral": MistralConfig(**DIMENSIONS, tie_word_embeddings=False, sliding_window=None),
+    "gemma2": Gemma2Config(**DIMENSIONS, query_pre_attn_scalar=8),
+    "gpt2": GPT2Config(vocab_size=N_TOKENS, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+}
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to save an adapter; `tied`: whether the merged model still shares its embedding."""
+
+    name: str
+    base: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    tied: bool = False
+
+
+FORMS = [
+    Form("plain", "llama", {"target_modules": LINEAR}),
+    Form("plain mistral", "mistral", {"target_modules": LINEAR}),
+    Form("plain gemma2", "gemma2", {"target_modules": LINEAR}, tied=True),
+    Form("plain tied", "llama-tied", {"target_modules": ATTENTION}, tied=True),
+    Form("alpha of its own", "llama", {"target_modules": ATTENTION, "lora_alpha": 3}),
+    Form(
+        "rank pattern",
+        "llama",
+        {"target_modules": ATTENTION, "rank_pattern": {"q_proj": 7, r"layers\.1\..*k_proj": 2}},
+    ),
+    Form(
+        "alpha pattern",
+        "llama",
+        {"target_modules": ATTENTION, "alpha_pattern": {r"model.layers.0.self_attn.q_proj": 32}},
+    ),
+    Form("pattern of a part of a name", "llama", {"target_modules": ATTENTION, "rank_pattern": {"proj": 7}}),
+    Form("rslora", "llama", {"target_modules": ATTENTION, "use_rslora": True}),
+    Form(
+        "rslora with patterns",
+        "mistral",
+        {
+            "target_modules": LINEAR,
+            "use_rslora": True,
+            "rank_pattern": {"q_proj": 9},
+            "alpha_pattern": {"v_proj": 5},
+        },
+    ),
+    Form("dora", "llama", {"target_modules": LINEAR, "use_dora": True}),
+    Form(
+        "dora gemma2", "gemma2", {"target_modules": LINEAR, "use_dora": True, "use_rslora": True}, tied=True
+    ),
+    Form("dora embedding", "llama", {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}),
+    Form("embedding", "llama", {"target_modules": ["q_proj", "embed_tokens"]}),
+    Form("embedding and head", "llama", {"target_modules": ["embed_tokens", "lm_head"], "use_rslora": True}),
+    Form("embedding tied", "llama-tied", {"target_modules": ["q_proj", "embed_tokens"]}),
+    Form("head tied", "llama-tied", {"target_modules": ["q_proj", "lm_head"]}),
+    Form("dora head tied", "llama-tied", {"target_modules": ["lm_head"], "use_dora": True}),
+    Form(
+        "embedding kept tied",
+        "llama-tied",
+        {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+        tied=True,
+    ),
+    Form(
+        "embedding kept tied gemma2",
+        "gemma2",
+        {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+        tied=True,
+    ),
+    Form("saved head", "llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    Form("saved head tied", "llama-tied", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    Form(
+        "saved embedding tied",
+        "llama-tied",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    ),
+    Form(
+        "saved both tied",
+        "llama-tied",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    ),
+    Form(
+        "saved embedding kept tied",
+        "llama-tied",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        tied=True,
+    ),
+    Form("saved norms and mlp", "llama", {"target_modules": ["q_proj"], "modules_to_save": ["norm", "mlp"]}),
+    Form("lora bias", "llama-bias", {"target_modules": ATTENTION, "lora_bias": True}),
+    Form("all biases", "llama-bias", {"target_modules": ["q_proj"], "bias": "all"}),
+    Form("biases of tuned modules", "llama-bias", {"target_modules": ["q_proj"], "bias": "lora_only"}),
+    Form("some layers", "llama", {"target_modules": ATTENTION, "layers_to_transform": [1]}),
+    Form("tokens", "llama", {"target_modules": ["q_proj"], "trainable_token_indices": [5, 1]}),
+    Form(
+        "tokens tied",
+        "llama-tied",
+        {"target_modules": ["q_proj"], "trainable_token_indices": [5, 1]},
+        tied=True,
+    ),
+    Form(
+        "tokens of both ends",
+        "llama",
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5, 1], "lm_head": [2]}},
+    ),
+    Form(
+        "tokens of both ends tied, differing",
+        "llama-tied",
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5, 1], "lm_head": [2]}},
+    ),
+    Form(
+        "tokens of both ends tied, the same",
+        "llama-tied",
+        {
+            "target_modules": ["q_proj"],
+            "trainable_token_indices": {"embed_tokens": [5, 1], "lm_head": [5, 1]},
+        },
+        tied=True,
+    ),
+    Form(
+        "tokens of a tied head",
+        "llama-tied",
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [2]}},
+    ),
+    Form(
+        "transposed layers",
+        "gpt2",
+        {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True},
+        tied=True,
+    ),
+    Form(
+        "transposed dora",
+        "gpt2",
+        {"target_modules": ["c_proj"], "fan_in_fan_out": True, "use_dora": True},
+        tied=True,
+    ),
+    Form("transposed, not said", "gpt2", {"target_modules": ["c_proj"]}, tied=True),
+    Form("gaussian start", "llama", {"target_modules": ATTENTION, "init_lora_weights": "gaussian"}),
+    Form("orthogonal start", "llama", {"target_modules": ATTENTION, "init_lora_weights": "orthogonal"}),
+    Form("mica start", "llama", {"target_modules": ATTENTION, "init_lora_weights": "mica"}),
+    Form("velora", "llama", {"target_modules": ATTENTION, "velora_config": VeloraConfig(num_groups=4)}),
+]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root, made = tmp_path_factory.mktemp("bases"), {}
+
+    def base(name: str) -> Path:
+        if name not in made:
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(CONFIGS[name])
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+            model.save_pretrained(root / name)
+            made[name] = root / name
+        return made[name]
+
+    return base
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def train(
+    base: Path, directory: Path, *, prepare: Callable[[PreTrainedModel], Any] = lambda m: m, **settings: Any
+) -> Path:
+    """Saves an adapter on `base` whose every trainable number has moved at random."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    prepare(model)
+    torch.manual_seed(1)
+    tuned = get_peft_model(
+        model, LoraConfig(**{"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", **settings})
+    )
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    tuned.save_pretrained(directory)
+    return directory
+
+
+def trained(base: Path, adapter: Path) -> PeftModel:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return PeftModel.from_pretrained(model, adapter).eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(TOKENS).logits
+
+
+def merge(base: Path, adapter: Path, dtype: str = "float32") -> tuple[Merge, dict[str, torch.Tensor]]:
+    files = open_model(base)
+    plan = plan_merge(files, load_adapter(adapter), dtype)
+    return plan, dict(merged_tensors(files.weights, plan))
+
+
+def load_merged(
+    base: Path, plan: Merge, tensors: dict[str, torch.Tensor], directory: Path
+) -> PreTrainedModel:
+    directory.mkdir()
+    write_weights(directory, tensors.items())
+    config = plan.config(json.loads((base / "config.json").read_text()))
+    (directory / "config.json").write_text(json.dumps(config))
+    return AutoModelForCausalLM.from_pretrained(directory).eval()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_the_merged_model_computes_what_the_adapted_one_did(
+    form: Form, bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases(form.base)
+    adapter = train(base, tmp_path / "adapter", **form.settings)
+    plan, tensors = merge(base, adapter)
+    merged = load_merged(base, plan, tensors, tmp_path / "merged")
+    expected = trained(base, adapter)
+    unadapted = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    assert not torch.allclose(logits(unadapted), logits(expected), atol=1e-2), "the adapter does nothing"
+    torch.testing.assert_close(logits(merged), logits(expected), atol=1e-4, rtol=1e-4)
+    assert merged.config.tie_word_embeddings is form.tied
+    assert ("lm_head.weight" in tensors) is not form.tied
+
+
+# Merging in place into a shared parameter, PEFT adds an update of one end to both, and one of both ends twice,
+# neither of which is what the adapter was trained to do.
+COMPARABLE = [
+    form
+    for form in FORMS
+    if CONFIGS[form.base].tie_word_embeddings is False
+    or not {"embed_tokens", "lm_head"}.intersection(form.settings["target_modules"])
+    and "tokens of" not in form.name
+]
+
+
+@pytest.mark.parametrize("form", COMPARABLE, ids=lambda form: form.name)
+def test_merged_tensors_are_those_of_pefts_own_merge(
+    form: Form, bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases(form.base)
+    adapter = train(base, tmp_path / "adapter", **form.settings)
+    _, tensors = merge(base, adapter)
+    expected = trained(base, adapter).merge_and_unload().state_dict()
+    assert set(expected) - set(tensors) <= {"lm_head.weight"}
+    for name, tensor in tensors.items():
+        # DoRA divides by a norm whose order of summation may differ.
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-6 if "dora" in form.name else 0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_lower_dtype_is_the_float32_merge_cast_once(
+    dtype: str, bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases("llama")
+    adapter = train(base, tmp_path / "adapter", target_modules=LINEAR)
+    _, tensors = merge(base, adapter, dtype)
+    _, exact = merge(base, adapter)
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, exact[name].to(getattr(torch, dtype)))
+
+
+def test_a_base_in_bfloat16_is_merged_in_float32(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(bases("llama"), dtype=torch.bfloat16).save_pretrained(
+        tmp_path / "base"
+    )
+    adapter = train(tmp_path / "base", tmp_path / "adapter", target_modules=["q_proj"])
+    _, tensors = merge(tmp_path / "base", adapter, "bfloat16")
+    expected = trained(tmp_path / "base", adapter).merge_and_unload().state_dict()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, expected[name].to(torch.bfloat16))
+
+
+def test_a_tensor_that_no_adapter_touches_keeps_its_bits(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases("llama")
+    _, tensors = merge(base, train(base, tmp_path / "adapter", target_modules=["q_proj"]))
+    original = load_file(base / "model.safetensors")
+    changed = {name for name in original if not torch.equal(original[name], tensors[name])}
+    assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
+
+
+def test_merging_streams_from_tensors_in_memory_in_any_order(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases("llama-tied")
+    files = open_model(base)
+    adapter = train(base, tmp_path / "adapter", target_modules=["q_proj", "embed_tokens"])
+    plan = plan_merge(files, load_adapter(adapter), "float32")
+    on_disk = dict(merged_tensors(files.weights, plan))
+    in_memory = dict(merged_tensors(reversed(list(files.weights)), plan))
+    assert set(on_disk) == set(in_memory)
+    assert all(torch.equal(on_disk[name], in_memory[name]) for name in on_disk)
+
+
+def kinds_of_resizing() -> Iterator[Any]:
+    both = {"modules_to_save": ["embed_tokens", "lm_head"]}
+    rows = {"trainable_token_indices": [5, N_TOKENS + 1]}
+    named = {"trainable_token_indices": {"embed_tokens": [5, N_TOKENS + 1]}}
+    cases = (
+        ("llama", both),
+        ("llama", rows),
+        ("llama-tied", both),
+        ("llama-tied", rows),
+        ("llama-tied", named),
+    )
+    for base, settings in cases:
+        yield pytest.param(base, settings, id=f"{base} {settings}")
+
+
+@pytest.mark.parametrize(("base_name", "settings"), kinds_of_resizing())
+def test_resized_embeddings_set_the_vocabulary(
+    base_name: str, settings: dict[str, Any], bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases(base_name)
+    adapter = train(
+        base,
+        tmp_path / "adapter",
+        prepare=lambda model: model.resize_token_embeddings(N_TOKENS + 3),
+        target_modules=["q_proj"],
+        **settings,
+    )
+    plan, tensors = merge(base, adapter)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(N_TOKENS + 3)
+    expected = PeftModel.from_pretrained(model, adapter).eval()
+    merged = load_merged(base, plan, tensors, tmp_path / "merged")
+    assert merged.config.vocab_size == N_TOKENS + 3
+    torch.testing.assert_close(logits(merged), logits(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_resized_embeddings_that_peft_adds_by_itself_stay_tied(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases("llama-tied")
+    adapter = train(
+        base,
+        tmp_path / "adapter",
+        prepare=lambda model: model.resize_token_embeddings(N_TOKENS + 3),
+        target_modules=["q_proj"],
+    )
+    assert "base_model.model.model.embed_tokens.weight" in load_file(adapter / "adapter_model.safetensors")
+    plan, tensors = merge(base, adapter)
+    assert plan.vocab_size == N_TOKENS + 3
+    assert not plan.untied
+    assert tensors["model.embed_tokens.weight"].shape == (N_TOKENS + 3, 32)
+
+
+def test_a_converted_pissa_adapter_merges_to_the_trained_model(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases("llama")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = LoraConfig(r=4, target_modules=ATTENTION, init_lora_weights="pissa", task_type="CAUSAL_LM")
+    tuned = get_peft_model(model, config)
+    tuned.peft_config["default"].init_lora_weights = True
+    tuned.save_pretrained(tmp_path / "start")
+    tuned.peft_config["default"].init_lora_weights = "pissa"
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    expected = logits(tuned.eval())
+    tuned.save_pretrained(
+        tmp_path / "adapter", path_initial_model_for_weight_conversion=str(tmp_path / "start")
+    )
+    plan, tensors = merge(base, tmp_path / "adapter")
+    merged = load_merged(base, plan, tensors, tmp_path / "merged")
+    torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
+
+
+def edited(directory: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    tensors = load_file(directory / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "adapter_model.safetensors")
+    return directory
+
+
+def fitted(adapter: Path, base: Path, dtype: str = "float32") -> Adapter:
+    loaded = load_adapter(adapter)
+    dict(merged_tensors(open_model(base).weights, plan_merge(open_model(base), loaded, dtype)))
+    return loaded
+
+
+@pytest.fixture
+def adapter(bases: Callable[[str], Path], tmp_path: Path) -> Path:
+    return train(bases("llama"), tmp_path / "adapter", target_modules=["q_proj"])
+
+
+def other_base(tmp_path: Path, **changes: Any) -> Path:
+    config = LlamaConfig(**{**DIMENSIONS, "tie_word_embeddings": False, **changes})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
+    return tmp_path / "other"
+
+
+def test_a_base_of_another_width_is_refused_with_both_shapes(adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"q_proj\.lora_A.*\[4, 32\].*\[64, 64\].*needs \[4, 64\]"):
+        fitted(adapter, other_base(tmp_path, hidden_size=64, num_attention_heads=8, num_key_value_heads=4))
+
+
+def test_a_base_with_fewer_layers_is_refused_with_the_tensor(adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"layers\.1\.self_attn\.q_proj\.weight.*lacks.*--base"):
+        fitted(adapter, other_base(tmp_path, num_hidden_layers=1))
+
+
+def test_a_base_of_another_vocabulary_is_refused(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    base = bases("llama")
+    saved = train(base, tmp_path / "saved", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    other = other_base(tmp_path, vocab_size=80)
+    with pytest.raises(InputError, match=r"has 80 tokens.*embedding has 80 rows and the output head 64"):
+        fitted(saved, other)
+
+
+def test_a_lora_on_an_embedding_of_another_vocabulary_is_refused(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    tuned = train(bases("llama"), tmp_path / "tuned", target_modules=["embed_tokens"])
+    edited(tuned, lambda tensors: tensors.pop("base_model.model.model.embed_tokens.base_layer.weight"))
+    with pytest.raises(InputError, match=r"lora_embedding_A.*\[4, 64\].*\[80, 32\]"):
+        fitted(tuned, other_base(tmp_path, vocab_size=80))
+
+
+def test_a_trained_token_beyond_the_base_is_refused(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    tuned = train(bases("llama"), tmp_path / "tuned", target_modules=["q_proj"], trainable_token_indices=[63])
+    with pytest.raises(InputError, match=r"token 63 is out of range.*48 tokens"):
+        fitted(tuned, other_base(tmp_path, vocab_size=48))
+
+
+def test_a_tokenizer_with_tokens_that_the_base_lacks_is_refused(
+    adapter: Path, bases: Callable[[str], Path]
+) -> None:
+    vocabulary = {f"t{i}": i for i in range(N_TOKENS)}
+    content = {"model": {"vocab": vocabulary}, "added_tokens": []}
+    (adapter / "tokenizer.json").write_text(json.dumps(content))
+    fitted(adapter, bases("llama"))
+    content["added_tokens"] = [{"id": N_TOKENS, "content": "<new>"}]
+    (adapter / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r'has 64 tokens.*"<new>" with the id 64'):
+        fitted(adapter, bases("llama"))
+
+
+def test_a_lora_bias_on_a_base_without_biases_is_refused(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    tuned = train(bases("llama-bias"), tmp_path / "tuned", target_modules=["q_proj"], lora_bias=True)
+    with pytest.raises(InputError, match=r"lora_B\.bias belongs to .*q_proj\.bias, which the base .* lacks"):
+        fitted(tuned, bases("llama"))
+
+
+def test_untying_is_refused_where_vllm_has_no_head(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    tuned = train(bases("gemma2"), tmp_path / "tuned", target_modules=["lm_head"])
+    with pytest.raises(InputError, match="vLLM cannot serve for gemma2"):
+        fitted(tuned, bases("gemma2"))
+
+
+def test_fan_in_fan_out_is_refused_on_an_architecture_without_such_layers(
+    adapter: Path, bases: Callable[[str], Path]
+) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "fan_in_fan_out": True}))
+    with pytest.raises(InputError, match=r"fan_in_fan_out.*GPT-2.*llama"):
+        fitted(adapter, bases("llama"))
+
+
+def test_a_quantised_base_is_refused(adapter: Path, bases: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(bases("llama"), tmp_path / "quantised")
+    path = tmp_path / "quantised" / "config.json"
+    files = open_model(tmp_path / "quantised")
+    path.write_text(json.dumps({**files.config, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    with pytest.raises(InputError, match=r"quantised.*--base"):
+        plan_merge(open_model(tmp_path / "quantised"), load_adapter(adapter), "float32")
+
+
+def test_a_merge_that_overflows_the_serving_dtype_is_refused(
+    adapter: Path, bases: Callable[[str], Path]
+) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+    edited(adapter, lambda tensors: tensors.update({name: tensors[name] * 1e6}))
+    fitted(adapter, bases("llama"), "bfloat16")
+    with pytest.raises(
+        InputError, match=r"layers\.0\.self_attn\.q_proj\.weight holds NaN or infinity in float16"
+    ):
+        fitted(adapter, bases("llama"), "float16")

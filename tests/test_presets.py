@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+from morfi.errors import InputError
+from morfi.presets import PRESETS, preset
+
+
+def test_each_preset_is_found_under_its_own_name() -> None:
+    assert set(PRESETS) == {"smollm2", "llama-3.1-8b", "gemma-2-9b", "mistral-7b-v0.3"}
+    assert all(preset(name).name == name and "/" in preset(name).model_id for name in PRESETS)
+
+
+def test_only_smollm2_is_embedded() -> None:
+    assert [name for name in PRESETS if preset(name).embedded] == ["smollm2"]
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("smolm2", "smollm2"), ("gemma-2-9", "gemma-2-9b")])
+def test_a_misspelt_preset_suggests_the_nearest(wrong: str, meant: str) -> None:
+    with pytest.raises(InputError, match=f'Did you mean "{meant}"'):
+        preset(wrong)
+
+
+def test_an_unrelated_name_lists_the_presets_without_a_guess() -> None:
+    with pytest.raises(InputError, match="expected one of smollm2") as caught:
+        preset("zzz")
+    assert "Did you mean" not in str(caught.value)

