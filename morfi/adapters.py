@@ -127,8 +127,8 @@ def load_adapter(directory: Path) -> Adapter:
 def _parse(file: Path, name: str) -> tuple[str, str]:
     """What an adapter's tensor belongs to and its role there.
 
-    A module and a role of `_SUFFIXES`; or a tensor of the base and "whole", which replaces it; or "unused", for
-    what PEFT saves beside it: copies of a module from before and during the training, and VeLoRA's statistics.
+    A module and a role of `_SUFFIXES`; or a tensor of the base and "whole", which replaces it; or
+    "unused", for what PEFT saves beside it: further copies of a module, and VeLoRA's statistics.
     """
     inner = name.removeprefix(_PREFIX)
     if inner != name:

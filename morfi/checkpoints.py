@@ -29,7 +29,14 @@ from morfi.weights import write_weights
 
 _MERGE_FORMAT = 1  # of merged entries; a new number merges again
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "adapter_*", *SIDE_FILES]
+_HUB_FILES = [
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    *SIDE_FILES,
+]
 
 Progress = Callable[[str], None]
 
@@ -112,18 +119,16 @@ def _resolve_adapter(
     )
 
     def build(directory: Path) -> None:
-        _write_merged(directory, model, adapter, dtype, progress)
+        if progress is not None:
+            progress(f"merging {manifest.name} ({len(model.weights.tensors)} tensors)")
+        _write_merged(directory, model, adapter, dtype)
 
     model_dir = cache.get_or_create(key, build, manifest, progress)
     return Checkpoint(name, model_dir, key, _name(base), base_sha256, adapter_sha256, dtype)
 
 
-def _write_merged(
-    directory: Path, base: ModelFiles, adapter: Adapter, dtype: str, progress: Progress | None
-) -> None:
+def _write_merged(directory: Path, base: ModelFiles, adapter: Adapter, dtype: str) -> None:
     merge = plan_merge(base, adapter, dtype)
-    if progress is not None:
-        progress(f"merging {adapter.path.name} into {base.path.name} ({len(base.weights.tensors)} tensors)")
     write_weights(directory, merged_tensors(base.weights, merge))
     config = json.dumps(merge.config(base.config), indent=2, sort_keys=True)
     (directory / "config.json").write_text(config, encoding="utf-8")

@@ -204,7 +204,7 @@ def evaluate(
     Batches are cut from the whole list of prompts, so a resumed run sees the very batches that an
     uninterrupted one sees: only whole batches are ever stored.
     """
-    done = {question_id for question_id, _ in _finished(store, run)}
+    done = {question_id for question_id, _ in store.finished(run.run_id)}
     batches = [
         batch
         for batch in _batches(task.prompts, task.config.batch)
@@ -240,10 +240,6 @@ def evaluate(
         finally:
             wall_s = time.monotonic() - started
             store.end_attempt(run.run_id, number, replace(tally, ended_at=now(), wall_s=wall_s))
-
-
-def _finished(store: Store, run: RunRecord) -> set[tuple[str, int]]:
-    return store.finished(run.run_id) if store.path.exists() else set()
 
 
 def _batches(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:

@@ -55,7 +55,7 @@ class ModelFiles:
     @property
     def dtype(self) -> str:
         """The dtype the configuration asks for, else that of the first floating tensor."""
-        named = str(self.config.get("dtype") or self.config.get("torch_dtype") or "").removeprefix("torch.")
+        named = self.config.get("dtype") or self.config.get("torch_dtype")
         stored = [_STORED[e.dtype] for e in self.weights.tensors.values() if e.dtype in _STORED]
         dtype = named or (stored[0] if stored else "float32")
         if dtype not in DTYPES:
@@ -142,7 +142,7 @@ def _check_architecture(path: Path, config: Mapping[str, Any]) -> None:
 
     family = config.get("model_type")
     architectures = config.get("architectures")
-    if not isinstance(architectures, list) or len(architectures) != 1:
+    if not isinstance(architectures, list) or [type(name) for name in architectures] != [str]:
         raise InputError(
             f'{path} gives architectures = {architectures!r}, expected one, such as ["LlamaForCausalLM"]'
         )
@@ -155,7 +155,7 @@ def _check_architecture(path: Path, config: Mapping[str, Any]) -> None:
     if architecture not in {name for names in classes.values() for name in names}:
         raise InputError(
             f'{path} gives the architecture "{architecture}", which is not a causal language model that '
-            f"transformers knows.{nearest(str(architecture), (names[0] for names in classes.values()))}"
+            f"transformers knows.{nearest(architecture, (names[0] for names in classes.values()))}"
         )
     if architecture not in classes.get(str(family), ()):
         expected = next(known_family for known_family, names in classes.items() if architecture in names)

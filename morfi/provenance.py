@@ -38,13 +38,14 @@ def attempt_record(command: str, engine: Mapping[str, Any], device: str) -> Atte
         host=socket.gethostname(),
         morfi_version=__version__,
         git_commit=_git_commit(),
-        versions=_versions(),
+        versions=versions(),
         device=device,
         engine=engine,
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that decide a run's rows."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from morfi.errors import InputError, MorfiError, nearest
 from morfi.statistics import wilson_interval
-from morfi.store_file import prepare, reading, writing
+from morfi.store_file import exists, prepare, reading, writing
 from morfi.store_records import (
     AttemptEnd,
     AttemptRecord,
@@ -102,7 +102,7 @@ class Store:
 
     def latest_run(self, fingerprint: str) -> RunRecord | None:
         """The newest run with this fingerprint; None where there is none, or no file yet."""
-        if not self.path.exists():
+        if not exists(self.path):
             return None
         where = "FROM run WHERE fingerprint = ? ORDER BY created_at DESC, run_id DESC LIMIT 1"
         with reading(self.path, self._lock_timeout_s) as connection:
@@ -165,8 +165,10 @@ class Store:
         """What one reading SQL statement gives; it can reach no file and change nothing, else InputError."""
         import duckdb
 
-        if not sql.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in sql):
-            raise InputError("SQL: not valid Unicode; correct the text")
+        try:
+            sql.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"SQL: not valid Unicode at character {error.start + 1}") from error
         with reading(self.path, self._lock_timeout_s, confined=True) as connection:
             try:
                 statements = connection.extract_statements(sql)

@@ -54,13 +54,24 @@ def load_migrations() -> tuple[Migration, ...]:
     )
 
 
+def exists(path: Path) -> bool:
+    """Whether the file is there; InputError where that cannot be known or the name cannot be used."""
+    try:
+        str(path).encode()
+        return path.exists()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{str(path)!r}: not valid Unicode; give another --db") from error
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give another --db") from error
+
+
 @contextmanager
 def reading(path: Path, lock_timeout_s: float, *, confined: bool = False) -> Iterator[DuckDBPyConnection]:
     """A read-only connection for the length of the block; the file is neither made nor migrated.
 
     `confined` shuts the connection off from everything but this database.
     """
-    if not path.exists():
+    if not exists(path):
         raise InputError(f"{path}: no such database; give --db the file that `morfi eval` wrote")
     with _connection(path, lock_timeout_s, read_only=True, confined=confined) as connection:
         version = _schema_version(path, connection)
@@ -75,7 +86,7 @@ def reading(path: Path, lock_timeout_s: float, *, confined: bool = False) -> Ite
 @contextmanager
 def writing(path: Path, lock_timeout_s: float) -> Iterator[DuckDBPyConnection]:
     """A transaction on the migrated file for the length of the block: all of it is kept, or nothing."""
-    if not path.exists():
+    if not exists(path):
         raise InputError(f"{path}: no such database; it was there when this run began, so put it back")
     with _connection(path, lock_timeout_s) as connection:
         migrate(path, connection)
@@ -89,7 +100,7 @@ def prepare(path: Path, lock_timeout_s: float) -> None:
 
     A new file appears under its name only when it is complete, so a killed process leaves no half of one.
     """
-    if path.exists() or not _create(path, lock_timeout_s):
+    if exists(path) or not _create(path, lock_timeout_s):
         with _connection(path, lock_timeout_s) as connection:
             migrate(path, connection)
 
@@ -187,10 +198,13 @@ def _connection(
         try:
             yield connection
         except duckdb.Error as error:
-            if isinstance(error, duckdb.IOException | duckdb.FatalException) or "Failed to commit" in str(
-                error
-            ):
+            if _is_about_the_file(error):
                 raise _refusal(path, error) from error
+            raise
+        except RuntimeError as error:
+            # DuckDB takes Ctrl-C for itself while a statement runs, and says so like this.
+            if "interrupted" in str(error):
+                raise KeyboardInterrupt from error
             raise
         finally:
             connection.close()
@@ -225,6 +239,12 @@ def _connect(
         pause_s = min(2 * pause_s, 0.2)
 
 
+def _is_about_the_file(error: Exception) -> bool:
+    import duckdb
+
+    return isinstance(error, duckdb.IOException | duckdb.FatalException) or "Failed to commit" in str(error)
+
+
 def lock_holder(message: str) -> str:
     """Who holds the lock: the process id in DuckDB's message and, where it can be read, its command line."""
     if "different configuration" in message:
@@ -254,7 +274,11 @@ def _refusal(path: Path, error: Exception) -> InputError:
     elif "version number" in said:
         import duckdb
 
-        reason = f"was written by another version of DuckDB than {duckdb.__version__}: {said}"
+        said = said.removesuffix(".")
+        reason = (
+            f"was written by another version of DuckDB than this {duckdb.__version__} ({said}); "
+            "`pip install --upgrade duckdb`, or give another --db"
+        )
     elif re.search(r"No space left|Disk quota|File too large|not enough (disk )?space", str(error)):
         reason = "the disk is full; what was written before is kept, so free some space and run again"
     elif re.search(r"Permission denied|Read-only file system|read-only mode", said):

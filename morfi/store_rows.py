@@ -41,11 +41,8 @@ def insert_columns(connection: DuckDBPyConnection, table: str, columns: Mapping[
         shown = repr(error.object)[:80]
         raise InputError(f"{shown}: not valid Unicode, so it cannot be stored; correct the text") from error
     connection.register("batch", batch)
-    try:
-        # The name comes from this package, never from a user.
-        connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM batch ON CONFLICT DO NOTHING")  # noqa: S608
-    finally:
-        connection.unregister("batch")
+    # The name comes from this package, never from a user.
+    connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM batch ON CONFLICT DO NOTHING")
 
 
 def read_records(

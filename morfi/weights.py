@@ -108,6 +108,8 @@ def open_model_weights(directory: Path) -> Weights:
         weights = open_file(single)
     else:
         raise InputError(_no_weights(directory))
+    if not weights.tensors:
+        raise InputError(f"{directory}: the weights hold no tensors; copy the model again")
     used = {path.name for path in weights.shards()}
     stray = sorted(path.name for path in directory.glob("*.safetensors") if path.name not in used)
     # With an index, readers agree on the shards it names, except that some prefer a file of the single name.
@@ -115,10 +117,6 @@ def open_model_weights(directory: Path) -> Weights:
         raise InputError(
             f"{directory}: {stray[0]} lies beside the weights {', '.join(sorted(used)[:3])}, and programs "
             "differ in which of them they load; keep one set of weights in the folder"
-        )
-    if not weights.tensors:
-        raise InputError(
-            f"{directory}: {', '.join(sorted(used)) or INDEX} holds no tensors; copy the model again"
         )
     return weights
 
@@ -180,6 +178,8 @@ def _write_shard(directory: Path, number: int, tensors: dict[str, torch.Tensor])
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(path)) from error
+    # The library makes its files private; these are as readable as the folder they lie in.
+    path.chmod(directory.stat().st_mode & 0o666)
     return list(tensors)
 
 

@@ -7,7 +7,7 @@ import string
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -90,8 +90,6 @@ def test_a_run_reads_back_as_it_was_written(store: Store) -> None:
 
 
 def test_times_of_another_zone_read_back_as_the_same_moment(store: Store) -> None:
-    from datetime import timezone
-
     moment = START.astimezone(timezone(timedelta(hours=-7)))
     store.begin_run(run_record("run-z", created_at=moment), [])
     assert store.run("run-z").created_at == START
@@ -106,7 +104,7 @@ def test_beginning_a_run_twice_changes_nothing(store: Store) -> None:
 
 def test_a_run_id_with_other_settings_is_refused_and_its_questions_are_not_added(store: Store) -> None:
     more = [*QUESTIONS, Question("q4", "P36", "Chad", "What is the capital of Chad?", ("N'Djamena",))]
-    with pytest.raises(MorfiError, match="run-a is in .* already"):
+    with pytest.raises(MorfiError, match=r"run-a is in .* already"):
         store.begin_run(run_record(fingerprint="0"), more)
     assert store.query("SELECT count(*) AS n FROM question").to_pylist() == [{"n": 3}]
 
@@ -119,7 +117,7 @@ def test_attempts_are_numbered_from_one_for_each_run(store: Store) -> None:
     assert numbers == [1, 2, 1, 3]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.tuples(st.sampled_from(["q1", "q2", "q3"]), st.integers(0, 2))), max_size=4))
 def test_rows_written_in_any_overlapping_batches_are_kept_once(
     store: Store, batches: list[list[tuple[str, int]]]

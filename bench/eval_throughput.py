@@ -1,0 +1,176 @@
+"""Answers a second: `morfi eval` beside transformers, vLLM as it comes, and lm-eval, on the same questions.
+
+Claim: at least 3x transformers `generate` (bfloat16, its best batch size), 3x vLLM with its defaults and
+2x `lm-eval --model vllm`, with the greedy answers of transformers in float32. Every side is a process of its
+own; the sides take turns and the median of the rounds counts. Starting an engine is not counted.
+Writes bench/results/eval_throughput.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from morfi.cache import Cache
+from morfi.checkpoints import resolve
+from morfi.device import device_name
+from morfi.provenance import versions
+from morfi.store import Store
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "eval_throughput.md"
+RELATIONS = "P17,P36,P131"
+MAX_TOKENS = 16
+BATCH_SIZES = (8, 16, 32, 64, 128)
+
+
+@dataclass
+class Side:
+    """What one side gave: seconds of generation in each round, its answers and its largest process."""
+
+    name: str
+    seconds: list[float] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    peak_gb: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Requests a second in the median round."""
+        return len(self.texts) / statistics.median(self.seconds)
+
+
+def run(command: Sequence[str], job: dict[str, Any] | None = None) -> tuple[dict[str, Any], float]:
+    """The JSON that `command` prints, and the peak resident memory of its largest process in GB."""
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as log:
+        given.write(json.dumps(job or {}).encode())
+        given.seek(0)
+        process = subprocess.Popen(command, stdin=given, stdout=out, stderr=log, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        out.seek(0)
+        log.seek(0)
+        if status != 0:
+            raise SystemExit(f"{' '.join(command)} failed:\n{log.read().decode()[-4000:]}")
+        return json.loads(out.read()), usage.ru_maxrss / 1e6
+
+
+def run_morfi(folder: Path, n: int, *options: str) -> tuple[Side, list[dict[str, Any]]]:
+    """One `morfi eval` of n questions, and its rows in the order of the questions' ids."""
+    db = folder / f"{len(list(folder.iterdir()))}.duckdb"
+    command = [sys.executable, "-m", "morfi", "eval", "--ckpt", "smollm2", "--relations", RELATIONS]
+    report, peak_gb = run([*command, "--limit", str(n), "--db", str(db), "--json", *options])
+    rows = Store(db).samples(report["run_id"]).to_pylist()
+    seconds = len(rows) / report["requests_per_s"]
+    return Side("morfi", [seconds], [row["text"] for row in rows], peak_gb), rows
+
+
+def best_batch_size(job: dict[str, Any], dtype: str) -> int:
+    """The batch size at which transformers is fastest on every third of the prompts."""
+    pilot = job | {"dtype": dtype, "prompts": job["prompts"][::3]}
+    seconds = {
+        size: run(
+            [sys.executable, str(HERE / "sides/transformers_generate.py")], pilot | {"batch_size": size}
+        )
+        for size in BATCH_SIZES
+    }
+    return min(seconds, key=lambda size: seconds[size][0]["generate_s"])
+
+
+def measure(n: int, rounds: int, lm_eval_python: Path | None) -> tuple[dict[str, Side], list[dict[str, Any]]]:
+    """Every side's rounds, and morfi's rows."""
+    sides: dict[str, Side] = {}
+
+    def add(name: str, found: dict[str, Any], peak_gb: float) -> None:
+        side = sides.setdefault(name, Side(name))
+        side.seconds.append(found["generate_s"])
+        side.texts = found["texts"]
+        side.peak_gb = max(side.peak_gb, peak_gb)
+        print(f"  {name}: {len(side.texts) / side.seconds[-1]:.1f} requests/s", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _, rows = run_morfi(folder, n, "--dtype", "float32")
+        job = {
+            "model": str(resolve("smollm2", cache=Cache()).model_dir),
+            "prompts": [row["prompt"] for row in rows],
+            "answers": [row["answers"][0] for row in rows],
+            "max_tokens": MAX_TOKENS,
+        }
+        sizes = {dtype: best_batch_size(job, dtype) for dtype in ("bfloat16", "float32")}
+        for number in range(rounds):
+            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+            side, _ = run_morfi(folder, n)
+            add("morfi eval", {"generate_s": side.seconds[0], "texts": side.texts}, side.peak_gb)
+            for dtype, size in sizes.items():
+                side_job = job | {"dtype": dtype, "batch_size": size}
+                found = run([sys.executable, str(HERE / "sides/transformers_generate.py")], side_job)
+                add(f"transformers {dtype}, batch {size}", *found)
+            add("vLLM, its defaults", *run([sys.executable, str(HERE / "sides/vllm_defaults.py")], job))
+            if lm_eval_python is not None:
+                side_command = [str(lm_eval_python), str(HERE / "sides/lm_eval_vllm.py")]
+                add("lm-eval --model vllm", *run(side_command, job))
+    return sides, rows
+
+
+def disagreements(rows: list[dict[str, Any]], reference: Sequence[str]) -> list[str]:
+    """A line for each question that morfi and transformers in float32 answer differently."""
+    return [
+        f"{row['question_id']}: morfi {row['text']!r}, transformers {text!r}"
+        for row, text in zip(rows, reference, strict=True)
+        if row["text"] != text
+    ]
+
+
+def table(sides: dict[str, Side], rows: list[dict[str, Any]], rounds: int) -> str:
+    """The results as Markdown."""
+    ours = sides["morfi eval"]
+    reference = next(side for name, side in sides.items() if "float32" in name)
+    differing = disagreements(rows, reference.texts)
+    lines = [
+        "# Answers a second",
+        "",
+        f"{len(rows)} 4-shot questions of world-facts ({RELATIONS}), SmolLM2-135M, greedy, at most {MAX_TOKENS} "
+        f"tokens; {device_name()}; {rounds} rounds in turn, the median counts.",
+        "",
+        "| side | requests/s | lowest and highest round | morfi is | peak memory, GB |",
+        "|---|---|---|---|---|",
+    ]
+    for side in sides.values():
+        rates = sorted(len(side.texts) / seconds for seconds in side.seconds)
+        lines.append(
+            f"| {side.name} | {side.rate:.1f} | {rates[0]:.1f} - {rates[-1]:.1f} | "
+            f"{ours.rate / side.rate:.1f}x | {side.peak_gb:.1f} |"
+        )
+    lines += [
+        "",
+        f"Greedy answers in float32, morfi against transformers: {len(rows) - len(differing)} of {len(rows)} equal.",
+        *(f"- {line}" for line in differing),
+        "",
+        ", ".join(f"{name} {version}" for name, version in versions().items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measures, prints the table and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--lm-eval-python", type=Path, help="python of an environment with lm-eval")
+    options = parser.parse_args()
+    text = table(*measure(options.n, options.rounds, options.lm_eval_python), options.rounds)
+    RESULTS.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

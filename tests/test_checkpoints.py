@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
+
+import morfi.checkpoints
+from morfi.cache import Cache
+from morfi.checkpoints import resolve
+from morfi.errors import InputError
+
+DIMENSIONS = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+TOKENS = torch.tensor([[3, 1, 4, 15, 9, 2, 6, 5]])
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("originals")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(LlamaConfig(**DIMENSIONS)).save_pretrained(root / "base")
+    (root / "base" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}}))
+    AutoModelForCausalLM.from_config(MistralConfig(**DIMENSIONS)).save_pretrained(root / "mistral")
+    model = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.float32)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    tuned = get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    tuned.save_pretrained(root / "adapter")
+    return root
+
+
+@pytest.fixture
+def root(originals: Path, tmp_path: Path) -> Path:
+    """Fresh copies of a base and an adapter that names it, and an empty default cache."""
+    for name in ("base", "adapter", "mistral"):
+        shutil.copytree(originals / name, tmp_path / name)
+    configure(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
+    monkeypatch.setenv("MORFI_CACHE", str(tmp_path / "cache"))
+    return Cache()
+
+
+def configure(adapter: Path, **settings: Any) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(TOKENS).logits
+
+
+def test_a_model_folder_is_served_as_it_lies(root: Path, cache: Cache) -> None:
+    checkpoint = resolve(str(root / "base"))
+    assert checkpoint.model_dir == root / "base"
+    assert (checkpoint.name, checkpoint.base, checkpoint.dtype) == ("base", "base", "float32")
+    assert checkpoint.sha256 == checkpoint.base_sha256
+    assert checkpoint.adapter_sha256 is None
+    assert cache.entries() == []
+    assert resolve(str(root / "base"), dtype="bfloat16").dtype == "bfloat16"
+
+
+def test_an_adapter_is_served_merged_into_the_base_it_names(root: Path, cache: Cache) -> None:
+    checkpoint = resolve(str(root / "adapter"))
+    base = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.float32)
+    plain = logits(base)
+    expected = logits(PeftModel.from_pretrained(base, root / "adapter"))
+    merged = logits(AutoModelForCausalLM.from_pretrained(checkpoint.model_dir, dtype=torch.float32))
+    assert not torch.allclose(plain, expected, atol=1e-3)
+    torch.testing.assert_close(merged, expected, atol=1e-5, rtol=1e-5)
+    assert (checkpoint.name, checkpoint.base) == ("adapter", "base")
+    assert checkpoint.base_sha256 == resolve(str(root / "base")).sha256
+    assert len({checkpoint.sha256, checkpoint.base_sha256, checkpoint.adapter_sha256}) == 3
+    (entry,) = cache.entries()
+    assert (entry.path, entry.key, entry.name) == (checkpoint.model_dir, checkpoint.sha256, "adapter on base")
+
+
+def test_a_merged_checkpoint_is_built_once_and_in_the_serving_dtype(
+    root: Path, monkeypatch: pytest.MonkeyPatch, cache: Cache
+) -> None:
+    said: list[str] = []
+    first = resolve(str(root / "adapter"), dtype="bfloat16", progress=said.append)
+    tensors = load_file(first.model_dir / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert json.loads((first.model_dir / "config.json").read_text())["dtype"] == "bfloat16"
+    assert sum("merging" in line for line in said) == 1
+    monkeypatch.setattr(morfi.checkpoints, "plan_merge", None)
+    assert resolve(str(root / "adapter"), dtype="bfloat16") == first
+    assert len(cache.entries()) == 1
+
+
+def test_each_dtype_base_and_scaling_has_an_entry_of_its_own(root: Path, cache: Cache) -> None:
+    keys = {resolve(str(root / "adapter"), dtype=dtype).sha256 for dtype in ("float32", "bfloat16")}
+    configure(root / "adapter", lora_alpha=99)
+    keys.add(resolve(str(root / "adapter")).sha256)
+    tensors = load_file(root / "base" / "model.safetensors")
+    save_file(
+        {**tensors, "model.norm.weight": tensors["model.norm.weight"] * 2},
+        root / "base" / "model.safetensors",
+        {"format": "pt"},
+    )
+    keys.add(resolve(str(root / "adapter")).sha256)
+    assert len(keys) == len(cache.entries()) == 4
+
+
+def test_a_moved_adapter_and_base_find_the_same_entry(root: Path, cache: Cache) -> None:
+    first = resolve(str(root / "adapter"))
+    (root / "adapter").rename(root / "moved")
+    (root / "base").rename(root / "also moved")
+    again = resolve(str(root / "moved"), base=str(root / "also moved"))
+    assert (again.sha256, again.model_dir, again.name) == (first.sha256, first.model_dir, "moved")
+    assert len(cache.entries()) == 1
+
+
+def test_an_entry_carries_the_tokenizer_of_the_adapter_else_of_the_base(root: Path) -> None:
+    first = resolve(str(root / "adapter"))
+    assert json.loads((first.model_dir / "tokenizer.json").read_text()) == {"model": {"vocab": {"a": 0}}}
+    (root / "adapter" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"b": 0}}}))
+    (root / "adapter" / "modeling.py").write_text("raise SystemExit")
+    second = resolve(str(root / "adapter"))
+    assert json.loads((second.model_dir / "tokenizer.json").read_text()) == {"model": {"vocab": {"b": 0}}}
+    assert second.sha256 != first.sha256
+    assert not list(second.model_dir.glob("*.py"))
+    assert (second.model_dir / "generation_config.json").is_file()
+
+
+def test_a_failed_merge_leaves_no_entry(root: Path, cache: Cache) -> None:
+    configure(root / "adapter", base_model_name_or_path=str(root / "mistral"))
+    tensors = load_file(root / "adapter" / "adapter_model.safetensors")
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] * 1e37}, root / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="holds NaN or infinity in float16"):
+        resolve(str(root / "adapter"), dtype="float16")
+    assert cache.entries() == []
+    assert [path for path in cache.root.rglob("*") if path.suffix == ".safetensors"] == []
+
+
+def test_a_base_on_the_command_line_goes_before_the_one_in_the_configuration(root: Path) -> None:
+    checkpoint = resolve(str(root / "adapter"), base=str(root / "mistral"))
+    assert checkpoint.base == "mistral"
+    assert checkpoint.base_sha256 == resolve(str(root / "mistral")).sha256
+
+
+def refusals() -> dict[str, tuple[Callable[[Path], dict[str, Any]], str]]:
+    def adapter(root: Path, **settings: Any) -> dict[str, Any]:
+        configure(root / "adapter", **settings)
+        return {"ckpt": str(root / "adapter")}
+
+    def broken(root: Path) -> dict[str, Any]:
+        path = root / "base" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+        return {"ckpt": str(root / "base")}
+
+    def not_finite(root: Path) -> dict[str, Any]:
+        tensors = load_file(root / "base" / "model.safetensors")
+        tensors["model.norm.weight"][3] = torch.nan
+        save_file(tensors, root / "base" / "model.safetensors", {"format": "pt"})
+        return {"ckpt": str(root / "base")}
+
+    return {
+        "misspelt preset": (lambda root: {"ckpt": "smolm2"}, 'Did you mean "smollm2"'),
+        "empty": (lambda root: {"ckpt": ""}, "unknown checkpoint"),
+        "missing folder": (lambda root: {"ckpt": str(root / "gone")}, "there is no folder"),
+        "missing relative folder": (lambda root: {"ckpt": "./gone"}, "there is no folder"),
+        "a file": (lambda root: {"ckpt": str(root / "base" / "config.json")}, "is a file"),
+        "unknown dtype": (lambda root: {"ckpt": "x", "dtype": "bfloat32"}, "expected one of bfloat16"),
+        "base of no adapter": (lambda root: {"ckpt": str(root / "base"), "base": "x"}, "leave --base out"),
+        "no base": (lambda root: adapter(root, base_model_name_or_path=None), "give it with --base"),
+        "missing base": (
+            lambda root: adapter(root, base_model_name_or_path="/gone"),
+            "there is no folder /gone",
+        ),
+        "an adapter as base": (
+            lambda root: adapter(root, base_model_name_or_path=str(root / "adapter")),
+            "adapter itself",
+        ),
+        "truncated weights": (broken, "truncated or corrupt"),
+        "weights not finite": (not_finite, "model.norm.weight holds NaN"),
+    }
+
+
+@pytest.mark.parametrize("case", refusals())
+def test_what_cannot_be_served_is_refused_in_one_line(root: Path, case: str, cache: Cache) -> None:
+    prepare, said = refusals()[case]
+    with pytest.raises(InputError) as caught:
+        resolve(**prepare(root))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert cache.entries() == []
+
+
+def test_a_hub_id_that_cannot_be_fetched_says_a_folder_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(model_id: str, **options: Any) -> str:
+        raise LocalEntryNotFoundError("no connection\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    for given in ("someone/model", "llama-3.1-8b"):
+        with pytest.raises(
+            InputError, match=r"could not be fetched from the hub \(no connection\).*give its folder"
+        ) as caught:
+            resolve(given)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_hub_id_is_fetched_without_pickles_or_code(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def fetch(model_id: str, **options: Any) -> str:
+        asked.append((model_id, options["revision"], options["allow_patterns"]))
+        return str(root / "base")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert resolve("someone/model").name == "someone/model"
+    configure(root / "adapter", base_model_name_or_path="someone/base", revision="v2")
+    assert resolve(str(root / "adapter")).base == "someone/base"
+    assert [(model_id, revision) for model_id, revision, _ in asked] == [
+        ("someone/model", None),
+        ("someone/base", "v2"),
+    ]
+    patterns = asked[0][2]
+    assert all(not pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in patterns)
