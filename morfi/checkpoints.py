@@ -11,6 +11,7 @@ from pathlib import Path
 
 from morfi.adapters import CONFIG, Adapter, load_adapter
 from morfi.cache import Cache, Manifest
+from morfi.device import serving_dtype
 from morfi.embedded import embedded_model
 from morfi.errors import InputError, nearest
 from morfi.lora import merged_tensors
@@ -70,8 +71,8 @@ def resolve(
     """The checkpoint that `ckpt` names: a preset, a model or LoRA adapter folder, or a hub id.
 
     An adapter is merged into its base (`base`, else the one its configuration names) once, into `cache`.
-    `dtype` is the serving dtype, by default the base's own. A preset's name goes before a folder of that
-    name. Raises InputError for whatever cannot be served as it is.
+    `dtype` is the serving dtype, by default what `serving_dtype` makes of the base's own. A preset's name goes
+    before a folder of that name. Raises InputError for whatever cannot be served as it is.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(
@@ -90,7 +91,7 @@ def resolve(
     model = open_model(directory)
     sha256 = model.sha256(cache, progress)
     name = _name(ckpt)
-    return Checkpoint(name, directory, sha256, name, sha256, None, dtype or model.dtype)
+    return Checkpoint(name, directory, sha256, name, sha256, None, dtype or serving_dtype(model.dtype))
 
 
 def _resolve_adapter(
@@ -110,7 +111,7 @@ def _resolve_adapter(
     if (base_dir / CONFIG).is_file():
         raise InputError(f"the base {base} is an adapter itself; give the model it was trained on as --base")
     model = open_model(base_dir)
-    dtype = dtype or model.dtype
+    dtype = dtype or serving_dtype(model.dtype)
     base_sha256, adapter_sha256 = model.sha256(cache, progress), adapter.sha256(cache, progress)
     sources = {"base_sha256": base_sha256, "adapter_sha256": adapter_sha256, "dtype": dtype}
     key = canonical_sha256({"kind": "merged", "format": _MERGE_FORMAT, **sources})

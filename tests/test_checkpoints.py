@@ -97,6 +97,16 @@ def test_an_adapter_is_served_merged_into_the_base_it_names(root: Path, cache: C
     assert (entry.path, entry.key, entry.name) == (checkpoint.model_dir, checkpoint.sha256, "adapter on base")
 
 
+@pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_the_default_dtype_is_the_one_this_cpu_is_fast_in(
+    root: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch, native: bool, dtype: str
+) -> None:
+    monkeypatch.setattr("morfi.device.is_gpu", lambda: False)
+    monkeypatch.setattr("morfi.device.cpu_has_bfloat16", lambda: native)
+    resolved = resolve(str(root / "adapter"), dtype="bfloat16")
+    assert resolve(str(resolved.model_dir)).dtype == dtype
+
+
 def test_a_merged_checkpoint_is_built_once_and_in_the_serving_dtype(
     root: Path, monkeypatch: pytest.MonkeyPatch, cache: Cache
 ) -> None:

@@ -1,0 +1,139 @@
+"""The engine against transformers, on the real SmolLM2 in float32; one engine serves all tests of this file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from morfi.errors import InputError
+from morfi.prompts import build_prompts, choose_shots, load_tokenizer
+from morfi.questions import load_questions, select
+from morfi.serve.engine import Engine
+from morfi.types import Sampling
+
+CONTEXT = 1024
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2_dir: Path) -> Any:
+    return load_tokenizer(smollm2_dir)
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: Any) -> list[list[int]]:
+    """Forty 4-shot prompts of two relations."""
+    data = load_questions("world-facts")
+    scored = select(data.splits["test"], relations=("P17", "P36"), limit=40)
+    shots = choose_shots(data, scored, "test", shots=4, seed=0)
+    return [list(p.token_ids) for p in build_prompts(scored, shots.exemplars, tokenizer)]
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2_dir: Path) -> Iterator[Engine]:
+    with Engine(smollm2_dir, dtype="float32", context=CONTEXT) as engine:
+        yield engine
+
+
+def reference(model_dir: Path, prompts: list[list[int]], newline_ids: set[int], max_tokens: int) -> list[list[int]]:
+    """Greedy tokens from transformers in float32, one prompt at a time, without padding."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    ends = newline_ids | {model.config.eos_token_id}
+    with torch.inference_mode():
+        return [
+            model.generate(
+                torch.tensor([prompt]),
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                eos_token_id=sorted(ends),
+                pad_token_id=model.config.eos_token_id,
+            )[0, len(prompt) :].tolist()
+            for prompt in prompts
+        ]
+
+
+def test_greedy_answers_equal_those_of_transformers(
+    engine: Engine, prompts: list[list[int]], tokenizer: Any, smollm2_dir: Path
+) -> None:
+    newlines = {i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])}
+    expected = reference(smollm2_dir, prompts, newlines, max_tokens=8)
+    answers = engine.generate(prompts, Sampling(max_tokens=8))
+    assert [list(answer[0].token_ids) for answer in answers] == expected
+
+
+def test_an_answer_ends_at_a_newline_or_at_max_tokens(engine: Engine, prompts: list[list[int]]) -> None:
+    for (answer,) in engine.generate(prompts, Sampling(max_tokens=3)):
+        assert "\n" not in answer.text
+        assert len(answer.token_ids) <= 3
+        assert answer.finish_reason in ("stop", "length")
+        assert (answer.finish_reason == "length") <= (len(answer.token_ids) == 3)
+
+
+def test_a_batch_answered_again_from_an_empty_cache_is_the_same(
+    engine: Engine, prompts: list[list[int]]
+) -> None:
+    runs = []
+    for _ in range(2):
+        engine.reset_prefix_cache()
+        runs.append(engine.generate(prompts, Sampling()))
+    assert runs[0] == runs[1]
+
+
+def test_a_shared_prefix_is_computed_once(engine: Engine, prompts: list[list[int]]) -> None:
+    engine.reset_prefix_cache()
+    cached = [answer[0].n_cached_tokens for answer in engine.generate(prompts[:20], Sampling())]
+    assert cached[0] == 0
+    assert min(cached[1:]) >= 32
+
+
+def test_sampling_gives_n_answers_that_depend_on_the_seed_only(
+    engine: Engine, prompts: list[list[int]]
+) -> None:
+    def draw(seed: int) -> list[list[tuple[int, ...]]]:
+        sampling = Sampling(temperature=1.0, top_k=40, n=4, seed=seed)
+        return [[answer.token_ids for answer in answers] for answers in engine.generate(prompts[:6], sampling)]
+
+    first = draw(1)
+    assert [len(answers) for answers in first] == [4] * 6
+    assert any(len(set(answers)) > 1 for answers in first)
+    assert draw(1) == first
+    assert draw(2) != first
+
+
+def test_an_interrupted_batch_leaves_nothing_running(engine: Engine, prompts: list[list[int]]) -> None:
+    expected = engine.generate(prompts[:5], Sampling())
+
+    def interrupt(n: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(prompts, Sampling(), interrupt)
+    again = engine.generate(prompts[:5], Sampling())
+    assert [a[0].token_ids for a in again] == [a[0].token_ids for a in expected]
+    engine.reset_prefix_cache()  # refused while a request holds blocks
+
+
+def test_progress_counts_every_request_once(engine: Engine, prompts: list[list[int]]) -> None:
+    counted: list[int] = []
+    engine.generate(prompts, Sampling(max_tokens=2), counted.append)
+    assert sum(counted) == len(prompts)
+
+
+def test_no_prompts_give_no_answers(engine: Engine) -> None:
+    assert engine.generate([], Sampling()) == []
+
+
+def test_the_record_names_the_settings_and_no_path(engine: Engine, smollm2_dir: Path) -> None:
+    assert engine.settings["max_model_len"] == CONTEXT
+    assert engine.settings["enable_prefix_caching"] is True
+    assert str(smollm2_dir) not in str(dict(engine.settings))
+    assert engine.device
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest(smollm2_dir: Path) -> None:
+    with pytest.raises(InputError, match='no engine setting "max_num_seq".*"max_num_seqs"'):
+        Engine(smollm2_dir, dtype="float32", context=CONTEXT, overrides={"max_num_seq": 8})
