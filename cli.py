@@ -6,12 +6,13 @@ Answers go to standard output, everything else to standard error. Exit codes: 0 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from morfi import __version__
-from morfi.errors import MorfiError
+from morfi.errors import InputError, MorfiError
 
 if TYPE_CHECKING:
     from morfi.store import Store
@@ -42,10 +43,21 @@ class Common:
 
     def answer(self, found: dict[str, Any], text: str) -> None:
         """Prints the command's answer: one JSON object for --json, else the text."""
-        if self.as_json:
-            click.echo(json.dumps({"run_id": None} | found, default=str, ensure_ascii=False))
-        else:
-            click.echo(text)
+        with reader_may_leave():
+            if self.as_json:
+                click.echo(json.dumps({"run_id": None} | found, default=str, ensure_ascii=False))
+            else:
+                click.echo(text)
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Ends the block quietly when the reader of standard output has gone, as in `morfi export RUN | head`."""
+    try:
+        yield
+    except BrokenPipeError:
+        # What is still buffered would otherwise fail again when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def common_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -161,10 +173,10 @@ def compare_command(common: Common, run_a: str, run_b: str) -> None:
 @common_options
 def sql_command(common: Common, statement: str) -> None:
     """Runs one reading SQL statement, such as "SELECT * FROM accuracy"."""
-    from morfi.report import arrow_table
+    from morfi.report import arrow_object, arrow_table
 
     rows = common.store.query(statement)
-    common.answer({"columns": rows.column_names, "rows": rows.to_pylist()}, arrow_table(rows))
+    common.answer(arrow_object(rows), arrow_table(rows))
 
 
 @cli.command("export")
@@ -184,7 +196,8 @@ def export_command(common: Common, run: str, fmt: str, out: Path | None) -> None
 
     if common.as_json and out is None:
         raise click.UsageError("--json describes the file written; give --out, or leave --json out for rows")
-    export(common.store, run, fmt, out)
+    with reader_may_leave():
+        export(common.store, run, fmt, out)
     if out is not None:
         full_id = common.store.run(run).run_id
         common.answer({"run_id": full_id, "format": fmt, "out": str(out)}, f"wrote {out}")
@@ -221,15 +234,20 @@ def cache_rm_command(common: Common, key: str) -> None:
 
 
 def _names(listed: str | None) -> tuple[str, ...] | None:
-    """The parts of a comma-separated option."""
-    return tuple(part.strip() for part in listed.split(",") if part.strip()) if listed else None
+    """The parts of a comma-separated option, None where it is not given."""
+    if listed is None:
+        return None
+    names = tuple(part.strip() for part in listed.split(","))
+    if "" in names:
+        raise InputError(f'--relations is "{listed}"; expected names between commas, such as P17,P36')
+    return names
 
 
 def main() -> NoReturn:
     """Runs the command line and exits with the documented code; the console script `morfi`."""
     code = 0
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="morfi", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = 2
@@ -239,7 +257,4 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("morfi: interrupted", err=True)
         code = 130
-    except BrokenPipeError:
-        # The reader of our output has gone, as in `morfi export RUN | head`: that is no failure.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)

@@ -9,6 +9,8 @@ from typing import Any
 from morfi.errors import InputError, nearest
 from morfi.matching import MATCH_MODES
 
+MAX_SEED = 2**32 - 1  # the largest that numpy, and so vLLM, takes
+
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
@@ -34,20 +36,27 @@ class EvalConfig:
             hint = nearest(self.match, MATCH_MODES)
             raise InputError(f'--match is "{self.match}"; expected one of {", ".join(MATCH_MODES)}.{hint}')
         for name, value, least in (
+            ("limit", self.limit, 1),
             ("shots", self.shots, 0),
             ("max-tokens", self.max_tokens, 1),
             ("seed", self.seed, 0),
             ("batch", self.batch, 1),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise InputError(f"--{name} is {value}; expected at least {least}")
+        if self.seed > MAX_SEED:
+            raise InputError(f"--seed is {self.seed}; expected at most {MAX_SEED}")
 
 
 def from_stored(stored: Mapping[str, Any]) -> EvalConfig:
-    """The configuration of a stored run."""
-    options = dict(stored)
-    options["relations"] = tuple(options["relations"])  # JSON has lists only
-    return EvalConfig(**options)
+    """The configuration of a stored run; raises InputError for one that is no evaluation of this morfi."""
+    try:
+        return EvalConfig(**{**stored, "relations": tuple(stored["relations"])})  # JSON has lists only
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"the run cannot be resumed: this morfi does not know its configuration ({error}); "
+            "run the command without --resume"
+        ) from error
 
 
 def configure(given: Mapping[str, Any], stored: EvalConfig | None) -> EvalConfig:

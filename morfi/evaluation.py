@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from morfi.checkpoints import Checkpoint, resolve
-from morfi.errors import InputError
+from morfi.errors import InputError, MorfiError
 from morfi.eval_config import EvalConfig
 from morfi.matching import is_correct, parse_answer
 from morfi.prompts import (
@@ -88,14 +89,11 @@ def run_evaluation(
     `resume` is None for a new run, "auto" to go on with the newest run that would give the same rows, or the
     id of a run. `command` is recorded.
     """
-    store.prepare()
     task = prepare(config, progress)
+    # Not before, for a refused command leaves no database; nor later, for an engine takes long to start.
+    store.prepare()
     run = resumable_run(task, store, resume) or new_run(task)
-    try:
-        evaluate(task, run, store, start_engine, progress, command=command)
-    except KeyboardInterrupt:
-        progress.phase(f"stopped; go on with: morfi eval --resume {run.run_id} --db {store.path}")
-        raise
+    evaluate(task, run, store, start_engine, progress, command=command)
     return run.run_id
 
 
@@ -126,7 +124,9 @@ def _context(checkpoint: Checkpoint, engine: Mapping[str, Any]) -> int:
     """The tokens a request may have: the model's limit, or what the engine setting makes it."""
     from transformers import AutoConfig
 
-    limit = int(AutoConfig.from_pretrained(checkpoint.model_dir).max_position_embeddings)
+    config = AutoConfig.from_pretrained(checkpoint.model_dir, local_files_only=True)
+    # An architecture without position embeddings names no limit of its own.
+    limit = int(getattr(config, "max_position_embeddings", None) or MAX_CONTEXT)
     wanted = engine.get("max_model_len", min(limit, MAX_CONTEXT))
     if not isinstance(wanted, int) or not 0 < wanted <= limit:
         raise InputError(f"--engine max_model_len={wanted}: the model takes 1 to {limit} tokens")
@@ -204,17 +204,13 @@ def evaluate(
     Batches are cut from the whole list of prompts, so a resumed run sees the very batches that an
     uninterrupted one sees: only whole batches are ever stored.
     """
+    config = task.config
     done = {question_id for question_id, _ in store.finished(run.run_id)}
-    batches = [
-        batch
-        for batch in _batches(task.prompts, task.config.batch)
-        if any(prompt.question.id not in done for prompt in batch)
-    ]
+    batches = _batches(task.prompts, config.batch, done)
     if not batches:
         return
     started = time.monotonic()
     progress.phase("starting vLLM")
-    config = task.config
     with start_engine(
         task.checkpoint, context=task.context, seed=config.seed, overrides=config.engine
     ) as engine:
@@ -225,25 +221,32 @@ def evaluate(
             progress.start(len(task.prompts), len(done))
             for batch in batches:
                 begun = time.monotonic()
-                completions = _answer(engine, batch, task.config, progress)
+                completions = _answer(engine, batch, config, progress)
                 generate_s = time.monotonic() - begun
-                rows = _judge(batch, completions, task.config.match, run.run_id, number)
+                rows = _judge(batch, completions, config.match, run.run_id, number)
                 store.write_completions(rows)
                 tally = _add(tally, rows, generate_s)
             tally = replace(tally, status="done")
-        except KeyboardInterrupt:
-            tally = replace(tally, status="interrupted", message="Ctrl-C")
-            raise
-        except Exception as error:
-            tally = replace(tally, message=str(error)[:1000])
+        except BaseException as error:
+            tally = _stopped(tally, error)
+            database = shlex.quote(str(store.path))
+            progress.phase(f"stopped; go on with: morfi eval --resume {run.run_id} --db {database}")
             raise
         finally:
             wall_s = time.monotonic() - started
             store.end_attempt(run.run_id, number, replace(tally, ended_at=now(), wall_s=wall_s))
 
 
-def _batches(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
-    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+def _stopped(tally: AttemptEnd, error: BaseException) -> AttemptEnd:
+    if isinstance(error, KeyboardInterrupt):
+        return replace(tally, status="interrupted", message="Ctrl-C")
+    return replace(tally, status="failed", message=(str(error) or type(error).__name__)[:1000])
+
+
+def _batches(prompts: Sequence[Prompt], size: int, done: Set[str]) -> list[Sequence[Prompt]]:
+    """The batches of `size` prompts of which a question is not in `done`."""
+    batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+    return [batch for batch in batches if any(prompt.question.id not in done for prompt in batch)]
 
 
 def _answer(
@@ -252,6 +255,10 @@ def _answer(
     engine.reset_prefix_cache()
     sampling = Sampling(max_tokens=config.max_tokens)
     answered = engine.generate([prompt.token_ids for prompt in batch], sampling, progress.advance)
+    if [len(completions) for completions in answered] != [1] * len(batch):
+        raise MorfiError(
+            f"the engine gave {sum(map(len, answered))} answers to {len(batch)} prompts; none is stored"
+        )
     return [completions[0] for completions in answered]
 
 

@@ -38,33 +38,42 @@ def choose_shots(
 ) -> Shots:
     """`shots` exemplars for every relation of `scored`, drawn by the seed and the same for all its questions.
 
-    They come from train (from dev when train itself is scored). A source without splits gives them from its
-    own questions; those, and any question about the same subjects, are then not scored. Raises InputError for
-    a relation that has too few.
+    They come from train (from dev when train itself is scored), and none is about a subject of the scored
+    split. A source without splits gives them from its own questions; those, and any question about the same
+    subjects, are then not scored. Raises InputError for a relation that has too few.
     """
     relations = sorted({question.relation for question in scored})
     if shots == 0:
         return Shots(dict.fromkeys(relations, ()), tuple(scored))
     source = _exemplar_split(data, split)
+    # The whole split's subjects, not only those of `scored`, lest --limit decide who is an exemplar.
+    barred = {question.subject for question in data.splits[split]} if source != split else set()
     pool: dict[str, list[Question]] = {relation: [] for relation in relations}
     for question in data.splits[source]:
-        if question.relation in pool:
+        if question.relation in pool and question.subject not in barred:
             pool[question.relation].append(question)
     exemplars: dict[str, tuple[Question, ...]] = {}
     for relation, candidates in pool.items():
-        if len(candidates) < shots + (source == split):
-            raise InputError(
-                f"relation {relation} of {data.name} has {len(candidates)} questions in {source}: too few "
-                f"for {shots} exemplars{' and a question to score' if source == split else ''}; "
-                "give a smaller --shots or other --relations"
-            )
+        if len(candidates) < shots:
+            about = f", about other subjects than those of {split}" if source != split else ""
+            raise _too_few(f"{len(candidates)} questions in {source}{about}", relation, data, shots)
         candidates.sort(key=lambda question: question.id)
         rng = random.Random(f"shots/{seed}/{relation}")  # noqa: S311 - a reproducible draw, not a secret
         exemplars[relation] = tuple(rng.sample(candidates, shots))
     if source != split:
         return Shots(exemplars, tuple(scored))
     shown = {question.subject for chosen in exemplars.values() for question in chosen}
-    return Shots(exemplars, tuple(question for question in scored if question.subject not in shown))
+    left = tuple(question for question in scored if question.subject not in shown)
+    for relation in sorted(set(relations) - {question.relation for question in left}):
+        raise _too_few(f"no question left to score of {len(pool[relation])}", relation, data, shots)
+    return Shots(exemplars, left)
+
+
+def _too_few(found: str, relation: str, data: QuestionSet, shots: int) -> InputError:
+    return InputError(
+        f"relation {relation} of {data.name} has {found}: too few for {shots} exemplars; "
+        "give a smaller --shots or other --relations"
+    )
 
 
 def _exemplar_split(data: QuestionSet, split: str) -> str:
@@ -117,11 +126,13 @@ def build_prompts(
     encoded = tokenizer(texts, add_special_tokens=not chat)["input_ids"] if texts else []
     prompts = [Prompt(q, text, tuple(ids)) for q, text, ids in zip(questions, texts, encoded, strict=True)]
     for prompt in prompts:
-        _check_bos(prompt, tokenizer.bos_token_id)
+        _check_bos(prompt, tokenizer, chat=chat)
     return prompts
 
 
 def _chat_text(question: Question, shown: Sequence[Question], tokenizer: Any) -> str:
+    import jinja2
+
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("the checkpoint has no chat template; leave --chat out")
     messages = []
@@ -129,13 +140,25 @@ def _chat_text(question: Question, shown: Sequence[Question], tokenizer: Any) ->
         messages.append({"role": "user", "content": exemplar.text})
         messages.append({"role": "assistant", "content": exemplar.answers[0]})
     messages.append({"role": "user", "content": question.text})
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except jinja2.TemplateError as error:
+        raise InputError(
+            f"the checkpoint's chat template cannot write question {question.id}: "
+            f"{str(error).splitlines()[0]}; mend the template or leave --chat out"
+        ) from error
 
 
-def _check_bos(prompt: Prompt, bos: int | None) -> None:
-    # A chat template may reuse its BOS token between turns (ChatML does); only a doubled one is an error.
-    if bos is not None and prompt.token_ids[:2] == (bos, bos):
-        raise InputError(f"question {prompt.question.id}: the prompt would start with BOS twice")
+def _check_bos(prompt: Prompt, tokenizer: Any, *, chat: bool) -> None:
+    bos = tokenizer.bos_token_id
+    # A chat template may use its BOS token between turns as well (ChatML does), a plain prompt in front only.
+    doubled = prompt.token_ids[:2] == (bos, bos)
+    if bos is not None and (doubled or (not chat and bos in prompt.token_ids[1:])):
+        raise InputError(
+            f"question {prompt.question.id}: the prompt would hold BOS ({tokenizer.bos_token}) "
+            f"{'twice at its start' if doubled else 'in its text'}; "
+            f"{'mend the chat template' if chat else 'take the token out of the questions and answers'}"
+        )
 
 
 def starts_with_bos(prompts: Sequence[Prompt], tokenizer: Any) -> bool:
@@ -153,5 +176,5 @@ def check_lengths(prompts: Sequence[Prompt], max_tokens: int, context: int) -> N
         if len(prompt.token_ids) + max_tokens > context:
             raise InputError(
                 f"question {prompt.question.id}: prompt of {len(prompt.token_ids)} tokens and {max_tokens} "
-                f"to generate do not fit in the context of {context}; give fewer --shots"
+                f"to generate do not fit in the context of {context}; give fewer --shots or --max-tokens"
             )

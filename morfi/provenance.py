@@ -62,7 +62,8 @@ def _git_commit() -> str | None:
         return None
     try:
         described = subprocess.run(  # noqa: S603
-            ["git", "-C", str(source.parent), "describe", "--always", "--dirty", "--abbrev=40"],  # noqa: S607
+            # Tags are left out, for `describe` would name the commit after the nearest.
+            ["git", "-C", source.parent, "describe", "--always", "--exclude=*", "--dirty", "--abbrev=40"],  # noqa: S607
             capture_output=True,
             text=True,
             timeout=10,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +75,8 @@ def run_table(report: RunReport, database: Path) -> str:
     run, summary = report.run, report.summary
     speed = f"{summary.requests_per_s:.1f} requests/s" if summary.requests_per_s else "no timing"
     shots = run.config.get("shots")
+    where = f" --db {shlex.quote(str(database))}"
+    query = f"FROM samples SELECT question, answer, correct WHERE run_id = '{run.run_id}' LIMIT 5"
     lines = [
         f"{run.ckpt} on {run.data}: {summary.n_done} of {run.n_planned} questions, {shots}-shot, "
         f"{run.config.get('match')} match, {speed}",
@@ -81,8 +86,8 @@ def run_table(report: RunReport, database: Path) -> str:
         "majority: always giving the relation's most frequent answer. in subject: the answer stands in the "
         "subject's name.",
         f"run {run.run_id} ({summary.status}) in {database}",
-        f"  morfi show {run.run_id}",
-        f"  morfi sql \"FROM samples SELECT question, answer, correct WHERE run_id = '{run.run_id}' LIMIT 5\"",
+        f"  morfi show {run.run_id}{where}",
+        f'  morfi sql "{query}"{where}',
     ]
     return "\n".join(lines)
 
@@ -212,9 +217,9 @@ def _first(n_shown: int, n_all: int) -> str:
 
 def arrow_table(rows: pa.Table, limit: int = 200) -> str:
     """At most `limit` rows of a query's result as text."""
-    names = list(rows.column_names)
-    cells = [[_cell(row[name]) for name in names] for row in rows.slice(0, limit).to_pylist()]
-    lines = _aligned([names, *cells])
+    columns = [column.to_pylist() for column in rows.slice(0, limit).columns]  # two may have one name
+    cells = [[_cell(value) for value in row] for row in zip(*columns, strict=True)]
+    lines = _aligned([rows.column_names, *cells])
     if rows.num_rows > limit:
         lines.append(f"({rows.num_rows} rows, the first {limit}; --json gives all)")
     return "\n".join(lines)
@@ -226,6 +231,24 @@ def _cell(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     one_line = text.replace("\n", "\\n")
     return one_line if len(one_line) <= 60 else f"{one_line[:57]}..."
+
+
+def arrow_object(rows: pa.Table) -> dict[str, Any]:
+    """The object of a query's result; a repeated column name gets a number, NaN and infinity become null."""
+    names: list[str] = []
+    for name in rows.column_names:
+        free = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        names.append(next(candidate for candidate in free if candidate not in names))
+    listed = rows.rename_columns(names).to_pylist()
+    return {"columns": names, "rows": [_without_nan(row) for row in listed]}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def cache_table(root: Path, entries: Sequence[Entry]) -> str:

@@ -17,6 +17,8 @@ class TerminalProgress:
 
     def phase(self, text: str) -> None:
         """Prints a line: what is done now, and the seconds since the start."""
+        if self._bar is not None:
+            self._bar.clear()
         print(f"[{time.monotonic() - self._started:5.1f} s] {text}", file=sys.stderr, flush=True)  # noqa: T201
 
     def start(self, n_total: int, n_done: int) -> None:

@@ -7,4 +7,5 @@ compile=(uv pip compile pyproject.toml --quiet --no-header --no-annotate --upgra
     --python-version 3.11 --python-platform x86_64-manylinux_2_28
     --extra embedded --extra sae --extra test)
 "${compile[@]}" --extra cpu --index-strategy unsafe-best-match -c <(echo "torch==2.13.0+cpu") "$@" -o requirements/cpu.lock
-"${compile[@]}" --extra cuda -o requirements/cuda.lock
+# An older cuda-python resolves too, but has no wheels for Python 3.13.
+"${compile[@]}" --extra cuda -c <(echo "cuda-python>=13") -o requirements/cuda.lock

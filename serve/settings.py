@@ -43,8 +43,8 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         if key in settings:
             raise InputError(f'engine setting "{key}" is given twice; give it once')
         try:
-            settings[key] = json.loads(value)
-        except json.JSONDecodeError:
+            settings[key] = json.loads(value, parse_constant=str)  # NaN and Infinity are not JSON
+        except ValueError:
             settings[key] = value
     return settings
 

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from morfi.errors import InputError
+from morfi.serve.settings import (
+    RESERVED,
+    check_known,
+    engine_arguments,
+    parse_overrides,
+    prepare_process,
+)
+
+VARIABLES = (
+    "VLLM_ENABLE_V1_MULTIPROCESSING",
+    "VLLM_NO_USAGE_STATS",
+    "VLLM_LOGGING_LEVEL",
+    "VLLM_LOGGING_STREAM",
+    "TOKENIZERS_PARALLELISM",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU",
+    "VLLM_CPU_OMP_THREADS_BIND",
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(), part, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.from_regex(r"[a-z][a-z_]{0,20}", fullmatch=True).filter(lambda key: key not in RESERVED), JSON)
+def test_a_json_value_keeps_its_type(key: str, value: Any) -> None:
+    assert parse_overrides([f"{key}={json.dumps(value)}"]) == {key: value}
+
+
+@pytest.mark.parametrize(
+    ("pair", "expected"),
+    [
+        ("max-num-seqs=64", {"max_num_seqs": 64}),
+        (" block_size =32", {"block_size": 32}),
+        ("kv_cache_dtype=auto", {"kv_cache_dtype": "auto"}),
+        ("enforce_eager=true", {"enforce_eager": True}),
+        ("enforce_eager=True", {"enforce_eager": "True"}),
+        ("path=a=b", {"path": "a=b"}),
+        ("text=", {"text": ""}),
+        ('config={"level": 3}', {"config": {"level": 3}}),
+        ("x=NaN", {"x": "NaN"}),
+        ("x=-Infinity", {"x": "-Infinity"}),
+        (f"x={'9' * 5000}", {"x": "9" * 5000}),
+    ],
+)
+def test_settings_are_read_as_json_or_else_as_text(pair: str, expected: dict[str, Any]) -> None:
+    assert parse_overrides([pair]) == expected
+
+
+def test_every_setting_can_be_stored_as_json() -> None:
+    parsed = parse_overrides(["a=NaN", "b=[1, NaN]", "c=Infinity", "d=1e3"])
+    json.dumps(parsed, allow_nan=False)
+    assert math.isclose(parsed["d"], 1000)
+
+
+@pytest.mark.parametrize("pair", ["max_num_seqs", "=3", " =3", ""])
+def test_what_is_not_key_and_value_is_refused(pair: str) -> None:
+    with pytest.raises(InputError, match="--engine takes key=value, got"):
+        parse_overrides([pair])
+
+
+@pytest.mark.parametrize("key", sorted(RESERVED))
+def test_a_reserved_setting_is_refused_with_what_to_use(key: str) -> None:
+    for spelled in (key, key.replace("_", "-")):
+        with pytest.raises(InputError, match=f'"{key}" cannot be given: ') as caught:
+            parse_overrides([f"{spelled}=x"])
+        assert str(caught.value).endswith(RESERVED[key])
+
+
+def test_a_setting_given_twice_is_refused_whatever_its_spelling() -> None:
+    with pytest.raises(InputError, match='"max_num_seqs" is given twice'):
+        parse_overrides(["max_num_seqs=1", "max-num-seqs=1"])
+
+
+def test_an_unknown_setting_suggests_the_nearest() -> None:
+    check_known({"max_num_seqs": 1}, ["max_num_seqs", "block_size"])
+    with pytest.raises(InputError, match=r'no engine setting "max_num_seq"\. Did you mean "max_num_seqs"\?'):
+        check_known({"max_num_seq": 1}, ["max_num_seqs", "block_size"])
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_overrides_win_and_nothing_else_changes(gpu: bool) -> None:
+    def arguments(**overrides: Any) -> dict[str, Any]:
+        return engine_arguments(
+            Path("model"), dtype="bfloat16", context=512, seed=7, gpu=gpu, overrides=overrides
+        )
+
+    plain = arguments()
+    assert (plain["model"], plain["dtype"], plain["seed"], plain["max_model_len"]) == (
+        "model",
+        "bfloat16",
+        7,
+        512,
+    )
+    assert (plain["load_format"], plain["trust_remote_code"]) == ("safetensors", False)
+    assert ("block_size" in plain) is not gpu
+    assert arguments(block_size=64, max_num_seqs=3) == {**plain, "block_size": 64, "max_num_seqs": 3}
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("verbose", [True, False])
+def test_the_environment_is_set_but_what_the_user_set_stays(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, verbose: bool
+) -> None:
+    monkeypatch.setattr(os, "environ", {"VLLM_NO_USAGE_STATS": "0", "VLLM_CPU_OMP_THREADS_BIND": "0-1"})
+    prepare_process(gpu=gpu, verbose=verbose)
+    assert set(os.environ) == set(VARIABLES[:5] if gpu else VARIABLES) | {"VLLM_CPU_OMP_THREADS_BIND"}
+    assert os.environ["VLLM_NO_USAGE_STATS"] == "0"
+    assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
+    assert os.environ["VLLM_LOGGING_LEVEL"] == ("INFO" if verbose else "ERROR")
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc takes the setting")
+def test_memory_freed_by_one_step_is_there_for_the_next() -> None:
+    code = (
+        "import ctypes, resource, sys\n"
+        "from morfi.serve.settings import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': keep_freed_memory()\n"
+        "def step(): x = [bytearray(b'x') * (16 << 20) for _ in range(4)]; del x\n"
+        "for _ in range(3): step()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(20): step()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    faults = [
+        int(subprocess.run([sys.executable, "-P", "-c", code, how], capture_output=True, check=True).stdout)
+        for how in ("keep", "plain")
+    ]
+    assert faults[0] * 10 < faults[1]

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from morfi.terminal import TerminalProgress
+
+
+def test_everything_goes_to_standard_error_and_a_phase_never_lands_on_the_bar(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with TerminalProgress() as progress:
+        progress.phase("getting ready")
+        progress.start(10, 4)
+        progress.advance(6)
+        progress.phase("stopped")
+    said = capsys.readouterr()
+    assert said.out == ""
+    first, *_ = said.err.splitlines()
+    assert first.startswith("[")
+    assert first.endswith("s] getting ready")
+    assert "4/10" in said.err
+    assert "10/10" in said.err
+    # The bar rewrites its line after a carriage return; what stands before the phase must be blank.
+    (line,) = (line for line in said.err.split("\n") if "stopped" in line)
+    assert line.rpartition("\r")[2].lstrip().startswith("[")
+    assert line.rpartition("\r")[2].endswith("s] stopped")
+
+
+def test_progress_without_a_bar_closes() -> None:
+    with pytest.raises(KeyboardInterrupt), TerminalProgress():
+        raise KeyboardInterrupt
