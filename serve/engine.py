@@ -46,9 +46,8 @@ class Engine:
             engine_settings.keep_freed_memory()
         with _quiet(verbose):
             from vllm import LLM
-            from vllm.engine.arg_utils import EngineArgs
 
-            engine_settings.check_known(overrides or {}, list(EngineArgs.__dataclass_fields__))
+            _check_known(overrides or {})
             self._settings = engine_settings.engine_arguments(
                 model_dir,
                 dtype=dtype,
@@ -169,6 +168,25 @@ def start_engine(
         overrides=overrides,
         verbose=verbose,
     )
+
+
+def engine_overrides(pairs: Sequence[str], *, verbose: bool = False) -> dict[str, Any]:
+    """The engine settings in `pairs`, each "key=value", all of them known to the installed vLLM.
+
+    Raises InputError for one that is not; imports vLLM, which takes seconds, only when there are any.
+    """
+    overrides = engine_settings.parse_overrides(pairs)
+    if overrides:
+        engine_settings.prepare_process(gpu=is_gpu(), verbose=verbose)
+        with _quiet(verbose):
+            _check_known(overrides)
+    return overrides
+
+
+def _check_known(overrides: Mapping[str, Any]) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    engine_settings.check_known(overrides, list(EngineArgs.__dataclass_fields__))
 
 
 def _completion(part: Any, text: str, n_cached_tokens: int) -> Completion:

@@ -82,7 +82,7 @@ def engine_arguments(
 
 
 def prepare_process(*, gpu: bool, verbose: bool) -> None:
-    """Sets what vLLM reads from the environment; must run before vllm is imported, and before torch on a CPU.
+    """Sets what vLLM reads from the environment; must run before vllm is imported.
 
     Values that the user has set stay.
     """
@@ -94,7 +94,7 @@ def prepare_process(*, gpu: bool, verbose: bool) -> None:
         "TOKENIZERS_PARALLELISM": "true",
     }
     if not gpu:
-        defaults |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_OMP_THREADS_BIND": "auto"}
+        defaults["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # or worker processes leave a core idle
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 
@@ -103,7 +103,7 @@ def keep_freed_memory() -> None:
     """Makes glibc keep freed blocks of up to 32 MiB instead of returning their pages to the system.
 
     Every layer allocates and frees its activations; giving the pages back and faulting them in again costs
-    a CPU run several per cent. What LD_PRELOADing another allocator would do, without restarting.
+    a CPU run about a tenth of its speed. What preloading another allocator would do, without restarting.
     """
     if sys.platform != "linux":
         return

@@ -13,7 +13,7 @@ from morfi.compare import compare
 from morfi.errors import InputError
 from morfi.statistics import Interval, wilson_interval
 from morfi.store import Store
-from morfi.store_records import CompletionRow, RunRecord
+from morfi.store.records import CompletionRow, RunRecord
 from morfi.types import Question
 
 QUESTIONS = [

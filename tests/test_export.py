@@ -19,7 +19,7 @@ from morfi import export as export_module
 from morfi.errors import InputError
 from morfi.export import FORMATS, export
 from morfi.store import Store
-from morfi.store_records import CompletionRow, RunRecord
+from morfi.store.records import CompletionRow, RunRecord
 from morfi.types import Question
 
 AWKWARD = [

@@ -24,7 +24,7 @@ from morfi.report import (
     runs_table,
 )
 from morfi.store import Store
-from morfi.store_records import AttemptEnd, AttemptRecord, CompletionRow, RunRecord
+from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, RunRecord
 from morfi.types import Question
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

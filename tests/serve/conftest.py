@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from morfi.cache import Cache
-from morfi.embedded import embedded_model
+from morfi.checkpoints.embedded import embedded_model
 
 
 @pytest.fixture(scope="session")

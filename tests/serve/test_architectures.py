@@ -1,4 +1,4 @@
-"""Tiny random models of the paper's architectures: the engine's greedy tokens equal transformers' in float32."""
+"""Tiny random models of the paper's architectures: greedy tokens equal those of transformers in float32."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def test_greedy_tokens_equal_those_of_transformers(name: str, tmp_path: Path) ->
     ]
     with torch.inference_mode():
         expected = [
-            model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :].tolist()
+            model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[
+                0, len(prompt) :
+            ].tolist()
             for prompt in prompts
         ]
     with Engine(tmp_path, dtype="float32", context=128) as engine:

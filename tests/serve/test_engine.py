@@ -1,4 +1,4 @@
-"""The engine against transformers, on the real SmolLM2 in float32; one engine serves all tests of this file."""
+"""The engine against transformers, on the real SmolLM2 in float32; one engine serves the whole file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def engine(smollm2_dir: Path) -> Iterator[Engine]:
         yield engine
 
 
-def reference(model_dir: Path, prompts: list[list[int]], newline_ids: set[int], max_tokens: int) -> list[list[int]]:
+def reference(
+    model_dir: Path, prompts: list[list[int]], newline_ids: set[int], max_tokens: int
+) -> list[list[int]]:
     """Greedy tokens from transformers in float32, one prompt at a time, without padding."""
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     ends = newline_ids | {model.config.eos_token_id}
@@ -95,7 +97,9 @@ def test_sampling_gives_n_answers_that_depend_on_the_seed_only(
 ) -> None:
     def draw(seed: int) -> list[list[tuple[int, ...]]]:
         sampling = Sampling(temperature=1.0, top_k=40, n=4, seed=seed)
-        return [[answer.token_ids for answer in answers] for answers in engine.generate(prompts[:6], sampling)]
+        return [
+            [answer.token_ids for answer in answers] for answers in engine.generate(prompts[:6], sampling)
+        ]
 
     first = draw(1)
     assert [len(answers) for answers in first] == [4] * 6
@@ -135,5 +139,5 @@ def test_the_record_names_the_settings_and_no_path(engine: Engine, smollm2_dir: 
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest(smollm2_dir: Path) -> None:
-    with pytest.raises(InputError, match='no engine setting "max_num_seq".*"max_num_seqs"'):
+    with pytest.raises(InputError, match=r'no engine setting "max_num_seq".*"max_num_seqs"'):
         Engine(smollm2_dir, dtype="float32", context=CONTEXT, overrides={"max_num_seq": 8})

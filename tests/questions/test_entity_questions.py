@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from morfi.entity_questions import _Row, _Source, _subjects
 from morfi.errors import InputError
 from morfi.questions import load_questions
+from morfi.questions.entity_questions import _Row, _Source, _subjects
 
 
 def item(subject: str, answer: str = "there") -> dict[str, Any]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from morfi.checkpoints.weights import read_json
 from morfi.errors import InputError
-from morfi.weights import read_json
 
 
 @dataclass(frozen=True, slots=True)

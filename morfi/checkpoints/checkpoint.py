@@ -9,14 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from morfi.adapters import CONFIG, Adapter, load_adapter
 from morfi.cache import Cache, Manifest
-from morfi.device import serving_dtype
-from morfi.embedded import embedded_model
-from morfi.errors import InputError, nearest
-from morfi.lora import merged_tensors
-from morfi.merge_plan import plan_merge
-from morfi.model_files import (
+from morfi.checkpoints.adapters import CONFIG, Adapter, load_adapter
+from morfi.checkpoints.embedded import embedded_model
+from morfi.checkpoints.lora import merged_tensors
+from morfi.checkpoints.merge_plan import plan_merge
+from morfi.checkpoints.model_files import (
     DTYPES,
     SIDE_FILES,
     TOKENIZER_FILES,
@@ -25,8 +23,10 @@ from morfi.model_files import (
     open_model,
     refuse_custom_code,
 )
-from morfi.presets import PRESETS
-from morfi.weights import write_weights
+from morfi.checkpoints.presets import PRESETS
+from morfi.checkpoints.weights import write_weights
+from morfi.device import serving_dtype
+from morfi.errors import InputError, nearest
 
 _MERGE_FORMAT = 1  # of merged entries; a new number merges again
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -71,8 +71,8 @@ def resolve(
     """The checkpoint that `ckpt` names: a preset, a model or LoRA adapter folder, or a hub id.
 
     An adapter is merged into its base (`base`, else the one its configuration names) once, into `cache`.
-    `dtype` is the serving dtype, by default what `serving_dtype` makes of the base's own. A preset's name goes
-    before a folder of that name. Raises InputError for whatever cannot be served as it is.
+    `dtype` is the serving dtype, by default what `serving_dtype` makes of the base's own. A preset's name
+    goes before a folder of that name. Raises InputError for whatever cannot be served as it is.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from morfi.adapter_config import DECISIVE, check_adapter_config, rank_of, scaling_of
-from morfi.adapters import CONFIG, WEIGHTS, load_adapter
+from morfi.checkpoints.adapter_config import DECISIVE, check_adapter_config, rank_of, scaling_of
+from morfi.checkpoints.adapters import CONFIG, WEIGHTS, load_adapter
 from morfi.errors import InputError
 
 MODULE = "model.layers.0.self_attn.q_proj"

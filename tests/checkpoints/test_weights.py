@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from morfi.cache import Cache
+from morfi.checkpoints.weights import INDEX, SINGLE, open_file, open_model_weights, read_json, write_weights
 from morfi.errors import InputError
-from morfi.weights import INDEX, SINGLE, open_file, open_model_weights, read_json, write_weights
 
 TENSORS = {
     "b": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3),

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morfi.adapter_config import DECISIVE, check_adapter_config, rank_of, scaling_of
+from morfi.checkpoints.adapter_config import DECISIVE, check_adapter_config, rank_of, scaling_of
+from morfi.checkpoints.model_files import canonical_sha256, side_file_hashes
+from morfi.checkpoints.weights import Weights, open_file, read_json
 from morfi.errors import InputError
-from morfi.model_files import canonical_sha256, side_file_hashes
-from morfi.weights import Weights, open_file, read_json
 
 if TYPE_CHECKING:
     from morfi.cache import Cache

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError
-from morfi.questions import SPLITS, UNSPLIT, answers_of, shown, text_of
+from morfi.questions.sets import SPLITS, UNSPLIT, answers_of, shown, text_of
 from morfi.types import Question
 
 _FILE_NAME = re.compile(r"(P\d+)(?:\.(train|dev|test))?\.json")

@@ -47,7 +47,7 @@ class Migration:
 
 def load_migrations() -> tuple[Migration, ...]:
     """All migrations that this program knows, in order: `migrations/0001_name.sql` and on."""
-    folder = resources.files("morfi") / "migrations"
+    folder = resources.files("morfi.store") / "migrations"
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
     return tuple(
         Migration(int(f.name[:4]), f.name.removesuffix(".sql")[5:], f.read_text("utf-8")) for f in files

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from morfi.adapters import Adapter, Lora
+from morfi.checkpoints.adapters import Adapter, Lora
+from morfi.checkpoints.lora import Edit, Merge, edited, matrices
+from morfi.checkpoints.model_files import OUTPUT_HEAD, ModelFiles
+from morfi.checkpoints.vocabulary import highest_token
 from morfi.errors import InputError
-from morfi.lora import Edit, Merge, edited, matrices
-from morfi.model_files import OUTPUT_HEAD, ModelFiles
-from morfi.vocabulary import highest_token
 
 # GPT-2's projections are stored [d_in, d_out].
 _CONV1D_FAMILIES = frozenset({"gpt2", "openai-gpt"})

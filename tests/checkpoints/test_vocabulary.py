@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from morfi.checkpoints.vocabulary import Token, highest_token
 from morfi.errors import InputError
-from morfi.vocabulary import Token, highest_token
 
 
 def test_the_highest_id_is_found_in_each_form_of_vocabulary(tmp_path: Path) -> None:

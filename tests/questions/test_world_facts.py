@@ -8,10 +8,9 @@ from importlib import metadata
 
 import pytest
 
-from morfi import world_facts
 from morfi.errors import InputError
 from morfi.matching import is_correct, majority_answer, normalise
-from morfi.questions import QuestionSet, load_questions
+from morfi.questions import QuestionSet, load_questions, world_facts
 from morfi.types import Question
 
 # Changes with any question, answer or split: then VERSION must change too.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from morfi.checkpoints.weights import Weights, open_model_weights, read_json
 from morfi.errors import InputError, nearest
-from morfi.weights import Weights, open_model_weights, read_json
 
 if TYPE_CHECKING:
     from morfi.cache import Cache

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from morfi.checkpoints.presets import PRESETS, preset
 from morfi.errors import InputError
-from morfi.presets import PRESETS, preset
 
 
 def test_each_preset_is_found_under_its_own_name() -> None:

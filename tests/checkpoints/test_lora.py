@@ -21,12 +21,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from morfi.adapters import Adapter, load_adapter
+from morfi.checkpoints.adapters import Adapter, load_adapter
+from morfi.checkpoints.lora import Merge, merged_tensors
+from morfi.checkpoints.merge_plan import plan_merge
+from morfi.checkpoints.model_files import open_model
+from morfi.checkpoints.weights import write_weights
 from morfi.errors import InputError
-from morfi.lora import Merge, merged_tensors
-from morfi.merge_plan import plan_merge
-from morfi.model_files import open_model
-from morfi.weights import write_weights
 
 N_TOKENS = 64
 TOKENS = torch.tensor([[3, 1, 4, 15, 9, 2, 6, 5]])

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from morfi import world_names as names
 from morfi.errors import InputError
 from morfi.matching import normalise
-from morfi.questions import SPLITS, QuestionSet, question_set
+from morfi.questions import world_names as names
+from morfi.questions.sets import SPLITS, QuestionSet, question_set
 from morfi.types import Question
 
 VERSION = 1

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
+from morfi.checkpoints.model_files import ModelFiles, canonical_sha256, open_model
 from morfi.errors import InputError
-from morfi.model_files import ModelFiles, canonical_sha256, open_model
 
 DIMENSIONS = {
     "vocab_size": 64,

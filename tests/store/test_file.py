@@ -21,11 +21,11 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from morfi import store_file
 from morfi.errors import InputError
 from morfi.store import Store
-from morfi.store_file import Migration, load_migrations, lock_holder
-from morfi.store_records import CompletionRow, RunRecord
+from morfi.store import file as store_file
+from morfi.store.file import Migration, load_migrations, lock_holder
+from morfi.store.records import CompletionRow, RunRecord
 from morfi.types import Question
 
 QUESTIONS = [Question(f"q{i}", "P17", f"s{i}", f"Which country is s{i} in?", ("France",)) for i in range(4)]
@@ -37,7 +37,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from morfi.store import Store
-from morfi.store_records import CompletionRow
+from morfi.store.records import CompletionRow
 store = Store(Path(sys.argv[1]))
 def batch(n):
     return [CompletionRow("run-a", f"q{n * 64 + i}", 0, "p" * 300, "t", "t", "stop", True, 1, 1, 1, 1)

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from morfi.adapters import Adapter, Lora, TokenRows
+from morfi.checkpoints.adapters import Adapter, Lora, TokenRows
+from morfi.checkpoints.model_files import OUTPUT_HEAD
 from morfi.errors import InputError
-from morfi.model_files import OUTPUT_HEAD
 
 if TYPE_CHECKING:
     import torch

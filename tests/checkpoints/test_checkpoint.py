@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
-import morfi.checkpoints
+import morfi.checkpoints.checkpoint
 from morfi.cache import Cache
 from morfi.checkpoints import resolve
 from morfi.errors import InputError
@@ -116,7 +116,7 @@ def test_a_merged_checkpoint_is_built_once_and_in_the_serving_dtype(
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert json.loads((first.model_dir / "config.json").read_text())["dtype"] == "bfloat16"
     assert sum("merging" in line for line in said) == 1
-    monkeypatch.setattr(morfi.checkpoints, "plan_merge", None)
+    monkeypatch.setattr(morfi.checkpoints.checkpoint, "plan_merge", None)
     assert resolve(str(root / "adapter"), dtype="bfloat16") == first
     assert len(cache.entries()) == 1
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from morfi.errors import InputError, MorfiError, nearest
 from morfi.statistics import wilson_interval
-from morfi.store_file import exists, prepare, reading, writing
-from morfi.store_records import (
+from morfi.store.file import exists, prepare, reading, writing
+from morfi.store.records import (
     AttemptEnd,
     AttemptRecord,
     CompletionRow,
@@ -20,7 +20,7 @@ from morfi.store_records import (
     RunRecord,
     RunSummary,
 )
-from morfi.store_rows import columns_of, insert_columns, read_records
+from morfi.store.rows import columns_of, insert_columns, read_records
 from morfi.types import Question
 
 if TYPE_CHECKING:

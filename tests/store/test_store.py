@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from morfi.errors import InputError, MorfiError
 from morfi.statistics import wilson_interval
 from morfi.store import Store
-from morfi.store_records import AttemptEnd, AttemptRecord, CompletionRow, RunRecord
+from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, RunRecord
 from morfi.types import Question
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import morfi.embedded
+import morfi.checkpoints.embedded
 from morfi.cache import Cache
 from morfi.checkpoints import Checkpoint, resolve
-from morfi.embedded import embedded_model
+from morfi.checkpoints.embedded import embedded_model
+from morfi.checkpoints.model_files import open_model
 from morfi.errors import InputError
-from morfi.model_files import open_model
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_the_wheels_package_is_never_imported(smollm2: Checkpoint) -> None:
 
 
 def test_the_converted_entry_is_reused(smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(morfi.embedded, "_convert", None)
+    monkeypatch.setattr(morfi.checkpoints.embedded, "_convert", None)
     assert embedded_model(Cache()) == smollm2.model_dir
 
 
@@ -103,7 +103,7 @@ def test_a_damaged_wheel_is_refused_and_converts_nothing(
 ) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF truncated")
-    monkeypatch.setattr(morfi.embedded, "_locate", lambda: (file, "00" * 32))
+    monkeypatch.setattr(morfi.checkpoints.embedded, "_locate", lambda: (file, "00" * 32))
     with pytest.raises(InputError, match=r"is damaged.*--force-reinstall"):
         embedded_model(Cache(tmp_path / "cache"))
     assert Cache(tmp_path / "cache").entries() == []

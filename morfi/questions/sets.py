@@ -37,7 +37,7 @@ def load_questions(source: str) -> QuestionSet:
 
     Raises InputError, with file and line, for anything that cannot be read or is not a question.
     """
-    from morfi import entity_questions, world_facts
+    from morfi.questions import entity_questions, world_facts
 
     if source in ("world-facts", world_facts.NAME):
         return world_facts.build()

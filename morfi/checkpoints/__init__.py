@@ -1,0 +1,5 @@
+"""Checkpoints: what --ckpt names, checked, merged where it is an adapter, and identified by content."""
+
+from morfi.checkpoints.checkpoint import Checkpoint, resolve
+
+__all__ = ["Checkpoint", "resolve"]
