@@ -1,4 +1,4 @@
-"""One side of eval_throughput.py: transformers `generate`, greedy, stopping each batch when all have ended."""
+"""One side of eval_throughput.py: transformers `generate`, each batch stopping when all its rows have."""
 
 from __future__ import annotations
 
