@@ -148,10 +148,14 @@ def runs_command(common: Common, limit: int) -> None:
 @common_options
 def show_command(common: Common, run: str) -> None:
     """Shows one run: its accuracies and what made it. RUN is an id, the start of one, or "last"."""
-    from morfi.report import run_object, run_report, run_table
+    from morfi.report import details_object, run_details, run_object, run_report, run_table
 
     report = run_report(common.store, run)
-    common.answer(run_object(report), run_table(report, common.db))
+    attempts = common.store.attempts(report.run.run_id)
+    common.answer(
+        run_object(report) | details_object(report.run, attempts),
+        f"{run_table(report, common.db)}\n\n{run_details(report.run, attempts)}",
+    )
 
 
 @cli.command("compare")

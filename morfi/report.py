@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from morfi.cache import Entry
 from morfi.compare import Comparison, Difference
 from morfi.matching import answer_in_subject, majority_answer
 from morfi.store import Store
-from morfi.store.records import RelationAccuracy, RunRecord, RunSummary
+from morfi.store.records import AttemptRecord, RelationAccuracy, RunRecord, RunSummary
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -120,6 +121,34 @@ def run_object(report: RunReport) -> dict[str, Any]:
         "output_tokens": summary.output_tokens,
         "wall_s": summary.wall_s,
     }
+
+
+def run_details(run: RunRecord, attempts: Sequence[AttemptRecord]) -> str:
+    """What made a run: what `morfi show` adds to its table."""
+    adapter = f", adapter {run.adapter_sha256[:16]}" if run.adapter_sha256 else ""
+    lines = [
+        f"checkpoint {run.ckpt_sha256[:16]} (base {run.base} {(run.base_sha256 or '')[:16]}{adapter})",
+        f"data {run.data} {run.data_sha256[:16]}; prompt {run.prompt!r}, BOS {'yes' if run.bos else 'no'}",
+        f"settings {json.dumps(dict(run.config), sort_keys=True)}",
+    ]
+    for number, attempt in enumerate(attempts, 1):
+        code = {
+            "morfi": f"{attempt.morfi_version} {(attempt.git_commit or '')[:16]}".strip(),
+            **attempt.versions,
+        }
+        lines += [
+            f"attempt {number}, {attempt.started_at:%Y-%m-%d %H:%M:%S} UTC: {attempt.command}",
+            f"  {attempt.device}; {', '.join(f'{name} {version}' for name, version in code.items())}",
+            f"  engine {json.dumps(dict(attempt.engine), sort_keys=True)}",
+        ]
+    return "\n".join(lines)
+
+
+def details_object(run: RunRecord, attempts: Sequence[AttemptRecord]) -> dict[str, Any]:
+    """What `morfi show --json` adds to the run's object."""
+    wanted = ("created_at", "config", "base", "base_sha256", "adapter_sha256", "prompt", "bos", "seed")
+    found = {name: getattr(run, name) for name in wanted}
+    return found | {"attempts": [asdict(attempt) for attempt in attempts]}
 
 
 def runs_table(summaries: Sequence[RunSummary]) -> str:

@@ -221,7 +221,7 @@ def _quiet(verbose: bool) -> Iterator[None]:
         os.dup2(saved_err if verbose else log.fileno(), 2)
         try:
             yield
-        except InputError:
+        except (InputError, KeyboardInterrupt):
             raise
         except BaseException:
             log.seek(0)

@@ -175,6 +175,8 @@ def test_every_reading_command_answers_with_one_object_that_has_a_run_id(
     assert [run["run_id"] for run in answers[("runs",)]["runs"]] == [second, first]
     assert answers["show", first]["run_id"] == first
     assert set(answers["show", first]) >= RESULT_KEYS
+    assert [attempt["device"] for attempt in answers["show", first]["attempts"]] == ["fake"]
+    assert answers["show", first]["config"]["match"] == "squad"
     assert answers["compare", first]["whole"]["n"] == 20
     (sql,) = (answer for command, answer in answers.items() if command[0] == "sql")
     assert (sql["columns"], sql["rows"]) == (["a", "a_2", "b"], [{"a": 1, "a_2": None, "b": [1.5, None]}])

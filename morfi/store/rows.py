@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     RecordT = TypeVar("RecordT", bound=DataclassInstance)
 
+_JSON = ("config", "engine", "versions")  # columns
+
 
 def columns_of(records: Sequence[DataclassInstance], **keys: str | int) -> dict[str, Sequence[Any]]:
     """The fields of `records`, all of one class, as columns of values that the store takes.
@@ -67,4 +69,4 @@ def _stored(values: list[Any]) -> list[Any]:
 def _loaded(name: str, value: Any) -> Any:
     if isinstance(value, datetime):
         return value.replace(tzinfo=UTC)
-    return json.loads(value) if name == "config" else value
+    return json.loads(value) if name in _JSON else value

@@ -109,6 +109,13 @@ class Store:
             found = read_records(connection, RunRecord, where, [fingerprint])
         return found[0] if found else None
 
+    def attempts(self, run_id: str) -> list[AttemptRecord]:
+        """The attempts at a run, in order; `run_id` in full."""
+        with reading(self.path, self._lock_timeout_s) as connection:
+            return read_records(
+                connection, AttemptRecord, "FROM attempt WHERE run_id = ? ORDER BY attempt", [run_id]
+            )
+
     def runs(self, limit: int) -> list[RunSummary]:
         """The newest `limit` runs, newest first."""
         return self._summaries("ORDER BY created_at DESC, run_id DESC LIMIT ?", limit)
