@@ -93,6 +93,7 @@ def main() -> None:
         f"| all | {outside:.2f} | {100 * outside / (generation + outside):.2f} % |",
     ]
     text = "\n".join(lines) + "\n"
+    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(text)
     print(text)
 

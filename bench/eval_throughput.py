@@ -177,6 +177,7 @@ def main() -> None:
         sides = measure(Path(folder), options.n, options.rounds, options.lm_eval_python)
         agreed = agreement(Path(folder), options.n_agreement)
     text = table(sides, options.n, options.rounds, agreed)
+    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(text)
     print(text)
 
