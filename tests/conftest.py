@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 CONTEXT = 512
 SPECIAL = ("<s>", "</s>", "<unk>")
+
+
+def pytest_configure() -> None:
+    """Lets the tests send Ctrl-C where a shell started them in the background, with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
