@@ -285,11 +285,23 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str, mess
 
 
 def test_an_interrupt_while_a_statement_runs_is_an_interrupt(store: Store) -> None:
-    interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    interrupt.start()
-    with pytest.raises(KeyboardInterrupt):
-        store.query("SELECT sum(a.range * b.range) FROM range(10000000) a, range(1000000) b")
-    assert store.summary("last").n_done == 2
+    code = """
+import sys
+from pathlib import Path
+from morfi.store import Store
+
+store = Store(Path(sys.argv[1]))
+print(store.summary("last").n_done, flush=True)
+try:
+    store.query("SELECT sum(a.range * b.range) FROM range(10000000) a, range(1000000) b")
+except KeyboardInterrupt:
+    print("interrupted", store.summary("last").n_done, flush=True)
+"""
+    with child(code, store.path) as process:
+        assert line_of(process) == "2"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert line_of(process) == "interrupted 2"
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
