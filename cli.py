@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,6 +23,7 @@ from morfi import __version__
 from morfi.errors import InputError, MorfiError
 
 if TYPE_CHECKING:
+    from morfi.mixtures import Dropped
     from morfi.store import Store
 
 
@@ -80,6 +81,23 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def new_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command --new; without it the same command goes on with its last run, or only reports it."""
+    return click.option("--new", is_flag=True, help="Start a new run even where one is there.")(command)
+
+
+def report_run(
+    common: Common, run_id: str, dropped: Dropped | None = None, pictures: Sequence[Path] = ()
+) -> None:
+    """Answers with the report of a stored run."""
+    from morfi.report.runs import report_of
+
+    report = report_of(common.store, run_id, dropped)
+    named = {"pictures": list(map(str, pictures))} if pictures else {}
+    lines = [report.text, *(f"picture: {path}" for path in pictures)]
+    common.answer({**report.object, **named}, "\n".join(lines))
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="morfi")
 def cli() -> None:
@@ -109,12 +127,11 @@ def eval_command(common: Common, resume: str | None, **given: Any) -> None:
     """Asks a checkpoint closed-book questions and reports its accuracy by relation."""
     from morfi.eval_config import configure, from_stored
     from morfi.evaluation import run_evaluation
-    from morfi.report import run_object, run_report, run_table
     from morfi.serve.engine import engine_overrides, start_engine
     from morfi.terminal import TerminalProgress
 
     given["engine"] = engine_overrides(given["engine"], verbose=common.verbose) or None
-    given["relations"] = _names(given["relations"])
+    given["relations"] = _names("relations", given["relations"])
     named = resume not in (None, "auto")
     stored = from_stored(common.store.run(str(resume)).config) if named else None
     with TerminalProgress() as progress:
@@ -124,10 +141,166 @@ def eval_command(common: Common, resume: str | None, **given: Any) -> None:
             functools.partial(start_engine, verbose=common.verbose),
             progress,
             resume=resume,
-            command=shlex.join(["morfi", *sys.argv[1:]]),
+            command=_command(),
         )
-    report = run_report(common.store, run_id)
-    common.answer(run_object(report), run_table(report, common.db))
+    report_run(common, run_id)
+
+
+@cli.command("split")
+@click.option("--model", required=True, help="Preset, model folder or hub id whose knowledge is measured.")
+@click.option("--base", help="The base model, when --model is a LoRA adapter.")
+@click.option("--data", help="As for eval; without splits, train, dev and test are made by subject.")
+@click.option("--relations", help="Comma-separated, such as P17,P36 (default: all).")
+@click.option("--limit", type=int, help="At most this many questions: 60 % train, 15 % dev, 25 % test.")
+@click.option("--n-ex", type=int, help="Few-shot prompts for each question (default: 10; 3 on a CPU).")
+@click.option("--shots", type=int, help="Exemplars in each prompt, from dev (default: 4).")
+@click.option("--samples", type=int, help="Sampled answers to each prompt (default: 16; 4 on a CPU).")
+@click.option("--temperature", type=float, help="Of the sampled answers (default: 0.5).")
+@click.option("--top-k", type=int, help="Tokens that sampling chooses from (default: 40; 0: all).")
+@click.option("--match", help="How answers are compared: squad (default), strict or contains.")
+@click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
+@click.option("--seed", type=int, help="Chooses questions, exemplars and samples (default: 0).")
+@click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
+@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
+@click.option("--batch", type=int, help="Prompts answered and stored together.")
+@new_option
+@common_options
+def split_command(common: Common, new: bool, **given: Any) -> None:
+    """Sorts questions by what a model knows: HighlyKnown, MaybeKnown, WeaklyKnown, Unknown."""
+    from morfi.knowledge import configure_split, run_split
+    from morfi.serve.engine import engine_overrides, start_engine
+    from morfi.terminal import TerminalProgress
+
+    given["engine"] = engine_overrides(given["engine"], verbose=common.verbose) or None
+    given["relations"] = _names("relations", given["relations"])
+    with TerminalProgress() as progress:
+        run_id = run_split(
+            configure_split(given),
+            common.store,
+            functools.partial(start_engine, verbose=common.verbose),
+            progress,
+            new=new,
+            command=_command(),
+        )
+    report_run(common, run_id)
+
+
+@cli.command("mix")
+@click.option("--split", "split_run", metavar="RUN", required=True, help="The run of `morfi split`.")
+@click.option("--levels", help="Percent Unknown of each mixture (default: 0,10,25,50,75,90,100).")
+@click.option("--size", type=int, help="Questions in each mixture (default: 320).")
+@click.option("--seed", type=int, help="Draws the questions (default: 0).")
+@click.option("--nested/--independent", default=None, help="Levels share what they can (default).")
+@click.option("--known", help="Categories that count as Known (default: all but Unknown).")
+@click.option(
+    "--exclude-confounds", is_flag=True, default=None, help="Drop majority answers and copied names."
+)
+@click.option(
+    "--several-answers/--one-answer",
+    default=None,
+    help="Keep questions with several accepted answers (default).",
+)
+@new_option
+@common_options
+def mix_command(common: Common, new: bool, **given: Any) -> None:
+    """Draws training mixtures of equal size and relations, 0 to 100 % of them Unknown."""
+    from morfi.mixing import configure_mix, run_mix
+
+    given["levels"] = _numbers("levels", given["levels"])
+    given["known"] = _names("known", given["known"])
+    result = run_mix(configure_mix(given), common.store, new=new, command=_command())
+    report_run(common, result.run_id, dropped=result.dropped)
+
+
+@cli.command("train")
+@click.option("--mix", "mix_run", metavar="RUN", required=True, help="The run of `morfi mix`.")
+@click.option("--epochs", help="Epochs whose checkpoints are kept (default: 1,2,5,10).")
+@click.option(
+    "--early-stop/--no-early-stop", default=None, help="Keep the epoch with the best dev accuracy (default)."
+)
+@click.option("--seeds", type=int, help="Replicate trainings of each mixture (default: 1).")
+@click.option("--rank", type=int, help="LoRA's rank (default: the model preset's).")
+@click.option("--alpha", type=float, help="LoRA's alpha; B A is scaled by alpha / rank.")
+@click.option("--targets", help='Modules that get LoRA, such as q_proj,v_proj (default: "all-linear").')
+@click.option("--lr", type=float, help="Learning rate.")
+@click.option("--schedule", help="constant (default), linear or cosine.")
+@click.option("--warmup", type=int, help="Steps of linear rise.")
+@click.option("--weight-decay", type=float, help="AdamW's (default: 0).")
+@click.option("--batch", type=int, help="Examples a step.")
+@click.option("--micro-batch", type=int, help="Examples in memory at once.")
+@click.option(
+    "--gradient-checkpointing/--no-gradient-checkpointing", default=None, help="Compute activations twice."
+)
+@click.option(
+    "--dtype", help="bfloat16 or float32, of the frozen base (default: the fastest for this machine)."
+)
+@click.option("--dev-limit", type=int, help="Known dev questions asked after every epoch (default: 200).")
+@click.option("--match", help="How dev answers are compared: squad (default), strict or contains.")
+@click.option("--max-tokens", type=int, help="Longest dev answer (default: 16).")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("checkpoints"),
+    show_default=True,
+    help="Folder of the checkpoints; each run makes one in it.",
+)
+@new_option
+@common_options
+def train_command(common: Common, mix_run: str, out: Path, new: bool, **given: Any) -> None:
+    """Fine-tunes LoRA adapters on every mixture and keeps checkpoints at the chosen epochs."""
+    from morfi.terminal import TerminalProgress
+    from morfi.training_run import run_train
+
+    given["epochs"] = _numbers("epochs", given["epochs"])
+    given["targets"] = _names("targets", given["targets"])
+    with TerminalProgress("examples") as progress:
+        run_id = run_train(given, mix_run, common.store, out, progress, new=new, command=_command())
+    report_run(common, run_id)
+
+
+@cli.command("sweep")
+@click.option("--ckpts", metavar="RUN", required=True, help="The run of `morfi train`.")
+@click.option("--split", help="train, dev or test (default: test).")
+@click.option(
+    "--limit", type=int, help="At most this many questions of the split, and of Unknown training ones."
+)
+@click.option("--match", help="How answers are compared: squad (default), strict or contains.")
+@click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
+@click.option("--seed", type=int, help="Chooses the questions (default: 0).")
+@click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
+@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
+@click.option("--batch", type=int, help="Questions stored together (default: 512, or 8192 on a GPU).")
+@click.option(
+    "--figure",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The picture, written as PNG and SVG (default: RUN.png and RUN.svg beside the database).",
+)
+@new_option
+@common_options
+def sweep_command(common: Common, new: bool, figure: Path | None, **given: Any) -> None:
+    """Asks every checkpoint of a training the same questions through one live engine."""
+    from morfi.report.figure import sweep_figure
+    from morfi.serve.engine import engine_overrides, start_engine
+    from morfi.sweep import run_sweep
+    from morfi.sweep_plan import configure_sweep
+    from morfi.terminal import TerminalProgress
+
+    given["engine"] = engine_overrides(given["engine"], verbose=common.verbose) or None
+    with TerminalProgress() as progress:
+        result = run_sweep(
+            configure_sweep(given),
+            common.store,
+            functools.partial(start_engine, verbose=common.verbose),
+            progress,
+            new=new,
+            command=_command(),
+        )
+    run = common.store.run(result.run_id)
+    rows = common.store.sweep_accuracies(run.run_id)
+    pictures = sweep_figure(rows, f"{run.base} on {run.data}", figure or common.db.parent / run.run_id)
+    report_run(common, run.run_id, pictures=pictures)
+    if result.failures:
+        raise MorfiError(f"checkpoints that failed: {'; '.join(result.failures)}")
 
 
 @cli.command("runs")
@@ -137,7 +310,7 @@ def eval_command(common: Common, resume: str | None, **given: Any) -> None:
 @common_options
 def runs_command(common: Common, limit: int) -> None:
     """Lists the runs, newest first."""
-    from morfi.report import runs_table
+    from morfi.report.listing import runs_table
 
     runs = common.store.runs(limit)
     common.answer({"runs": [asdict(run) for run in runs]}, runs_table(runs))
@@ -148,13 +321,15 @@ def runs_command(common: Common, limit: int) -> None:
 @common_options
 def show_command(common: Common, run: str) -> None:
     """Shows one run: its accuracies and what made it. RUN is an id, the start of one, or "last"."""
-    from morfi.report import details_object, run_details, run_object, run_report, run_table
+    from morfi.report.evaluation import details_object, run_details
+    from morfi.report.runs import report_of
 
-    report = run_report(common.store, run)
-    attempts = common.store.attempts(report.run.run_id)
+    record = common.store.run(run)
+    report = report_of(common.store, record.run_id)
+    attempts = common.store.attempts(record.run_id)
     common.answer(
-        run_object(report) | details_object(report.run, attempts),
-        f"{run_table(report, common.db)}\n\n{run_details(report.run, attempts)}",
+        {**report.object, **details_object(record, attempts)},
+        f"{report.text}\n\n{run_details(record, attempts)}",
     )
 
 
@@ -165,7 +340,7 @@ def show_command(common: Common, run: str) -> None:
 def compare_command(common: Common, run_a: str, run_b: str) -> None:
     """Compares two runs on the questions both answered: who flipped, and is the difference real?"""
     from morfi.compare import compare
-    from morfi.report import comparison_table
+    from morfi.report.comparison import comparison_table
 
     comparison = compare(common.store, run_a, run_b)
     common.answer(asdict(comparison), comparison_table(comparison))
@@ -176,7 +351,7 @@ def compare_command(common: Common, run_a: str, run_b: str) -> None:
 @common_options
 def sql_command(common: Common, statement: str) -> None:
     """Runs one reading SQL statement, such as "SELECT * FROM accuracy"."""
-    from morfi.report import arrow_object, arrow_table
+    from morfi.report.listing import arrow_object, arrow_table
 
     rows = common.store.query(statement)
     common.answer(arrow_object(rows), arrow_table(rows))
@@ -216,7 +391,7 @@ def cache_group() -> None:
 def cache_ls_command(common: Common) -> None:
     """Lists the cached checkpoints."""
     from morfi.cache import Cache
-    from morfi.report import cache_table
+    from morfi.report.listing import cache_table
 
     cache = Cache()
     entries = cache.entries()
@@ -236,14 +411,28 @@ def cache_rm_command(common: Common, key: str) -> None:
     common.answer({"removed": asdict(entry)}, f"removed {entry.key} ({entry.name})")
 
 
-def _names(listed: str | None) -> tuple[str, ...] | None:
+def _names(option: str, listed: str | None) -> tuple[str, ...] | None:
     """The parts of a comma-separated option, None where it is not given."""
     if listed is None:
         return None
     names = tuple(part.strip() for part in listed.split(","))
     if "" in names:
-        raise InputError(f'--relations is "{listed}"; expected names between commas, such as P17,P36')
+        raise InputError(f'--{option} is "{listed}"; expected names between commas')
     return names
+
+
+def _numbers(option: str, listed: str | None) -> tuple[int, ...] | None:
+    """The whole numbers of a comma-separated option, None where it is not given."""
+    names = _names(option, listed)
+    try:
+        return None if names is None else tuple(int(name) for name in names)
+    except ValueError as error:
+        raise InputError(f'--{option} is "{listed}"; expected whole numbers between commas') from error
+
+
+def _command() -> str:
+    """The command line, for the record of the attempt."""
+    return shlex.join(["morfi", *sys.argv[1:]])
 
 
 def main() -> NoReturn:

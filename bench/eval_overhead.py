@@ -18,7 +18,7 @@ from typing import Any
 from morfi.device import device_name
 from morfi.eval_config import EvalConfig
 from morfi.evaluation import evaluate, new_run, prepare
-from morfi.report import run_report
+from morfi.report.evaluation import run_report
 from morfi.store import Store
 from morfi.terminal import TerminalProgress
 from morfi.types import Completion, Sampling

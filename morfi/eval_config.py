@@ -33,20 +33,35 @@ class EvalConfig:
     batch: int = 512  # questions answered and stored together; the prefix cache starts empty for each batch
 
     def __post_init__(self) -> None:
-        if self.match not in MATCH_MODES:
-            hint = nearest(self.match, MATCH_MODES)
-            raise InputError(f'--match is "{self.match}"; expected one of {", ".join(MATCH_MODES)}.{hint}')
-        for name, value, least in (
-            ("limit", self.limit, 1),
-            ("shots", self.shots, 0),
-            ("max-tokens", self.max_tokens, 1),
-            ("seed", self.seed, 0),
-            ("batch", self.batch, 1),
-        ):
-            if value is not None and value < least:
-                raise InputError(f"--{name} is {value}; expected at least {least}")
-        if self.seed > MAX_SEED:
-            raise InputError(f"--seed is {self.seed}; expected at most {MAX_SEED}")
+        check_match(self.match)
+        check_numbers(
+            {
+                "limit": (self.limit, 1),
+                "shots": (self.shots, 0),
+                "max-tokens": (self.max_tokens, 1),
+                "seed": (self.seed, 0),
+                "batch": (self.batch, 1),
+            }
+        )
+
+
+def check_match(match: str) -> None:
+    """Raises InputError for a way of comparing answers that there is not."""
+    if match not in MATCH_MODES:
+        hint = nearest(match, MATCH_MODES)
+        raise InputError(f'--match is "{match}"; expected one of {", ".join(MATCH_MODES)}.{hint}')
+
+
+def check_numbers(options: Mapping[str, tuple[int | None, int]]) -> None:
+    """Raises InputError for an option under its least value: name to (value or None, least).
+
+    A seed has a greatest value as well.
+    """
+    for name, (value, least) in options.items():
+        if value is not None and value < least:
+            raise InputError(f"--{name} is {value}; expected at least {least}")
+        if name == "seed" and value is not None and value > MAX_SEED:
+            raise InputError(f"--seed is {value}; expected at most {MAX_SEED}")
 
 
 def from_stored(stored: Mapping[str, Any]) -> EvalConfig:

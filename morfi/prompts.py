@@ -18,11 +18,12 @@ ASKED = "Q: {question}\nA:"
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question as the model sees it."""
+    """A question as the model sees it; its first answer is stored as sample number `sample`."""
 
     question: Question
     text: str
     token_ids: tuple[int, ...]
+    sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +35,24 @@ class Shots:
 
 
 def choose_shots(
-    data: QuestionSet, scored: Sequence[Question], split: str, *, shots: int, seed: int
+    data: QuestionSet,
+    scored: Sequence[Question],
+    split: str,
+    *,
+    shots: int,
+    seed: int | str,
+    sources: Sequence[str] = ("train", "dev"),
 ) -> Shots:
     """`shots` exemplars for every relation of `scored`, drawn by the seed and the same for all its questions.
 
-    They come from train (from dev when train itself is scored), and none is about a subject of the scored
+    They come from the first of `sources` that is not the scored split, and none is about a subject of that
     split. A source without splits gives them from its own questions; those, and any question about the same
     subjects, are then not scored. Raises InputError for a relation that has too few.
     """
     relations = sorted({question.relation for question in scored})
     if shots == 0:
         return Shots(dict.fromkeys(relations, ()), tuple(scored))
-    source = _exemplar_split(data, split)
+    source = _exemplar_split(data, split, sources)
     # The whole split's subjects, not only those of `scored`, lest --limit decide who is an exemplar.
     barred = {question.subject for question in data.splits[split]} if source != split else set()
     pool: dict[str, list[Question]] = {relation: [] for relation in relations}
@@ -76,10 +83,10 @@ def _too_few(found: str, relation: str, data: QuestionSet, shots: int) -> InputE
     )
 
 
-def _exemplar_split(data: QuestionSet, split: str) -> str:
+def _exemplar_split(data: QuestionSet, split: str, sources: Sequence[str]) -> str:
     if split == UNSPLIT:
         return UNSPLIT
-    for candidate in ("train", "dev"):
+    for candidate in sources:
         if candidate != split and candidate in data.splits:
             return candidate
     raise InputError(

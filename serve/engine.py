@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from morfi.checkpoints import Checkpoint
 
+_LOAD_AGAIN = "it answers nothing until a checkpoint is loaded whole"
+
 
 class Engine:
     """A vLLM engine over one checkpoint; a `morfi.types.Generator` and a context manager."""
@@ -35,10 +37,12 @@ class Engine:
         seed: int = 0,
         overrides: Mapping[str, Any] | None = None,
         verbose: bool = False,
+        sha256: str | None = None,
     ) -> None:
         """Loads the checkpoint in `model_dir`, for requests of up to `context` tokens; takes seconds.
 
-        Raises InputError for an unknown engine setting and MorfiError where vLLM cannot start.
+        `sha256` is the checkpoint's; without it the engine cannot load another one. Raises InputError for an
+        unknown engine setting and MorfiError where vLLM cannot start.
         """
         gpu = is_gpu()
         engine_settings.prepare_process(gpu=gpu, verbose=verbose)
@@ -63,6 +67,9 @@ class Engine:
                 raise MorfiError(
                     f"vLLM could not start on {model_dir}: {reason} (-v shows vLLM's log)"
                 ) from error
+        self._model_dir, self._dtype, self._started_on = model_dir, dtype, sha256
+        self._served: str | None = sha256
+        self._answers = True
         self._tokenizer = self._llm.get_tokenizer()
         self._newline_ids = _newline_token_ids(self._tokenizer)
         self._request_number = itertools.count()
@@ -73,6 +80,11 @@ class Engine:
         return {key: value for key, value in self._settings.items() if key != "model"}
 
     @property
+    def checkpoint_sha256(self) -> str | None:
+        """The sha256 of the checkpoint that is served; None if it is not known, or after a failed load."""
+        return self._served if self._answers else None
+
+    @property
     def device(self) -> str:
         """The device's name and size."""
         return device_name()
@@ -80,30 +92,62 @@ class Engine:
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
+        sampling: Sampling | Sequence[Sampling],
         on_finished: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        """`sampling.n` completions for each prompt (token ids), in the order of `prompts`."""
+        """The completions of each prompt (token ids), in the order of `prompts`, `n` as its sampling says.
+
+        Raises MorfiError after a `load_checkpoint` that failed, until one succeeds.
+        """
+        if not self._answers:
+            raise MorfiError(f"the engine holds no whole checkpoint after a failed load; {_LOAD_AGAIN}")
         core = self._llm.llm_engine
-        params = self._params(sampling)
+        params = self._params_of(prompts, sampling)
         place: dict[str, int] = {}
         outputs: list[Any] = [None] * len(prompts)
         try:
             for index, prompt in enumerate(prompts):
                 request_id = f"morfi-{next(self._request_number)}"
                 place[request_id] = index
-                core.add_request(request_id, {"prompt_token_ids": list(prompt)}, params)
+                core.add_request(request_id, {"prompt_token_ids": list(prompt)}, params[index])
             while core.has_unfinished_requests():
                 ended = [output for output in core.step() if output.finished]
                 for output in ended:
                     outputs[place.pop(output.request_id)] = output
                 if ended and on_finished is not None:
-                    on_finished(len(ended))
+                    on_finished(sum(len(output.outputs) for output in ended))
         finally:
             # Reached with requests in flight only on an error or Ctrl-C: leave nothing running behind.
             if place:
                 core.abort_request(list(place))
         return self._completions(outputs)
+
+    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Serves `checkpoint` from now on: an adapter of the model the engine was started on, or that model.
+
+        An adapter comes from `morfi.checkpoints.resolve_unmerged`. Raises InputError for a checkpoint that
+        cannot be loaded here; what was served before is served still. Raises MorfiError where it fails after
+        that: weights may have changed, and the engine refuses to generate until a load succeeds.
+        """
+        self._check_belongs(checkpoint)
+        core = self._llm.llm_engine
+        if core.has_unfinished_requests():
+            raise MorfiError(f"{checkpoint.name} cannot be loaded while requests are running; let them end")
+        adapter_dir = "" if checkpoint.adapter_dir is None else str(checkpoint.adapter_dir)
+        source = (str(self._model_dir), self._started_on, self._dtype)
+        adapter = (adapter_dir, checkpoint.adapter_sha256 or "")
+        if refusal := _first(core.collective_rpc("morfi_prepare_weights", args=(*source, *adapter))):
+            raise InputError(refusal)
+        self._answers = False
+        try:
+            reason = _first(core.collective_rpc("morfi_swap_weights"))
+            core.set_weight_version(checkpoint.sha256)
+            self.reset_prefix_cache()
+        except Exception as error:
+            raise MorfiError(f"{checkpoint.name} could not be loaded ({error}); {_LOAD_AGAIN}") from error
+        if reason is not None:
+            raise MorfiError(f"{reason}; {_LOAD_AGAIN}")
+        self._served, self._answers = checkpoint.sha256, True
 
     def reset_prefix_cache(self) -> None:
         """Forgets every cached prefix, so that what follows does not depend on what came before."""
@@ -123,6 +167,33 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_belongs(self, checkpoint: Checkpoint) -> None:
+        if self._started_on is None:
+            raise InputError(f"{checkpoint.name}: this engine was not started on a checkpoint that is known")
+        if (checkpoint.sha256, checkpoint.base_sha256)[
+            checkpoint.adapter_dir is not None
+        ] != self._started_on:
+            raise InputError(
+                f"{checkpoint.name} (base {checkpoint.base}, sha256 {checkpoint.base_sha256[:12]}) does not "
+                f"belong to the model this engine was started on, {self._model_dir} (sha256 "
+                f"{self._started_on[:12]}); expected that model or an unmerged adapter of it"
+            )
+        if checkpoint.dtype != self._dtype:
+            raise InputError(
+                f"{checkpoint.name} is to be served in {checkpoint.dtype}, but the engine runs in "
+                f"{self._dtype}; resolve it with the base as the engine was started on it"
+            )
+
+    def _params_of(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]
+    ) -> list[SamplingParams]:
+        """vLLM's parameters for each prompt; equal samplings share one object."""
+        each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+        if len(each) != len(prompts):
+            raise ValueError(f"{len(each)} samplings were given for {len(prompts)} prompts")
+        made = {one: self._params(one) for one in set(each)}
+        return [made[one] for one in each]
 
     def _params(self, sampling: Sampling) -> SamplingParams:
         from vllm import SamplingParams
@@ -160,14 +231,23 @@ def start_engine(
     checkpoint: Checkpoint, *, context: int, seed: int, overrides: Mapping[str, Any], verbose: bool = False
 ) -> Engine:
     """The engine that serves `checkpoint`; the rest as for `Engine`."""
-    return Engine(
+    unmerged = checkpoint.adapter_dir is not None
+    engine = Engine(
         checkpoint.model_dir,
         dtype=checkpoint.dtype,
         context=context,
         seed=seed,
         overrides=overrides,
         verbose=verbose,
+        sha256=checkpoint.base_sha256 if unmerged else checkpoint.sha256,
     )
+    if unmerged:
+        try:
+            engine.load_checkpoint(checkpoint)
+        except BaseException:
+            engine.close()
+            raise
+    return engine
 
 
 def engine_overrides(pairs: Sequence[str], *, verbose: bool = False) -> dict[str, Any]:
@@ -181,6 +261,11 @@ def engine_overrides(pairs: Sequence[str], *, verbose: bool = False) -> dict[str
         with _quiet(verbose):
             _check_known(overrides)
     return overrides
+
+
+def _first(refusals: Sequence[str | None]) -> str | None:
+    """What the first worker that refuses says; None where all agree."""
+    return next((refusal for refusal in refusals if refusal is not None), None)
 
 
 def _check_known(overrides: Mapping[str, Any]) -> None:

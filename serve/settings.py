@@ -24,10 +24,12 @@ RESERVED = {
     "quantization": "evaluate the checkpoint as it is saved",
     "skip_tokenizer_init": "morfi needs the tokenizer",
     "enable_lora": "adapters are merged before they are served",
+    "worker_extension_cls": "morfi's own swaps the weights of a live engine",
 }
 
 CPU_BLOCK_SIZE = 32  # the smallest the CPU attention kernels take; vLLM's 128 never caches a 4-shot prefix
 CPU_KV_CACHE_BYTES = 1 << 30
+CPU_BATCHED_TOKENS = 4096  # tokens of one step; what a whole prompt leaves of it stays unused
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -70,6 +72,7 @@ def engine_arguments(
         "enable_prefix_caching": True,
         "max_model_len": context,
         "disable_log_stats": True,
+        "worker_extension_cls": "morfi.serve.swap.WeightSwapping",
     }
     if not gpu:
         arguments |= {
@@ -77,6 +80,10 @@ def engine_arguments(
             "enforce_eager": True,
             "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
             "distributed_executor_backend": "uni",
+            # A seeded sample after a prompt that was computed in parts needs an offset of the random
+            # generator, which torch has on GPUs only.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(context, CPU_BATCHED_TOKENS),
         }
     return arguments | dict(overrides)
 

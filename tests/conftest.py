@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from morfi.errors import InputError
+from morfi.store import Store
 from morfi.types import Completion, Question, Sampling
 
 if TYPE_CHECKING:
@@ -136,7 +138,8 @@ class FakeServing:
     """Starts engines that know some answers; one that is told to stops after so many batches.
 
     The engine reads the last question off the prompt, so its answer depends on nothing else, as a greedy
-    model's does. `batches` holds the questions of each batch that was answered.
+    model's does. The first sample is what `sampled` says, else the greedy answer; the others are wrong.
+    `batches` holds the questions of each batch that was answered, `samplings` how they were to be.
     """
 
     known: Mapping[str, str]
@@ -145,7 +148,11 @@ class FakeServing:
     n_lost: int = 0  # answers missing from each batch
     starts: list[dict[str, Any]] = field(default_factory=list)
     batches: list[list[str]] = field(default_factory=list)
+    samplings: list[list[Sampling]] = field(default_factory=list)
+    sampled: Mapping[str, str] = field(default_factory=dict)
     n_resets: int = 0
+    loaded: list[str] = field(default_factory=list)  # names of the checkpoints, in order
+    unloadable: frozenset[str] = frozenset()
     settings: Mapping[str, Any] = field(default_factory=lambda: {"block_size": 32})
     device: str = "fake"
 
@@ -157,24 +164,36 @@ class FakeServing:
     def reset_prefix_cache(self) -> None:
         self.n_resets += 1
 
+    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.name in self.unloadable:
+            raise InputError(f"{checkpoint.name} does not fit")
+        self.loaded.append(checkpoint.name)
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
+        sampling: Sampling | Sequence[Sampling],
         on_finished: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         if self.stop_after is not None and len(self.batches) >= self.stop_after:
             raise self.error
+        wanted = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         asked = [_last_question(prompt) for prompt in prompts]
         self.batches.append(asked)
+        self.samplings.append(list(wanted))
         if on_finished is not None:
-            on_finished(len(prompts))
-        answers = [self.known.get(question, "no idea") for question in asked]
+            on_finished(sum(each.n for each in wanted))
         completions = [
-            [Completion(f" {answer} ", tuple(answer.encode())[: sampling.max_tokens], "stop", 5)]
-            for answer in answers
+            [self._complete(question, each, number) for number in range(each.n)]
+            for question, each in zip(asked, wanted, strict=True)
         ]
         return completions[: len(completions) - self.n_lost]
+
+    def _complete(self, question: str, sampling: Sampling, number: int) -> Completion:
+        answer = self.known.get(question, "no idea")
+        if sampling.temperature > 0:
+            answer = self.sampled.get(question, answer) if number == 0 else "no idea"
+        return Completion(f" {answer} ", tuple(answer.encode())[: sampling.max_tokens], "stop", 5)
 
 
 def _last_question(token_ids: Sequence[int]) -> str:
@@ -186,3 +205,77 @@ def _last_question(token_ids: Sequence[int]) -> str:
 def serving() -> FakeServing:
     """An engine that knows every second of the test questions."""
     return FakeServing({q.text: q.answers[0] for q in _questions()["test"][::2]})
+
+
+class Log:
+    """A `Progress` that remembers."""
+
+    def __init__(self) -> None:
+        self.phases: list[str] = []
+        self.starts: list[tuple[int, int]] = []
+        self.n_advanced = 0
+
+    def phase(self, text: str) -> None:
+        self.phases.append(text)
+
+    def start(self, n_total: int, n_done: int) -> None:
+        self.starts.append((n_total, n_done))
+
+    def advance(self, n: int) -> None:
+        self.n_advanced += n
+
+
+@pytest.fixture
+def log() -> Log:
+    """A progress that remembers its phases, starts and units."""
+    return Log()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A store with a split run and a mix run of the tiny model, which knows half of the questions."""
+
+    store: Store
+    serving: FakeServing
+    split_run: str
+    mix_run: str
+
+
+@pytest.fixture
+def experiment(isolated_cache: Path, tmp_path: Path, tiny_model: Path, data_file: Path) -> Experiment:
+    """Mixtures D_0, D_50 and D_100 of four questions each; dev has 10 questions, test 20."""
+    return make_experiment(tmp_path, tiny_model, data_file)
+
+
+def make_experiment(folder: Path, model: Path, data: Path) -> Experiment:
+    """The experiment, with its database in `folder`."""
+    from morfi.knowledge import SplitConfig, run_split
+    from morfi.mixing import MixConfig, run_mix
+
+    store = Store(folder / "experiment.duckdb")
+    # Two of every four, for the relations take turns.
+    known = [q for asked in _questions().values() for i, q in enumerate(asked) if i % 4 < 2]
+    serving = FakeServing({question.text: question.answers[0] for question in known})
+    config = SplitConfig(str(model), data=str(data), n_ex=1, shots=2, samples=0, batch=16)
+    split_run = run_split(config, store, serving, Log(), new=False, command="morfi split")
+    mixed = MixConfig(split_run, levels=(0, 50, 100), size=4)
+    mix_run = run_mix(mixed, store, new=False, command="morfi mix").run_id
+    return Experiment(store, serving, split_run, mix_run)
+
+
+@pytest.fixture(scope="session")
+def trained_once(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, data_file: Path
+) -> tuple[Experiment, str]:
+    """The experiment with a train run of one epoch, and that run's id; only to be read."""
+    from morfi.training_run import run_train
+
+    folder = tmp_path_factory.mktemp("trained")
+    given = {"epochs": (1,), "rank": 2, "alpha": 4.0, "lr": 1e-2, "batch": 2, "micro_batch": 2}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MORFI_CACHE", str(folder / "cache"))
+        made = make_experiment(folder, tiny_model, data_file)
+        run_id = run_train(
+            given, made.mix_run, made.store, folder / "out", Log(), new=False, command="morfi train"
+        )
+    return made, run_id

@@ -9,15 +9,16 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import morfi.evaluation
 import morfi.serve.engine
+from morfi.answering import Answering, Task
 from morfi.checkpoints import Checkpoint
 from morfi.cli import main
 from morfi.eval_config import EvalConfig
-from morfi.evaluation import Task
 from morfi.prompts import Prompt
 from morfi.questions import QuestionSet
 from morfi.types import Completion, Question
@@ -51,7 +52,20 @@ def prepare(config: EvalConfig, progress: Any) -> Task:
     prompts = tuple(Prompt(question, f"Q: {question.text}\nA:", (i,)) for i, question in enumerate(QUESTIONS))
     checkpoint = Checkpoint("slow", Path("slow"), "c" * 64, "slow", "c" * 64, None, "float32")
     data = QuestionSet("facts", "d" * 64, {"all": QUESTIONS})
-    return Task(config, checkpoint, data, prompts, context=64, bos=False, fingerprint=f"{config.batch}")
+    return Task(
+        kind="eval",
+        config=asdict(config),
+        answering=Answering(config.max_tokens, config.match, config.batch, config.seed, config.engine),
+        checkpoint=checkpoint,
+        data=data,
+        split_of={question.id: "all" for question in QUESTIONS},
+        prompts=prompts,
+        prompt_form="Q",
+        context=64,
+        bos=False,
+        fingerprint=f"{config.batch}",
+        again="morfi eval --resume {run_id} --db {db}",
+    )
 
 
 morfi.serve.engine.start_engine = start  # type: ignore[assignment]

@@ -45,7 +45,7 @@ def add_run(
         seed=0,
         n_planned=len(verdicts),
     )
-    store.begin_run(run, QUESTIONS)
+    store.begin_run(run, {"test": QUESTIONS})
     store.write_completions(
         [
             CompletionRow(

@@ -228,7 +228,7 @@ def test_a_batch_with_too_few_completions_scores_nothing(
     config: EvalConfig, store: Store, serving: Any, n_lost: int
 ) -> None:
     serving.n_lost = n_lost
-    with pytest.raises(MorfiError, match=f"{3 - n_lost} answers to 3 prompts"):
+    with pytest.raises(MorfiError, match=f"{3 - n_lost} answers where 3"):
         run(config, store, serving)
     assert (store.runs(1)[0].status, store.runs(1)[0].n_done) == ("failed", 0)
 

@@ -63,7 +63,7 @@ def write_run(store: Store, run_id: str, texts: list[str]) -> None:
         seed=0,
         n_planned=len(texts),
     )
-    store.begin_run(run, questions)
+    store.begin_run(run, {"test": questions})
     store.write_completions(
         [
             CompletionRow(run_id, f"q{i}", 0, text, text, text, "stop", i % 2 == 0, 9, 8, 2, 1)

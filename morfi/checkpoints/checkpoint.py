@@ -24,6 +24,7 @@ from morfi.checkpoints.model_files import (
     refuse_custom_code,
 )
 from morfi.checkpoints.presets import PRESETS
+from morfi.checkpoints.vocabulary import check_same_tokenizer
 from morfi.checkpoints.weights import write_weights
 from morfi.device import serving_dtype
 from morfi.errors import InputError, nearest
@@ -49,6 +50,9 @@ class Checkpoint:
     `sha256` stands for all that decides its answers but the serving dtype of a model that is not merged:
     weights, configuration and tokenizer (`ModelFiles.sha256`); for a merged one it is the hash of base,
     adapter, dtype and merge format, which is also its key in the cache.
+
+    One with an `adapter_dir` is not merged yet: `model_dir` is its base's, and only an engine that serves the
+    base makes it out of the two (`morfi.serve.engine.Engine.load_checkpoint`).
     """
 
     name: str
@@ -58,6 +62,7 @@ class Checkpoint:
     base_sha256: str
     adapter_sha256: str | None
     dtype: str
+    adapter_dir: Path | None = None
 
 
 def resolve(
@@ -94,6 +99,48 @@ def resolve(
     return Checkpoint(name, directory, sha256, name, sha256, None, dtype or serving_dtype(model.dtype))
 
 
+def resolve_unmerged(
+    ckpt: str, *, base: Checkpoint, cache: Cache | None = None, progress: Progress | None = None
+) -> Checkpoint:
+    """The checkpoint that the LoRA adapter `ckpt` makes of `base`, not merged: nothing is written.
+
+    Its `sha256` is that which `resolve` gives to the merged one in the same dtype. Raises InputError where
+    `resolve` would, for an adapter that names another base which is here to compare, and for one whose
+    tokenizer is not the base's. Whether the tensors fit the base's is seen when an engine loads them.
+    """
+    assert base.adapter_dir is None
+    cache = cache or Cache()
+    directory = _locate(ckpt, cache, progress)
+    if not (directory / CONFIG).is_file():
+        raise InputError(f"{ckpt} is no adapter (it has no {CONFIG}); expected a LoRA adapter's folder")
+    adapter = load_adapter(directory)
+    refuse_custom_code(directory)
+    named = adapter.base
+    if named is not None and (named in PRESETS or Path(named).expanduser().is_dir()):
+        found = open_model(_locate(named, cache, progress)).sha256(cache, progress)
+        if found != base.sha256:
+            raise InputError(
+                f"{ckpt} was trained on {named}, which is not the model {base.name} that is served; "
+                "give the adapter's own base"
+            )
+    check_same_tokenizer(directory, base.model_dir)
+    adapter_sha256 = adapter.sha256(cache, progress)
+    return Checkpoint(
+        name=_name(ckpt),
+        model_dir=base.model_dir,
+        sha256=_merged_sha256(base_sha256=base.sha256, adapter_sha256=adapter_sha256, dtype=base.dtype),
+        base=base.name,
+        base_sha256=base.sha256,
+        adapter_sha256=adapter_sha256,
+        dtype=base.dtype,
+        adapter_dir=directory,
+    )
+
+
+def _merged_sha256(**sources: str) -> str:
+    return canonical_sha256({"kind": "merged", "format": _MERGE_FORMAT, **sources})
+
+
 def _resolve_adapter(
     name: str,
     adapter: Adapter,
@@ -114,7 +161,7 @@ def _resolve_adapter(
     dtype = dtype or serving_dtype(model.dtype)
     base_sha256, adapter_sha256 = model.sha256(cache, progress), adapter.sha256(cache, progress)
     sources = {"base_sha256": base_sha256, "adapter_sha256": adapter_sha256, "dtype": dtype}
-    key = canonical_sha256({"kind": "merged", "format": _MERGE_FORMAT, **sources})
+    key = _merged_sha256(**sources)
     manifest = Manifest(
         "merged", f"{name} on {_name(base)}", {**sources, "base": base, "adapter": str(adapter.path)}
     )

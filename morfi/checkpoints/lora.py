@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints.adapters import Adapter, Lora, TokenRows
 from morfi.checkpoints.model_files import OUTPUT_HEAD
+from morfi.checkpoints.weights import is_finite
 from morfi.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,20 +73,20 @@ def edited(tensor: torch.Tensor, edit: Edit, adapter: Adapter) -> torch.Tensor:
     import torch
 
     stored = adapter.weights.tensor
-    weight = (stored(edit.replacement) if edit.replacement else tensor).float()
+    weight = stored(edit.replacement) if edit.replacement else tensor
     if edit.rows is not None:
-        weight = weight.index_copy(0, torch.tensor(edit.rows.indices), stored(edit.rows.name).float())
+        weight = weight.float().index_copy(0, torch.tensor(edit.rows.indices), stored(edit.rows.name).float())
     if edit.bias_of is not None:
-        weight = weight + stored(edit.bias_of.parts["bias"]).float() * edit.bias_of.scaling
+        weight = weight.float() + stored(edit.bias_of.parts["bias"]).float() * edit.bias_of.scaling
     if edit.lora is None:
-        return weight
+        return weight.float()
     a, b = (stored(name).float() for name in matrices(edit.lora))
-    oriented = weight.T if edit.flipped else weight  # [d_out, d_in]
-    result = oriented + (b @ a) * edit.lora.scaling
+    # In place: a merge is bound by memory, and a sum rounds the same from either side.
+    result = (b @ a).mul_(edit.lora.scaling).add_(weight.T if edit.flipped else weight)  # [d_out, d_in]
     if "magnitude" in edit.lora.parts:
         # DoRA (arXiv 2402.09353, equation 5): each output's direction keeps, its length is learned.
         magnitude = stored(edit.lora.parts["magnitude"]).float()
-        result = result * (magnitude / torch.linalg.norm(result, dim=1))[:, None]
+        result.mul_((magnitude / torch.linalg.norm(result, dim=1))[:, None])
     return result.T if edit.flipped else result
 
 
@@ -100,7 +101,7 @@ def _merged(name: str, tensor: torch.Tensor, merge: Merge) -> torch.Tensor:
         return tensor
     edit = merge.edits.get(name)
     result = (tensor if edit is None else edited(tensor, edit, merge.adapter)).to(getattr(torch, merge.dtype))
-    if not bool(torch.isfinite(result).all()):
+    if not is_finite(result):
         raise InputError(
             f"{merge.adapter.path}: the merged tensor {name} holds NaN or infinity in {merge.dtype}; "
             "give --dtype float32, and if that fails too the adapter is damaged"

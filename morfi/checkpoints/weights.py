@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,13 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The tensors of one or several safetensors files, by name, in the order of the files."""
+    """The tensors of one or several safetensors files, by name, in the order of the files.
+
+    `held` has those that were read into memory (`in_memory`); the others are read when asked for.
+    """
 
     tensors: Mapping[str, TensorEntry]
+    held: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each name with its tensor, one shard open at a time, one tensor in memory at a time."""
@@ -50,9 +54,16 @@ class Weights:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor called `name`, read from its file."""
+        if name in self.held:
+            return self.held[name]
         with _opened(self.tensors[name].shard) as file:
             loaded: torch.Tensor = file.get_tensor(name)
             return loaded
+
+    def in_memory(self) -> Weights:
+        """The same tensors, all of them read now: what happens to the files later changes nothing."""
+        # A copy: what the library gives may be a view of the file.
+        return Weights(self.tensors, {name: tensor.clone() for name, tensor in self})
 
     def shards(self) -> dict[Path, list[str]]:
         """The names of the tensors in each file."""
@@ -66,7 +77,7 @@ class Weights:
 
         sha256 over one line `name dtype shape sha256-of-bytes` for each tensor, sorted by name: the same for
         the same tensors, however they are spread over files and wherever those lie. With a `cache`, a file
-        is read once and its digests are remembered until it changes.
+        is read once and its digests are remembered until it changes. Held tensors are hashed as they are.
         """
         digests: dict[str, str] = {}
         for shard, names in self.shards().items():
@@ -74,9 +85,12 @@ class Weights:
             def scan(shard: Path = shard, names: list[str] = names) -> dict[str, str]:
                 if progress is not None:
                     progress(f"checking {shard.name}")
-                return _scan(shard, names)
+                if self.held:
+                    return _digests(shard, names, self.held.__getitem__)
+                with _opened(shard) as file:
+                    return _digests(shard, names, file.get_tensor)
 
-            digests.update(cache.remember(shard, "tensors", scan) if cache is not None else scan())
+            digests.update(scan() if cache is None or self.held else cache.remember(shard, "tensors", scan))
         lines = [
             f"{name} {entry.dtype} {list(entry.shape)} {digests[name]}\n"
             for name, entry in sorted(self.tensors.items())
@@ -150,6 +164,14 @@ def write_weights(
         weight_map.update(dict.fromkeys(names, final))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    import torch
+
+    # Either of them makes the sum one too, and a sum reads the tensor once; only it may overflow by itself.
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -239,11 +261,17 @@ def _no_weights(directory: Path) -> str:
     return f"{directory} holds no weights, expected {SINGLE} or {INDEX}; copy or download the model again"
 
 
-def _scan(shard: Path, names: list[str]) -> dict[str, str]:
+def _digests(shard: Path, names: list[str], read: Callable[[str], torch.Tensor]) -> dict[str, str]:
     """The sha256 of each tensor's bytes; raises InputError at the first that is not finite."""
-    with _opened(shard) as file, ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        digests = pool.map(lambda name: _digest(shard, name, file.get_tensor(name)), names)
-        return dict(zip(names, digests, strict=True))
+    n_threads = min(4, os.cpu_count() or 1)
+
+    # Each thread takes every so many names: a task for each tensor would cost more than hashing a small one.
+    def every(start: int) -> dict[str, str]:
+        return {name: _digest(shard, name, read(name)) for name in names[start::n_threads]}
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        parts = pool.map(every, range(n_threads))
+        return {name: digest for part in parts for name, digest in part.items()}
 
 
 def _digest(shard: Path, name: str, tensor: torch.Tensor) -> str:
@@ -256,7 +284,7 @@ def _digest(shard: Path, name: str, tensor: torch.Tensor) -> str:
         digest.update(part.view(torch.uint8).numpy().data)
         # The 8-bit floats have no isfinite of their own.
         values = part.float() if part.is_floating_point() and part.element_size() == 1 else part
-        if not bool(torch.isfinite(values).all()):
+        if not is_finite(values):
             raise InputError(
                 f"{shard}: the tensor {name} holds NaN or infinity; the file is damaged or training diverged"
             )

@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError, nearest
+from morfi.matching import normalise
 from morfi.types import Question
 
 SPLITS = ("train", "dev", "test")
@@ -74,6 +76,42 @@ def question_set(name: str, splits: Mapping[str, Sequence[Question]]) -> Questio
     return QuestionSet(name, digest, {split: tuple(rows) for split, rows in splits.items() if rows})
 
 
+def with_splits(data: QuestionSet) -> QuestionSet:
+    """`data` in train, dev and test, 60, 15 and 25 % of its subjects; the same where it has splits already.
+
+    A hash of the subject's `subject_key` decides: a subject stands in one split only, and neither the other
+    questions nor the file's name change where it goes. The name stays, the sha256 is that of the new content.
+    """
+    if set(data.splits) != {UNSPLIT}:
+        return data
+    splits: dict[str, list[Question]] = {split: [] for split in SPLITS}
+    for question in data.splits[UNSPLIT]:
+        splits[split_of(subject_key(question.subject), "questions/1")].append(question)
+    return question_set(data.name, splits)
+
+
+def split_of(key: str, salt: str) -> str:
+    """The split of what `key` names: train, dev or test for 60, 15 and 25 % of all keys, by their hash."""
+    digest = hashlib.sha256(f"{salt}/{key}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") % 100
+    return "train" if place < 60 else "dev" if place < 75 else "test"
+
+
+def subject_key(subject: str) -> str:
+    """What two spellings of a subject share: normalised, without diacritics.
+
+    A subject of which that leaves nothing ("The The", "!!!") is its own key, without the blanks around it.
+    """
+    return normalise(without_marks(subject)) or subject.strip()
+
+
+def without_marks(text: str) -> str:
+    """`text` without diacritics, in its compatibility form (NFKD)."""
+    if text.isascii():
+        return text
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+
+
 def select(
     questions: Iterable[Question], *, relations: Sequence[str] = (), limit: int | None = None, seed: int = 0
 ) -> tuple[Question, ...]:
@@ -94,13 +132,29 @@ def select(
             hint = nearest(relation, by_relation)
             raise InputError(f'no question has the relation "{relation}"; available: {available}.{hint}')
     wanted = sorted(set(relations) or by_relation)
-    shares = _equal_shares([len(by_relation[relation]) for relation in wanted], limit)
+    shares = equal_shares([len(by_relation[relation]) for relation in wanted], limit)
     chosen: list[Question] = []
     for relation, share in zip(wanted, shares, strict=True):
         rows = sorted(by_relation[relation], key=lambda question: question.id)
         random.Random(f"{seed}/{relation}").shuffle(rows)  # noqa: S311 - a reproducible draw, not a secret
         chosen += rows[:share]
     return tuple(chosen)
+
+
+def equal_shares(sizes: Sequence[int], limit: int | None) -> list[int]:
+    """How many to take of each size: `limit` together, evenly, what a small one lacks given to the others."""
+    if limit is None:
+        return list(sizes)
+    shares = [0] * len(sizes)
+    left = min(limit, sum(sizes))
+    while left:
+        open_ones = [index for index, size in enumerate(sizes) if shares[index] < size]
+        even = max(1, left // len(open_ones))
+        for index in open_ones[:left]:
+            taken = min(even, sizes[index] - shares[index])
+            shares[index] += taken
+            left -= taken
+    return shares
 
 
 def text_of(value: Any, what: str) -> str:
@@ -128,22 +182,6 @@ def shown(value: Any) -> str:
     """`value` as JSON in at most 60 characters, for a message."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _equal_shares(sizes: Sequence[int], limit: int | None) -> list[int]:
-    """How many to take of each size: `limit` together, evenly, what a small one lacks given to the others."""
-    if limit is None:
-        return list(sizes)
-    shares = [0] * len(sizes)
-    left = min(limit, sum(sizes))
-    while left:
-        open_ones = [index for index, size in enumerate(sizes) if shares[index] < size]
-        even = max(1, left // len(open_ones))
-        for index in open_ones[:left]:
-            taken = min(even, sizes[index] - shares[index])
-            shares[index] += taken
-            left -= taken
-    return shares
 
 
 def _read_jsonl(path: Path) -> dict[str, list[Question]]:

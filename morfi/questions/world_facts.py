@@ -7,9 +7,7 @@ one fact for an answer: all its accepted answers name the same thing, the first 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 from morfi.errors import InputError
 from morfi.matching import normalise
 from morfi.questions import world_names as names
-from morfi.questions.sets import SPLITS, QuestionSet, question_set
+from morfi.questions.sets import SPLITS, QuestionSet, question_set, split_of, without_marks
 from morfi.types import Question
 
 VERSION = 1
@@ -79,7 +77,7 @@ def build() -> QuestionSet:
     splits: dict[str, list[Question]] = {split: [] for split in SPLITS}
     for question in questions:
         key = _key(question.subject)
-        splits[_split(home.get(key, key))].append(question)
+        splits[split_of(home.get(key, key), f"world-facts/{VERSION}")].append(question)
     return question_set(NAME, splits)
 
 
@@ -213,7 +211,7 @@ def _unambiguous(
     keys: dict[str, str] = {}
     for city in cities:
         key = _key(city["name"])
-        keys[city["name"]] = keys[_without_marks(city["name"])] = key
+        keys[city["name"]] = keys[without_marks(city["name"])] = key
     largest: dict[str, dict[str, int]] = {key: {} for key in keys.values()}
     for city in cities:
         for name in {city["name"], *city["alternatenames"]} & keys.keys():
@@ -232,16 +230,4 @@ def _unambiguous(
 
 def _key(name: str) -> str:
     """What two spellings of a name share: normalised, without diacritics."""
-    return normalise(_without_marks(name))
-
-
-def _without_marks(text: str) -> str:
-    if text.isascii():
-        return text
-    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-
-
-def _split(key: str) -> str:
-    digest = hashlib.sha256(f"world-facts/{VERSION}/{key}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") % 100
-    return "train" if place < 60 else "dev" if place < 75 else "test"
+    return normalise(without_marks(name))

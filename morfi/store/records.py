@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from morfi.types import Question
+
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
@@ -75,6 +77,115 @@ class CompletionRow:
     cached_tokens: int
     output_tokens: int
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class KnowledgeRow:
+    """What a model knows of one question (arXiv 2405.05904): the shares of right answers and their category.
+
+    `p_greedy` is over the few-shot prompts, `p_sampled` over all samples of all prompts (0 where none were
+    drawn). `category` is "HighlyKnown", "MaybeKnown", "WeaklyKnown" or "Unknown".
+    """
+
+    question_id: str
+    split: str
+    relation: str
+    subject: str
+    question: str
+    answers: tuple[str, ...]
+    p_greedy: float
+    p_sampled: float
+    category: str
+
+    @property
+    def known(self) -> bool:
+        """Whether any answer was right."""
+        return self.category != "Unknown"
+
+    @property
+    def asked(self) -> Question:
+        """The question itself."""
+        return Question(self.question_id, self.relation, self.subject, self.question, self.answers)
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureRow:
+    """One training question of the mixture D_level; `position` is its place there, from 0."""
+
+    level: int  # percent Unknown
+    position: int
+    question_id: str
+    category: str
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRow:
+    """One epoch of one training: mean loss an answer token, and greedy answers right on dev questions."""
+
+    level: int
+    seed: int
+    epoch: int
+    loss: float
+    n_steps: int
+    n_dev: int  # 0 where dev accuracy was not measured
+    n_dev_correct: int
+    train_s: float
+    dev_s: float
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """A checkpoint M_level,epoch_setting in the folder `path`, identified by its adapter's sha256.
+
+    `epoch_setting` is the number of an epoch that was asked for, or "early-stop"; `epoch` is the real one.
+    """
+
+    level: int
+    seed: int
+    epoch_setting: str
+    epoch: int
+    path: str
+    adapter_sha256: str
+    manifest: Mapping[str, Any]
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRow:
+    """A checkpoint that a sweep has answered with: its rows are those of the run `eval_run_id`.
+
+    Position 0 is the base model, which has no level, seed or epoch.
+    """
+
+    position: int
+    level: int | None
+    seed: int | None
+    epoch_setting: str | None
+    epoch: int | None
+    ckpt_sha256: str
+    eval_run_id: str
+    load_s: float  # merging the adapter and swapping the engine's weights
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class SweepAccuracy:
+    """Accuracy of one checkpoint on one group of questions, over all seeds, with Wilson 95 % bounds.
+
+    `questions` is "test Known", "test Unknown" or "train Unknown" (those in the checkpoint's own mixture);
+    `level` and `epoch_setting` are None for the base model.
+    """
+
+    level: int | None
+    epoch_setting: str | None
+    questions: str
+    n_seeds: int
+    n: int
+    n_correct: int
+    accuracy: float
+    ci_low: float
+    ci_high: float
 
 
 @dataclass(frozen=True, slots=True)

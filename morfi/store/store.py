@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
 
 from morfi.errors import InputError, MorfiError, nearest
 from morfi.statistics import wilson_interval
@@ -15,16 +16,34 @@ from morfi.store.file import exists, prepare, reading, writing
 from morfi.store.records import (
     AttemptEnd,
     AttemptRecord,
+    CheckpointRow,
     CompletionRow,
+    EpochRow,
+    KnowledgeRow,
+    MixtureRow,
     RelationAccuracy,
     RunRecord,
     RunSummary,
+    SweepAccuracy,
+    SweepRow,
 )
 from morfi.store.rows import columns_of, insert_columns, read_records
 from morfi.types import Question
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Made = MixtureRow | EpochRow | CheckpointRow | SweepRow  # rows that a run adds beside its completions
+
+_TABLES: Mapping[type[Made], str] = MappingProxyType(
+    {
+        MixtureRow: "mixture",
+        EpochRow: "training_epoch",
+        CheckpointRow: "checkpoint",
+        SweepRow: "sweep_checkpoint",
+    }
+)
+MadeT = TypeVar("MadeT", bound=Made)
 
 _READS = ("SELECT", "EXPLAIN", "PRAGMA", "CALL", "MULTI")  # MULTI is how DuckDB sees PIVOT
 
@@ -44,16 +63,25 @@ class Store:
         """Makes the file, or migrates it; whatever is unfit about it shows before any work is done."""
         prepare(self.path, self._lock_timeout_s)
 
-    def begin_run(self, run: RunRecord, questions: Sequence[Question]) -> None:
-        """Adds the run and its questions; the same run again changes nothing. Makes or migrates the file."""
+    def begin_run(self, run: RunRecord, questions: Mapping[str, Sequence[Question]]) -> None:
+        """Adds the run and the questions it asks, by split; the same run again changes nothing.
+
+        Makes or migrates the file.
+        """
         self.prepare()
+        asked = [question for rows in questions.values() for question in rows]
         columns: dict[str, Sequence[object]] = {
-            "data_sha256": [run.data_sha256] * len(questions),
-            "question_id": [question.id for question in questions],
-            "relation": [question.relation for question in questions],
-            "subject": [question.subject for question in questions],
-            "question": [question.text for question in questions],
-            "answers": [question.answers for question in questions],
+            "data_sha256": [run.data_sha256] * len(asked),
+            "question_id": [question.id for question in asked],
+            "relation": [question.relation for question in asked],
+            "subject": [question.subject for question in asked],
+            "question": [question.text for question in asked],
+            "answers": [question.answers for question in asked],
+        }
+        splits: dict[str, Sequence[object]] = {
+            "run_id": [run.run_id] * len(asked),
+            "question_id": columns["question_id"],
+            "split": [split for split, rows in questions.items() for _ in rows],
         }
         with writing(self.path, self._lock_timeout_s) as connection:
             insert_columns(connection, "run", columns_of([run]))
@@ -62,8 +90,9 @@ class Store:
                 raise MorfiError(
                     f"run {run.run_id} is in {self.path} already, with other settings; use a new id"
                 )
-            if questions:
+            if asked:
                 insert_columns(connection, "question", columns)
+                insert_columns(connection, "asked", splits)
 
     def begin_attempt(self, run_id: str, attempt: AttemptRecord) -> int:
         """Adds an attempt at a run and returns its number, 1 for the first."""
@@ -78,6 +107,12 @@ class Store:
         if rows:
             with writing(self.path, self._lock_timeout_s) as connection:
                 insert_columns(connection, "completion", columns_of(rows))
+
+    def add(self, run_id: str, rows: Sequence[Made]) -> None:
+        """Adds rows, all of one kind, that the run has made; those whose keys are there are left out."""
+        if rows:
+            with writing(self.path, self._lock_timeout_s) as connection:
+                insert_columns(connection, _TABLES[type(rows[0])], columns_of(rows, run_id=run_id))
 
     def end_attempt(self, run_id: str, attempt: int, end: AttemptEnd) -> None:
         """Adds how the attempt ended; a second end of the same attempt changes nothing."""
@@ -99,6 +134,13 @@ class Store:
             known = [row[0] for row in connection.execute(newest_first).fetchall()]
             full_id = _resolve(self.path, run_id, known)
             return read_records(connection, RunRecord, "FROM run WHERE run_id = ?", [full_id])[0]
+
+    def run_of_kind(self, run_id: str, kind: str) -> RunRecord:
+        """The run that `run` finds; raises InputError for one of another command than `morfi {kind}`."""
+        found = self.run(run_id)
+        if found.kind != kind:
+            raise InputError(f"{found.run_id} is a run of `morfi {found.kind}`; give one of `morfi {kind}`")
+        return found
 
     def latest_run(self, fingerprint: str) -> RunRecord | None:
         """The newest run with this fingerprint; None where there is none, or no file yet."""
@@ -150,6 +192,40 @@ class Store:
         interval = wilson_interval(n_correct, n)
         whole = RelationAccuracy(None, n, n_correct, n_correct / n, interval.low, interval.high)
         return [*by_relation, whole]
+
+    def knowledge(self, run_id: str) -> list[KnowledgeRow]:
+        """What a split run found of each question that has all its answers; by split, relation and id."""
+        where = "FROM knowledge WHERE run_id = ? ORDER BY split, relation, question_id"
+        with reading(self.path, self._lock_timeout_s) as connection:
+            found = read_records(connection, KnowledgeRow, where, [run_id])
+        return [replace(row, answers=tuple(row.answers)) for row in found]
+
+    def mixtures(self, run_id: str) -> list[MixtureRow]:
+        """The rows of a mix run in order of level and position."""
+        return self._made(MixtureRow, "mixture", run_id, "level, position")
+
+    def epochs(self, run_id: str) -> list[EpochRow]:
+        """The epochs of a train run in order of level, seed and epoch."""
+        return self._made(EpochRow, "training_epoch", run_id, "level, seed, epoch")
+
+    def checkpoints(self, run_id: str) -> list[CheckpointRow]:
+        """The checkpoints of a train run in order of level, seed and epoch."""
+        return self._made(CheckpointRow, "checkpoint", run_id, "level, seed, epoch, epoch_setting")
+
+    def sweep(self, run_id: str) -> list[SweepRow]:
+        """The checkpoints that a sweep has answered with, in its order."""
+        return self._made(SweepRow, "sweep_checkpoint", run_id, "position")
+
+    def sweep_accuracies(self, run_id: str) -> list[SweepAccuracy]:
+        """Accuracy of the base model, then of each level and epoch setting, on each group of questions."""
+        where = "FROM sweep_accuracy WHERE run_id = ? ORDER BY questions, level NULLS FIRST, epoch_setting"
+        with reading(self.path, self._lock_timeout_s) as connection:
+            return read_records(connection, SweepAccuracy, where, [run_id])
+
+    def _made(self, record: type[MadeT], table: str, run_id: str, order: str) -> list[MadeT]:
+        where = f"FROM {table} WHERE run_id = ? ORDER BY {order}"
+        with reading(self.path, self._lock_timeout_s) as connection:
+            return read_records(connection, record, where, [run_id])
 
     def questions(self, run_id: str) -> list[Question]:
         """The questions that the run has answered, in order of relation and id."""

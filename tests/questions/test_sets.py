@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morfi.errors import InputError
-from morfi.questions import load_questions, question_set, select
+from morfi.questions import load_questions, question_set, select, subject_key, with_splits
 from morfi.types import Question
 
 
@@ -239,3 +239,47 @@ def test_limit_under_one_is_refused(limit: int) -> None:
 
 def test_splits_without_questions_are_left_out() -> None:
     assert set(question_set("x", {"train": questions({"P17": 1}), "dev": []}).splits) == {"train"}
+
+
+SUBJECTS = st.lists(st.text("aB\u0130\u00e5 .!\u0301", min_size=1, max_size=6), min_size=1, max_size=40)
+
+
+@given(SUBJECTS, st.randoms(use_true_random=False))
+def test_splitting_keeps_every_question_and_puts_a_subject_in_one_split_wherever_it_stands(
+    subjects: list[str], order: random.Random
+) -> None:
+    rows = [Question(f"q{i}", f"P{i % 3}", subject, "?", ("x",)) for i, subject in enumerate(subjects)]
+    found = with_splits(question_set("facts", {"all": rows}))
+    assert found.name == "facts"
+    assert set(found.splits) <= {"train", "dev", "test"}
+    assert sorted(q.id for split in found.splits.values() for q in split) == sorted(q.id for q in rows)
+    splits_of: dict[str, set[str]] = {}
+    for split, some in found.splits.items():
+        for question in some:
+            splits_of.setdefault(subject_key(question.subject), set()).add(split)
+    assert all(len(splits) == 1 for splits in splits_of.values())
+    order.shuffle(rows)
+    part = with_splits(question_set("other", {"all": rows[: len(rows) // 2 + 1]}))
+    for split, some in part.splits.items():
+        assert {q.id for q in some} <= {q.id for q in found.splits[split]}
+
+
+def test_splits_hold_sixty_fifteen_and_twenty_five_percent_of_the_subjects() -> None:
+    found = with_splits(question_set("facts", {"all": questions({"P17": 4000})})).splits
+    for split, share in (("train", 0.6), ("dev", 0.15), ("test", 0.25)):
+        assert len(found[split]) / 4000 == pytest.approx(share, abs=0.03)  # over 4 standard deviations
+
+
+def test_splitting_names_the_new_content_and_leaves_a_set_with_splits_as_it_is(tmp_path: Path) -> None:
+    whole = load_questions(written(tmp_path / "facts.jsonl", *(row(n, subject=f"S{n}") for n in range(30))))
+    found = with_splits(whole)
+    assert found.sha256 == question_set("again", found.splits).sha256 != whole.sha256
+    assert with_splits(found) is found
+    one = question_set("dev only", {"dev": questions({"P17": 2})})
+    assert with_splits(one) is one
+
+
+def test_spellings_of_one_subject_share_a_key_and_a_subject_without_words_keeps_its_own() -> None:
+    assert subject_key("The S\u00e3o Tom\u00e9!") == subject_key("Sao  tome") == "sao tome"
+    assert subject_key(" The The ") == "The The"
+    assert subject_key("!!!") != subject_key("???")

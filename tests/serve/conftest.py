@@ -1,15 +1,136 @@
-"""The real model, converted once into the user's cache."""
+"""The real model, converted once into the user's cache; tiny random ones; the logits that an engine gives."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from morfi.cache import Cache
 from morfi.checkpoints.embedded import embedded_model
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from morfi.serve.engine import Engine
+
+VOCABULARY = 259  # the bytes and three special tokens; not what vLLM pads to
+LLAMA_LIKE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {**LLAMA_LIKE, "attention_bias": True, "mlp_bias": True}),
+    "llama-tied": ("llama", {**LLAMA_LIKE, "tie_word_embeddings": True}),
+    "mistral": ("mistral", {**LLAMA_LIKE, "sliding_window": None}),
+    "gemma2": ("gemma2", {**LLAMA_LIKE, "query_pre_attn_scalar": 32, "sliding_window": 16}),
+    "gpt2": (
+        "gpt2",
+        {
+            "vocab_size": VOCABULARY,
+            "n_embd": 64,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_positions": 256,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        },
+    ),
+}
+
 
 @pytest.fixture(scope="session")
 def smollm2_dir() -> Path:
     return embedded_model(Cache(), None)
+
+
+@pytest.fixture(scope="session")
+def make_base(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> Callable[[Path, str], Path]:
+    """Saves a tiny random model of a family, with its tokenizer, in a folder."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def make(directory: Path, family: str) -> Path:
+        torch.manual_seed(0)
+        model_type, settings = FAMILIES[family]
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.save_pretrained(directory)
+        make_tokenizer(adds_bos=False).save_pretrained(directory)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def train() -> Callable[..., Path]:
+    """Saves a LoRA adapter on a base, whose every trainable number has moved at random, in a folder."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    def make(directory: Path, base: Path, *, seed: int = 1, scale: float = 0.2, **settings: Any) -> Path:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+            torch.manual_seed(seed)
+            config = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM", **settings}
+            tuned = get_peft_model(model, LoraConfig(**config))
+            with torch.no_grad():
+                for parameter in tuned.parameters():
+                    if parameter.requires_grad:
+                        parameter.add_(torch.randn_like(parameter) * scale)
+            tuned.save_pretrained(directory)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def raw_logits() -> Callable[..., list[dict[int, float]]]:
+    """The logits that an engine started with RAW_LOGITS gives at every place of some prompts and answers."""
+    import torch
+    from vllm import SamplingParams
+
+    def measure(
+        engine: Engine, *, n_top: int = -1, highest_token: int = VOCABULARY
+    ) -> list[dict[int, float]]:
+        generator = torch.Generator().manual_seed(1)
+        prompts = [
+            {"prompt_token_ids": torch.randint(3, highest_token, (n,), generator=generator).tolist()}
+            for n in (3, 33, 70)
+        ]
+        engine.reset_prefix_cache()
+        params = SamplingParams(
+            max_tokens=4, temperature=0, logprobs=n_top, prompt_logprobs=n_top, detokenize=False
+        )
+        outputs: Sequence[Any] = engine._llm.generate(prompts, params, use_tqdm=False)
+        return [
+            {token: entry.logprob for token, entry in (place or {}).items()}
+            for output in outputs
+            for place in (*output.prompt_logprobs, *output.outputs[0].logprobs)
+        ]
+
+    return measure
+
+
+@pytest.fixture(scope="module")
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for the tests of one file, with a cache of its own that worker processes see as well."""
+    root = tmp_path_factory.mktemp("swap")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MORFI_CACHE", str(root / "cache"))
+        yield root

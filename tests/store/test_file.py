@@ -29,8 +29,10 @@ from morfi.store.records import CompletionRow, RunRecord
 from morfi.types import Question
 
 QUESTIONS = [Question(f"q{i}", "P17", f"s{i}", f"Which country is s{i} in?", ("France",)) for i in range(4)]
-SECOND = Migration(2, "notes", "CREATE TABLE note (run_id VARCHAR); INSERT INTO note SELECT run_id FROM run;")
-BROKEN = Migration(2, "broken", "CREATE TABLE note (run_id VARCHAR); DROP VIEW runs; SELECT no_such_column;")
+NEWEST = load_migrations()[-1].version
+NOTES = "CREATE TABLE note (run_id VARCHAR);"
+NEXT = Migration(NEWEST + 1, "notes", f"{NOTES} INSERT INTO note SELECT run_id FROM run;")
+BROKEN = Migration(NEWEST + 1, "broken", f"{NOTES} DROP VIEW runs; SELECT no_such_column;")
 
 # What the child processes share: a store, and endless whole batches of 64 rows that begin at the n-th.
 CHILD = """
@@ -76,7 +78,7 @@ def completions(first: int, n: int, text: str = "France") -> list[CompletionRow]
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     store = Store(tmp_path / "morfi.duckdb", lock_timeout_s=0.2)
-    store.begin_run(run_record(), QUESTIONS)
+    store.begin_run(run_record(), {"test": QUESTIONS})
     store.write_completions(completions(0, 2))
     return store
 
@@ -125,6 +127,16 @@ def test_the_schema_after_all_migrations(store: Store) -> None:
         "completion": "run_id VARCHAR, question_id VARCHAR, sample INTEGER, prompt VARCHAR, text VARCHAR, "
         "answer VARCHAR, finish_reason VARCHAR, correct BOOLEAN, prompt_tokens INTEGER, "
         "cached_tokens INTEGER, output_tokens INTEGER, attempt INTEGER",
+        "asked": "run_id VARCHAR, question_id VARCHAR, split VARCHAR",
+        "mixture": "run_id VARCHAR, level INTEGER, position INTEGER, question_id VARCHAR, category VARCHAR",
+        "training_epoch": "run_id VARCHAR, level INTEGER, seed BIGINT, epoch INTEGER, loss DOUBLE, "
+        "n_steps INTEGER, n_dev INTEGER, n_dev_correct INTEGER, train_s DOUBLE, dev_s DOUBLE, "
+        "attempt INTEGER",
+        "checkpoint": "run_id VARCHAR, level INTEGER, seed BIGINT, epoch_setting VARCHAR, epoch INTEGER, "
+        "path VARCHAR, adapter_sha256 VARCHAR, manifest JSON, attempt INTEGER",
+        "sweep_checkpoint": "run_id VARCHAR, position INTEGER, level INTEGER?, seed BIGINT?, "
+        "epoch_setting VARCHAR?, epoch INTEGER?, ckpt_sha256 VARCHAR, eval_run_id VARCHAR, load_s DOUBLE, "
+        "attempt INTEGER",
     }
 
 
@@ -136,17 +148,35 @@ def test_a_later_migration_upgrades_the_file_and_keeps_its_rows(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = store.samples("run-a").to_pylist()
-    both = (*load_migrations(), SECOND)
+    both = (*load_migrations(), NEXT)
     monkeypatch.setattr(store_file, "load_migrations", lambda: both)
-    with pytest.raises(InputError, match="has schema 1, and this morfi reads schema 2"):
+    with pytest.raises(InputError, match=f"has schema {NEWEST}, and this morfi reads schema {NEWEST + 1}"):
         store.samples("run-a")
     store.prepare()
     assert store.samples("run-a").to_pylist() == rows
     assert store.query("SELECT run_id FROM note").to_pylist() == [{"run_id": "run-a"}]
     applied = store.query("SELECT version, name FROM schema_migration ORDER BY version").to_pylist()
-    assert [tuple(row.values()) for row in applied] == [(1, "runs"), (2, "notes")]
+    assert [tuple(row.values()) for row in applied] == [(1, "runs"), (2, "training"), (3, "notes")]
     store.prepare()
     assert store.query("SELECT run_id FROM note").num_rows == 1
+
+
+def test_a_file_of_the_first_schema_is_upgraded_and_keeps_its_rows(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    every = load_migrations()
+    old = Store(tmp_path / "old.duckdb")
+    monkeypatch.setattr(store_file, "load_migrations", lambda: every[:1])
+    old.prepare()
+    connection = duckdb.connect(str(old.path))
+    connection.execute(f"ATTACH '{store.path}' AS new (READ_ONLY)")
+    for table in ("run", "attempt", "attempt_end", "question", "completion"):
+        connection.execute(f"INSERT INTO {table} BY NAME FROM new.{table}")
+    connection.close()
+    monkeypatch.undo()
+    old.prepare()
+    assert old.samples("run-a").to_pylist() == store.samples("run-a").to_pylist() != []
+    assert old.runs(5) == store.runs(5)
 
 
 def test_a_migration_that_fails_midway_leaves_the_file_as_it_was(store: Store) -> None:
@@ -155,7 +185,7 @@ def test_a_migration_that_fails_midway_leaves_the_file_as_it_was(store: Store) -
     with pytest.raises(duckdb.BinderException):
         store_file.migrate(store.path, connection, (*load_migrations(), BROKEN))
     connection.close()
-    assert store.query("SELECT max(version) AS v FROM schema_migration").to_pylist() == [{"v": 1}]
+    assert store.query("SELECT max(version) AS v FROM schema_migration").to_pylist() == [{"v": NEWEST}]
     assert store.samples("run-a").to_pylist() == before
     assert store.runs(1)[0].n_done == 2
     with pytest.raises(InputError, match="note"):
@@ -168,7 +198,9 @@ def test_a_newer_schema_is_refused_by_readers_and_writers(store: Store) -> None:
     connection.close()
     before = store.path.read_bytes()
     for use in (lambda: store.runs(1), lambda: store.write_completions(completions(2, 1)), store.prepare):
-        with pytest.raises(InputError, match="has schema 7, newer than this morfi, which knows up to 1"):
+        with pytest.raises(
+            InputError, match=f"has schema 7, newer than this morfi, which knows up to {NEWEST}"
+        ):
             use()
     assert store.path.read_bytes() == before
 
@@ -192,12 +224,12 @@ def make_sqlite(path: Path) -> None:
 
 
 def make_headless(path: Path) -> None:
-    Store(path).begin_run(run_record(), QUESTIONS)
+    Store(path).begin_run(run_record(), {"test": QUESTIONS})
     os.truncate(path, 100)
 
 
 def make_corrupt(path: Path) -> None:
-    Store(path).begin_run(run_record(), QUESTIONS)
+    Store(path).begin_run(run_record(), {"test": QUESTIONS})
     content = bytearray(path.read_bytes())
     content[20:12288] = bytes(12268)
     path.write_bytes(content)
@@ -263,14 +295,14 @@ def test_a_file_of_another_duckdb_is_refused_with_both_versions(
 
 def test_an_empty_duckdb_database_becomes_a_store(tmp_path: Path) -> None:
     duckdb.connect(str(tmp_path / "new.duckdb")).close()
-    Store(tmp_path / "new.duckdb").begin_run(run_record(), QUESTIONS)
+    Store(tmp_path / "new.duckdb").begin_run(run_record(), {"test": QUESTIONS})
     assert Store(tmp_path / "new.duckdb").run("last") == run_record()
 
 
 @pytest.mark.parametrize("name", ["md:morfi", ":memory:", "s3:x.duckdb", "a b'\"; é.db"])
 def test_every_name_is_the_name_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    Store(Path(name)).begin_run(run_record(), QUESTIONS)
+    Store(Path(name)).begin_run(run_record(), {"test": QUESTIONS})
     assert Store(tmp_path / name).run("last") == run_record()
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -323,12 +355,12 @@ def test_a_database_that_another_process_made_meanwhile_is_kept(
 
     def link_late(source: Path, target: Path) -> None:
         monkeypatch.setattr(os, "link", link)
-        Store(target).begin_run(run_record("run-first"), QUESTIONS)
+        Store(target).begin_run(run_record("run-first"), {"test": QUESTIONS})
         link(source, target)
 
     monkeypatch.setattr(os, "link", link_late)
     store = Store(tmp_path / "morfi.duckdb")
-    store.begin_run(run_record(), QUESTIONS)
+    store.begin_run(run_record(), {"test": QUESTIONS})
     assert {summary.run_id for summary in store.runs(9)} == {"run-first", "run-a"}
     assert list(tmp_path.iterdir()) == [store.path]
 
@@ -341,7 +373,7 @@ def test_a_file_system_without_hard_links_still_gets_a_database(
 
     monkeypatch.setattr(os, "link", refuse)
     store = Store(tmp_path / "morfi.duckdb")
-    store.begin_run(run_record(), QUESTIONS)
+    store.begin_run(run_record(), {"test": QUESTIONS})
     assert store.run("last") == run_record()
     assert list(tmp_path.iterdir()) == [store.path]
 
@@ -410,7 +442,7 @@ def without_privileges() -> Iterator[Path]:
 def test_a_read_only_file_can_be_read_but_not_written() -> None:
     with without_privileges() as folder:
         store = Store(folder / "morfi.duckdb")
-        store.begin_run(run_record(), QUESTIONS)
+        store.begin_run(run_record(), {"test": QUESTIONS})
         store.path.chmod(stat.S_IRUSR)
         assert store.run("last") == run_record()
         for use in (store.prepare, lambda: store.write_completions(completions(0, 1))):
@@ -521,4 +553,4 @@ for n in range(100000):
         made = sorted(folder.glob("*.duckdb"), key=lambda path: path.stat().st_mtime)
         for path in made[-2:]:
             assert Store(path).runs(1) == []
-        Store(folder / f"{len(made)}.duckdb").begin_run(run_record(), QUESTIONS)
+        Store(folder / f"{len(made)}.duckdb").begin_run(run_record(), {"test": QUESTIONS})

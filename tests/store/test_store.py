@@ -68,14 +68,14 @@ def completion(question_id: str, correct: bool, run_id: str = "run-a", sample: i
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     store = Store(tmp_path / "morfi.duckdb")
-    store.begin_run(run_record(), QUESTIONS)
+    store.begin_run(run_record(), {"test": QUESTIONS})
     return store
 
 
 @pytest.fixture(scope="module")
 def read_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store(tmp_path_factory.mktemp("read") / "morfi.duckdb")
-    store.begin_run(run_record(), QUESTIONS)
+    store.begin_run(run_record(), {"test": QUESTIONS})
     (store.path.parent / "secret.csv").write_text("a\n1\n")
     return store
 
@@ -84,33 +84,33 @@ def test_a_run_reads_back_as_it_was_written(store: Store) -> None:
     written = run_record(
         "run-b", base="b", base_sha256="1" * 64, adapter_sha256="2" * 64, bos=False, seed=2**40
     )
-    store.begin_run(written, QUESTIONS)
+    store.begin_run(written, {"test": QUESTIONS})
     assert store.run("run-b") == written
     assert store.run("run-a") == run_record()
 
 
 def test_times_of_another_zone_read_back_as_the_same_moment(store: Store) -> None:
     moment = START.astimezone(timezone(timedelta(hours=-7)))
-    store.begin_run(run_record("run-z", created_at=moment), [])
+    store.begin_run(run_record("run-z", created_at=moment), {})
     assert store.run("run-z").created_at == START
     assert store.run("run-z").created_at.tzinfo is UTC
 
 
 def test_beginning_a_run_twice_changes_nothing(store: Store) -> None:
     before = store.query("SELECT * FROM run, question").to_pylist()
-    store.begin_run(run_record(), QUESTIONS)
+    store.begin_run(run_record(), {"test": QUESTIONS})
     assert store.query("SELECT * FROM run, question").to_pylist() == before
 
 
 def test_a_run_id_with_other_settings_is_refused_and_its_questions_are_not_added(store: Store) -> None:
     more = [*QUESTIONS, Question("q4", "P36", "Chad", "What is the capital of Chad?", ("N'Djamena",))]
     with pytest.raises(MorfiError, match=r"run-a is in .* already"):
-        store.begin_run(run_record(fingerprint="0"), more)
+        store.begin_run(run_record(fingerprint="0"), {"test": more})
     assert store.query("SELECT count(*) AS n FROM question").to_pylist() == [{"n": 3}]
 
 
 def test_attempts_are_numbered_from_one_for_each_run(store: Store) -> None:
-    store.begin_run(run_record("run-b"), QUESTIONS)
+    store.begin_run(run_record("run-b"), {"test": QUESTIONS})
     numbers = [
         store.begin_attempt(run_id, attempt_record()) for run_id in ("run-a", "run-a", "run-b", "run-a")
     ]
@@ -156,12 +156,12 @@ def test_writing_no_rows_needs_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["run-alpha", "run-al", "last"])
 def test_a_run_is_found_by_id_unique_beginning_or_last(store: Store, word: str) -> None:
-    store.begin_run(run_record("run-alpha", created_at=START + timedelta(seconds=1)), [])
+    store.begin_run(run_record("run-alpha", created_at=START + timedelta(seconds=1)), {})
     assert store.run(word).run_id == "run-alpha"
 
 
 def test_a_full_id_wins_over_longer_ids_that_begin_with_it(store: Store) -> None:
-    store.begin_run(run_record("run-a2"), [])
+    store.begin_run(run_record("run-a2"), {})
     assert store.run("run-a").run_id == "run-a"
 
 
@@ -177,7 +177,7 @@ def test_a_full_id_wins_over_longer_ids_that_begin_with_it(store: Store) -> None
 def test_an_unknown_or_ambiguous_run_is_refused_with_the_ids_there_are(
     store: Store, word: str, message: str
 ) -> None:
-    store.begin_run(run_record("run-b", created_at=START + timedelta(seconds=1)), [])
+    store.begin_run(run_record("run-b", created_at=START + timedelta(seconds=1)), {})
     with pytest.raises(InputError, match=message):
         store.run(word)
 
@@ -185,7 +185,7 @@ def test_an_unknown_or_ambiguous_run_is_refused_with_the_ids_there_are(
 def test_latest_run_is_the_newest_with_that_fingerprint(store: Store, tmp_path: Path) -> None:
     for i, fingerprint in enumerate(["one", "two", "one", "two"]):
         store.begin_run(
-            run_record(f"run-{i}", fingerprint=fingerprint, created_at=START + timedelta(hours=i)), []
+            run_record(f"run-{i}", fingerprint=fingerprint, created_at=START + timedelta(hours=i)), {}
         )
     latest = store.latest_run("one")
     assert latest is not None
@@ -269,7 +269,7 @@ def test_a_summary_sums_the_attempts_that_ended(store: Store) -> None:
 
 def test_runs_come_newest_first_and_limited(store: Store) -> None:
     for i in range(1, 4):
-        store.begin_run(run_record(f"run-{i}", created_at=START + timedelta(hours=i)), [])
+        store.begin_run(run_record(f"run-{i}", created_at=START + timedelta(hours=i)), {})
     assert [summary.run_id for summary in store.runs(3)] == ["run-3", "run-2", "run-1"]
     assert [summary.accuracy for summary in store.runs(9)] == [None] * 4
 

@@ -1,0 +1,74 @@
+"""Drawing the training mixtures of a split run and storing them: `morfi mix`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from morfi.answering import NOTHING_DONE
+from morfi.checkpoints.model_files import canonical_sha256
+from morfi.errors import InputError
+from morfi.mixtures import Dropped, MixConfig, draw
+from morfi.provenance import attempt_record, new_run_id, now
+from morfi.questions import load_questions, with_splits
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+
+KIND = "mix"
+
+
+@dataclass(frozen=True, slots=True)
+class MixResult:
+    """The run and how many questions were left out of its mixtures."""
+
+    run_id: str
+    dropped: Dropped
+
+
+def configure_mix(given: Mapping[str, Any]) -> MixConfig:
+    """The configuration of the options that were given (those not None)."""
+    return MixConfig(**{key: value for key, value in given.items() if value is not None})
+
+
+def run_mix(config: MixConfig, store: Store, *, new: bool, command: str) -> MixResult:
+    """Draws the mixtures of `config` and returns the run that holds them.
+
+    The same configuration gives the same mixtures, so a run that there is already is returned, unless `new`.
+    Raises InputError where they cannot be filled, or where the data has changed since the split run.
+    """
+    started = time.monotonic()
+    split = store.run_of_kind(config.split_run, "split")
+    if (status := store.summary(split.run_id).status) != "done":
+        raise InputError(f"{split.run_id} is {status}; give its `morfi split` command again to finish it")
+    config = replace(config, split_run=split.run_id)
+    data = with_splits(load_questions(split.config["data"]))
+    if data.sha256 != split.data_sha256:
+        raise InputError(
+            f"{split.config['data']} has changed since {split.run_id}: its sha256 is {data.sha256[:16]}, "
+            f"expected {split.data_sha256[:16]}; bring back that data or run `morfi split` again"
+        )
+    barred = {q.subject for name, questions in data.splits.items() if name != "train" for q in questions}
+    mixtures = draw(store.knowledge(split.run_id), config, barred)
+    # The split run's own fingerprint, not its id: a repeated split gives the same mixtures.
+    fingerprint = canonical_sha256({**asdict(config), "kind": KIND, "split_run": split.fingerprint})
+    found = None if new else store.latest_run(fingerprint)
+    run = found or replace(
+        split,
+        run_id=new_run_id(KIND),
+        kind=KIND,
+        created_at=now(),
+        fingerprint=fingerprint,
+        config=asdict(config),
+        seed=config.seed,
+        n_planned=len(mixtures.rows),
+    )
+    if found is None or len(store.mixtures(run.run_id)) < len(mixtures.rows):
+        store.begin_run(run, {})
+        number = store.begin_attempt(run.run_id, attempt_record(command, {}, "no model is run"))
+        store.add(run.run_id, mixtures.rows)
+        end = replace(NOTHING_DONE, ended_at=now(), wall_s=time.monotonic() - started)
+        store.end_attempt(run.run_id, number, end)
+    return MixResult(run.run_id, mixtures.dropped)

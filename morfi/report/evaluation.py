@@ -1,0 +1,145 @@
+"""A run's report: accuracy by relation beside the confounds, and what made the run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from morfi.matching import answer_in_subject, majority_answer
+from morfi.report.tables import aligned, percent
+from morfi.store import Store
+from morfi.store.records import AttemptRecord, RelationAccuracy, RunRecord, RunSummary
+
+
+@dataclass(frozen=True, slots=True)
+class RelationReport:
+    """A relation's accuracy beside the two confounds that make a fact look known."""
+
+    accuracy: RelationAccuracy
+    majority_answer: str
+    majority_share: float  # accuracy of always giving the relation's most frequent answer
+    in_subject_share: float  # questions whose answer stands in the subject's name
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """All that is reported of an evaluation."""
+
+    run: RunRecord
+    summary: RunSummary
+    relations: tuple[RelationReport, ...]  # the last is the whole run
+
+
+def run_report(store: Store, run_id: str) -> RunReport:
+    """The report of a stored run; `run_id` as in `Store.run`."""
+    run = store.run(run_id)
+    questions = store.questions(run.run_id)
+    rows: list[RelationReport] = []
+    for accuracy in store.accuracies(run.run_id):
+        asked = [q for q in questions if accuracy.relation in (None, q.relation)]
+        majority = majority_answer(asked)
+        in_subject = sum(map(answer_in_subject, asked)) / len(asked)
+        if accuracy.relation is None:
+            # A constant answer for each relation is the stronger baseline of the whole.
+            share = sum(row.majority_share * row.accuracy.n for row in rows) / len(asked)
+            rows.append(RelationReport(accuracy, "", share, in_subject))
+        else:
+            rows.append(RelationReport(accuracy, majority.answer, majority.share, in_subject))
+    return RunReport(run, store.summary(run.run_id), tuple(rows))
+
+
+def run_table(report: RunReport, database: Path) -> str:
+    """The table that `morfi eval` ends with."""
+    header = ("relation", "n", "accuracy", "95 % interval", "majority", "in subject", "majority answer")
+    body = [
+        (
+            row.accuracy.relation or "all",
+            str(row.accuracy.n),
+            percent(row.accuracy.accuracy),
+            f"{percent(row.accuracy.ci_low)} - {percent(row.accuracy.ci_high)}",
+            percent(row.majority_share),
+            percent(row.in_subject_share),
+            row.majority_answer,
+        )
+        for row in report.relations
+    ]
+    run, summary = report.run, report.summary
+    speed = f"{summary.requests_per_s:.1f} requests/s" if summary.requests_per_s else "no timing"
+    shots = run.config.get("shots")
+    where = f" --db {shlex.quote(str(database))}"
+    query = f"FROM samples SELECT question, answer, correct WHERE run_id = '{run.run_id}' LIMIT 5"
+    lines = [
+        f"{run.ckpt} on {run.data}: {summary.n_done} of {run.n_planned} questions, {shots}-shot, "
+        f"{run.config.get('match')} match, {speed}",
+        "",
+        *aligned([header, *body], numeric=(1, 2, 3, 4, 5), rule_before_last=len(body) > 1),
+        "",
+        "majority: always giving the relation's most frequent answer. in subject: the answer stands in the "
+        "subject's name.",
+        f"run {run.run_id} ({summary.status}) in {database}",
+        f"  morfi show {run.run_id}{where}",
+        f'  morfi sql "{query}"{where}',
+    ]
+    return "\n".join(lines)
+
+
+def run_object(report: RunReport) -> dict[str, Any]:
+    """The object that `morfi eval --json` and `morfi show --json` print."""
+    run, summary = report.run, report.summary
+    return {
+        "run_id": run.run_id,
+        "status": summary.status,
+        "ckpt": run.ckpt,
+        "ckpt_sha256": run.ckpt_sha256,
+        "data": run.data,
+        "data_sha256": run.data_sha256,
+        "n": summary.n,
+        "accuracy": summary.accuracy,
+        "ci": [summary.ci_low, summary.ci_high] if summary.n else None,
+        "by_relation": {
+            row.accuracy.relation: {
+                "n": row.accuracy.n,
+                "accuracy": row.accuracy.accuracy,
+                "ci": [row.accuracy.ci_low, row.accuracy.ci_high],
+                "majority_share": row.majority_share,
+                "in_subject_share": row.in_subject_share,
+            }
+            for row in report.relations
+            if row.accuracy.relation is not None
+        },
+        "requests_per_s": summary.requests_per_s,
+        "output_tokens": summary.output_tokens,
+        "wall_s": summary.wall_s,
+    }
+
+
+def run_details(run: RunRecord, attempts: Sequence[AttemptRecord]) -> str:
+    """What made a run: what `morfi show` adds to its table."""
+    adapter = f", adapter {run.adapter_sha256[:16]}" if run.adapter_sha256 else ""
+    lines = [
+        f"checkpoint {run.ckpt_sha256[:16]} (base {run.base} {(run.base_sha256 or '')[:16]}{adapter})",
+        f"data {run.data} {run.data_sha256[:16]}; prompt {run.prompt!r}, BOS {'yes' if run.bos else 'no'}",
+        f"settings {json.dumps(dict(run.config), sort_keys=True)}",
+    ]
+    for number, attempt in enumerate(attempts, 1):
+        code = {
+            "morfi": f"{attempt.morfi_version} {(attempt.git_commit or '')[:16]}".strip(),
+            **attempt.versions,
+        }
+        lines += [
+            f"attempt {number}, {attempt.started_at:%Y-%m-%d %H:%M:%S} UTC: {attempt.command}",
+            f"  {attempt.device}; {', '.join(f'{name} {version}' for name, version in code.items())}",
+            f"  engine {json.dumps(dict(attempt.engine), sort_keys=True)}",
+        ]
+    return "\n".join(lines)
+
+
+def details_object(run: RunRecord, attempts: Sequence[AttemptRecord]) -> dict[str, Any]:
+    """What `morfi show --json` adds to the run's object."""
+    wanted = ("created_at", "config", "base", "base_sha256", "adapter_sha256", "prompt", "bos", "seed")
+    found = {name: getattr(run, name) for name in wanted}
+    return found | {"attempts": [asdict(attempt) for attempt in attempts]}

@@ -1,0 +1,150 @@
+"""The picture of a sweep: accuracy against the share of Unknown in training, one line an epoch setting."""
+
+from __future__ import annotations
+
+import io
+import math
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from morfi.errors import InputError
+from morfi.report.sweep import levels_of, settings_of
+from morfi.store.records import SweepAccuracy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What a panel shows, with its title; a panel without rows is left out.
+_PANELS = {
+    "test Known": "Known test questions: what is kept",
+    "train Unknown": "Unknown training questions: what is learned",
+}
+_MARKERS = "osD^vPX"
+_BASE_COLOUR = "0.4"
+_UNORDERED_COLOUR = "#d55e00"  # of a setting that is no number of epochs, such as early-stop
+_SPREAD = 2.4  # percent Unknown from the first line's points to the last's, so that intervals do not overlap
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "morfi",  # the same names inside the SVG every time
+}
+
+
+def sweep_figure(rows: Sequence[SweepAccuracy], title: str, out: Path) -> tuple[Path, Path]:
+    """Writes the picture of `rows` to `out` with the endings .png and .svg, and returns the two paths.
+
+    Bars are the rows' 95 % intervals; the points of one level stand slightly apart so that each bar shows.
+    Missing checkpoints leave gaps. The same rows give the same bytes.
+    Raises InputError where there is nothing to show or no place to write it.
+    """
+    from matplotlib import style
+
+    base = out.with_suffix("") if out.suffix in (".png", ".svg") else out
+    png, svg = (base.with_name(f"{base.name}.{ending}") for ending in ("png", "svg"))
+    if not any(row.questions in _PANELS for row in rows):
+        raise InputError(f"nothing to draw for {png}: no accuracy on {' or '.join(_PANELS)} questions")
+    drawn: dict[Path, bytes] = {}
+    # The user's own matplotlib settings must not change the bytes.
+    with style.context(["default", _STYLE]):
+        figure = _figure(rows, title)
+        for path in (png, svg):
+            buffer = io.BytesIO()
+            metadata = {"Software": None} if path == png else {"Date": None, "Creator": None}
+            figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
+            drawn[path] = buffer.getvalue()
+    for path, content in drawn.items():
+        _replace(path, content)
+    return png, svg
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(content)
+        part.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written: {error.strerror or error}; give another path"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _figure(rows: Sequence[SweepAccuracy], title: str) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [name for name in _PANELS if any(row.questions == name for row in rows)]
+    figure = Figure(figsize=(9.2 if len(panels) > 1 else 5.6, 3.8), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    settings, levels = settings_of(rows), levels_of(rows)
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, name in zip(all_axes, panels, strict=True):
+        _draw(axes, [row for row in rows if row.questions == name], settings, levels)
+        axes.set_title(_PANELS[name], loc="left")
+    all_axes[0].set_ylabel("closed-book accuracy (%)")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
+    lines: dict[str, Any] = {}
+    for axes in all_axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            lines.setdefault(label, handle)
+    figure.legend(list(lines.values()), list(lines), loc="outside right upper", frameon=False)
+    return figure
+
+
+def _draw(axes: Axes, rows: Sequence[SweepAccuracy], settings: Sequence[str], levels: Sequence[int]) -> None:
+    """Draws one panel; `settings` and `levels` are those of all panels, so that looks and places agree."""
+    for base in (row for row in rows if row.level is None):
+        y = 100 * base.accuracy
+        # Over the axis and not clipped, or half of it is lost where the accuracy is 0 or 100.
+        axes.axhline(y, label="base model", color=_BASE_COLOUR, linestyle="--", clip_on=False, zorder=3)
+        axes.axhspan(100 * base.ci_low, 100 * base.ci_high, color=_BASE_COLOUR, alpha=0.12, linewidth=0)
+    found = {(row.epoch_setting, row.level): row for row in rows}
+    colours = _colours(settings)
+    for number, setting in enumerate(settings):
+        cells = [found.get((setting, level)) for level in levels]
+        if not any(cells):
+            continue
+        shift = _SPREAD * (number - (len(settings) - 1) / 2) / max(1, len(settings) - 1)
+        # A cell that is missing is NaN, which breaks the line.
+        axes.errorbar(
+            [level + shift for level in levels],
+            [100 * cell.accuracy if cell else math.nan for cell in cells],
+            yerr=[
+                [100 * (cell.accuracy - cell.ci_low) if cell else math.nan for cell in cells],
+                [100 * (cell.ci_high - cell.accuracy) if cell else math.nan for cell in cells],
+            ],
+            label=_label(setting),
+            color=colours[setting],
+            marker=_MARKERS[number % len(_MARKERS)],
+            markersize=4.5,
+            linewidth=1.5,
+            elinewidth=0.9,
+            clip_on=False,
+        )
+    axes.set(xlabel="share of Unknown in training (%)", xticks=levels, xlim=(-4, 104), ylim=(0, 100))
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _label(setting: str) -> str:
+    return f"{setting} epoch{'' if setting == '1' else 's'}" if setting.isdecimal() else setting
+
+
+def _colours(settings: Sequence[str]) -> dict[str, str]:
+    """Colours that darken with the number of epochs and stay apart for colour-blind readers."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    numbers = [setting for setting in settings if setting.isdecimal()]
+    colours = dict.fromkeys(settings, _UNORDERED_COLOUR)
+    for place, setting in enumerate(numbers):
+        colours[setting] = to_hex(colormaps["viridis_r"](0.15 + 0.8 * place / max(1, len(numbers) - 1)))
+    return colours

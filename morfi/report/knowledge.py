@@ -1,0 +1,109 @@
+"""What a split run found that the model knows, by split and relation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from morfi.matching import answer_in_subject, majority_answer
+from morfi.mixtures import KNOWN_CATEGORIES, UNKNOWN
+from morfi.questions.sets import SPLITS
+from morfi.report.tables import aligned, percent
+from morfi.store.records import KnowledgeRow
+
+_CATEGORIES = (*KNOWN_CATEGORIES, UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class KnowledgeReport:
+    """The categories of a split's questions of one relation (None: of all), beside the two confounds."""
+
+    split: str
+    relation: str | None
+    n: int
+    by_category: dict[str, int]
+    p_greedy: float  # mean over the questions
+    majority_answer: str
+    majority_share: float  # accuracy of always giving the relation's most frequent answer
+    in_subject_share: float  # questions whose answer stands in the subject's name
+
+
+def knowledge_report(rows: Sequence[KnowledgeRow]) -> list[KnowledgeReport]:
+    """The lines of the report: for every split its relations, then the whole split."""
+    lines: list[KnowledgeReport] = []
+    for split in SPLITS:
+        inside = [row for row in rows if row.split == split]
+        if inside:
+            parts = [
+                _line(split, relation, [row for row in inside if row.relation == relation])
+                for relation in sorted({row.relation for row in inside})
+            ]
+            lines += [*parts, _line(split, None, inside, parts)]
+    return lines
+
+
+def _line(
+    split: str, relation: str | None, rows: Sequence[KnowledgeRow], parts: Sequence[KnowledgeReport] = ()
+) -> KnowledgeReport:
+    """The line of `rows`; `parts` are the lines of the relations where it is that of a whole split."""
+    questions = [row.asked for row in rows]
+    majority = majority_answer(questions)
+    # A constant answer for each relation is the stronger baseline of the whole.
+    share = sum(part.majority_share * part.n for part in parts) / len(rows) if parts else majority.share
+    return KnowledgeReport(
+        split=split,
+        relation=relation,
+        n=len(rows),
+        by_category={name: sum(row.category == name for row in rows) for name in _CATEGORIES},
+        p_greedy=sum(row.p_greedy for row in rows) / len(rows),
+        majority_answer="" if parts else majority.answer,
+        majority_share=share,
+        in_subject_share=sum(map(answer_in_subject, questions)) / len(rows),
+    )
+
+
+def knowledge_table(rows: Sequence[KnowledgeRow]) -> str:
+    """The table that `morfi split` ends with."""
+    header = ("split", "relation", "n", *_CATEGORIES, "p greedy", "majority", "in subject", "majority answer")
+    body = [
+        (
+            line.split,
+            line.relation or "all",
+            str(line.n),
+            *(f"{n} {100 * n / line.n:3.0f} %" for n in line.by_category.values()),
+            f"{line.p_greedy:.3f}",
+            percent(line.majority_share),
+            percent(line.in_subject_share),
+            line.majority_answer,
+        )
+        for line in knowledge_report(rows)
+    ]
+    return "\n".join(
+        [
+            *aligned([header, *body], numeric=range(2, 10)),
+            "",
+            "p greedy: share of few-shot prompts whose greedy answer is right. majority: always giving the "
+            "relation's most",
+            "frequent answer. in subject: the answer stands in the subject's name.",
+        ]
+    )
+
+
+def knowledge_object(rows: Sequence[KnowledgeRow]) -> dict[str, Any]:
+    """The object of `morfi split --json`: by split, the whole and `by_relation`."""
+    found: dict[str, Any] = {}
+    for line in knowledge_report(rows):
+        split = found.setdefault(line.split, {"by_relation": {}})
+        numbers = {
+            "n": line.n,
+            "by_category": line.by_category,
+            "p_greedy": line.p_greedy,
+            "majority_share": line.majority_share,
+            "in_subject_share": line.in_subject_share,
+        }
+        if line.relation is None:
+            split |= numbers
+        else:
+            split["by_relation"][line.relation] = numbers
+    return {"splits": found}

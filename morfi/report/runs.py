@@ -1,0 +1,104 @@
+"""The report of a stored run of any command: the text that it ends with, and the object of --json."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from morfi.report.evaluation import run_object, run_report, run_table
+from morfi.report.knowledge import knowledge_object, knowledge_table
+from morfi.report.mixtures import mixture_object, mixture_table
+from morfi.report.sweep import sweep_object, sweep_table
+from morfi.report.training import training_object, training_table
+from morfi.store import Store
+from morfi.store.records import RunRecord, RunSummary
+
+if TYPE_CHECKING:
+    from morfi.mixtures import Dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a command answers with."""
+
+    object: Mapping[str, Any]
+    text: str
+
+
+def report_of(store: Store, run_id: str, dropped: Dropped | None = None) -> Report:
+    """The report of a run; `run_id` as in `Store.run`. `dropped` is what a mix run has just left out."""
+    run = store.run(run_id)
+    if run.kind == "mix":
+        return _framed(store, run, *_mix(store, run, dropped))
+    if run.kind in _PARTS:
+        return _framed(store, run, *_PARTS[run.kind](store, run))
+    report = run_report(store, run.run_id)
+    return Report(run_object(report), run_table(report, store.path))
+
+
+def _split(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
+    rows = store.knowledge(run.run_id)
+    return knowledge_table(rows), knowledge_object(rows)
+
+
+def _mix(store: Store, run: RunRecord, dropped: Dropped | None) -> tuple[str, dict[str, Any]]:
+    rows, knowledge = store.mixtures(run.run_id), store.knowledge(run.config["split_run"])
+    return mixture_table(rows, knowledge, dropped), mixture_object(rows, knowledge, dropped)
+
+
+def _train(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
+    epochs, checkpoints = store.epochs(run.run_id), store.checkpoints(run.run_id)
+    return training_table(epochs, checkpoints), training_object(epochs, checkpoints)
+
+
+def _sweep(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
+    rows = store.sweep_accuracies(run.run_id)
+    return sweep_table(rows), sweep_object(rows)
+
+
+_PARTS: Mapping[str, Callable[[Store, RunRecord], tuple[str, dict[str, Any]]]] = MappingProxyType(
+    {"split": _split, "train": _train, "sweep": _sweep}
+)
+# What a run is for: the command that takes it.
+_NEXT: Mapping[str, str] = MappingProxyType(
+    {"split": "mix --split", "mix": "train --mix", "train": "sweep --ckpts"}
+)
+_UNITS: Mapping[str, str] = MappingProxyType(
+    {"split": "answers", "mix": "questions", "train": "checkpoints", "sweep": "checkpoints"}
+)
+
+
+def _framed(store: Store, run: RunRecord, table: str, found: Mapping[str, Any]) -> Report:
+    """The table between what was done and how to go on."""
+    summary = store.summary(run.run_id)
+    where = f" --db {shlex.quote(str(store.path))}"
+    lines = [_headline(run, summary), "", table, "", f"run {run.run_id} ({summary.status}) in {store.path}"]
+    lines.append(f"  morfi show {run.run_id}{where}")
+    if run.kind in _NEXT and summary.status == "done":
+        lines.append(f"  morfi {_NEXT[run.kind]} {run.run_id}{where}")
+    head = {
+        "run_id": run.run_id,
+        "kind": run.kind,
+        "status": summary.status,
+        "n_done": summary.n_done,
+        "n_planned": summary.n_planned,
+        "wall_s": summary.wall_s,
+        "generate_s": summary.generate_s,
+        "answers_per_s": summary.requests_per_s,
+    }
+    return Report(head | dict(found), "\n".join(lines))
+
+
+def _headline(run: RunRecord, summary: RunSummary) -> str:
+    done = f"{summary.n_done} of {summary.n_planned} {_UNITS[run.kind]}"
+    parts = [f"{run.ckpt} on {run.data}: {done}"]
+    if summary.requests_per_s:
+        parts.append(f"{summary.requests_per_s:.1f} answers/s")
+    if run.kind == "sweep" and summary.wall_s:
+        parts.append(
+            f"{100 * (1 - summary.generate_s / summary.wall_s):.1f} % of the time outside generation"
+        )
+    return ", ".join(parts)

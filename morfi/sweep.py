@@ -1,0 +1,241 @@
+"""Closed-book accuracy of every checkpoint of a train run through one live engine: `morfi sweep`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from morfi.answering import (
+    NOTHING_DONE,
+    Task,
+    add_up,
+    answer,
+    fingerprint_of,
+    new_run,
+    resumable_run,
+    stopped,
+)
+from morfi.checkpoints import Checkpoint, resolve_unmerged
+from morfi.errors import InputError, MorfiError
+from morfi.prompts import ASKED
+from morfi.provenance import attempt_record, new_run_id, now
+from morfi.store.records import AttemptEnd, CheckpointRow, RunRecord, SweepRow
+from morfi.sweep_plan import Plan, SweepConfig, prepare_sweep
+from morfi.training import read_manifest
+from morfi.types import Generator, Progress
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+
+KIND = "sweep"
+EVAL_KIND = "sweep-eval"
+
+
+class LiveEngine(Generator, Protocol):
+    """What a sweep needs of an engine; `morfi.serve.engine.Engine` is the real one."""
+
+    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Serves `checkpoint` from now on; raises MorfiError, and serves no mixture, where it cannot."""
+        ...
+
+
+class StartLiveEngine(Protocol):
+    """Starts the one engine of a sweep; `morfi.serve.engine.start_engine` is the real one."""
+
+    def __call__(
+        self, checkpoint: Checkpoint, *, context: int, seed: int, overrides: Mapping[str, Any]
+    ) -> AbstractContextManager[LiveEngine]:
+        """An engine over `checkpoint` for requests of up to `context` tokens."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """The run, and which checkpoints could not be asked and why."""
+
+    run_id: str
+    failures: tuple[str, ...]
+
+
+def run_sweep(
+    config: SweepConfig,
+    store: Store,
+    start_engine: StartLiveEngine,
+    progress: Progress,
+    *,
+    new: bool,
+    command: str,
+) -> SweepResult:
+    """Asks the base model and every checkpoint of `config` the questions of one split; stores the answers.
+
+    Each checkpoint is asked the Unknown training questions of its own mixture as well. Goes on with the
+    newest run of the same checkpoints and questions, unless `new`. A checkpoint that cannot be served is left
+    out and named in the result; the others finish.
+    """
+    plan = prepare_sweep(config, store, progress)
+    store.prepare()
+    run = (None if new else store.latest_run(plan.fingerprint)) or _record(plan)
+    store.begin_run(run, {})
+    done = {row.position for row in store.sweep(run.run_id)}
+    left = [place for place in enumerate((None, *plan.checkpoints)) if place[0] not in done]
+    if not left:
+        return SweepResult(run.run_id, ())
+    started = time.monotonic()
+    progress.phase("starting vLLM")
+    settings = plan.answering
+    with start_engine(
+        plan.base, context=plan.context, seed=settings.seed, overrides=settings.engine
+    ) as engine:
+        attempt = store.begin_attempt(run.run_id, attempt_record(command, engine.settings, engine.device))
+        sweep = _Sweep(plan, run.run_id, attempt, store, engine, progress, command, served=plan.base)
+        tally = NOTHING_DONE
+        failures: list[str] = []
+        try:
+            progress.start(sum(len(_asked_of(plan, row)) for _, row in left), 0)
+            for position, row in left:
+                checkpoint = sweep.loaded(row, failures)
+                if checkpoint is not None:
+                    tally = add_up(tally, sweep.ask(position, row, checkpoint))
+            if failures:
+                tally = replace(tally, status="failed", message="; ".join(failures)[:1000])
+        except BaseException as error:
+            tally = stopped(tally, error)
+            progress.phase("stopped; the same command goes on at the first checkpoint that is missing")
+            raise
+        finally:
+            end = replace(tally, ended_at=now(), wall_s=time.monotonic() - started)
+            store.end_attempt(run.run_id, attempt, end)
+    return SweepResult(run.run_id, tuple(failures))
+
+
+def _asked_of(plan: Plan, row: CheckpointRow | None) -> Sequence[str]:
+    return plan.asked[None if row is None else row.level]
+
+
+def _record(plan: Plan) -> RunRecord:
+    """The record of a sweep that begins now."""
+    return RunRecord(
+        run_id=new_run_id(KIND),
+        kind=KIND,
+        created_at=now(),
+        fingerprint=plan.fingerprint,
+        config=plan.config,
+        ckpt=plan.config["ckpts"],
+        ckpt_sha256=plan.base.sha256,
+        base=plan.base.base,
+        base_sha256=plan.base.base_sha256,
+        adapter_sha256=None,
+        data=plan.data.name,
+        data_sha256=plan.data.sha256,
+        prompt=ASKED,
+        bos=plan.bos,
+        seed=plan.answering.seed,
+        n_planned=1 + len(plan.checkpoints),
+    )
+
+
+@dataclass(slots=True)
+class _Sweep:
+    """One attempt at a sweep, with its live engine."""
+
+    plan: Plan
+    run_id: str
+    attempt: int
+    store: Store
+    engine: LiveEngine
+    progress: Progress
+    command: str
+    served: Checkpoint | None  # None after a failure
+    load_s: float = 0.0
+
+    def loaded(self, row: CheckpointRow | None, failures: list[str]) -> Checkpoint | None:
+        """The checkpoint of `row` (None: the base model), served from now on; None adds to `failures`."""
+        begun = time.monotonic()
+        name = "base model" if row is None else f"D_{row.level}, seed {row.seed}, epoch {row.epoch_setting}"
+        self.progress.phase(name)
+        try:
+            checkpoint = self.plan.base if row is None else _open(row, self.plan)
+            if self.served is None or checkpoint.sha256 != self.served.sha256:
+                self.engine.load_checkpoint(checkpoint)
+        except MorfiError as error:
+            failures.append(f"{name}: {error}")
+            self.progress.phase(f"failed: {failures[-1]}")
+            self.served = None
+            return None
+        self.served, self.load_s = checkpoint, time.monotonic() - begun
+        return checkpoint
+
+    def ask(self, position: int, row: CheckpointRow | None, checkpoint: Checkpoint) -> AttemptEnd:
+        """Answers what is missing of the checkpoint's own run and stores that it is done."""
+        task = _task(self.plan, row, checkpoint)
+        run = resumable_run(task, self.store, "auto") or new_run(task)
+        end = answer(task, run, self.store, self._serve, _Bar(self.progress), command=self.command)
+        if not end.n_requests:
+            self.progress.advance(task.n_answers)  # answered before
+        done = SweepRow(
+            position=position,
+            level=None if row is None else row.level,
+            seed=None if row is None else row.seed,
+            epoch_setting=None if row is None else row.epoch_setting,
+            epoch=None if row is None else row.epoch,
+            ckpt_sha256=checkpoint.sha256,
+            eval_run_id=run.run_id,
+            load_s=self.load_s,
+            attempt=self.attempt,
+        )
+        self.store.add(self.run_id, [done])
+        return end
+
+    def _serve(self, *_: object, **__: object) -> AbstractContextManager[LiveEngine]:
+        return contextlib.nullcontext(self.engine)
+
+
+@dataclass(slots=True)
+class _Bar:
+    """Passes on only the answers: a sweep has one bar and says itself what it does."""
+
+    progress: Progress
+
+    def phase(self, text: str) -> None: ...
+
+    def start(self, n_total: int, n_done: int) -> None:  # noqa: ARG002 - the protocol's
+        self.progress.advance(n_done)
+
+    def advance(self, n: int) -> None:
+        self.progress.advance(n)
+
+
+def _open(row: CheckpointRow, plan: Plan) -> Checkpoint:
+    """The trained checkpoint of `row`, if its files are what they were when it was stored."""
+    manifest = read_manifest(Path(row.path))
+    if manifest != row.manifest:
+        raise InputError(f"{row.path} holds another checkpoint than the one that was trained; restore it")
+    checkpoint = resolve_unmerged(row.path, base=plan.base)
+    if checkpoint.adapter_sha256 != row.adapter_sha256:
+        raise InputError(f"{row.path} holds another adapter than the one that was trained; restore it")
+    folder = Path(row.path)
+    return replace(checkpoint, name=f"{folder.parent.name}/{folder.name}")
+
+
+def _task(plan: Plan, row: CheckpointRow | None, checkpoint: Checkpoint) -> Task:
+    prompts = tuple(plan.prompts[question_id] for question_id in _asked_of(plan, row))
+    config = {**asdict(plan.answering), "ckpt": checkpoint.name, "shots": 0, "split": plan.config["split"]}
+    return Task(
+        kind=EVAL_KIND,
+        config=config,
+        answering=plan.answering,
+        checkpoint=checkpoint,
+        data=plan.data,
+        split_of=plan.split_of,
+        prompts=prompts,
+        prompt_form=ASKED,
+        context=plan.context,
+        bos=plan.bos,
+        fingerprint=fingerprint_of(asdict(plan.answering), checkpoint, plan.data, prompts),
+        again="the same command",
+    )

@@ -1,0 +1,143 @@
+"""What a sweep will ask: the runs it builds on, the checkpoints, and the questions of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from morfi.answering import Answering, context_for, fingerprint_of
+from morfi.checkpoints import Checkpoint, resolve
+from morfi.device import default_batch
+from morfi.errors import InputError
+from morfi.eval_config import check_match, check_numbers
+from morfi.prompts import Prompt, build_prompts, check_lengths, load_tokenizer, starts_with_bos
+from morfi.questions import QuestionSet, select
+from morfi.store.records import CheckpointRow, KnowledgeRow, MixtureRow
+from morfi.types import Progress, Question
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class SweepConfig:
+    """Everything that decides the rows of a sweep; stored with it. `split_run` says what the base knew."""
+
+    ckpts: str  # the train run
+    split: str = "test"
+    limit: int | None = None
+    match: str = "squad"
+    max_tokens: int = 16
+    seed: int = 0
+    dtype: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 512
+
+    def __post_init__(self) -> None:
+        check_match(self.match)
+        check_numbers(
+            {
+                "limit": (self.limit, 1),
+                "max-tokens": (self.max_tokens, 1),
+                "seed": (self.seed, 0),
+                "batch": (self.batch, 1),
+            }
+        )
+
+
+def configure_sweep(given: Mapping[str, Any]) -> SweepConfig:
+    """The configuration of the options that were given (those not None)."""
+    options = {key: value for key, value in given.items() if value is not None}
+    return SweepConfig(**{"batch": default_batch(), **options})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A sweep made ready: `prompts` of all questions by id, `asked` ids by level (None: the base model)."""
+
+    config: Mapping[str, Any]  # stored
+    answering: Answering
+    data: QuestionSet
+    split_of: Mapping[str, str]
+    base: Checkpoint
+    context: int
+    bos: bool
+    prompts: Mapping[str, Prompt]
+    asked: Mapping[int | None, Sequence[str]]
+    checkpoints: tuple[CheckpointRow, ...]
+    fingerprint: str
+
+
+def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan:
+    """The plan of `config`; raises InputError where what it builds on is missing or not as it was."""
+    train = store.run_of_kind(config.ckpts, "train")
+    mix = store.run_of_kind(train.config["mix_run"], "mix")
+    split = store.run_of_kind(mix.config["split_run"], "split")
+    checkpoints = tuple(store.checkpoints(train.run_id))
+    if not checkpoints:
+        raise InputError(f"{train.run_id} has no checkpoints yet; run `morfi train` to its end")
+    base = resolve(train.ckpt, dtype=config.dtype, progress=progress.phase)
+    if base.sha256 != train.ckpt_sha256:
+        raise InputError(
+            f"{train.ckpt} is not the model that {train.run_id} was trained on: its sha256 is "
+            f"{base.sha256[:16]}, expected {train.ckpt_sha256[:16]}; bring back that model"
+        )
+    facts = {row.question_id: row for row in store.knowledge(split.run_id)}
+    split_of = {question_id: row.split for question_id, row in facts.items()}
+    asked = _questions(config, facts, store.mixtures(mix.run_id))
+    tokenizer = load_tokenizer(base.model_dir)
+    every = {question.id: question for questions in asked.values() for question in questions}
+    relations = {question.relation for question in every.values()}
+    prompts = build_prompts(list(every.values()), dict.fromkeys(relations, ()), tokenizer)
+    context = context_for(base, config.engine)
+    check_lengths(prompts, config.max_tokens, context)
+    stored = asdict(config) | {"ckpts": train.run_id, "mix_run": mix.run_id, "split_run": split.run_id}
+    data = QuestionSet(split.data, split.data_sha256, {})
+    trained = [(row.level, row.seed, row.epoch_setting, row.adapter_sha256) for row in checkpoints]
+    return Plan(
+        config=stored,
+        answering=Answering(
+            max_tokens=config.max_tokens,
+            match=config.match,
+            batch=config.batch,
+            seed=config.seed,
+            engine=config.engine,
+        ),
+        data=data,
+        split_of=split_of,
+        base=base,
+        context=context,
+        bos=starts_with_bos(prompts, tokenizer),
+        prompts={prompt.question.id: prompt for prompt in prompts},
+        asked={level: [question.id for question in questions] for level, questions in asked.items()},
+        checkpoints=checkpoints,
+        fingerprint=fingerprint_of({**stored, "checkpoints": trained}, base, data, prompts),
+    )
+
+
+def _questions(
+    config: SweepConfig, facts: Mapping[str, KnowledgeRow], mixtures: Sequence[MixtureRow]
+) -> dict[int | None, tuple[Question, ...]]:
+    """The questions of each level: those of the split, then the Unknown ones of the level's own mixture.
+
+    The base model (None) is asked the Unknown questions of all mixtures. `limit` holds for either group.
+    """
+    of_split = [row.asked for row in facts.values() if row.split == config.split]
+    if not of_split:
+        there = ", ".join(sorted({row.split for row in facts.values()}))
+        raise InputError(f'the split run asked no questions of "{config.split}"; it has: {there}')
+    tested = select(of_split, limit=config.limit, seed=config.seed)
+    unknown: dict[int | None, dict[str, Question]] = {None: {}}
+    for row in mixtures:
+        own = unknown.setdefault(row.level, {})
+        if row.category == "Unknown":
+            own[row.question_id] = unknown[None][row.question_id] = facts[row.question_id].asked
+    return {
+        level: (*tested, *select(own.values(), limit=config.limit, seed=config.seed))
+        for level, own in unknown.items()
+    }
+
+
+def _question(row: KnowledgeRow) -> Question:
+    return Question(row.question_id, row.relation, row.subject, row.question, row.answers)

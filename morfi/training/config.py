@@ -1,0 +1,125 @@
+"""The settings of a training: from the command line, and from the model's preset where nothing is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from morfi.checkpoints.presets import training_preset
+from morfi.errors import InputError, nearest
+from morfi.eval_config import check_match, check_numbers
+
+ALL_LINEAR = "all-linear"
+SCHEDULES = ("constant", "linear", "cosine")
+DTYPES = ("bfloat16", "float32")
+# They name the trainings of a run, and say nothing about one of them.
+_ELSEWHERE = ("model", "seeds")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Everything that decides the checkpoints of a run beside its questions; stored with the run.
+
+    `epochs` are the checkpoints to keep; each training goes on to the last of them. With `early_stop` the
+    epoch with the best dev accuracy (the earliest of equals) is kept too. `seeds` counts replicate trainings,
+    numbered from 0: the seed decides the initial LoRA matrices and the order of the examples, both the same
+    for every mixture. `targets` are module names, or "all-linear". After `warmup` steps of linear rise,
+    "constant" keeps the learning rate; "linear" and "cosine" let it fall to 0 over max(epochs), so only with
+    "constant" is a checkpoint the same whichever later epochs are asked for. `dtype` is that of the frozen
+    base, None for what the machine computes fastest; LoRA's own weights are float32.
+    """
+
+    model: str
+    rank: int
+    alpha: float
+    lr: float
+    batch: int
+    micro_batch: int
+    warmup: int
+    gradient_checkpointing: bool
+    epochs: tuple[int, ...] = (1, 2, 5, 10)
+    early_stop: bool = True
+    seeds: int = 1
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    schedule: str = "constant"
+    weight_decay: float = 0.0
+    dtype: str | None = None
+    dev_limit: int = 200  # questions for dev accuracy, measured after every epoch
+    max_tokens: int = 16  # of an answer to a dev question
+    match: str = "squad"
+
+    def __post_init__(self) -> None:
+        check_match(self.match)
+        least = {"rank": 1, "batch": 1, "micro_batch": 1, "warmup": 0, "seeds": 1, "dev_limit": 1}
+        least["max_tokens"] = 1
+        check_numbers({_option(name): (getattr(self, name), value) for name, value in least.items()})
+        for name in ("alpha", "lr"):
+            _check_real(name, getattr(self, name), "a number above 0", above_zero=True)
+        _check_real("weight_decay", self.weight_decay, "0 or more", above_zero=False)
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        if self.dtype is not None:
+            _check_choice("dtype", self.dtype, DTYPES)
+        _check_epochs(self.epochs)
+        if not self.targets or not all(name.strip() for name in self.targets):
+            raise InputError(
+                f'--targets is {",".join(self.targets)!r}; expected "{ALL_LINEAR}" or module names'
+            )
+        if self.batch % self.micro_batch:
+            raise InputError(
+                f"--batch is {self.batch}, which {self.micro_batch} does not divide; "
+                "give a --micro-batch that does"
+            )
+
+    @property
+    def last_epoch(self) -> int:
+        """The number of epochs that are trained."""
+        return max(self.epochs)
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide what a training of one mixture and seed computes and keeps, as JSON."""
+        settings = {key: value for key, value in asdict(self).items() if key not in _ELSEWHERE}
+        return settings | {"epochs": sorted(self.epochs), "targets": list(self.targets)}
+
+
+def train_config(given: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of the options that were `given` (those not None), the rest from the model's preset.
+
+    Raises InputError where no model is named, and for settings that cannot be.
+    """
+    options = {key: value for key, value in given.items() if value is not None}
+    if "model" not in options:
+        raise InputError("--model is missing: give a preset (smollm2), a model folder, or a hub id")
+    preset = asdict(training_preset(options["model"]))
+    smaller = options.get("batch", preset["batch"])
+    if "micro_batch" not in options and smaller % preset["micro_batch"]:
+        # The batch was chosen, not how it is computed: the largest part that divides it.
+        preset["micro_batch"] = math.gcd(smaller, preset["micro_batch"]) or 1
+    return TrainConfig(**(preset | options))
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _check_real(name: str, value: float, expected: str, *, above_zero: bool) -> None:
+    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
+        raise InputError(f"--{_option(name)} is {value}; expected {expected}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(
+            f'--{name} is "{value}"; expected one of {", ".join(choices)}.{nearest(value, choices)}'
+        )
+
+
+def _check_epochs(epochs: tuple[int, ...]) -> None:
+    given = ",".join(map(str, epochs))
+    if not epochs or min(epochs) < 1:
+        raise InputError(f"--epochs is {given!r}; expected numbers of at least 1, such as 1,2,5,10")
+    if len(set(epochs)) != len(epochs):
+        twice = next(epoch for epoch in epochs if epochs.count(epoch) > 1)
+        raise InputError(f"--epochs {given} names {twice} twice; give each epoch once")

@@ -1,0 +1,129 @@
+"""Folders and files of a training that appear whole or not at all, whenever the process is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from morfi.checkpoints.weights import open_file
+from morfi.errors import InputError, MorfiError
+
+if TYPE_CHECKING:
+    import torch
+
+_PART = ".part-"
+_LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` that takes its name, on disk, when the block ends without an error.
+
+    A folder that was there before is replaced. After an error `path` is what it was.
+    """
+    part, replaced = path.with_name(f"{_PART}{path.name}"), path.with_name(f"{_PART}old-{path.name}")
+    _remove(part)
+    _remove(replaced)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for file in part.iterdir():
+            _sync(file)
+        _sync(part)
+        if path.exists():
+            path.rename(replaced)
+        part.rename(path)
+        _sync(path.parent)
+    finally:
+        _remove(part)
+        _remove(replaced)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replaces the file at `path` by `value` as JSON, in one step and on disk."""
+    part = path.with_name(f"{_PART}{path.name}")
+    try:
+        part.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        _sync(part)
+        part.replace(path)
+        _sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes a safetensors file; raises OSError where the disk does not take it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    # The library makes its files private; these are as readable as the folder they lie in.
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, by name; raises InputError for a damaged one."""
+    return dict(iter(open_file(path)))
+
+
+@contextlib.contextmanager
+def saving(folder: Path, n_bytes: int) -> Iterator[None]:
+    """Makes an OSError of the block a MorfiError that names the folder and the room that saving needs."""
+    try:
+        yield
+    except OSError as error:
+        parent = next(p for p in (folder, *folder.parents) if p.exists())
+        free = shutil.disk_usage(parent).free
+        raise MorfiError(
+            f"{folder} cannot be written: {error.strerror or error}; saving needs {n_bytes / 1e6:.1f} MB and "
+            f"{free / 1e6:.1f} MB are free there; make room or make it writable, then give the same command: "
+            "what was saved before is whole, and the training goes on from it"
+        ) from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds `folder` for this process; raises InputError where another one trains there."""
+    with (folder / _LOCK).open("a") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another process trains in {folder}; wait for it, or train in another folder"
+            ) from error
+        except OSError as error:
+            # A file system without locks: that only one process trains is then up to the user.
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
+        yield
+
+
+def sweep(folder: Path) -> None:
+    """Deletes what a killed process left unfinished in `folder`."""
+    for path in folder.glob(f"{_PART}*"):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,156 @@
+"""A training run made ready: base resolved, examples encoded, settings checked; nothing is trained yet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from morfi.checkpoints import Checkpoint, resolve
+from morfi.checkpoints.model_files import canonical_sha256
+from morfi.checkpoints.presets import PRESETS
+from morfi.checkpoints.weights import read_json
+from morfi.errors import InputError
+from morfi.prompts import Prompt, build_prompts, check_lengths, load_tokenizer, starts_with_bos
+from morfi.questions import select
+from morfi.training.config import TrainConfig
+from morfi.training.examples import Example, encode_examples
+from morfi.types import Progress, Question
+
+_FORMAT = 1  # of a training's folder
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """The training questions of D_level, in order; `level` is the percentage of Unknown ones."""
+
+    level: int
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What is trained on and tested with: mixtures and dev questions of the data set `name`."""
+
+    name: str
+    sha256: str
+    mixtures: tuple[Mixture, ...]
+    dev: tuple[Question, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """One training: a mixture and a seed; `settings` is all that decides its checkpoints, as JSON."""
+
+    level: int
+    seed: int
+    examples: tuple[Example, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"level-{self.level:03d}-seed-{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingTask:
+    """All trainings of a run, in order; `dtype` is that of the frozen base."""
+
+    config: TrainConfig
+    base: Checkpoint
+    dtype: str
+    tokenizer: Any
+    data: TrainingData
+    jobs: tuple[TrainingJob, ...]
+    dev: tuple[Prompt, ...]
+    bos: bool
+
+    @property
+    def base_name(self) -> str:
+        """What a checkpoint names as its base: a preset or hub id as it was given, else the whole path."""
+        path = Path(self.config.model).expanduser()
+        is_path = self.config.model not in PRESETS and path.is_dir()
+        return str(path.absolute()) if is_path else self.config.model
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over all that decides the checkpoints of the run."""
+        return canonical_sha256([job.settings for job in self.jobs])
+
+    @property
+    def n_planned(self) -> int:
+        """Examples that the run goes through: those of every training times its epochs."""
+        return sum(len(job.examples) for job in self.jobs) * self.config.last_epoch
+
+
+def prepare_training(config: TrainConfig, data: TrainingData, progress: Progress) -> TrainingTask:
+    """The trainings of every mixture of `data` with every seed; raises InputError for what cannot be trained.
+
+    `config.dev_limit` of the dev questions are used, spread over their relations.
+    """
+    _check_mixtures(config, data)
+    base = resolve(config.model, dtype=config.dtype, progress=progress.phase)
+    if base.adapter_sha256 is not None:
+        raise InputError(f"--model {config.model} is a LoRA adapter; give a full model to train on")
+    context = _context(base)
+    if config.model not in PRESETS:
+        progress.phase(
+            f"{config.model} has no preset: what was not given is as for models of 8 billion parameters"
+        )
+    tokenizer = load_tokenizer(base.model_dir)
+    asked = select(data.dev, limit=config.dev_limit) if data.dev else ()
+    dev = tuple(build_prompts(asked, dict.fromkeys((q.relation for q in asked), ()), tokenizer))
+    check_lengths(dev, config.max_tokens, context)
+    # Without a dtype of its own, half precision has too small a range to train in.
+    dtype = "bfloat16" if base.dtype == "float16" else base.dtype
+    common = {
+        "format": _FORMAT,
+        **config.decisive,
+        "base_sha256": base.base_sha256,
+        "dtype": dtype,
+        "data_sha256": data.sha256,
+        "dev_sha256": ids_sha256([prompt.question.id for prompt in dev]),
+    }
+    jobs = []
+    for mixture in data.mixtures:
+        examples = encode_examples(mixture.questions, tokenizer, context)
+        mixed = {"level": mixture.level, "mixture_sha256": ids_sha256([e.question_id for e in examples])}
+        jobs += [
+            TrainingJob(mixture.level, seed, examples, {**common, **mixed, "seed": seed})
+            for seed in range(config.seeds)
+        ]
+    return TrainingTask(
+        config, base, dtype, tokenizer, data, tuple(jobs), dev, starts_with_bos(dev, tokenizer)
+    )
+
+
+def ids_sha256(question_ids: Sequence[str]) -> str:
+    """The sha256 of the ids, in order, a line each."""
+    return hashlib.sha256("".join(f"{each}\n" for each in question_ids).encode()).hexdigest()
+
+
+def _check_mixtures(config: TrainConfig, data: TrainingData) -> None:
+    if not data.mixtures:
+        raise InputError(f"{data.name} has no mixtures to train on; make them with `morfi mix`")
+    levels = [mixture.level for mixture in data.mixtures]
+    for mixture in data.mixtures:
+        if not mixture.questions:
+            raise InputError(f"the mixture of level {mixture.level} is empty; make it with `morfi mix`")
+        if not 0 <= mixture.level <= 100 or levels.count(mixture.level) > 1:
+            raise InputError(f"level {mixture.level} is repeated or outside 0 to 100; give each level once")
+    if config.early_stop and not data.dev:
+        raise InputError(
+            f"early stopping needs dev questions, and {data.name} has none; give data with a dev split, or "
+            "leave --early-stop out"
+        )
+
+
+def _context(base: Checkpoint) -> int:
+    """The tokens that the model takes; raises InputError for a model whose weights cannot be trained on."""
+    config = read_json(base.model_dir / "config.json")
+    if config.get("quantization_config"):
+        raise InputError(f"{base.name} is quantised, which cannot be trained on exactly; give the full model")
+    return int(config.get("max_position_embeddings") or config.get("n_positions") or 4096)

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from morfi.compare import compare
+from morfi.report.comparison import comparison_table
+from morfi.store import Store
+
+
+def test_the_table_of_a_comparison_counts_the_flips_it_leaves_out(
+    store: Store, add_run: Callable[..., str]
+) -> None:
+    for run_id, verdict in (("run-a", False), ("run-b", True)):
+        add_run(store, run_id, [("P17", f"s{i}", ("yes",), verdict) for i in range(25)])
+    assert "flipped" not in comparison_table(compare(store, "run-a", "run-a"))
+    table = comparison_table(compare(store, "run-a", "run-b"), flips=3).splitlines()
+    assert "25 answers flipped, the first 3:" in table
+    assert len([line for line in table if line.startswith("+  ")]) == 3
+    row = next(line for line in table if line.startswith("P17"))
+    assert row.split()[1:5] == ["25", "0.0", "%", "100.0"]

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from morfi.errors import InputError
+from morfi.mixing import MixConfig, configure_mix, run_mix
+from morfi.store import Store
+
+
+def mix(experiment: Any, *, new: bool = False, **changes: Any) -> str:
+    config = MixConfig(**{"split_run": experiment.split_run, "levels": (0, 50, 100), "size": 4, **changes})
+    return run_mix(config, experiment.store, new=new, command="morfi mix").run_id
+
+
+def test_a_mix_run_holds_the_mixtures_of_its_split_run(experiment: Any) -> None:
+    rows = experiment.store.mixtures(experiment.mix_run)
+    facts = {row.question_id: row for row in experiment.store.knowledge(experiment.split_run)}
+    assert [(row.level, row.position) for row in rows] == [(p, i) for p in (0, 50, 100) for i in range(4)]
+    assert {facts[row.question_id].split for row in rows} == {"train"}
+    assert all(facts[row.question_id].category == row.category for row in rows)
+    unknown = {p: sum(row.category == "Unknown" for row in rows if row.level == p) for p in (0, 50, 100)}
+    assert unknown == {0: 0, 50: 2, 100: 4}
+    summary = experiment.store.summary(experiment.mix_run)
+    assert (summary.kind, summary.status, summary.n_done, summary.n_planned) == ("mix", "done", 12, 12)
+
+
+def test_the_same_command_gives_the_same_run_and_another_one_another(experiment: Any) -> None:
+    assert mix(experiment) == experiment.mix_run
+    again = mix(experiment, new=True)
+    assert again != experiment.mix_run
+    assert experiment.store.mixtures(again) == experiment.store.mixtures(experiment.mix_run)
+    assert mix(experiment, seed=1) not in (experiment.mix_run, again)
+
+
+def test_a_run_that_was_killed_before_its_rows_is_filled(
+    experiment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = experiment.store.mixtures(experiment.mix_run)
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "add", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            mix(experiment, new=True)
+    killed = experiment.store.runs(1)[0].run_id
+    assert experiment.store.mixtures(killed) == []
+    assert mix(experiment) == killed
+    assert experiment.store.mixtures(killed) == expected
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_runs_and_data_that_do_not_fit_are_refused(experiment: Any, data_file: Path) -> None:
+    with pytest.raises(InputError, match=r"is a run of `morfi mix`; give one of `morfi split`"):
+        mix(experiment, split_run=experiment.mix_run)
+    with pytest.raises(InputError, match=r"no run \"nowhere\""):
+        mix(experiment, split_run="nowhere")
+    text = data_file.read_text(encoding="utf-8")
+    row = json.loads(text.splitlines()[0])
+    try:
+        data_file.write_text(text.replace(row["subject"], "Elsewhere"), encoding="utf-8")
+        with pytest.raises(InputError, match="has changed since split-"):
+            mix(experiment)
+    finally:
+        data_file.write_text(text, encoding="utf-8")
+
+
+def test_an_unfinished_split_run_is_refused(experiment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = experiment.store.summary(experiment.split_run)
+    monkeypatch.setattr(Store, "summary", lambda *_: dataclasses.replace(summary, status="failed"))
+    with pytest.raises(InputError, match="is failed; give its `morfi split` command again"):
+        mix(experiment)
+
+
+def test_options_that_are_not_given_keep_their_defaults() -> None:
+    config = configure_mix({"split_run": "split-a", "levels": None, "size": 8, "nested": None})
+    assert config == MixConfig("split-a", size=8)

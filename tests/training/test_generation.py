@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from morfi.prompts import build_prompts, load_tokenizer
+from morfi.training.generation import LiveGenerator, dev_accuracy
+from morfi.types import Question, Sampling
+
+MAX_TOKENS = 12
+
+
+def prompts_of(facts: tuple[Question, ...], folder: Path) -> list[tuple[int, ...]]:
+    tokenizer = load_tokenizer(folder)
+    return [p.token_ids for p in build_prompts(facts, {"P0": (), "P1": ()}, tokenizer)]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "mistral"])
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_answers_are_those_of_transformers_one_prompt_at_a_time(
+    tiny_models: dict[str, Path], facts: tuple[Question, ...], architecture: str, batch: int
+) -> None:
+    folder = tiny_models[architecture]
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    prompts = prompts_of(facts, folder)
+    finished: list[int] = []
+    generator = LiveGenerator(model, load_tokenizer(folder), batch)
+    answered = generator.generate(prompts, Sampling(max_tokens=MAX_TOKENS), finished.append)
+    assert sum(finished) == len(prompts)
+    newline = 3 + ord("\n")
+    for prompt, [completion] in zip(prompts, answered, strict=True):
+        # Gemma's own configuration has no EOS of this tokenizer's, so both ends are given.
+        expected = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=MAX_TOKENS,
+            do_sample=False,
+            eos_token_id=[1, newline],
+            pad_token_id=2,
+        )[0, len(prompt) :].tolist()
+        assert list(completion.token_ids) == expected
+        ended = expected[-1] in (1, newline)
+        assert completion.finish_reason == ("stop" if ended else "length")
+        assert "\n" not in completion.text
+
+
+def test_no_prompts_give_no_answers(tiny_models: dict[str, Path]) -> None:
+    folder = tiny_models["llama"]
+    generator = LiveGenerator(AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(folder))
+    assert generator.generate([], Sampling()) == []
+    assert dev_accuracy(generator, [], 4, "squad").n == 0
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0.5), Sampling(n=2), [Sampling(), Sampling(max_tokens=3)]]
+)
+def test_anything_but_one_greedy_answer_is_refused(
+    tiny_models: dict[str, Path], sampling: Sampling | list[Sampling]
+) -> None:
+    folder = tiny_models["llama"]
+    generator = LiveGenerator(AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(folder))
+    with pytest.raises(ValueError, match="greedily"):
+        generator.generate([(5, 6), (7, 8)], sampling)

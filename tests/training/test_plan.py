@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from morfi.errors import InputError
+from morfi.training.plan import Mixture, TrainingData
+from morfi.types import Question
+
+
+def test_every_mixture_is_trained_with_every_seed(train_tiny: Any) -> None:
+    task = train_tiny.prepare(train_tiny.data(levels=(0, 25, 100)), seeds=2, epochs=(1, 3))
+    assert [job.name for job in task.jobs] == [
+        f"level-{level:03}-seed-{seed}" for level in (0, 25, 100) for seed in (0, 1)
+    ]
+    assert task.n_planned == 3 * 2 * 11 * 3
+    assert task.bos
+
+
+def test_each_dev_question_is_asked_without_exemplars(train_tiny: Any) -> None:
+    task = train_tiny.prepare(train_tiny.data(n_dev=6), dev_limit=4)
+    assert len(task.dev) == 4
+    assert {prompt.question.relation for prompt in task.dev} == {"P0", "P1"}
+    assert all(prompt.text == f"Q: {prompt.question.text}\nA:" for prompt in task.dev)
+
+
+def test_a_base_is_named_by_its_whole_path(train_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(train_tiny.model.parent)
+    assert train_tiny.prepare(model=train_tiny.model.name).base_name == str(train_tiny.model)
+
+
+def test_whatever_decides_a_checkpoint_changes_the_fingerprint(
+    train_tiny: Any, tiny_models: dict[str, Path]
+) -> None:
+    data = train_tiny.data()
+    reordered = replace(data, mixtures=(Mixture(0, data.mixtures[0].questions[::-1]),))
+    prints = [
+        train_tiny.prepare(given, **settings).fingerprint
+        for given, settings in (
+            (data, {}),
+            (reordered, {}),
+            (replace(data, sha256="0" * 64), {}),
+            (train_tiny.data(levels=(1,)), {}),
+            (train_tiny.data(n_dev=2), {}),
+            (data, {"lr": 0.02}),
+            (data, {"seeds": 2}),
+            (data, {"epochs": (1, 3)}),
+            (data, {"model": str(tiny_models["mistral"])}),
+        )
+    ]
+    assert len(set(prints)) == len(prints)
+    assert train_tiny.prepare(data, epochs=(2, 1)).fingerprint == prints[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"mixtures": ()}, "facts has no mixtures to train on"),
+        ({"mixtures": (Mixture(10, ()),)}, "the mixture of level 10 is empty"),
+        ({"mixtures": (Mixture(101, (Question("q", "P", "s", "t", ("a",)),)),)}, "level 101 is repeated or"),
+        ({"dev": ()}, "early stopping needs dev questions, and facts has none"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused(
+    train_tiny: Any, changed: dict[str, Any], message: str
+) -> None:
+    data: TrainingData = replace(train_tiny.data(), **changed)
+    with pytest.raises(InputError) as caught:
+        train_tiny.prepare(data)
+    assert message in str(caught.value)
+
+
+def test_a_repeated_level_is_refused(train_tiny: Any) -> None:
+    with pytest.raises(InputError, match="level 10 is repeated"):
+        train_tiny.prepare(train_tiny.data(levels=(10, 10)))
+
+
+def test_a_prompt_too_long_for_the_model_is_refused(train_tiny: Any) -> None:
+    long = Question("long", "P0", "s", "x" * 130, ("y",))
+    with pytest.raises(InputError, match="question long: prompt and answer have"):
+        train_tiny.prepare(train_tiny.data(questions=(*train_tiny.facts, long)))
+    with pytest.raises(InputError, match="question long"):
+        train_tiny.prepare(replace(train_tiny.data(), dev=(long,)))
+
+
+def test_an_adapter_or_a_quantised_model_is_no_base(train_tiny: Any, tmp_path: Path) -> None:
+    [row] = train_tiny(tmp_path / "run", epochs=(1,), early_stop=False).rows
+    with pytest.raises(InputError, match="is a LoRA adapter; give a full model"):
+        train_tiny.prepare(model=row.path)
+    quantised = tmp_path / "quantised"
+    shutil.copytree(train_tiny.model, quantised)
+    config = json.loads((quantised / "config.json").read_text())
+    (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
+    with pytest.raises(InputError, match="is quantised"):
+        train_tiny.prepare(model=str(quantised))
