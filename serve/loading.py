@@ -103,6 +103,8 @@ def _fill(module: Any, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         for name in emptied:
             # A new tensor each time: the record itself must not refer to the module, or it is never freed.
             setattr(module, name, restore_layer_refs(materialize_meta_tensor(recorded[name]), module))
+        for parameter in module.parameters(recurse=False):
+            _unwrap_loader(parameter)
         if hasattr(module, "load_weights"):
             for _ in module.load_weights(tensors):
                 pass
@@ -115,6 +117,12 @@ def _fill(module: Any, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     finally:
         for name, old in emptied.items():
             setattr(module, name, old)
+
+
+def _unwrap_loader(parameter: Any) -> None:
+    """Takes off what vLLM's own reload puts around a weight loader, and which loads nothing outside of it."""
+    while getattr(getattr(parameter, "weight_loader", None), "__name__", "") == "online_process_loader":
+        parameter.weight_loader = parameter.weight_loader.__wrapped__
 
 
 def _load_by_vllm(runner: Any, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -120,8 +120,8 @@ def resolve_unmerged(
         found = open_model(_locate(named, cache, progress)).sha256(cache, progress)
         if found != base.sha256:
             raise InputError(
-                f"{ckpt} was trained on {named}, which is not the model {base.name} that is served; "
-                "give the adapter's own base"
+                f"{ckpt} was trained on {named}, which does not hold the model {base.name} that is served "
+                f"(sha256 {found[:12]}, expected {base.sha256[:12]}); give the adapter's own base"
             )
     check_same_tokenizer(directory, base.model_dir)
     adapter_sha256 = adapter.sha256(cache, progress)
