@@ -1,8 +1,8 @@
 """Examples a second of LoRA training: morfi beside TRL's SFTTrainer on the same questions.
 
-Claim: at least 1.3x the same LoRA run with SFTTrainer at its defaults (rank, alpha, learning rate and batch are
-given to it; bfloat16 and gradient checkpointing are its own defaults). A third side gives it morfi's dtype and
-no checkpointing. Every side is a process of its own, the sides take turns, and the median step of all rounds
+Claim: at least 1.3x the same LoRA run with SFTTrainer at its defaults: rank, alpha, learning rate and batch
+are given to it, bfloat16 and gradient checkpointing are its own. A third side gives it morfi's dtype and no
+checkpointing. Every side is a process of its own, the sides take turns, and the median step of all rounds
 counts, without the first of each process. Writes bench/results/train_throughput.md.
 """
 
@@ -65,8 +65,10 @@ def run(command: Sequence[str], job: dict[str, Any]) -> dict[str, Any]:
 def measure(questions: Sequence[Question], rounds: int, trl_python: Path | None) -> list[Side]:
     """Every side's steps on one epoch of `questions` a round."""
     config = train_config({"model": MODEL})
-    ours = {"questions": [asdict(question) for question in questions]}
-    ours["settings"] = {"model": MODEL, "epochs": [1]}
+    ours = {
+        "questions": [asdict(question) for question in questions],
+        "settings": {"model": MODEL, "epochs": [1]},
+    }
     theirs = {
         "model": str(resolve(MODEL).model_dir),
         "examples": [
@@ -75,18 +77,20 @@ def measure(questions: Sequence[Question], rounds: int, trl_python: Path | None)
         "epochs": 1,
         **{key: getattr(config, key) for key in ("rank", "alpha", "lr", "batch")},
     }
-    jobs = [("morfi", [sys.executable, str(HERE / "sides/morfi_lora.py")], ours)]
+    jobs: list[tuple[str, list[str], dict[str, Any]]] = [
+        ("morfi", [sys.executable, str(HERE / "sides/morfi_lora.py")], ours)
+    ]
     if trl_python is not None:
         side = [str(trl_python), str(HERE / "sides/trl_sft.py")]
         jobs.append(("SFTTrainer, its defaults", side, {**theirs, "close": False}))
         jobs.append(("SFTTrainer, float32, no checkpointing", side, {**theirs, "close": True}))
     sides = [Side(name) for name, _, _ in jobs]
     for number in range(rounds):
-        for side, (_, command, job) in zip(sides, jobs, strict=True):
+        for measured, (_, command, job) in zip(sides, jobs, strict=True):
             found = run(command, job)
-            side.steps_s += found["steps_s"][1:]
-            side.loss = found["loss"]
-            print(f"round {number + 1}, {side.name}: {found['steps_s']}", file=sys.stderr, flush=True)
+            measured.steps_s += found["steps_s"][1:]
+            measured.loss = found["loss"]
+            print(f"round {number + 1}, {measured.name}: {found['steps_s']}", file=sys.stderr, flush=True)
     return sides
 
 
@@ -120,9 +124,9 @@ def table(sides: Sequence[Side], questions: Sequence[Question], rounds: int) -> 
     lines = [
         "# Training examples a second",
         "",
-        f"{len(questions)} questions of world-facts, SmolLM2-135M, LoRA of rank 32 on all linear layers, batch "
-        f"{batch}; {device_name()}; {rounds} rounds in turn, the median step counts. An example needs at least "
-        f"{flops / 1e9:.1f} GFLOP.",
+        f"{len(questions)} questions of world-facts, SmolLM2-135M, LoRA of rank 32 on all linear layers, "
+        f"batch {batch}; {device_name()}; {rounds} rounds in turn, the median step counts. An example needs "
+        f"at least {flops / 1e9:.1f} GFLOP.",
         "",
         "| side | examples/s | fastest and slowest step | useful GFLOP/s | morfi is | mean loss |",
         "|---|---|---|---|---|---|",

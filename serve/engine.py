@@ -51,6 +51,8 @@ class Engine:
         with _quiet(verbose):
             from vllm import LLM
 
+            if not gpu:
+                import morfi.serve.cpu_norm  # noqa: F401 - registers what the settings name
             _check_known(overrides or {})
             self._settings = engine_settings.engine_arguments(
                 model_dir,

@@ -29,6 +29,7 @@ RESERVED = {
 
 CPU_BLOCK_SIZE = 32  # the smallest the CPU attention kernels take; vLLM's 128 never caches a 4-shot prefix
 CPU_KV_CACHE_BYTES = 1 << 30
+CPU_NORM = "morfi_cpu"  # registered by morfi.serve.cpu_norm
 CPU_BATCHED_TOKENS = 4096  # tokens of one step; what a whole prompt leaves of it stays unused
 
 
@@ -72,7 +73,7 @@ def engine_arguments(
         "enable_prefix_caching": True,
         "max_model_len": context,
         "disable_log_stats": True,
-        "worker_extension_cls": "morfi.serve.swap.WeightSwapping",
+        "worker_extension_cls": "morfi.serve.worker.WorkerExtension",
     }
     if not gpu:
         arguments |= {
@@ -85,6 +86,9 @@ def engine_arguments(
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(context, CPU_BATCHED_TOKENS),
         }
+        if overrides.get("enforce_eager", True) is True:
+            # Compiled, vLLM fuses the norm itself.
+            arguments["ir_op_priority"] = {"rms_norm": [CPU_NORM], "fused_add_rms_norm": [CPU_NORM]}
     return arguments | dict(overrides)
 
 

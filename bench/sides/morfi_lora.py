@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def main() -> None:
         )
         times.append(time.perf_counter())
         trainer.train()
-    steps = [end - start for start, end in zip(times, times[1:], strict=False)]
+    steps = [end - start for start, end in itertools.pairwise(times)]
     print(
         json.dumps({"steps_s": steps, "loss": sum(losses) / len(losses), "settings": {"dtype": task.dtype}})
     )

@@ -1,7 +1,8 @@
-"""One side of train_throughput.py: TRL's SFTTrainer on prompts and completions, with its defaults or close to ours."""
+"""One side of train_throughput.py: TRL's SFTTrainer, with its defaults or close to ours."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-# What is ours in the side called "close": float32 where the CPU has no bfloat16, no activations computed twice.
+# As morfi trains on a CPU without bfloat16: in float32, no activation computed twice.
 CLOSE = {"bf16": False, "gradient_checkpointing": False, "optim": "adamw_torch_fused", "max_grad_norm": 1.0}
 
 
@@ -35,7 +36,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Reads {"model", "examples", "epochs", "rank", "alpha", "lr", "batch", "close"}; writes seconds a step."""
+    """Reads model, examples, epochs, rank, alpha, lr, batch and close; writes the seconds of each step."""
     job = json.load(sys.stdin)
     answer, sys.stdout = sys.stdout, sys.stderr  # the trainer prints what it logs
     disable_progress_bars()
@@ -64,7 +65,7 @@ def main() -> None:
             callbacks=[clock],
         )
         result = trainer.train()
-    steps = [end - start for start, end in zip(clock.times, clock.times[1:], strict=False)]
+    steps = [end - start for start, end in itertools.pairwise(clock.times)]
     used = {key: getattr(config, key) for key in ("bf16", "gradient_checkpointing", "max_length", "packing")}
     json.dump({"steps_s": steps, "loss": result.training_loss, "settings": used}, answer)
     answer.flush()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morfi.checkpoints.weights import open_file
+from morfi.checkpoints.weights import Weights, open_file
 from morfi.errors import InputError, MorfiError
 
 if TYPE_CHECKING:
@@ -71,9 +71,13 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, by name; raises InputError for a damaged one."""
-    return dict(iter(open_file(path)))
+def read_tensors(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file whose names begin with `prefix`, by the rest of their names.
+
+    Raises InputError for a damaged file.
+    """
+    wanted = {name: entry for name, entry in open_file(path).tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in Weights(wanted)}
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ def prepare_training(config: TrainConfig, data: TrainingData, progress: Progress
     asked = select(data.dev, limit=config.dev_limit) if data.dev else ()
     dev = tuple(build_prompts(asked, dict.fromkeys((q.relation for q in asked), ()), tokenizer))
     check_lengths(dev, config.max_tokens, context)
-    # Without a dtype of its own, half precision has too small a range to train in.
+    # float16 has too small a range to train in.
     dtype = "bfloat16" if base.dtype == "float16" else base.dtype
     common = {
         "format": _FORMAT,

@@ -221,9 +221,7 @@ class _Ends(TrainerCallback):  # type: ignore[misc]
 
 def _part(state: str | Path, prefix: str) -> dict[str, Tensor]:
     """The tensors of the state whose names begin with `prefix`/, without it."""
-    tensors = read_tensors(Path(state) / _TENSORS)
-    start = f"{prefix}/"
-    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+    return read_tensors(Path(state) / _TENSORS, f"{prefix}/")
 
 
 def _arguments(config: TrainConfig, seed: int, folder: Path) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,17 @@ SIZES = {
     "pad_token_id": 2,
     "initializer_range": 0.2,
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def settled_heap() -> Iterator[None]:
+    """Takes what the libraries hold out of garbage collection, which every training does in full."""
+    import morfi.training.trainer  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

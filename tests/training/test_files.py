@@ -87,4 +87,4 @@ def test_a_damaged_state_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "state.safetensors"
     path.write_bytes(content)
     with pytest.raises(InputError, match="is not a whole safetensors file"):
-        read_tensors(path)
+        read_tensors(path, "adapter/")

@@ -7,6 +7,7 @@ once, before the processes are forked.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -96,6 +97,8 @@ def attempt(task: TrainingTask, folder: Path, n: int | None) -> bool:
 def main() -> None:
     model, folder, seed, n_kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
     task = prepared(model)
+    gc.collect()
+    gc.freeze()  # every training collects, in full
     draw = random.Random(seed)
     found = []
     for number, most in enumerate(n_kills):

@@ -1,0 +1,14 @@
+"""What morfi adds to vLLM's workers; each of their processes imports this before it builds the model."""
+
+from __future__ import annotations
+
+from vllm.platforms import current_platform
+
+from morfi.serve.swap import WeightSwapping
+
+if current_platform.is_cpu():
+    import morfi.serve.cpu_norm  # noqa: F401 - registers what the settings name
+
+
+class WorkerExtension(WeightSwapping):
+    """vLLM's `worker_extension_cls`."""
