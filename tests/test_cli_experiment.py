@@ -1,0 +1,148 @@
+"""The commands of the experiment as a user types them: split, mix, train, sweep."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import morfi.serve.engine
+from morfi.cli import main
+
+pytestmark = pytest.mark.usefixtures("isolated_cache")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one object on standard output."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], serving: Any
+) -> Callable[..., Ended]:
+    """Runs a command in this process, in a folder of its own, with the fake engine."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(morfi.serve.engine, "start_engine", serving)
+
+    def command(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["morfi", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        said = capfd.readouterr()
+        assert isinstance(stop.value.code, int)
+        return Ended(stop.value.code, said.out, said.err)
+
+    return command
+
+
+@pytest.fixture
+def half_known(serving: Any, questions: Any) -> None:
+    """Lets the engine know two of every four questions."""
+    known = [q for asked in questions.values() for i, q in enumerate(asked) if i % 4 < 2]
+    serving.known = {question.text: question.answers[0] for question in known}
+
+
+@pytest.mark.usefixtures("half_known")
+def test_the_experiment_from_nothing_to_the_picture(
+    run: Callable[..., Ended], tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
+    options = ("--n-ex", 1, "--shots", 2, "--samples", 2, "--relations", "P17,P36")
+    split = run("split", "--model", tiny_model, "--data", data_file, *options, "--json").json
+    assert (split["kind"], split["status"], split["n_done"]) == ("split", "done", 42 * 3)
+    assert split["splits"]["test"]["by_category"]["HighlyKnown"] == 10
+
+    mix = run("mix", "--split", split["run_id"], "--levels", "0,100", "--size", 4, "--json").json
+    assert mix["levels"]["100"]["by_category"]["Unknown"] == 4
+    assert mix["dropped"] == {
+        "shared_subject": 0,
+        "other_category": 0,
+        "several_answers": 0,
+        "majority": 0,
+        "in_subject": 0,
+    }
+
+    small = ("--rank", 2, "--alpha", 4, "--lr", 0.01, "--batch", 2, "--epochs", "1", "--no-early-stop")
+    train = run("train", "--mix", mix["run_id"], *small, "--json").json
+    paths = [Path(c["path"]) for t in train["trainings"] for c in t["checkpoints"]]
+    assert [path.parent.name for path in paths] == ["level-000-seed-0", "level-100-seed-0"]
+    assert all(path.is_relative_to(tmp_path / "checkpoints" / train["run_id"]) for path in paths)
+
+    sweep = run("sweep", "--ckpts", train["run_id"], "--json").json
+    assert sweep["groups"]["test Known"]["base"]["accuracy"] == 1.0
+    assert [c["level"] for c in sweep["groups"]["test Known"]["checkpoints"]] == [0, 100]
+    assert all(Path(path).stat().st_size > 0 for path in sweep["pictures"])
+    assert [Path(path).suffix for path in sweep["pictures"]] == [".png", ".svg"]
+
+    for kind, found in {"split": split, "mix": mix, "train": train, "sweep": sweep}.items():
+        shown = run("show", found["run_id"])
+        assert shown.code == 0, shown.err
+        assert f"run {found['run_id']} (done)" in shown.out
+        assert "attempt 1, " in shown.out
+        again = run("show", found["run_id"], "--json").json
+        assert (again["kind"], again["status"]) == (kind, "done")
+    assert "picture" in run("sweep", "--ckpts", train["run_id"], "--figure", "mine.png").out
+    assert (tmp_path / "mine.svg").exists()
+    listed = run("runs", "--json").json["runs"]
+    assert [each["kind"] for each in listed if each["kind"] != "sweep-eval"] == [
+        "sweep",
+        "train",
+        "mix",
+        "split",
+    ]
+
+
+def test_a_checkpoint_that_fails_gives_the_table_and_exit_code_1(
+    run: Callable[..., Ended], trained_once: tuple[Any, str], serving: Any
+) -> None:
+    made, train_run = trained_once
+    serving.unloadable = frozenset({"level-100-seed-0/epoch-01"})
+    ended = run("sweep", "--ckpts", train_run, "--db", made.store.path, "--figure", "x", "--limit", 2)
+    assert ended.code == 1
+    assert "test Known, accuracy in %" in ended.out
+    assert (
+        "checkpoints that failed: D_100, seed 0, epoch 1: level-100-seed-0/epoch-01 does not fit" in ended.err
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("split",), "Missing option '--model'"),
+        (("split", "--model", "smollm2", "--relations", "P17,"), '--relations is "P17,"; expected names'),
+        (("split", "--model", "smollm2", "--samples", "-1"), "--samples is -1; expected at least 0"),
+        (("mix", "--split", "x", "--levels", "0,ten"), '--levels is "0,ten"; expected whole numbers'),
+        (("mix", "--split", "x", "--levels", "0,101"), "--levels holds 101; expected whole percentages"),
+        (("mix", "--split", "x", "--levels", "0,0"), "--levels holds 0 more than once"),
+        (("mix", "--split", "x", "--known", "Unknown"), '"Unknown" cannot count as Known'),
+        (("mix", "--split", "x"), "no such database; give --db"),
+        (("train", "--mix", "x", "--epochs", "1,"), '--epochs is "1,"; expected names between commas'),
+        (("train", "--mix", "x"), "no such database"),
+        (("sweep", "--ckpts", "x", "--limit", "0"), "--limit is 0; expected at least 1"),
+        (("sweep", "--ckpts", "x"), "no such database"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(
+    run: Callable[..., Ended], arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    ended = run(*arguments)
+    assert ended.code == 2
+    assert message in ended.err
+    assert ended.out == ""
+    assert not list(tmp_path.glob("*.duckdb"))
