@@ -147,9 +147,9 @@ def table(sides: list[tuple[str, str, dict[str, float]]]) -> str:
         )
     lines += [
         "",
-        f"The sweep: {ours['answers']:.0f} answers; loading a checkpoint (files checked, adapter merged, weights "
-        f"swapped) {ours['load']:.2f} s on average; {ours['outside']:.1f} % of the process's time outside "
-        "generation, its start and imports included.",
+        f"The sweep: {ours['answers']:.0f} answers; loading a checkpoint (files checked, adapter merged, "
+        f"weights swapped) {ours['load']:.2f} s on average; {ours['outside']:.1f} % of the process's time "
+        "outside generation, its start and imports included.",
         "",
         ", ".join(f"{name} {version}" for name, version in versions().items()),
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.device import device_name, is_gpu
 from morfi.errors import InputError, MorfiError
 from morfi.serve import settings as engine_settings
@@ -73,7 +74,7 @@ class Engine:
         self._served: str | None = sha256
         self._answers = True
         self._tokenizer = self._llm.get_tokenizer()
-        self._newline_ids = _newline_token_ids(self._tokenizer)
+        self._newline_ids = newline_tokens(self._tokenizer)
         self._request_number = itertools.count()
 
     @property
@@ -285,12 +286,6 @@ def _completion(part: Any, text: str, n_cached_tokens: int) -> Completion:
         finish_reason=part.finish_reason,
         n_cached_tokens=n_cached_tokens,
     )
-
-
-def _newline_token_ids(tokenizer: Any) -> list[int]:
-    """The ids of every token whose text holds a newline: generating one of them ends an answer."""
-    pieces = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
-    return [index for index, piece in enumerate(pieces) if "\n" in piece]
 
 
 @contextlib.contextmanager

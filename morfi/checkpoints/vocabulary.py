@@ -88,3 +88,9 @@ def _tokens(directory: Path) -> Iterator[Token]:
         raise InputError(
             f"{tokenizer} is not a tokenizer's file ({error!r}); save the tokenizer again"
         ) from error
+
+
+def newline_tokens(tokenizer: Any) -> list[int]:
+    """The ids of every token whose text holds a newline: generating one of them ends an answer."""
+    pieces = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+    return [index for index, piece in enumerate(pieces) if "\n" in piece]

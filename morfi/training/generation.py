@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.device import device_name
 from morfi.matching import is_correct, parse_answer
 from morfi.prompts import Prompt
@@ -23,10 +24,9 @@ class LiveGenerator:
 
     def __init__(self, model: Any, tokenizer: Any, batch: int = 64) -> None:
         self._model, self._tokenizer, self._batch = model, tokenizer, batch
-        pieces = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
         eos = getattr(model.generation_config, "eos_token_id", None)
         ends = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
-        self._ends = frozenset(ends | {index for index, piece in enumerate(pieces) if "\n" in piece})
+        self._ends = frozenset(ends | set(newline_tokens(tokenizer)))
 
     @property
     def settings(self) -> Mapping[str, Any]:

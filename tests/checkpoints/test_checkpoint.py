@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 import morfi.checkpoints.checkpoint
 from morfi.cache import Cache
-from morfi.checkpoints import resolve
+from morfi.checkpoints import resolve, resolve_unmerged
 from morfi.errors import InputError
 
 DIMENSIONS = {
@@ -253,3 +253,59 @@ def test_a_hub_id_is_fetched_without_pickles_or_code(root: Path, monkeypatch: py
     ]
     patterns = asked[0][2]
     assert all(not pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in patterns)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_unmerged_adapter_has_the_sha256_of_the_merged_one_and_writes_nothing(
+    root: Path, cache: Cache, dtype: str
+) -> None:
+    base = resolve(str(root / "base"), dtype=dtype)
+    unmerged = resolve_unmerged(str(root / "adapter"), base=base)
+    assert cache.entries() == []
+    merged = resolve(str(root / "adapter"), dtype=dtype)
+    assert unmerged.sha256 == merged.sha256 != base.sha256
+    assert unmerged.adapter_sha256 == merged.adapter_sha256
+    assert unmerged.base_sha256 == merged.base_sha256 == base.sha256
+    assert (unmerged.name, unmerged.base, unmerged.dtype) == (merged.name, merged.base, dtype)
+    assert (unmerged.model_dir, unmerged.adapter_dir) == (root / "base", root / "adapter")
+    assert merged.adapter_dir is None
+
+
+def test_an_unmerged_adapter_of_another_base_is_refused_where_that_is_here(root: Path) -> None:
+    base = resolve(str(root / "base"))
+    configure(root / "adapter", base_model_name_or_path=str(root / "mistral"))
+    with pytest.raises(InputError, match="was trained on .*mistral, which does not hold the model base"):
+        resolve_unmerged(str(root / "adapter"), base=base)
+
+
+@pytest.mark.parametrize("named", [None, "someone/some-model", "/gone/from/here"])
+def test_a_base_that_is_not_here_to_compare_is_no_reason_to_refuse(root: Path, named: str | None) -> None:
+    configure(root / "adapter", base_model_name_or_path=named)
+    base = resolve(str(root / "base"))
+    assert resolve_unmerged(str(root / "adapter"), base=base).base_sha256 == base.sha256
+
+
+def test_what_is_no_adapter_cannot_be_unmerged(root: Path) -> None:
+    base = resolve(str(root / "base"))
+    with pytest.raises(InputError, match="is no adapter"):
+        resolve_unmerged(str(root / "base"), base=base)
+
+
+def test_an_unmerged_adapter_with_damaged_tensors_is_refused(root: Path) -> None:
+    base = resolve(str(root / "base"))
+    file = root / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match="truncated or corrupt"):
+        resolve_unmerged(str(root / "adapter"), base=base)
+
+
+def test_an_unmerged_adapter_with_a_tokenizer_of_its_own_is_refused(
+    root: Path, make_tokenizer: Callable[..., Any]
+) -> None:
+    make_tokenizer().save_pretrained(root / "base")
+    base = resolve(str(root / "base"))
+    make_tokenizer().save_pretrained(root / "adapter")
+    assert resolve_unmerged(str(root / "adapter"), base=base)
+    make_tokenizer(adds_bos=False).save_pretrained(root / "adapter")
+    with pytest.raises(InputError, match="comes with a tokenizer that is not that of its base"):
+        resolve_unmerged(str(root / "adapter"), base=base)

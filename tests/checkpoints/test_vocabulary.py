@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from morfi.checkpoints.vocabulary import Token, highest_token
+from morfi.checkpoints.vocabulary import Token, check_same_tokenizer, highest_token
 from morfi.errors import InputError
 
 
@@ -34,3 +36,44 @@ def test_a_broken_tokenizer_file_is_refused_by_name(tmp_path: Path, content: str
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(InputError, match=r"tokenizer\.json"):
         highest_token(tmp_path)
+
+
+def test_a_tokenizer_that_was_only_saved_again_is_the_same(
+    tmp_path: Path, make_tokenizer: Callable[..., Any]
+) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    make_tokenizer().save_pretrained(base)
+    again = make_tokenizer()
+    again.padding_side = "left"
+    again.backend_tokenizer.enable_padding(length=7)
+    again.backend_tokenizer.enable_truncation(5)
+    again.save_pretrained(adapter)
+    assert (adapter / "tokenizer.json").read_bytes() != (base / "tokenizer.json").read_bytes()
+    check_same_tokenizer(adapter, base)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"adds_bos": False}, {"has_bos": False, "adds_bos": False}, {"chat_template": "{{ messages }}"}],
+)
+def test_a_tokenizer_that_works_otherwise_is_refused(
+    tmp_path: Path, make_tokenizer: Callable[..., Any], changes: dict[str, Any]
+) -> None:
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    make_tokenizer(**changes).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="a tokenizer that is not that of its base"):
+        check_same_tokenizer(tmp_path / "adapter", tmp_path / "base")
+
+
+def test_an_adapter_without_a_tokenizer_takes_its_bases(tmp_path: Path) -> None:
+    check_same_tokenizer(tmp_path, tmp_path / "gone")
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_refused_by_name(
+    tmp_path: Path, make_tokenizer: Callable[..., Any]
+) -> None:
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="adapter holds a tokenizer that transformers does not load"):
+        check_same_tokenizer(tmp_path / "adapter", tmp_path / "base")

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from morfi.cache import Cache
-from morfi.checkpoints.weights import INDEX, SINGLE, open_file, open_model_weights, read_json, write_weights
+from morfi.checkpoints.weights import (
+    INDEX,
+    SINGLE,
+    is_finite,
+    open_file,
+    open_model_weights,
+    read_json,
+    write_weights,
+)
 from morfi.errors import InputError
 
 TENSORS = {
@@ -99,6 +107,42 @@ def test_a_number_that_is_not_finite_is_refused_by_file_and_tensor(
     for _ in range(2):
         with pytest.raises(InputError, match=rf"model/{SINGLE}: the tensor x\.weight holds NaN or infinity"):
             open_model_weights(save(tmp_path / "model", weights)).sha256(cache)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(width=16, allow_nan=True, allow_infinity=True), max_size=40),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_finite_is_what_every_element_is(values: list[float], dtype: torch.dtype) -> None:
+    tensor = torch.tensor(values).to(dtype)
+    assert is_finite(tensor) == all(bool(torch.isfinite(value)) for value in tensor)
+
+
+def test_numbers_whose_sum_overflows_are_still_finite() -> None:
+    assert is_finite(torch.full((4,), 3e38))
+    assert not is_finite(torch.tensor([float("inf"), float("-inf")]))
+
+
+def test_weights_in_memory_stay_what_they_were_when_the_file_changes(tmp_path: Path) -> None:
+    directory = save(tmp_path / "model")
+    before = open_model_weights(directory)
+    held = before.in_memory()
+    sha256 = before.sha256()
+    changed = {name: tensor + 1 for name, tensor in TENSORS.items()}
+    with (directory / SINGLE).open("r+b") as file:  # in place, under whatever maps the file
+        save(tmp_path / "other", changed)
+        file.write((tmp_path / "other" / SINGLE).read_bytes())
+    assert open_model_weights(directory).sha256() != sha256
+    assert held.sha256() == held.sha256(Cache(tmp_path / "cache")) == sha256
+    for name, tensor in TENSORS.items():
+        assert torch.equal(held.tensor(name), tensor)
+
+
+def test_weights_in_memory_with_a_number_that_is_not_finite_are_refused(tmp_path: Path) -> None:
+    held = open_model_weights(save(tmp_path / "m", {"x": torch.tensor([1.0, float("nan")])})).in_memory()
+    with pytest.raises(InputError, match="the tensor x holds NaN or infinity"):
+        held.sha256()
 
 
 def test_an_8_bit_float_is_scanned_as_well(tmp_path: Path) -> None:

@@ -110,7 +110,25 @@ def test_overrides_win_and_nothing_else_changes(gpu: bool) -> None:
     )
     assert (plain["load_format"], plain["trust_remote_code"]) == ("safetensors", False)
     assert ("block_size" in plain) is not gpu
+    assert plain.get("enable_chunked_prefill", True) is gpu
     assert arguments(block_size=64, max_num_seqs=3) == {**plain, "block_size": 64, "max_num_seqs": 3}
+
+
+@pytest.mark.parametrize("context", [512, 16384])
+def test_on_a_cpu_one_step_holds_the_longest_prompt(context: int) -> None:
+    plain = engine_arguments(Path("model"), dtype="float32", context=context, seed=0, gpu=False, overrides={})
+    assert plain["max_num_batched_tokens"] >= context
+
+
+def test_a_compiled_engine_keeps_vllms_own_norm() -> None:
+    def norms(**overrides: Any) -> bool:
+        arguments = engine_arguments(
+            Path("model"), dtype="float32", context=512, seed=0, gpu=False, overrides=overrides
+        )
+        return "ir_op_priority" in arguments
+
+    assert norms()
+    assert not norms(enforce_eager=False)
 
 
 @pytest.mark.parametrize("gpu", [True, False])
