@@ -274,7 +274,7 @@ def test_an_unmerged_adapter_has_the_sha256_of_the_merged_one_and_writes_nothing
 def test_an_unmerged_adapter_of_another_base_is_refused_where_that_is_here(root: Path) -> None:
     base = resolve(str(root / "base"))
     configure(root / "adapter", base_model_name_or_path=str(root / "mistral"))
-    with pytest.raises(InputError, match="was trained on .*mistral, which does not hold the model base"):
+    with pytest.raises(InputError, match=r"was trained on .*mistral, which does not hold the model base"):
         resolve_unmerged(str(root / "adapter"), base=base)
 
 
