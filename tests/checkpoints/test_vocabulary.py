@@ -45,7 +45,7 @@ def test_a_tokenizer_that_was_only_saved_again_is_the_same(
     make_tokenizer().save_pretrained(base)
     again = make_tokenizer()
     again.padding_side = "left"
-    again.backend_tokenizer.enable_padding(length=7)
+    again.backend_tokenizer.enable_padding(length=7, pad_id=2, pad_token="<unk>")
     again.backend_tokenizer.enable_truncation(5)
     again.save_pretrained(adapter)
     assert (adapter / "tokenizer.json").read_bytes() != (base / "tokenizer.json").read_bytes()

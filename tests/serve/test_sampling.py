@@ -77,5 +77,6 @@ def test_samplings_that_are_not_one_for_each_prompt_are_refused(
 
 def test_progress_counts_every_completion_once(engine: Engine, prompts: list[list[int]]) -> None:
     counted: list[int] = []
-    engine.generate(prompts, [Sampling(max_tokens=2, n=n % 3 + 1) for n in range(12)], counted.append)
+    wanted = [Sampling(max_tokens=2, temperature=1.0, n=n % 3 + 1) for n in range(12)]
+    engine.generate(prompts, wanted, counted.append)
     assert sum(counted) == 24
