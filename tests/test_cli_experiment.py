@@ -115,7 +115,7 @@ def test_a_checkpoint_that_fails_gives_the_table_and_exit_code_1(
     serving.unloadable = frozenset({"level-100-seed-0/epoch-01"})
     ended = run("sweep", "--ckpts", train_run, "--db", made.store.path, "--figure", "x", "--limit", 2)
     assert ended.code == 1
-    assert "test Known, accuracy in %" in ended.out
+    assert "accuracy in % by share of Unknown" in ended.out
     assert (
         "checkpoints that failed: D_100, seed 0, epoch 1: level-100-seed-0/epoch-01 does not fit" in ended.err
     )

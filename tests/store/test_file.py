@@ -318,10 +318,11 @@ def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str, mess
 
 def test_an_interrupt_while_a_statement_runs_is_an_interrupt(store: Store) -> None:
     code = """
-import sys
+import signal, sys
 from pathlib import Path
 from morfi.store import Store
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have left it ignored
 store = Store(Path(sys.argv[1]))
 print(store.summary("last").n_done, flush=True)
 try:
