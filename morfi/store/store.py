@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +33,7 @@ from morfi.types import Question
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
 
 Made = MixtureRow | EpochRow | CheckpointRow | SweepRow  # rows that a run adds beside its completions
 
@@ -260,9 +262,22 @@ class Store:
                 kind = statements[0].type.name
                 if kind not in _READS:
                     raise InputError(f"{kind} is not allowed: `morfi sql` only reads; use SELECT")
-                return connection.sql(sql).to_arrow_table()
+                return _interruptible(connection, lambda: connection.sql(sql).to_arrow_table())
             except duckdb.Error as error:
                 raise InputError(f"SQL: {_one_line(str(error))}") from error
+
+
+def _interruptible(connection: DuckDBPyConnection, work: Callable[[], pa.Table]) -> pa.Table:
+    """What `work` gives, done in a thread: DuckDB in the main thread may not look at Ctrl-C for minutes."""
+    with ThreadPoolExecutor(1) as executor:
+        running = executor.submit(work)
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            while not running.done():  # again, because the first may come before the statement runs
+                connection.interrupt()
+                wait([running], timeout=0.05)
+            raise
 
 
 def _resolve(path: Path, run_id: str, known: Sequence[str]) -> str:
