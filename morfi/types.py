@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from morfi.steering import Applied, Captured
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -37,6 +39,8 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: str  # "stop": ended by a newline or the end token; "length": cut at max_tokens
     n_cached_tokens: int  # prompt tokens whose keys and values came from the prefix cache
+    applied: tuple[Applied, ...] = ()  # what its steering did
+    captured: tuple[Captured, ...] = ()
 
 
 class Generator(Protocol):

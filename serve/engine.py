@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -16,14 +17,32 @@ from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.device import device_name, is_gpu
 from morfi.errors import InputError, MorfiError
 from morfi.serve import settings as engine_settings
+from morfi.serve.admission import Admission, admission_of
+from morfi.serve.reports import Report, applied, captured
+from morfi.steering import Capture, Steering, to_json
 from morfi.types import Completion, Sampling
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
     from morfi.checkpoints import Checkpoint
+    from morfi.serve.directions import Direction
 
 _LOAD_AGAIN = "it answers nothing until a checkpoint is loaded whole"
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """All that one prompt is to be done with."""
+
+    sampling: Sampling
+    steering: tuple[Steering, ...]
+    capture: Capture | None
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether anything but plain generation is asked for."""
+        return bool(self.steering) or self.capture is not None
 
 
 class Engine:
@@ -54,6 +73,9 @@ class Engine:
 
             if not gpu:
                 import morfi.serve.cpu_norm  # noqa: F401 - registers what the settings name
+            from morfi.serve import plugin
+
+            plugin.register()
             _check_known(overrides or {})
             self._settings = engine_settings.engine_arguments(
                 model_dir,
@@ -97,22 +119,35 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         sampling: Sampling | Sequence[Sampling],
         on_finished: Callable[[int], None] | None = None,
+        *,
+        steering: Sequence[Sequence[Steering]] | None = None,
+        capture: Capture | Sequence[Capture | None] | None = None,
     ) -> list[list[Completion]]:
         """The completions of each prompt (token ids), in the order of `prompts`, `n` as its sampling says.
 
-        Raises MorfiError after a `load_checkpoint` that failed, until one succeeds.
+        `steering` gives each prompt its own steerings, none or several; `capture` is one for all prompts or
+        one for each. Each completion then says what was applied to it and holds what was captured. Raises
+        InputError, before any request runs, for a specification that this engine cannot follow, and
+        MorfiError where one was not followed to the letter, or after a `load_checkpoint` that failed, until
+        one succeeds.
         """
         if not self._answers:
             raise MorfiError(f"the engine holds no whole checkpoint after a failed load; {_LOAD_AGAIN}")
         core = self._llm.llm_engine
-        params = self._params_of(prompts, sampling)
+        wanted = self._wanted(prompts, sampling, steering, capture)
+        params = self._params_of(wanted)
         place: dict[str, int] = {}
         outputs: list[Any] = [None] * len(prompts)
+        # vLLM's own ids of the requests that are steered or captured, by place.
+        followed: dict[int, list[str]] = {}
         try:
             for index, prompt in enumerate(prompts):
                 request_id = f"morfi-{next(self._request_number)}"
                 place[request_id] = index
-                core.add_request(request_id, {"prompt_token_ids": list(prompt)}, params[index])
+                own_id = core.add_request(request_id, {"prompt_token_ids": list(prompt)}, params[index])
+                if wanted[index].is_followed:
+                    n = wanted[index].sampling.n
+                    followed[index] = [f"{number}_{own_id}" for number in range(n)] if n > 1 else [own_id]
             while core.has_unfinished_requests():
                 ended = [output for output in core.step() if output.finished]
                 for output in ended:
@@ -123,7 +158,25 @@ class Engine:
             # Reached with requests in flight only on an error or Ctrl-C: leave nothing running behind.
             if place:
                 core.abort_request(list(place))
-        return self._completions(outputs)
+            reports = self._take_reports(followed)
+        completions = self._completions(outputs)
+        for index, parts in reports.items():
+            completions[index] = [
+                self._followed(completion, wanted[index], report, len(prompts[index]))
+                for completion, report in zip(completions[index], parts, strict=True)
+            ]
+        return completions
+
+    def register(self, direction: Direction) -> str:
+        """Makes a direction known to the engine; returns the name, its sha256, that `Steering` takes.
+
+        Registered twice, it must be released twice. Raises InputError where it does not fit the model.
+        """
+        return self._admission.register(direction)
+
+    def release(self, name: str) -> None:
+        """Undoes one `register`; raises InputError for a name that is not registered."""
+        self._admission.registry.release(name)
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Serves `checkpoint` from now on: an adapter of the model the engine was started on, or that model.
@@ -188,20 +241,61 @@ class Engine:
                 f"{self._dtype}; resolve it with the base as the engine was started on it"
             )
 
-    def _params_of(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]
-    ) -> list[SamplingParams]:
-        """vLLM's parameters for each prompt; equal samplings share one object."""
-        each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
-        if len(each) != len(prompts):
-            raise ValueError(f"{len(each)} samplings were given for {len(prompts)} prompts")
-        made = {one: self._params(one) for one in set(each)}
-        return [made[one] for one in each]
+    def _wanted(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | Sequence[Sampling],
+        steering: Sequence[Sequence[Steering]] | None,
+        capture: Capture | Sequence[Capture | None] | None,
+    ) -> list[_Wanted]:
+        """What each prompt is to be done with; raises InputError for what this engine cannot do."""
+        n = len(prompts)
+        samplings = [sampling] * n if isinstance(sampling, Sampling) else sampling
+        captures = [capture] * n if capture is None or isinstance(capture, Capture) else capture
+        steerings = [()] * n if steering is None else [tuple(each) for each in steering]
+        for given, what in ((samplings, "samplings"), (steerings, "steerings"), (captures, "captures")):
+            if len(given) != n:
+                raise ValueError(f"{len(given)} {what} were given for {n} prompts")
+        wanted = [_Wanted(*each) for each in zip(samplings, steerings, captures, strict=True)]
+        for one in {(one.steering, one.capture) for one in wanted if one.is_followed}:
+            self._admission.directions(*one, {})
+        return wanted
 
-    def _params(self, sampling: Sampling) -> SamplingParams:
+    def _params_of(self, wanted: Sequence[_Wanted]) -> list[SamplingParams]:
+        """vLLM's parameters for each prompt; equal ones share one object."""
+        made = {one: self._params(one) for one in set(wanted)}
+        return [made[one] for one in wanted]
+
+    def _take_reports(self, followed: Mapping[int, Sequence[str]]) -> dict[int, list[list[Report | None]]]:
+        """The reports of all workers for each completion of each followed request."""
+        request_ids = [request_id for ids in followed.values() for request_id in ids]
+        if not request_ids:
+            return {}
+        workers = self._llm.llm_engine.collective_rpc("morfi_take_reports", args=(request_ids,))
+        of_request = iter([list(reports) for reports in zip(*workers, strict=True)])
+        return {index: [next(of_request) for _ in ids] for index, ids in followed.items()}
+
+    def _followed(
+        self, completion: Completion, wanted: _Wanted, reports: Sequence[Report | None], n_prompt: int
+    ) -> Completion:
+        n_output = len(completion.token_ids)
+        return replace(
+            completion,
+            applied=applied(wanted.steering, reports, n_prompt, n_output),
+            captured=captured(wanted.capture, reports, n_prompt, n_output, self._admission.d_model),
+        )
+
+    @property
+    def _admission(self) -> Admission:
+        return admission_of(self._llm.llm_engine.input_processor)
+
+    def _params(self, wanted: _Wanted) -> SamplingParams:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        sampling, extra = wanted.sampling, None
+        if wanted.is_followed:
+            extra = {"morfi": {**to_json(wanted.steering, wanted.capture), "report": True}}
         # Stopping on token ids and decoding whole answers later spares the incremental detokenizer,
         # which looks for a stop string after every token.
         return SamplingParams(
@@ -213,6 +307,7 @@ class Engine:
             stop_token_ids=self._newline_ids,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=extra,
         )
 
     def _completions(self, outputs: Sequence[Any]) -> list[list[Completion]]:

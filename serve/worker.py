@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from vllm.platforms import current_platform
 
+from morfi.serve import plugin
+from morfi.serve.reports import Reporting
 from morfi.serve.swap import WeightSwapping
 
 if current_platform.is_cpu():
     import morfi.serve.cpu_norm  # noqa: F401 - registers what the settings name
 
 
-class WorkerExtension(WeightSwapping):
+plugin.register()
+
+
+class WorkerExtension(WeightSwapping, Reporting):
     """vLLM's `worker_extension_cls`."""

@@ -1,0 +1,209 @@
+"""The steering and capture of a decoder layer on a GPU: one Triton kernel, inside CUDA graphs.
+
+All it reads lies in tensors with fixed addresses, which the host fills before each forward pass: a graph that
+was captured once then does what the tensors say. A layer with nothing to do is left after one load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+ADD, ABLATE, CLAMP, PROJECT = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What one forward pass does: T tokens, E entries a token, C captured layers of at most R rows."""
+
+    active: torch.Tensor  # int32 [n_layers]: 0 where a layer has nothing to do
+    layers: torch.Tensor  # int32 [T, E]: the layer of an entry, -1 for none
+    slots: torch.Tensor  # int32 [T, E]: its direction
+    operations: torch.Tensor  # int32 [T, E]
+    strengths: torch.Tensor  # float32 [T, E]
+    capture_rows: torch.Tensor  # int32 [T]: where in `captured` a token goes, -1 for nowhere
+    capture_before: torch.Tensor  # int32 [T]: 1 where the value from before the steering is captured
+    capture_places: torch.Tensor  # int32 [n_layers]: the layer's place in `captured`, -1 for none
+    captured: torch.Tensor  # float32 [C, R, d_model]
+
+
+def make_tables(
+    n_layers: int,
+    n_tokens: int,
+    n_entries: int,
+    captured: tuple[int, int, int],
+    device: torch.device | str = "cpu",
+) -> Tables:
+    """Tables with nothing to do; `captured` is [C, R, d_model]."""
+
+    def full(*shape: int, value: int = -1) -> torch.Tensor:
+        return torch.full(shape, value, dtype=torch.int32, device=device)
+
+    return Tables(
+        active=full(n_layers, value=0),
+        layers=full(n_tokens, n_entries),
+        slots=full(n_tokens, n_entries, value=0),
+        operations=full(n_tokens, n_entries, value=0),
+        strengths=torch.zeros(n_tokens, n_entries, device=device),
+        capture_rows=full(n_tokens),
+        capture_before=full(n_tokens, value=0),
+        capture_places=full(n_layers),
+        captured=torch.zeros(*captured, device=device),
+    )
+
+
+@triton.jit
+def residual_kernel(
+    hidden,
+    residual,
+    vectors,
+    encoders,
+    numbers,
+    active,
+    layers,
+    slots,
+    operations,
+    strengths,
+    capture_rows,
+    capture_before,
+    capture_places,
+    captured,
+    layer,
+    hidden_stride,
+    residual_stride,
+    n_capture_rows,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    N_ENTRIES: tl.constexpr,
+    N_NUMBERS: tl.constexpr,
+):
+    """One program a token: hidden + residual is its residual stream, hidden takes the change."""
+    if tl.load(active + layer) != 0:
+        token = tl.program_id(0).to(tl.int64)
+        columns = tl.arange(0, BLOCK)
+        inside = columns < D
+        h = tl.load(hidden + token * hidden_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        r = tl.load(residual + token * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        x = h + r
+        change = tl.zeros([BLOCK], dtype=tl.float32)
+        is_steered = 0
+        for entry in range(N_ENTRIES):
+            place = token * N_ENTRIES + entry
+            if tl.load(layers + place) == layer:
+                is_steered = 1
+                slot = tl.load(slots + place).to(tl.int64)
+                operation = tl.load(operations + place)
+                strength = tl.load(strengths + place)
+                row = numbers + slot * N_NUMBERS
+                d = tl.load(vectors + slot * D + columns, mask=inside, other=0.0)
+                if operation == 0:
+                    factor = strength * tl.load(row + 3)
+                elif operation == 3:
+                    factor = -tl.sum(x * d) * tl.load(row + 2)
+                else:
+                    w = tl.load(encoders + slot * D + columns, mask=inside, other=0.0)
+                    scale = tl.sqrt(tl.sum(x * x) / D)
+                    unit = tl.maximum(tl.where(tl.load(row + 4) != 0.0, scale, 1.0), 1e-20)
+                    p = tl.sum(x * w) / unit + tl.load(row)
+                    f = tl.where(p > tl.load(row + 1), p, 0.0)
+                    target = tl.where(operation == 2, strength, 0.0)
+                    factor = (target - f) * unit
+                change += factor * d
+        if is_steered != 0:
+            tl.store(
+                hidden + token * hidden_stride + columns,
+                (h + change).to(hidden.dtype.element_ty),
+                mask=inside,
+            )
+        layer_place = tl.load(capture_places + layer).to(tl.int64)
+        capture_row = tl.load(capture_rows + token).to(tl.int64)
+        if (layer_place >= 0) & (capture_row >= 0):
+            # What the next layer reads: the sum after rounding to the model's dtype.
+            after = (h + change).to(hidden.dtype.element_ty).to(tl.float32) + r
+            kept = tl.where(tl.load(capture_before + token) != 0, x, after)
+            to = captured + (layer_place * n_capture_rows + capture_row) * D + columns
+            tl.store(to, kept, mask=inside)
+
+
+def residual_(
+    hidden: torch.Tensor,
+    residual: torch.Tensor,
+    layer: int,
+    tables: Tables,
+    bank: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
+    """Steers `hidden` [n_tokens, d_model] in place and captures, as `tables` say for `layer`.
+
+    `bank` holds vectors and encoders, float32 [n_slots, d_model], and numbers, float32 [n_slots, 5]: bias,
+    threshold, 1 / |d|^2, what "add" multiplies d with, and whether norms are rescaled.
+    """
+    vectors, encoders, numbers = bank
+    n_tokens, d_model = hidden.shape
+    residual_kernel[(n_tokens,)](
+        hidden,
+        residual,
+        vectors,
+        encoders,
+        numbers,
+        tables.active,
+        tables.layers,
+        tables.slots,
+        tables.operations,
+        tables.strengths,
+        tables.capture_rows,
+        tables.capture_before,
+        tables.capture_places,
+        tables.captured,
+        layer,
+        hidden.stride(0),
+        residual.stride(0),
+        tables.captured.shape[1],
+        D=d_model,
+        BLOCK=triton.next_power_of_2(d_model),
+        N_ENTRIES=tables.layers.shape[1],
+        N_NUMBERS=numbers.shape[1],
+        num_warps=4 if d_model <= 2048 else 8,
+    )
+
+
+def residual_reference(
+    hidden: torch.Tensor,
+    residual: torch.Tensor,
+    layer: int,
+    tables: Tables,
+    bank: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
+    """What `residual_` does, a token and an entry at a time."""
+    vectors, encoders, numbers = bank
+    if not tables.active[layer]:
+        return
+    for token in range(len(hidden)):
+        x = hidden[token].float() + residual[token].float()
+        change = torch.zeros_like(x)
+        is_steered = False
+        for entry in range(tables.layers.shape[1]):
+            if tables.layers[token, entry] != layer:
+                continue
+            is_steered = True
+            slot = int(tables.slots[token, entry])
+            bias, threshold, inverse_square, along, rescaled = numbers[slot]
+            operation, strength = int(tables.operations[token, entry]), tables.strengths[token, entry]
+            d, w = vectors[slot], encoders[slot]
+            unit = (x.square().mean().sqrt() if rescaled else torch.ones(())).clamp_min(1e-20)
+            p = (x * w).sum() / unit + bias
+            f = p if p > threshold else torch.zeros(())
+            change += {
+                ADD: strength * along,
+                ABLATE: -f * unit,
+                CLAMP: (strength - f) * unit,
+                PROJECT: -(x * d).sum() * inverse_square,
+            }[operation] * d
+        if is_steered:
+            hidden[token] = (hidden[token].float() + change).to(hidden.dtype)
+        place, row = int(tables.capture_places[layer]), int(tables.capture_rows[token])
+        if place >= 0 and row >= 0:
+            after = hidden[token].float() + residual[token].float()
+            tables.captured[place, row] = x if tables.capture_before[token] else after

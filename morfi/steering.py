@@ -1,0 +1,256 @@
+"""What a request may ask of the residual stream: steering and capture, as records without any engine in them.
+
+A position is the index of a token in its sequence, prompt and answer together; a negative one counts from the
+end of the prompt, so -1 is the last prompt token. "After layer L" means the residual stream that decoder
+layer L (from 0) hands to the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from morfi.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+OPERATIONS = ("add", "ablate", "clamp", "project")
+NAMED_POSITIONS = ("all", "prompt", "generated", "last_prompt")
+MAX_ENTRIES = 8  # steerings of one request
+
+Positions = str | tuple[int | tuple[int, int | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """One change to the residual stream x after `layer`, at `positions`.
+
+    `operation` is "add" (x + strength d), "ablate" (x - f(x) d: the latent's own contribution leaves),
+    "clamp" (x + (strength - f(x)) d: the latent is set to `strength`) or "project" (x without its component
+    along d). `direction` names a registered direction d, with its latent's encoder f where the operation
+    needs one. Several steerings of one layer all see the x from before them; their changes are summed.
+    `positions` is "all", "prompt", "generated", "last_prompt", or a tuple of positions and half-open ranges
+    (start, stop), where stop None means to the end. Raises InputError for what could not mean anything.
+    """
+
+    layer: int
+    direction: str
+    operation: str = "add"
+    strength: float = 0.0
+    positions: Positions = "all"
+
+    def __post_init__(self) -> None:
+        if self.operation not in OPERATIONS:
+            raise InputError(
+                f'steering operation "{self.operation}" is none of {", ".join(OPERATIONS)}.'
+                f"{nearest(self.operation, OPERATIONS)}"
+            )
+        _check_layer(self.layer, "steering")
+        if not isinstance(self.direction, str) or not self.direction:
+            raise InputError(f"steering needs the name of a registered direction, got {self.direction!r}")
+        if not _is_number(self.strength) or not math.isfinite(self.strength):
+            raise InputError(f"steering strength {self.strength!r} is no finite number")
+        if self.operation in ("ablate", "project") and self.strength:
+            raise InputError(f"{self.operation} takes no strength, got {self.strength:g}; leave it out")
+        spans(self.positions, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """The residual stream after each of `layers`, at `positions`, after any steering there.
+
+    With `before` the values from before the steering of that layer are taken instead. Positions as for
+    `Steering`. The last generated token is never put into the model, so there is nothing to capture for it.
+    """
+
+    layers: tuple[int, ...]
+    positions: Positions = "last_prompt"
+    before: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, tuple) or not self.layers:
+            raise InputError(f"capture needs at least one layer, got {self.layers!r}")
+        for layer in self.layers:
+            _check_layer(layer, "capture")
+        if len(set(self.layers)) != len(self.layers):
+            raise InputError(f"capture names a layer twice: {list(self.layers)}")
+        if not isinstance(self.before, bool):
+            raise InputError(f"capture's before is true or false, got {self.before!r}")
+        spans(self.positions, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of one steering: it changed the residual stream after `layer` at `n_tokens` positions.
+
+    Positions whose keys and values came from the prefix cache count: they were steered alike when computed.
+    """
+
+    steering: Steering
+    n_tokens: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Captured:
+    """The residual stream after `layer`: `values` float32 [n, d_model], a row for each of `positions`."""
+
+    layer: int
+    positions: tuple[int, ...]
+    token_ids: tuple[int, ...]  # the tokens at these positions
+    values: torch.Tensor
+
+
+def spans(positions: Positions, n_prompt: int) -> list[tuple[int, int | None]]:
+    """The half-open ranges of absolute positions that `positions` means for a prompt of `n_prompt` tokens.
+
+    Sorted and disjoint; a stop of None is the sequence's end. Positions before the first are left out.
+    Raises InputError for positions that are none.
+    """
+    if isinstance(positions, str):
+        if positions not in NAMED_POSITIONS:
+            raise InputError(
+                f'positions "{positions}" is none of {", ".join(NAMED_POSITIONS)}.'
+                f"{nearest(positions, NAMED_POSITIONS)}"
+            )
+        named: dict[str, tuple[int, int | None]] = {
+            "all": (0, None),
+            "prompt": (0, n_prompt),
+            "generated": (n_prompt, None),
+            "last_prompt": (n_prompt - 1, n_prompt),
+        }
+        return [named[positions]]
+    if not isinstance(positions, tuple) or not positions:
+        raise InputError(f"positions are a name or a tuple of positions and ranges, got {positions!r}")
+    found = [_span(place, n_prompt) for place in positions]
+    return _disjoint([(start, stop) for start, stop in found if stop is None or start < stop])
+
+
+def n_positions(positions: Positions, n_prompt: int, n_computed: int) -> int:
+    """How many of a sequence's first `n_computed` positions are meant."""
+    return sum(
+        max(0, (n_computed if stop is None else min(stop, n_computed)) - start)
+        for start, stop in spans(positions, n_prompt)
+    )
+
+
+def to_json(steering: Sequence[Steering], capture: Capture | None) -> dict[str, Any]:
+    """The specification of a request as plain JSON: what `SamplingParams.extra_args["morfi"]` holds."""
+    found: dict[str, Any] = {}
+    if steering:
+        found["steering"] = [
+            {
+                "layer": one.layer,
+                "direction": one.direction,
+                "operation": one.operation,
+                "strength": one.strength,
+                "positions": _plain(one.positions),
+            }
+            for one in steering
+        ]
+    if capture is not None:
+        found["capture"] = {
+            "layers": list(capture.layers),
+            "positions": _plain(capture.positions),
+            "before": capture.before,
+        }
+    return found
+
+
+def from_json(specification: object) -> tuple[tuple[Steering, ...], Capture | None]:
+    """The records that `to_json` made it from; raises InputError for anything else, unknown keys included."""
+    whole = _mapping(specification, "a steering specification", ("steering", "capture"))
+    entries = whole.get("steering", [])
+    if not isinstance(entries, list):
+        raise InputError(f"steering is a list, got {type(entries).__name__}")
+    if len(entries) > MAX_ENTRIES:
+        raise InputError(f"{len(entries)} steerings in one request, at most {MAX_ENTRIES} are taken")
+    known = ("layer", "direction", "operation", "strength", "positions")
+    steering = []
+    for entry in entries:
+        fields = dict(_mapping(entry, "an entry of steering", known))
+        if missing := {"layer", "direction"} - set(fields):
+            raise InputError(f"an entry of steering lacks {', '.join(sorted(missing))}")
+        if "positions" in fields:
+            fields["positions"] = _from_plain(fields["positions"])
+        steering.append(Steering(**fields))
+    if whole.get("capture") is None:
+        return tuple(steering), None
+    fields = dict(_mapping(whole["capture"], "capture", ("layers", "positions", "before")))
+    if not isinstance(fields.get("layers"), list):
+        raise InputError(f"capture's layers are a list, got {fields.get('layers')!r}")
+    fields["layers"] = tuple(fields["layers"])
+    if "positions" in fields:
+        fields["positions"] = _from_plain(fields["positions"])
+    return tuple(steering), Capture(**fields)
+
+
+def salt(steering: Sequence[Steering]) -> str:
+    """What separates the cached prefixes of requests steered like this from all others."""
+    text = json.dumps(to_json(steering, None), sort_keys=True)
+    return f"morfi-{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _check_layer(layer: object, what: str) -> None:
+    if not isinstance(layer, int) or isinstance(layer, bool) or layer < 0:
+        raise InputError(f"{what} layer {layer!r} is no layer; layers are counted from 0")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _span(place: object, n_prompt: int) -> tuple[int, int | None]:
+    if _is_index(place):
+        start = _absolute(place, n_prompt)  # type: ignore[arg-type]
+        return (start, start + 1) if start >= 0 else (0, 0)
+    if isinstance(place, tuple) and len(place) == 2 and _is_index(place[0]):
+        start, stop = place
+        if stop is None or _is_index(stop):
+            end = None if stop is None else max(0, _absolute(stop, n_prompt))
+            return max(0, _absolute(start, n_prompt)), end
+    raise InputError(f"{place!r} is no position and no range (start, stop)")
+
+
+def _absolute(position: int, n_prompt: int) -> int:
+    return position + n_prompt if position < 0 else position
+
+
+def _disjoint(ranges: list[tuple[int, int | None]]) -> list[tuple[int, int | None]]:
+    merged: list[tuple[int, int | None]] = []
+    for start, stop in sorted(ranges, key=lambda one: one[0]):
+        if merged and (merged[-1][1] is None or start <= merged[-1][1]):
+            before, end = merged[-1]
+            merged[-1] = (before, None if end is None or stop is None else max(end, stop))
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def _plain(positions: Positions) -> object:
+    if isinstance(positions, str):
+        return positions
+    return [list(place) if isinstance(place, tuple) else place for place in positions]
+
+
+def _from_plain(positions: object) -> Positions:
+    if isinstance(positions, list):
+        return tuple(tuple(place) if isinstance(place, list) else place for place in positions)
+    return positions  # type: ignore[return-value] # checked where it is used
+
+
+def _mapping(value: object, what: str, known: Sequence[str]) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{what} is an object, got {type(value).__name__}")
+    for key in value:
+        if key not in known:
+            raise InputError(f'{what} has no "{key}".{nearest(str(key), known)} Known: {", ".join(known)}')
+    return value

@@ -1,0 +1,130 @@
+"""What a steering or capture specification must pass before its request may join a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from morfi.errors import InputError
+from morfi.serve.directions import Direction, Registry, from_numbers, pack
+from morfi.steering import Capture, Steering, from_json, salt
+
+# Decoder layers that return hidden states and residual, the residual stream being their sum; all are tested.
+ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Gemma2ForCausalLM"})
+
+
+@dataclass(slots=True)
+class Admission:
+    """What one engine can steer: why not at all, or its layers, width and registered directions."""
+
+    refusal: str | None
+    n_layers: int
+    d_model: int
+    registry: Registry = field(default_factory=Registry)
+
+    def register(self, direction: Direction) -> str:
+        """Registers a direction that fits the model; returns the name that requests use."""
+        self._check_width(direction)
+        return self.registry.add(direction)
+
+    def directions(
+        self, steering: Sequence[Steering], capture: Capture | None, inline: Mapping[str, Direction]
+    ) -> dict[str, bytes]:
+        """The packed directions of a request, by name: those that came with it and registered ones.
+
+        Raises InputError for what this engine cannot do exactly as asked.
+        """
+        if self.refusal is not None:
+            raise InputError(self.refusal)
+        for layer in (*(one.layer for one in steering), *(capture.layers if capture else ())):
+            if layer >= self.n_layers:
+                raise InputError(f"layer {layer}: the model has the layers 0 to {self.n_layers - 1}")
+        packed = {}
+        for one in steering:
+            if one.direction in inline:
+                direction = inline[one.direction]
+                self._check_width(direction)
+                packed[one.direction] = pack(direction)
+            else:
+                direction, packed[one.direction] = self.registry.get(one.direction)
+            if one.operation in ("ablate", "clamp") and direction.encoder is None:
+                raise InputError(
+                    f"{one.operation} needs a latent with its encoder, which direction {one.direction[:12]} "
+                    "lacks; add or project it"
+                )
+        return packed
+
+    def _check_width(self, direction: Direction) -> None:
+        if len(direction.vector) != self.d_model:
+            raise InputError(
+                f"a direction of {len(direction.vector)} numbers: this model's residual stream has "
+                f"{self.d_model}"
+            )
+
+
+def admission_of(input_processor: Any) -> Admission:
+    """The admission that belongs to an engine's input processor, made on first use."""
+    found: Admission | None = getattr(input_processor, "morfi_admission", None)
+    if found is None:
+        config = input_processor.vllm_config
+        model = config.model_config
+        found = Admission(_refusal(config), model.get_total_num_hidden_layers(), model.get_hidden_size())
+        input_processor.morfi_admission = found
+    return found
+
+
+def admit(request: Any, admission: Admission) -> None:
+    """Checks the specification of an `EngineCoreRequest` and makes it ready for the workers.
+
+    Its cached prefixes are kept apart from those of requests that are steered otherwise, and one that
+    captures reads none. Raises InputError; the request must not be run then.
+    """
+    params = request.sampling_params
+    specification = params.extra_args["morfi"]
+    if not isinstance(specification, dict):
+        raise InputError(f"a steering specification is an object, got {type(specification).__name__}")
+    report = specification.get("report", False) is True
+    plain, inline = _named({key: value for key, value in specification.items() if key != "report"})
+    steering, capture = from_json(plain)
+    packed = admission.directions(steering, capture, inline)
+    params.extra_args = {**params.extra_args, "morfi": {**plain, "report": report, "directions": packed}}
+    if steering:
+        request.cache_salt = salt(steering) + (request.cache_salt or "")
+    if capture is not None:
+        params.skip_reading_prefix_cache = True
+
+
+def _named(specification: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Direction]]:
+    """The specification with a name for each direction that is given as numbers, and those directions."""
+    entries = specification.get("steering")
+    if not isinstance(entries, list):
+        return specification, {}
+    inline: dict[str, Direction] = {}
+    named = []
+    for entry in entries:
+        numbers = entry.get("direction") if isinstance(entry, dict) else None
+        if isinstance(numbers, list):
+            direction = from_numbers(numbers)
+            inline[direction.sha256] = direction
+            named.append({**entry, "direction": direction.sha256})
+        else:
+            named.append(entry)
+    return {**specification, "steering": named}, inline
+
+
+def _refusal(config: Any) -> str | None:
+    """Why the engine of a vLLM configuration cannot steer; None where it can."""
+    architecture = config.model_config.architecture
+    parallel = config.parallel_config
+    if architecture not in ARCHITECTURES:
+        return f"{architecture} cannot be steered; {', '.join(sorted(ARCHITECTURES))} can"
+    reasons = {
+        "speculative decoding": config.speculative_config is not None,
+        "two micro-batches a step": parallel.use_ubatching,
+        "sequence parallelism": bool(config.compilation_config.pass_config.enable_sp),
+        "context parallelism": parallel.decode_context_parallel_size > 1
+        or getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+    }
+    found = [reason for reason, applies in reasons.items() if applies]
+    return f"steering and capture do not work with {' and '.join(found)}; start without" if found else None

@@ -1,0 +1,160 @@
+"""morfi in vLLM: steering and capture for every engine of a process, loaded as a `vllm.general_plugins`.
+
+Four places of vLLM are wrapped: admission of requests, loading of the model, preparation of a step's inputs,
+and the step itself. Where one of them is not what this module was written for, vLLM does not start.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from morfi.errors import InputError
+from morfi.serve.admission import admission_of, admit
+
+SUPPORTED = "0.32"
+_OURS = "morfi_wrapped"
+
+
+def register() -> None:
+    """Wraps vLLM's functions, once a process; raises RuntimeError where vLLM is not the expected one."""
+    from vllm.config import VllmConfig
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner as V2Runner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    wraps: list[tuple[type, str, tuple[str, ...], Callable[..., Any]]] = [
+        (InputProcessor, "process_inputs", ("request_id", "prompt", "params"), _process_inputs),
+        (VllmConfig, "compute_hash", (), _compute_hash),
+        (CPUModelRunner, "load_model", (), _load_model),
+        (GPUModelRunner, "load_model", (), _load_model),
+        (GPUModelRunner, "_prepare_inputs", ("scheduler_output", "num_scheduled_tokens"), _prepare_inputs_v1),
+        (GPUModelRunner, "_dummy_run", ("num_tokens",), _dummy_run),
+        (GPUModelRunner, "execute_model", ("scheduler_output",), _execute_model),
+        (V2Runner, "load_model", (), _load_model),
+        (V2Runner, "prepare_inputs", ("scheduler_output", "batch_req_state"), _prepare_inputs_v2),
+        (V2Runner, "execute_model", ("scheduler_output",), _execute_model),
+    ]
+    for owner, name, parameters, _ in wraps:
+        _check(owner, name, parameters)
+    for owner, name, _, wrapper in wraps:
+        original = owner.__dict__[name]
+        if not hasattr(original, _OURS):
+            wrapped = functools.wraps(original)(functools.partial(wrapper, original))
+            method = _method(wrapped)
+            setattr(method, _OURS, True)
+            setattr(owner, name, method)
+
+
+def _method(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self, *args, **kwargs)
+
+    return call
+
+
+def _check(owner: type, name: str, parameters: tuple[str, ...]) -> None:
+    import vllm
+
+    function = owner.__dict__.get(name)
+    found = [] if function is None else list(inspect.signature(function).parameters)
+    if function is None or tuple(found[1 : 1 + len(parameters)]) != parameters:
+        raise RuntimeError(
+            f"morfi's plugin cannot work with vLLM {vllm.__version__}: {owner.__module__}.{owner.__name__}."
+            f"{name} is not as in vLLM {SUPPORTED}. Install vLLM {SUPPORTED}, or set VLLM_PLUGINS to the "
+            "other plugins you need (empty for none) to run vLLM without morfi's steering and capture"
+        )
+
+
+def _process_inputs(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    from vllm.exceptions import VLLMValidationError
+
+    request = original(self, *args, **kwargs)
+    params = request.sampling_params
+    if params is not None and params.extra_args and "morfi" in params.extra_args:
+        try:
+            admit(request, admission_of(self))
+        except InputError as error:
+            raise VLLMValidationError(str(error), parameter="morfi") from error
+    return request
+
+
+def _compute_hash(original: Callable[..., Any], self: Any) -> str:
+    # Compiled graphs with the operation in them are not those of a vLLM without it.
+    from morfi.serve import decoder_layers, residual
+
+    source = inspect.getsource(decoder_layers) + inspect.getsource(residual)
+    return hashlib.sha256(f"{original(self)} {source}".encode()).hexdigest()[:10]
+
+
+def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    from morfi.serve.decoder_layers import attach
+
+    original(self, *args, **kwargs)
+    self.morfi_state = attach(self)
+
+
+def _prepare_inputs_v1(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    found = original(self, *args, **kwargs)
+    state = self.morfi_state
+    if state is not None and state.live:
+        # Only now is the batch's book-keeping that of this step.
+        n = self.input_batch.num_reqs
+        counts = args[1] if len(args) > 1 else kwargs["num_scheduled_tokens"]
+        starts = self.input_batch.num_computed_tokens_cpu[:n]
+        state.begin(self.input_batch.req_ids[:n], starts.tolist(), counts.tolist())
+    return found
+
+
+def _prepare_inputs_v2(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    batch = original(self, *args, **kwargs)
+    state = self.morfi_state
+    if state is not None and state.live:
+        n = batch.num_reqs
+        starts = batch.num_computed_tokens_np[:n]
+        state.begin(batch.req_ids[:n], starts.tolist(), batch.num_scheduled_tokens[:n].tolist())
+    return batch
+
+
+def _dummy_run(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    _enter(self)
+    return original(self, *args, **kwargs)
+
+
+def _execute_model(
+    original: Callable[..., Any], self: Any, scheduler_output: Any, *args: Any, **kwargs: Any
+) -> Any:
+    state = _enter(self)
+    if state is None or kwargs.get("dummy_run"):
+        return original(self, scheduler_output, *args, **kwargs)
+    for request_id in scheduler_output.finished_req_ids:
+        state.finish(request_id)
+    for new in scheduler_output.scheduled_new_reqs:
+        # One that was preempted comes again in runner V2; it is known then.
+        if new.sampling_params is not None and new.req_id not in state.live:
+            state.add(new.req_id, new.prompt_len, new.sampling_params.extra_args)
+    found = original(self, scheduler_output, *args, **kwargs)
+    if state.work:
+        state.end(_input_ids(self))
+    return found
+
+
+def _enter(runner: Any) -> Any:
+    """Makes the runner's state that of the pass that follows, with nothing to do in it yet."""
+    from morfi.serve import residual
+
+    state = runner.morfi_state
+    if state is not None:
+        state.work.clear()
+    residual.use(state)
+    return state
+
+
+def _input_ids(runner: Any) -> Any:
+    buffers = getattr(runner, "input_buffers", None)  # runner V2's
+    return runner.input_ids.gpu if buffers is None else buffers.input_ids

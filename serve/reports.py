@@ -1,0 +1,89 @@
+"""What workers report of a steered or captured request, and what a caller gets of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from morfi.errors import MorfiError
+from morfi.serve.residual import Live, ResidualState
+from morfi.steering import Applied, Capture, Captured, Steering, n_positions
+
+Report = dict[str, Any]  # plain, so that it goes to another process
+
+
+class Reporting:
+    """Mixed into vLLM's worker (`worker_extension_cls`): the call that hands out reports."""
+
+    model_runner: Any
+
+    def morfi_take_reports(self, request_ids: list[str]) -> list[Report | None]:
+        """The report of each request, by vLLM's internal id; None where this worker has none (any more)."""
+        state: ResidualState | None = self.model_runner.morfi_state
+        if state is None:
+            return [None] * len(request_ids)
+        return [None if live is None else _report(live, state.layers) for live in state.take(request_ids)]
+
+
+def _report(live: Live, layers: range) -> Report:
+    captured = {}
+    for layer, parts in live.captured.items():
+        positions = [position for part in parts for position in part.positions]
+        token_ids = [token_id for part in parts for token_id in part.token_ids]
+        values = torch.cat([part.values for part in parts])
+        captured[str(layer)] = (positions, token_ids, values.cpu().numpy().tobytes())
+    return {"layers": [layers.start, layers.stop], "reached": live.reached, "captured": captured}
+
+
+def applied(
+    steering: Sequence[Steering], reports: Sequence[Report | None], n_prompt: int, n_output: int
+) -> tuple[Applied, ...]:
+    """What was applied of `steering`, from the reports of all workers; raises MorfiError unless all of it."""
+    n_computed = n_prompt + n_output - 1  # the last token is never put into the model
+    for one in steering:
+        _reaching(reports, one.layer, n_computed)
+    return tuple(Applied(one, n_positions(one.positions, n_prompt, n_computed)) for one in steering)
+
+
+def captured(
+    capture: Capture | None, reports: Sequence[Report | None], n_prompt: int, n_output: int, d_model: int
+) -> tuple[Captured, ...]:
+    """What was captured, a record for each layer; raises MorfiError unless every position is there."""
+    if capture is None:
+        return ()
+    n_computed = n_prompt + n_output - 1
+    wanted = n_positions(capture.positions, n_prompt, n_computed)
+    found = []
+    for layer in capture.layers:
+        report = _reaching(reports, layer, n_computed)
+        positions, token_ids, data = report["captured"].get(str(layer), ([], [], b""))
+        values = torch.from_numpy(np.frombuffer(data, np.float32).reshape(-1, d_model).copy())
+        # A preempted request computes positions again; the values are equal.
+        places = {position: place for place, position in enumerate(positions) if position < n_computed}
+        kept = sorted(places)
+        if len(kept) != wanted:
+            raise MorfiError(
+                f"layer {layer}: {len(kept)} positions were captured where {wanted} were asked for; none is "
+                "given"
+            )
+        order = [places[position] for position in kept]
+        found.append(Captured(layer, tuple(kept), tuple(token_ids[place] for place in order), values[order]))
+    return tuple(found)
+
+
+def _reaching(reports: Sequence[Report | None], layer: int, n_computed: int) -> Report:
+    """The report of a worker that holds `layer`, if it saw the request to its end."""
+    for report in reports:
+        if report is not None and report["layers"][0] <= layer < report["layers"][1]:
+            if report["reached"] < n_computed:
+                raise MorfiError(
+                    f"layer {layer} was steered or captured up to position {report['reached']} of "
+                    f"{n_computed}; the answer is not what was asked for"
+                )
+            return report
+    raise MorfiError(
+        f"no worker reports that layer {layer} was steered or captured: the answer is not what was asked for"
+    )

@@ -1,0 +1,287 @@
+"""The residual stream of one step: which rows are steered and captured, and the operation that does both.
+
+A worker has one `ResidualState`. Before a forward pass `begin` works out the rows from the requests in the
+batch; each decoder layer calls `torch.ops.morfi.residual` on its output; after the pass `end` checks that
+every layer did its part and hands what was captured to its requests. A step that did not do all that was
+asked raises, and the engine answers nothing more: no request goes on unsteered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from morfi.serve.directions import Bank
+from morfi.steering import MAX_ENTRIES, OPERATIONS, Capture, Steering, from_json, spans
+
+Spans = list[tuple[int, int | None]]
+_ADD, _ABLATE, _CLAMP, _PROJECT = range(len(OPERATIONS))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One steering of a request, made ready: where it goes and what it does there."""
+
+    layer: int
+    direction: str
+    operation: int
+    strength: float
+    spans: Spans
+
+
+@dataclass(slots=True)
+class Live:
+    """A request that is steered or captured, as one worker sees it."""
+
+    request_id: str
+    report: bool  # whether it will be asked for when it has ended
+    entries: list[Entry]
+    directions: dict[str, bytes]  # packed, by name
+    capture: Capture | None
+    capture_spans: Spans
+    reached: int = 0  # positions that were computed or came from the cache, from the first on
+    captured: dict[int, list[Rows]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Residuals of one request, one step and one layer: `values` float32 [n, d_model]."""
+
+    positions: list[int]
+    token_ids: list[int]
+    values: torch.Tensor
+
+
+@dataclass(slots=True)
+class LayerWork:
+    """What one layer does in one step; rows are those of the batch."""
+
+    rows: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    operations: list[int] = field(default_factory=list)
+    strengths: list[float] = field(default_factory=list)
+    captured: list[tuple[Live, range, range]] = field(default_factory=list)  # its rows and their positions
+    tensors: tuple[torch.Tensor, ...] = ()
+    kept: torch.Tensor | None = None  # the captured rows, in the order of `captured`
+    n_calls: int = 0
+
+
+class ResidualState:
+    """Steering and capture in one worker: the requests that want them, and the work of the current step."""
+
+    def __init__(self, layers: range, d_model: int, n_slots: int, device: torch.device) -> None:
+        self.layers = layers  # those of this worker
+        self.d_model = d_model
+        self.bank = Bank(n_slots, d_model, device)
+        self.live: dict[str, Live] = {}
+        self.ended: dict[str, Live] = {}  # until they are taken
+        self.work: dict[int, LayerWork] = {}
+
+    def add(self, request_id: str, n_prompt: int, extra_args: Mapping[str, Any] | None) -> None:
+        """Takes note of a new request whose specification `morfi.serve.admission.admit` made ready."""
+        if not extra_args or "morfi" not in extra_args:
+            return
+        specification = dict(extra_args["morfi"])
+        report = specification.pop("report")
+        directions = specification.pop("directions")
+        steering, capture = from_json(specification)
+        self.live[request_id] = Live(
+            request_id,
+            report,
+            [_entry(one, n_prompt) for one in steering],
+            directions,
+            capture,
+            [] if capture is None else spans(capture.positions, n_prompt),
+        )
+
+    def finish(self, request_id: str) -> None:
+        """A request has ended, whatever the reason."""
+        live = self.live.pop(request_id, None)
+        if live is not None and live.report:
+            self.ended[request_id] = live
+
+    def take(self, request_ids: Sequence[str]) -> list[Live | None]:
+        """The requests of these names, ended or about to be; they are not kept any longer."""
+        found = []
+        for request_id in request_ids:
+            live = self.ended.pop(request_id, None) or self.live.get(request_id)
+            if live is not None:
+                live.report = False
+            found.append(live)
+        return found
+
+    def begin(self, request_ids: Sequence[str], starts: Sequence[int], counts: Sequence[int]) -> None:
+        """Works out the step's rows: request i has `counts[i]` of them, from the position `starts[i]` on."""
+        self.work.clear()
+        if not self.live:
+            return
+        offset = 0
+        used: dict[str, bytes] = {}
+        planned: list[tuple[Live, int, int, int]] = []
+        for request_id, start, count in zip(request_ids, starts, counts, strict=True):
+            live = self.live.get(request_id)
+            if live is not None:
+                if start > live.reached and live.reached:
+                    raise RuntimeError(f"request {request_id} skipped from {live.reached} to {start}")
+                planned.append((live, offset, int(start), int(count)))
+                used |= live.directions
+            offset += int(count)
+        slots = self.bank.slots(used)
+        for live, first_row, start, count in planned:
+            self._plan(live, slots, first_row, start, count)
+            live.reached = max(live.reached, start + count)
+        for work in self.work.values():
+            work.tensors = self._tensors(work)
+
+    def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor) -> None:
+        """Steers in place the rows whose residual stream is hidden + residual, and keeps what is captured."""
+        work = self.work.get(layer)
+        if work is None:
+            return
+        work.n_calls += 1
+        rows, slots, _, strengths, keep, keep_before = work.tensors
+        before = _stream(hidden, residual, keep) if len(keep_before) else None
+        if len(rows):
+            vectors = self.bank.vectors[slots]
+            if any(work.operations):
+                numbers = self.bank.numbers[slots]
+                strengths = self._strengths(hidden, residual, work, numbers)
+            else:
+                strengths = strengths * self.bank.numbers[slots, 3]
+            change = vectors * strengths[:, None]
+            if hidden.dtype == torch.float32:
+                hidden.index_add_(0, rows, change)
+            else:
+                # Summed in float32 and rounded once, however many directions meet in a row.
+                where, place = rows.unique(return_inverse=True)
+                total = hidden[where].float().index_add_(0, place, change)
+                hidden[where] = total.to(hidden.dtype)
+        if len(keep):
+            work.kept = _stream(hidden, residual, keep)
+            if before is not None:
+                work.kept[keep_before] = before[keep_before]
+
+    def end(self, input_ids: torch.Tensor) -> None:
+        """Checks that the step's work was done, and hands out what was captured; `input_ids`: its tokens."""
+        for layer, work in self.work.items():
+            if work.n_calls != 1:
+                raise RuntimeError(
+                    f"layer {layer} was to be steered or captured once in this step, but its operation ran "
+                    f"{work.n_calls} times"
+                )
+            if not work.captured:
+                continue
+            assert work.kept is not None
+            place = 0
+            for live, rows, positions in work.captured:
+                values = work.kept[place : place + len(rows)]
+                place += len(rows)
+                token_ids = input_ids[rows.start : rows.stop].tolist()
+                live.captured.setdefault(layer, []).append(Rows(list(positions), token_ids, values))
+        self.work.clear()
+
+    def _plan(self, live: Live, slots: Mapping[str, int], first_row: int, start: int, count: int) -> None:
+        for entry in live.entries:
+            if entry.layer not in self.layers or (entry.operation == _ADD and not entry.strength):
+                continue
+            for low, high in _within(entry.spans, start, start + count):
+                work = self.work.setdefault(entry.layer, LayerWork())
+                n = high - low
+                work.rows.extend(range(first_row + low - start, first_row + high - start))
+                work.slots.extend([slots[entry.direction]] * n)
+                work.operations.extend([entry.operation] * n)
+                work.strengths.extend([entry.strength] * n)
+        if live.capture is None:
+            return
+        for low, high in _within(live.capture_spans, start, start + count):
+            rows = range(first_row + low - start, first_row + high - start)
+            for layer in live.capture.layers:
+                if layer in self.layers:
+                    work = self.work.setdefault(layer, LayerWork())
+                    work.captured.append((live, rows, range(low, high)))
+
+    def _tensors(self, work: LayerWork) -> tuple[torch.Tensor, ...]:
+        device = self.bank.vectors.device
+        keep = [row for _, rows, _ in work.captured for row in rows]
+        before = [
+            place
+            for place, live in enumerate(live for live, rows, _ in work.captured for _ in rows)
+            if live.capture is not None and live.capture.before
+        ]
+        return (
+            torch.tensor(work.rows, dtype=torch.long, device=device),
+            torch.tensor(work.slots, dtype=torch.long, device=device),
+            torch.tensor(work.operations, dtype=torch.long, device=device),
+            torch.tensor(work.strengths, dtype=torch.float32, device=device),
+            torch.tensor(keep, dtype=torch.long, device=device),
+            torch.tensor(before, dtype=torch.long, device=device),
+        )
+
+    def _strengths(
+        self, hidden: torch.Tensor, residual: torch.Tensor, work: LayerWork, numbers: torch.Tensor
+    ) -> torch.Tensor:
+        """What each row's direction is multiplied with, float32 [n]."""
+        rows, slots, operations, strengths, *_ = work.tensors
+        bias, threshold, inverse_square, along, rescaled = numbers.unbind(1)
+        x = _stream(hidden, residual, rows)
+        # Units of the SAE to units of the stream: |x| / sqrt(d_model) where norms are rescaled, else 1.
+        unit = torch.where(rescaled.bool(), x.norm(dim=1) / self.d_model**0.5, 1.0).clamp_min(1e-20)
+        p = (x * self.bank.encoders[slots]).sum(1) / unit + bias
+        f = torch.where(p > threshold, p, 0.0)
+        component = (x * self.bank.vectors[slots]).sum(1) * inverse_square
+        choices = torch.stack((strengths * along, -f * unit, (strengths - f) * unit, -component))
+        return choices.gather(0, operations[None])[0]
+
+
+def _stream(hidden: torch.Tensor, residual: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return hidden[rows].float() + residual[rows].float()
+
+
+def _entry(steering: Steering, n_prompt: int) -> Entry:
+    return Entry(
+        steering.layer,
+        steering.direction,
+        OPERATIONS.index(steering.operation),
+        float(steering.strength),
+        spans(steering.positions, n_prompt),
+    )
+
+
+def _within(found: Spans, start: int, stop: int) -> list[tuple[int, int]]:
+    """The parts of `found` that lie in [start, stop)."""
+    parts = []
+    for low, high in found:
+        first, last = max(low, start), stop if high is None else min(high, stop)
+        if first < last:
+            parts.append((first, last))
+    return parts
+
+
+_current: ResidualState | None = None
+
+
+def use(state: ResidualState | None) -> None:
+    """Makes `state` the one that the operation works with, in this process, from now on."""
+    global _current  # noqa: PLW0603 - an operation in a graph cannot be handed an object
+    _current = state
+
+
+def apply(hidden: torch.Tensor, residual: torch.Tensor, layer: int) -> None:
+    """What `torch.ops.morfi.residual` does; called directly where nothing is compiled."""
+    if _current is not None and _current.work:
+        _current.apply(layer, hidden, residual)
+
+
+_library = torch.library.Library("morfi", "FRAGMENT")
+_library.define("residual(Tensor(a!) hidden, Tensor residual, int layer) -> ()")
+_library.impl("residual", apply, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("morfi::residual")
+def _fake(hidden: torch.Tensor, residual: torch.Tensor, layer: int) -> None: ...
+
+
+N_SLOTS_PER_REQUEST = MAX_ENTRIES

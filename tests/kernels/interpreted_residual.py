@@ -1,0 +1,83 @@
+"""Run with TRITON_INTERPRET=1 by test_residual.py: the residual kernel beside its reference, case by case."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import sys
+
+import torch
+
+from morfi.kernels.residual import Tables, make_tables, residual_, residual_reference
+
+N_LAYERS, N_TOKENS, N_ENTRIES, N_SLOTS = 3, 9, 4, 6
+Bank = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def draw_case(d_model: int, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, torch.Tensor, Tables, Bank]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def integers(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=draw, dtype=torch.int32)
+
+    hidden = torch.randn(N_TOKENS, d_model, generator=draw).to(dtype)
+    residual = torch.randn(N_TOKENS, d_model, generator=draw).to(dtype)
+    vectors = torch.randn(N_SLOTS, d_model, generator=draw)
+    encoders = torch.randn(N_SLOTS, d_model, generator=draw) / d_model**0.5
+    square = vectors.square().sum(1)
+    numbers = torch.stack(
+        (
+            torch.randn(N_SLOTS, generator=draw),
+            torch.rand(N_SLOTS, generator=draw),
+            1 / square,
+            torch.where(torch.arange(N_SLOTS) % 2 == 0, 1.0, square.rsqrt()),
+            (torch.arange(N_SLOTS) % 3 == 0).float(),
+        ),
+        1,
+    ).contiguous()
+    tables = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, (2, N_TOKENS, d_model))
+    tables.active.copy_(torch.tensor([1, 0, 1]))
+    tables.layers.copy_(integers(-1, N_LAYERS, N_TOKENS, N_ENTRIES))
+    tables.slots.copy_(integers(0, N_SLOTS, N_TOKENS, N_ENTRIES))
+    tables.operations.copy_(integers(0, 4, N_TOKENS, N_ENTRIES))
+    tables.strengths.copy_(torch.randn(N_TOKENS, N_ENTRIES, generator=draw))
+    tables.capture_rows.copy_(torch.tensor([3, -1, 0, 1, -1, 2, -1, -1, 4]))
+    tables.capture_before.copy_(integers(0, 2, N_TOKENS))
+    tables.capture_places.copy_(torch.tensor([1, 0, -1]))
+    return hidden, residual, tables, (vectors, encoders, numbers)
+
+
+def compare(d_model: int, dtype: torch.dtype, seed: int) -> int:
+    """Steers and captures layer by layer, both ways; returns how many rows were changed."""
+    hidden, residual, tables, bank = draw_case(d_model, dtype, seed)
+    # The interpreter rounds to bfloat16 in a way of its own, in every layer.
+    close = {} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    expected, expected_tables, n_changed = hidden.clone(), copy.deepcopy(tables), 0
+    for layer in range(N_LAYERS):
+        before = hidden.clone()
+        residual_(hidden, residual, layer, tables, bank)
+        residual_reference(expected, residual, layer, expected_tables, bank)
+        torch.testing.assert_close(hidden, expected, **close)
+        torch.testing.assert_close(tables.captured, expected_tables.captured, **close)
+        changed = int((hidden != before).any(1).sum())
+        assert (changed > 0) == (layer != 1), "layer 1 is not active"
+        n_changed += changed
+    assert tables.captured[1].any()
+    assert not tables.captured[0].any()
+    return n_changed
+
+
+def leave(d_model: int) -> bool:
+    """Whether a pass with nothing to do changes no bit."""
+    hidden, residual, _, bank = draw_case(d_model, torch.float32, 0)
+    idle = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, (2, N_TOKENS, d_model))
+    before = hidden.clone()
+    for layer in range(N_LAYERS):
+        residual_(hidden, residual, layer, idle, bank)
+    return torch.equal(hidden, before) and not idle.captured.any()
+
+
+if __name__ == "__main__":
+    cases = itertools.product((64, 48, 576), (torch.float32, torch.bfloat16), range(2))
+    json.dump({"changed": [compare(*case) for case in cases], "left": leave(64)}, sys.stdout)

@@ -1,0 +1,319 @@
+"""Steering and capture in vLLM equal transformers with forward hooks, in float32, on tiny random models."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from morfi.errors import InputError
+from morfi.serve.directions import Direction
+from morfi.serve.engine import Engine
+from morfi.steering import Capture, Steering, n_positions, spans
+from morfi.types import Completion, Sampling
+
+D_MODEL = 64
+PREFIX = list(range(3, 67))  # two blocks of the CPU's prefix cache
+ARCHITECTURES = ("llama", "mistral", "gemma2")
+
+
+@dataclass
+class Served:
+    """An engine, the same model in transformers, and directions by name."""
+
+    engine: Engine
+    reference: Any
+    directions: dict[str, Direction]
+    names: list[str]
+
+    def latents(self) -> list[str]:
+        return [name for name in self.names if self.directions[name].encoder is not None]
+
+
+def make_directions(seed: int) -> list[Direction]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def vector() -> torch.Tensor:
+        return torch.randn(D_MODEL, generator=draw)
+
+    return [
+        Direction(vector()),
+        Direction(vector() * 3),
+        Direction(vector(), vector() * 0.3, bias=0.5),
+        Direction(vector(), vector() * 0.3, bias=-0.2, threshold=0.4),
+        Direction(vector(), vector() * 0.3, bias=0.3, norm_rescaled=True),
+    ]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def served(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_base: Callable[[Path, str], Path],
+) -> Iterator[Served]:
+    base = make_base(tmp_path_factory.mktemp("steered"), request.param)
+    reference = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    with Engine(base, dtype="float32", context=256) as engine:
+        directions = {engine.register(direction): direction for direction in make_directions(0)}
+        yield Served(engine, reference, directions, list(directions))
+
+
+def change(direction: Direction, steering: Steering, x: torch.Tensor) -> torch.Tensor:
+    """What `steering` adds to the residual stream x [d_model]: the definitions, one position at a time."""
+    d = direction.vector
+    if steering.operation == "add":
+        return steering.strength * (d if direction.encoder is None else d / d.norm())
+    if steering.operation == "project":
+        return -(x @ d) / (d @ d) * d
+    assert direction.encoder is not None
+    unit = x.norm() / D_MODEL**0.5 if direction.norm_rescaled else torch.tensor(1.0)
+    p = (x / unit) @ direction.encoder + direction.bias
+    f = p if p > direction.threshold else torch.tensor(0.0)
+    target = steering.strength if steering.operation == "clamp" else 0.0
+    return (target - f) * unit * d
+
+
+def by_hooks(
+    served: Served, prompt: Sequence[int], steering: Sequence[Steering], n_tokens: int
+) -> tuple[list[int], list[torch.Tensor], list[torch.Tensor]]:
+    """Greedy tokens with hooks in transformers, and each layer's residual stream after and before them."""
+    layers = served.reference.model.layers
+    after: dict[int, torch.Tensor] = {}
+    before: dict[int, torch.Tensor] = {}
+
+    def hook(index: int) -> Callable[..., Any]:
+        def steer(module: Any, inputs: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            before[index] = hidden[0].clone()
+            steered = hidden.clone()
+            for one in steering:
+                if one.layer != index:
+                    continue
+                for start, stop in spans(one.positions, len(prompt)):
+                    for place in range(
+                        start, hidden.shape[1] if stop is None else min(stop, hidden.shape[1])
+                    ):
+                        direction = served.directions[one.direction]
+                        steered[0, place] += change(direction, one, hidden[0, place])
+            after[index] = steered[0].clone()
+            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+        return steer
+
+    handles = [layer.register_forward_hook(hook(index)) for index, layer in enumerate(layers)]
+    tokens = list(prompt)
+    stop_ids = set(served.engine._newline_ids) | {1}
+    try:
+        with torch.no_grad():
+            while True:
+                logits = served.reference(torch.tensor([tokens]), use_cache=False).logits[0, -1]
+                tokens.append(int(logits.argmax()))
+                if len(tokens) == len(prompt) + n_tokens or tokens[-1] in stop_ids:
+                    break
+    finally:
+        for handle in handles:
+            handle.remove()
+    n = len(layers)
+    return tokens[len(prompt) :], [after[i] for i in range(n)], [before[i] for i in range(n)]
+
+
+def draw_steering(served: Served, draw: random.Random, n_prompt: int) -> list[Steering]:
+    found = []
+    for _ in range(draw.choice((0, 1, 1, 2, 4))):
+        operation = draw.choice(("add", "add", "ablate", "clamp", "project"))
+        names = served.latents() if operation in ("ablate", "clamp") else served.names
+        strength = draw.uniform(-2, 2) if operation in ("add", "clamp") else 0.0
+        positions: Any = draw.choice(
+            ("all", "prompt", "generated", "last_prompt", (-1, -2), (0, (2, n_prompt)), ((-3, None),))
+        )
+        found.append(Steering(draw.randrange(2), draw.choice(names), operation, strength, positions))
+    return found
+
+
+def check_captured(
+    completion: Completion, capture: Capture, prompt: Sequence[int], streams: Sequence[torch.Tensor]
+) -> None:
+    n_computed = len(prompt) + len(completion.token_ids) - 1
+    tokens = [*prompt, *completion.token_ids]
+    assert [found.layer for found in completion.captured] == list(capture.layers)
+    for found in completion.captured:
+        wanted = [
+            place
+            for start, stop in spans(capture.positions, len(prompt))
+            for place in range(start, n_computed if stop is None else min(stop, n_computed))
+        ]
+        assert list(found.positions) == wanted
+        assert list(found.token_ids) == [tokens[place] for place in wanted]
+        expected = streams[found.layer][wanted]
+        assert (found.values - expected).abs().max() <= 1e-4 * max(1.0, float(expected.abs().max()))
+        cosines = torch.nn.functional.cosine_similarity(found.values, expected)
+        assert cosines.min() > 0.999999
+
+
+def test_a_mixed_batch_equals_hooks(served: Served) -> None:
+    draw = random.Random(1)
+    prompts = [
+        (PREFIX if draw.random() < 0.5 else [])
+        + [draw.randrange(3, 200) for _ in range(draw.randrange(2, 9))]
+        for _ in range(64)
+    ]
+    steering = [draw_steering(served, draw, len(prompt)) for prompt in prompts]
+    captures = [
+        draw.choice(
+            (
+                None,
+                Capture((1,)),
+                Capture((0, 1), "all"),
+                Capture((1, 0), "generated"),
+                Capture((0,), before=True),
+            )
+        )
+        for _ in prompts
+    ]
+    served.engine.reset_prefix_cache()
+    completions = served.engine.generate(prompts, Sampling(max_tokens=6), steering=steering, capture=captures)
+    for prompt, wanted, capture, (completion,) in zip(prompts, steering, captures, completions, strict=True):
+        tokens, after, before = by_hooks(served, prompt, wanted, 6)
+        assert list(completion.token_ids) == tokens
+        n_computed = len(prompt) + len(tokens) - 1
+        assert [one.steering for one in completion.applied] == wanted
+        for one in completion.applied:
+            assert one.n_tokens == n_positions(one.steering.positions, len(prompt), n_computed)
+        if capture is None:
+            assert completion.captured == ()
+        else:
+            check_captured(completion, capture, prompt, before if capture.before else after)
+
+
+def test_strength_0_changes_no_bit(served: Served) -> None:
+    prompts = [[*PREFIX, n] for n in range(3, 8)]
+    everything = Capture((0, 1), "all")
+    plain = served.engine.generate(prompts, Sampling(max_tokens=4), capture=everything)
+    nothing = [[Steering(0, served.names[0]), Steering(1, served.names[2])]] * len(prompts)
+    steered = served.engine.generate(prompts, Sampling(max_tokens=4), capture=everything, steering=nothing)
+    for (a,), (b,) in zip(plain, steered, strict=True):
+        assert a.token_ids == b.token_ids
+        assert all(torch.equal(x.values, y.values) for x, y in zip(a.captured, b.captured, strict=True))
+
+
+def test_two_directions_equal_their_sum(served: Served) -> None:
+    first, second = (served.directions[name].vector for name in served.names[:2])
+    total = served.engine.register(Direction(2 * first - second))
+    both = [Steering(0, served.names[0], strength=2.0), Steering(0, served.names[1], strength=-1.0)]
+    capture = Capture((0, 1), "all")
+    (two,), (one,) = served.engine.generate(
+        [PREFIX, PREFIX],
+        Sampling(max_tokens=4),
+        steering=[both, [Steering(0, total, strength=1.0)]],
+        capture=capture,
+    )
+    assert two.token_ids == one.token_ids
+    for a, b in zip(two.captured, one.captured, strict=True):
+        torch.testing.assert_close(a.values, b.values, rtol=1e-4, atol=1e-4)
+    served.engine.release(total)
+    with pytest.raises(InputError, match="is registered"):
+        served.engine.generate([PREFIX], Sampling(), steering=[[Steering(0, total)]])
+
+
+@pytest.mark.parametrize("steered_first", [True, False])
+def test_a_shared_prefix_is_never_taken_over(served: Served, steered_first: bool) -> None:
+    """vLLM caches keys and values by token ids: a steered request must not leave its own to a plain one."""
+    sampling = Sampling(max_tokens=6)
+    prompt = [*PREFIX, *PREFIX[:8]]
+    steering = {True: [[Steering(0, served.names[1], strength=2.0)]], False: [[]]}
+    cold = {}
+    for is_steered, wanted in steering.items():
+        served.engine.reset_prefix_cache()
+        cold[is_steered] = served.engine.generate([prompt], sampling, steering=wanted)[0][0].token_ids
+    assert cold[True] != cold[False]
+    served.engine.reset_prefix_cache()
+    for is_steered in (steered_first, not steered_first):
+        (found,) = served.engine.generate([prompt], sampling, steering=steering[is_steered])[0]
+        assert found.token_ids == cold[is_steered]
+        assert found.n_cached_tokens == 0
+    (again,) = served.engine.generate([prompt], sampling, steering=steering[True])[0]
+    assert again.token_ids == cold[True]
+    assert again.n_cached_tokens > 0
+    assert again.applied[0].n_tokens == len(prompt) + len(again.token_ids) - 1
+
+
+def test_each_of_several_samples_is_steered(served: Served) -> None:
+    sampling = Sampling(max_tokens=5, n=3, temperature=1.0, seed=7)
+    wanted = [Steering(1, served.names[0], strength=1.0)]
+    (several,) = served.engine.generate([PREFIX], sampling, steering=[wanted], capture=Capture((1,), "all"))
+    assert len(several) == 3
+    for completion in several:
+        n_computed = len(PREFIX) + len(completion.token_ids) - 1
+        assert completion.applied[0].n_tokens == n_computed
+        assert completion.captured[0].token_ids == (*PREFIX, *completion.token_ids)[:n_computed]
+
+
+@pytest.mark.parametrize(
+    ("steering", "message"),
+    [
+        (Steering(2, "LATENT"), "the model has the layers 0 to 1"),
+        (Steering(0, "nothing"), "no direction 'nothing' is registered"),
+        (Steering(0, "VECTOR", "clamp", 1.0), "clamp needs a latent with its encoder"),
+    ],
+)
+def test_a_bad_specification_is_refused_before_any_request_runs(
+    served: Served, steering: Steering, message: str
+) -> None:
+    names = {"LATENT": served.latents()[0], "VECTOR": served.names[0]}
+    bad = Steering(
+        steering.layer,
+        names.get(steering.direction, steering.direction),
+        steering.operation,
+        steering.strength,
+    )
+    with pytest.raises(InputError, match=message):
+        served.engine.generate([PREFIX, PREFIX], Sampling(), steering=[[], [bad]])
+    assert not served.engine._llm.llm_engine.has_unfinished_requests()
+
+
+def test_vllm_alone_takes_the_same_specification(served: Served) -> None:
+    """Users of vLLM itself pass it in `extra_args`, directions as numbers; batchmates notice nothing."""
+    from vllm import SamplingParams
+
+    vector = served.directions[served.names[1]].vector
+    entry = {"layer": 0, "direction": vector.tolist(), "strength": 2.0}
+    prompt = [*PREFIX, 9]
+    common = {"temperature": 0, "max_tokens": 6, "detokenize": False}
+    params = [
+        SamplingParams(**common, extra_args={"morfi": {"steering": [entry]}}),
+        SamplingParams(**common),
+    ]
+    prompts = [{"prompt_token_ids": prompt}] * 2
+    steered, plain = (
+        list(output.outputs[0].token_ids)
+        for output in served.engine._llm.generate(prompts, params, use_tqdm=False)
+    )
+    named = [Steering(0, served.names[1], strength=2.0)]
+    ours = served.engine.generate([prompt, prompt], Sampling(max_tokens=6), steering=[named, []])
+    n = [len(completions[0].token_ids) for completions in ours]
+    assert steered[: n[0]] == list(ours[0][0].token_ids)
+    assert plain[: n[1]] == list(ours[1][0].token_ids)
+    assert steered != plain
+    for broken in ({**entry, "layer": 9}, {**entry, "direction": [1.0]}, {**entry, "strenght": 1}):
+        refused = SamplingParams(**common, extra_args={"morfi": {"steering": [broken]}})
+        with pytest.raises(ValueError, match=r"layers 0 to 1|has 64|strength"):
+            served.engine._llm.generate(prompts[:1], refused, use_tqdm=False)
+
+
+def test_nothing_is_left_behind(served: Served) -> None:
+    draw = random.Random(3)
+    engine = served.engine
+    state = engine._llm.llm_engine.model_executor.driver_worker.model_runner.morfi_state
+    for _ in range(4):
+        prompts = [[draw.randrange(3, 200) for _ in range(draw.randrange(2, 9))] for _ in range(40)]
+        steering = [draw_steering(served, draw, len(prompt)) for prompt in prompts]
+        engine.generate(prompts, Sampling(max_tokens=3), steering=steering, capture=Capture((0,)))
+    engine.generate([PREFIX], Sampling(max_tokens=1))  # vLLM tells workers who has ended in the next step
+    assert (state.live, state.ended, state.work) == ({}, {}, {})
+    assert state.bank.n_used == len(served.names)
