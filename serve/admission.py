@@ -122,7 +122,6 @@ def _refusal(config: Any) -> str | None:
     reasons = {
         "speculative decoding": config.speculative_config is not None,
         "two micro-batches a step": parallel.use_ubatching,
-        "sequence parallelism": bool(config.compilation_config.pass_config.enable_sp),
         "context parallelism": parallel.decode_context_parallel_size > 1
         or getattr(parallel, "prefill_context_parallel_size", 1) > 1,
     }

@@ -1,0 +1,161 @@
+"""The plugin refuses what it was not made for, and a step that did not do what was asked never passes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from morfi.errors import InputError, MorfiError
+from morfi.serve import plugin
+from morfi.serve.directions import Direction, pack
+from morfi.serve.engine import Engine
+from morfi.serve.reports import applied, captured
+from morfi.serve.residual import ResidualState
+from morfi.steering import Capture, Steering, to_json
+from morfi.types import Sampling
+
+
+def make_state() -> tuple[ResidualState, str]:
+    """The state of a worker with one request, "a", whose 3 prompt tokens are steered after layer 0."""
+    state = ResidualState(range(2), 4, 8, torch.device("cpu"))
+    direction = Direction(torch.ones(4))
+    specification = to_json([Steering(0, direction.sha256, strength=1.0)], Capture((1,)))
+    ready = {**specification, "report": True, "directions": {direction.sha256: pack(direction)}}
+    state.add("a", 3, {"morfi": ready})
+    return state, direction.sha256
+
+
+def test_a_moved_patch_point_stops_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    plugin.register()  # as it is now, for the second time
+    monkeypatch.setattr(GPUModelRunner, "_prepare_inputs", lambda self, other: None)
+    with pytest.raises(RuntimeError, match=r"_prepare_inputs is not as in vLLM 0\.32.*VLLM_PLUGINS"):
+        plugin.register()
+    monkeypatch.undo()
+    monkeypatch.delattr(GPUModelRunner, "execute_model")
+    with pytest.raises(RuntimeError, match=r"execute_model is not as in vLLM"):
+        plugin.register()
+
+
+def test_a_layer_that_was_not_steered_stops_the_step() -> None:
+    state, _ = make_state()
+    hidden, rest = torch.zeros(3, 4), torch.zeros(3, 4)
+    state.begin(["a"], [0], [3])
+    state.apply(0, hidden, rest)
+    assert torch.equal(hidden, torch.ones(3, 4))
+    with pytest.raises(
+        RuntimeError, match=r"layer 1 was to be steered or captured once in this step.* 0 times"
+    ):
+        state.end(torch.arange(3))
+
+
+def test_a_request_that_skips_positions_stops_the_step() -> None:
+    state, _ = make_state()
+    state.begin(["a"], [0], [2])
+    with pytest.raises(RuntimeError, match="skipped from 2 to 3"):
+        state.begin(["a"], [3], [1])
+
+
+def test_reports_that_lack_something_fail_the_request() -> None:
+    _, name = make_state()
+    wanted = [Steering(0, name, strength=1.0)]
+    for request_reports in ([], [None]):
+        with pytest.raises(MorfiError, match="no worker reports that layer 0"):
+            applied(wanted, request_reports, 3, 2)
+    report: dict[str, Any] = {"layers": [0, 2], "reached": 3, "captured": {}}
+    with pytest.raises(MorfiError, match="up to position 3 of 4"):
+        applied(wanted, [report], 3, 2)
+    assert applied(wanted, [report], 3, 1)[0].n_tokens == 3
+    with pytest.raises(MorfiError, match="0 positions were captured where 1 were asked for"):
+        captured(Capture((1,)), [report], 3, 1, 4)
+
+
+def test_an_error_in_a_layer_fails_the_requests(
+    tmp_path: Path, make_base: Callable[[Path, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine(make_base(tmp_path / "model", "llama"), dtype="float32", context=64) as engine:
+        name = engine.register(Direction(torch.ones(64)))
+
+        def fail(*args: object) -> None:
+            raise ValueError("the operation broke")
+
+        monkeypatch.setattr(ResidualState, "apply", fail)
+        with pytest.raises(ValueError, match="the operation broke"):
+            engine.generate([[3, 4, 5]], Sampling(), steering=[[Steering(0, name, strength=1.0)]])
+
+
+def test_what_cannot_be_steered_is_refused_by_name(
+    tmp_path: Path, make_base: Callable[[Path, str], Path]
+) -> None:
+    with Engine(make_base(tmp_path / "gpt2", "gpt2"), dtype="float32", context=64) as engine:
+        assert engine.generate([[3, 4, 5]], Sampling(max_tokens=2))[0][0].applied == ()
+        with pytest.raises(InputError, match="GPT2LMHeadModel cannot be steered"):
+            engine.generate([[3, 4, 5]], Sampling(), capture=Capture((0,)))
+
+
+CHILD = """
+import sys, torch
+from pathlib import Path
+from morfi.serve.directions import Direction
+from morfi.serve.engine import Engine
+from morfi.steering import Capture, Steering
+from morfi.types import Sampling
+
+if __name__ == "__main__":
+    overrides = {"enforce_eager": sys.argv[2] == "eager"}
+    with Engine(Path(sys.argv[1]), dtype="float32", context=128, overrides=overrides) as engine:
+        name = engine.register(Direction(torch.linspace(-3, 3, 64)))
+        for steering in ([], [Steering(0, name, strength=1.0)]):
+            prompts = [list(range(3, 60)), [7, 8, 9]]
+            found = engine.generate(
+                prompts, Sampling(max_tokens=5), steering=[steering] * 2, capture=Capture((0, 1), "all")
+            )
+            for (one,) in found:
+                print(one.token_ids, [round(float(c.values.double().sum()), 2) for c in one.captured])
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "multiprocessing"),
+    [
+        ("eager", "1"),
+        pytest.param(
+            "compiled",
+            "0",
+            marks=pytest.mark.skipif(
+                not os.environ.get("MORFI_SLOW_TESTS"), reason="compiling takes minutes; MORFI_SLOW_TESTS=1"
+            ),
+        ),
+    ],
+)
+def test_worker_processes_and_compiled_models_do_the_same(
+    tmp_path: Path, make_base: Callable[[Path, str], Path], mode: str, multiprocessing: str
+) -> None:
+    base = make_base(tmp_path / "model", "llama")
+
+    def run(mode: str, multiprocessing: str) -> list[str]:
+        script = tmp_path / "child.py"
+        script.write_text(CHILD)
+        done = subprocess.run(
+            [sys.executable, "-P", str(script), str(base), mode],
+            env=os.environ
+            | {"VLLM_ENABLE_V1_MULTIPROCESSING": multiprocessing, "MORFI_CACHE": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.splitlines()
+
+    plain = run("eager", "0")
+    assert len(plain) == 4
+    assert plain[:2] != plain[2:]
+    assert run(mode, multiprocessing) == plain
