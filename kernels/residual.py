@@ -17,41 +17,42 @@ ADD, ABLATE, CLAMP, PROJECT = range(4)
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What one forward pass does: T tokens, E entries a token, C captured layers of at most R rows."""
+    """What one forward pass does, of at most T tokens: E entries and C captured layers for each."""
 
-    active: torch.Tensor  # int32 [n_layers]: 0 where a layer has nothing to do
+    active: torch.Tensor  # int32 [n_layers]: the number of the pass, 0 where a layer has nothing to do
+    ran: torch.Tensor  # int32 [n_layers]: the last pass in which a layer did what it had to do
     layers: torch.Tensor  # int32 [T, E]: the layer of an entry, -1 for none
     slots: torch.Tensor  # int32 [T, E]: its direction
     operations: torch.Tensor  # int32 [T, E]
     strengths: torch.Tensor  # float32 [T, E]
-    capture_rows: torch.Tensor  # int32 [T]: where in `captured` a token goes, -1 for nowhere
+    capture_layers: torch.Tensor  # int32 [T, C]: the layers after which a token is captured, -1 for none
     capture_before: torch.Tensor  # int32 [T]: 1 where the value from before the steering is captured
-    capture_places: torch.Tensor  # int32 [n_layers]: the layer's place in `captured`, -1 for none
-    captured: torch.Tensor  # float32 [C, R, d_model]
+    captured: torch.Tensor  # float32 [C, T, d_model]
 
 
 def make_tables(
     n_layers: int,
     n_tokens: int,
     n_entries: int,
-    captured: tuple[int, int, int],
+    n_captured: int,
+    d_model: int,
     device: torch.device | str = "cpu",
 ) -> Tables:
-    """Tables with nothing to do; `captured` is [C, R, d_model]."""
+    """Tables with nothing to do: T, E and C as given."""
 
     def full(*shape: int, value: int = -1) -> torch.Tensor:
         return torch.full(shape, value, dtype=torch.int32, device=device)
 
     return Tables(
         active=full(n_layers, value=0),
+        ran=full(n_layers, value=0),
         layers=full(n_tokens, n_entries),
         slots=full(n_tokens, n_entries, value=0),
         operations=full(n_tokens, n_entries, value=0),
         strengths=torch.zeros(n_tokens, n_entries, device=device),
-        capture_rows=full(n_tokens),
+        capture_layers=full(n_tokens, n_captured),
         capture_before=full(n_tokens, value=0),
-        capture_places=full(n_layers),
-        captured=torch.zeros(*captured, device=device),
+        captured=torch.zeros(n_captured, n_tokens, d_model, device=device),
     )
 
 
@@ -63,26 +64,30 @@ def residual_kernel(
     encoders,
     numbers,
     active,
+    ran,
     layers,
     slots,
     operations,
     strengths,
-    capture_rows,
+    capture_layers,
     capture_before,
-    capture_places,
     captured,
     layer,
     hidden_stride,
     residual_stride,
-    n_capture_rows,
+    n_rows,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     N_ENTRIES: tl.constexpr,
+    N_CAPTURED: tl.constexpr,
     N_NUMBERS: tl.constexpr,
 ):
     """One program a token: hidden + residual is its residual stream, hidden takes the change."""
-    if tl.load(active + layer) != 0:
+    number = tl.load(active + layer)
+    if number != 0:
         token = tl.program_id(0).to(tl.int64)
+        if token == 0:
+            tl.store(ran + layer, number)
         columns = tl.arange(0, BLOCK)
         inside = columns < D
         h = tl.load(hidden + token * hidden_stride + columns, mask=inside, other=0.0).to(tl.float32)
@@ -118,14 +123,12 @@ def residual_kernel(
                 (h + change).to(hidden.dtype.element_ty),
                 mask=inside,
             )
-        layer_place = tl.load(capture_places + layer).to(tl.int64)
-        capture_row = tl.load(capture_rows + token).to(tl.int64)
-        if (layer_place >= 0) & (capture_row >= 0):
-            # What the next layer reads: the sum after rounding to the model's dtype.
-            after = (h + change).to(hidden.dtype.element_ty).to(tl.float32) + r
-            kept = tl.where(tl.load(capture_before + token) != 0, x, after)
-            to = captured + (layer_place * n_capture_rows + capture_row) * D + columns
-            tl.store(to, kept, mask=inside)
+        for place in range(N_CAPTURED):
+            if tl.load(capture_layers + token * N_CAPTURED + place) == layer:
+                # What the next layer reads: the sum after rounding to the model's dtype.
+                after = (h + change).to(hidden.dtype.element_ty).to(tl.float32) + r
+                kept = tl.where(tl.load(capture_before + token) != 0, x, after)
+                tl.store(captured + (place * n_rows + token) * D + columns, kept, mask=inside)
 
 
 def residual_(
@@ -149,13 +152,13 @@ def residual_(
         encoders,
         numbers,
         tables.active,
+        tables.ran,
         tables.layers,
         tables.slots,
         tables.operations,
         tables.strengths,
-        tables.capture_rows,
+        tables.capture_layers,
         tables.capture_before,
-        tables.capture_places,
         tables.captured,
         layer,
         hidden.stride(0),
@@ -164,6 +167,7 @@ def residual_(
         D=d_model,
         BLOCK=triton.next_power_of_2(d_model),
         N_ENTRIES=tables.layers.shape[1],
+        N_CAPTURED=tables.captured.shape[0],
         N_NUMBERS=numbers.shape[1],
         num_warps=4 if d_model <= 2048 else 8,
     )
@@ -180,6 +184,7 @@ def residual_reference(
     vectors, encoders, numbers = bank
     if not tables.active[layer]:
         return
+    tables.ran[layer] = tables.active[layer]
     for token in range(len(hidden)):
         x = hidden[token].float() + residual[token].float()
         change = torch.zeros_like(x)
@@ -203,7 +208,7 @@ def residual_reference(
             }[operation] * d
         if is_steered:
             hidden[token] = (hidden[token].float() + change).to(hidden.dtype)
-        place, row = int(tables.capture_places[layer]), int(tables.capture_rows[token])
-        if place >= 0 and row >= 0:
-            after = hidden[token].float() + residual[token].float()
-            tables.captured[place, row] = x if tables.capture_before[token] else after
+        after = hidden[token].float() + residual[token].float()
+        for place in range(tables.capture_layers.shape[1]):
+            if tables.capture_layers[token, place] == layer:
+                tables.captured[place, token] = x if tables.capture_before[token] else after

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 OPERATIONS = ("add", "ablate", "clamp", "project")
 NAMED_POSITIONS = ("all", "prompt", "generated", "last_prompt")
 MAX_ENTRIES = 8  # steerings of one request
+MAX_CAPTURED_LAYERS = 4  # of one request
 
 Positions = str | tuple[int | tuple[int, int | None], ...]
 
@@ -77,6 +78,10 @@ class Capture:
             raise InputError(f"capture needs at least one layer, got {self.layers!r}")
         for layer in self.layers:
             _check_layer(layer, "capture")
+        if len(self.layers) > MAX_CAPTURED_LAYERS:
+            raise InputError(
+                f"capture names {len(self.layers)} layers, at most {MAX_CAPTURED_LAYERS} are taken at a time"
+            )
         if len(set(self.layers)) != len(self.layers):
             raise InputError(f"capture names a layer twice: {list(self.layers)}")
         if not isinstance(self.before, bool):

@@ -10,7 +10,9 @@ import torch
 
 from morfi.serve import residual
 from morfi.serve.admission import ARCHITECTURES
-from morfi.serve.residual import N_SLOTS_PER_REQUEST, ResidualState
+from morfi.serve.device_work import DeviceWork
+from morfi.serve.residual import ResidualState
+from morfi.steering import MAX_ENTRIES
 
 
 class SteeredLayer:
@@ -47,11 +49,17 @@ def attach(runner: Any) -> ResidualState | None:
         layer.__class__ = _steered(type(layer))
         layer.morfi_layer = index
     config = runner.vllm_config
+    d_model = config.model_config.get_hidden_size()
+    scheduler = config.scheduler_config
+    on_gpu = runner.device.type != "cpu"
     return ResidualState(
         range(inner.start_layer, inner.end_layer),
-        config.model_config.get_hidden_size(),
-        config.scheduler_config.max_num_seqs * N_SLOTS_PER_REQUEST,
+        d_model,
+        scheduler.max_num_seqs * MAX_ENTRIES,
         runner.device,
+        DeviceWork(inner.end_layer, scheduler.max_num_batched_tokens, d_model, runner.device)
+        if on_gpu
+        else None,
     )
 
 

@@ -102,7 +102,7 @@ def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
 def _prepare_inputs_v1(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     found = original(self, *args, **kwargs)
     state = self.morfi_state
-    if state is not None and state.live:
+    if state is not None and state.is_busy:
         # Only now is the batch's book-keeping that of this step.
         n = self.input_batch.num_reqs
         counts = args[1] if len(args) > 1 else kwargs["num_scheduled_tokens"]
@@ -114,7 +114,7 @@ def _prepare_inputs_v1(original: Callable[..., Any], self: Any, *args: Any, **kw
 def _prepare_inputs_v2(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     batch = original(self, *args, **kwargs)
     state = self.morfi_state
-    if state is not None and state.live:
+    if state is not None and state.is_busy:
         n = batch.num_reqs
         starts = batch.num_computed_tokens_np[:n]
         state.begin(batch.req_ids[:n], starts.tolist(), batch.num_scheduled_tokens[:n].tolist())
@@ -150,7 +150,7 @@ def _enter(runner: Any) -> Any:
 
     state = runner.morfi_state
     if state is not None:
-        state.work.clear()
+        state.idle()
     residual.use(state)
     return state
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from morfi.serve.device_work import DeviceWork
 from morfi.serve.directions import Bank
-from morfi.steering import MAX_ENTRIES, OPERATIONS, Capture, Steering, from_json, spans
+from morfi.steering import OPERATIONS, Capture, Steering, from_json, spans
 
 Spans = list[tuple[int, int | None]]
 _ADD, _ABLATE, _CLAMP, _PROJECT = range(len(OPERATIONS))
@@ -72,13 +73,23 @@ class LayerWork:
 class ResidualState:
     """Steering and capture in one worker: the requests that want them, and the work of the current step."""
 
-    def __init__(self, layers: range, d_model: int, n_slots: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        layers: range,
+        d_model: int,
+        n_slots: int,
+        device: torch.device,
+        device_work: DeviceWork | None = None,
+    ) -> None:
         self.layers = layers  # those of this worker
         self.d_model = d_model
         self.bank = Bank(n_slots, d_model, device)
         self.live: dict[str, Live] = {}
         self.ended: dict[str, Live] = {}  # until they are taken
         self.work: dict[int, LayerWork] = {}
+        self.device_work = (
+            device_work  # where steps may be CUDA graphs, else each layer's work is done in torch
+        )
 
     def add(self, request_id: str, n_prompt: int, extra_args: Mapping[str, Any] | None) -> None:
         """Takes note of a new request whose specification `morfi.serve.admission.admit` made ready."""
@@ -113,6 +124,17 @@ class ResidualState:
             found.append(live)
         return found
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the next step may have anything to do."""
+        return bool(self.live)
+
+    def idle(self) -> None:
+        """Leaves nothing to do for the pass that follows, until `begin` says otherwise."""
+        self.work.clear()
+        if self.device_work is not None:
+            self.device_work.idle()
+
     def begin(self, request_ids: Sequence[str], starts: Sequence[int], counts: Sequence[int]) -> None:
         """Works out the step's rows: request i has `counts[i]` of them, from the position `starts[i]` on."""
         self.work.clear()
@@ -133,11 +155,18 @@ class ResidualState:
         for live, first_row, start, count in planned:
             self._plan(live, slots, first_row, start, count)
             live.reached = max(live.reached, start + count)
+        if self.device_work is not None:
+            self.device_work.fill(self.work)
+            return
         for work in self.work.values():
             work.tensors = self._tensors(work)
 
     def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor) -> None:
         """Steers in place the rows whose residual stream is hidden + residual, and keeps what is captured."""
+        if self.device_work is not None:
+            bank = (self.bank.vectors, self.bank.encoders, self.bank.numbers)
+            self.device_work.run(hidden, residual, layer, bank)
+            return
         work = self.work.get(layer)
         if work is None:
             return
@@ -167,7 +196,10 @@ class ResidualState:
     def end(self, input_ids: torch.Tensor) -> None:
         """Checks that the step's work was done, and hands out what was captured; `input_ids`: its tokens."""
         for layer, work in self.work.items():
-            if work.n_calls != 1:
+            if self.device_work is not None:
+                if work.captured:
+                    work.kept = self.device_work.captured(layer, work)
+            elif work.n_calls != 1:
                 raise RuntimeError(
                     f"layer {layer} was to be steered or captured once in this step, but its operation ran "
                     f"{work.n_calls} times"
@@ -271,7 +303,7 @@ def use(state: ResidualState | None) -> None:
 
 def apply(hidden: torch.Tensor, residual: torch.Tensor, layer: int) -> None:
     """What `torch.ops.morfi.residual` does; called directly where nothing is compiled."""
-    if _current is not None and _current.work:
+    if _current is not None and (_current.work or _current.device_work is not None):
         _current.apply(layer, hidden, residual)
 
 
@@ -282,6 +314,3 @@ _library.impl("residual", apply, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("morfi::residual")
 def _fake(hidden: torch.Tensor, residual: torch.Tensor, layer: int) -> None: ...
-
-
-N_SLOTS_PER_REQUEST = MAX_ENTRIES

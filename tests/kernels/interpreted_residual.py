@@ -36,15 +36,15 @@ def draw_case(d_model: int, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor
         ),
         1,
     ).contiguous()
-    tables = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, (2, N_TOKENS, d_model))
-    tables.active.copy_(torch.tensor([1, 0, 1]))
+    tables = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, 2, d_model)
+    tables.active.copy_(torch.tensor([7, 0, 7]))
     tables.layers.copy_(integers(-1, N_LAYERS, N_TOKENS, N_ENTRIES))
     tables.slots.copy_(integers(0, N_SLOTS, N_TOKENS, N_ENTRIES))
     tables.operations.copy_(integers(0, 4, N_TOKENS, N_ENTRIES))
     tables.strengths.copy_(torch.randn(N_TOKENS, N_ENTRIES, generator=draw))
-    tables.capture_rows.copy_(torch.tensor([3, -1, 0, 1, -1, 2, -1, -1, 4]))
+    tables.capture_layers[:, 0] = torch.tensor([0, -1, 0, 1, -1, 2, -1, -1, 0])
+    tables.capture_layers[:, 1] = torch.tensor([2, -1, -1, 0, -1, 1, -1, -1, 2])
     tables.capture_before.copy_(integers(0, 2, N_TOKENS))
-    tables.capture_places.copy_(torch.tensor([1, 0, -1]))
     return hidden, residual, tables, (vectors, encoders, numbers)
 
 
@@ -63,15 +63,16 @@ def compare(d_model: int, dtype: torch.dtype, seed: int) -> int:
         changed = int((hidden != before).any(1).sum())
         assert (changed > 0) == (layer != 1), "layer 1 is not active"
         n_changed += changed
-    assert tables.captured[1].any()
-    assert not tables.captured[0].any()
+    wanted = (tables.capture_layers == 0) | (tables.capture_layers == 2)
+    assert torch.equal(tables.captured.any(2), wanted.T)
+    assert tables.ran.tolist() == [7, 0, 7]
     return n_changed
 
 
 def leave(d_model: int) -> bool:
     """Whether a pass with nothing to do changes no bit."""
     hidden, residual, _, bank = draw_case(d_model, torch.float32, 0)
-    idle = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, (2, N_TOKENS, d_model))
+    idle = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, 2, d_model)
     before = hidden.clone()
     for layer in range(N_LAYERS):
         residual_(hidden, residual, layer, idle, bank)

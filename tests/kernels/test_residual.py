@@ -41,12 +41,13 @@ def test_the_kernel_compiles_ahead_of_time(capability: int, dtype: str, d_model:
         "D": d_model,
         "BLOCK": triton.next_power_of_2(d_model),
         "N_ENTRIES": 8,
+        "N_CAPTURED": 2,
         "N_NUMBERS": 5,
     }
     signature = dict.fromkeys(residual_kernel.arg_names, "*i32")
     signature |= dict.fromkeys(("hidden", "residual"), f"*{dtype}")
     signature |= dict.fromkeys(("vectors", "encoders", "numbers", "strengths", "captured"), "*fp32")
-    signature |= dict.fromkeys(("layer", "hidden_stride", "residual_stride", "n_capture_rows"), "i32")
+    signature |= dict.fromkeys(("layer", "hidden_stride", "residual_stride", "n_rows"), "i32")
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn=residual_kernel, signature=signature, constexprs=constants)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})

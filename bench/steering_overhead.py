@@ -1,0 +1,189 @@
+"""Requests a second with steering and capture, beside the same requests in vLLM without morfi's plugin.
+
+Claims: at least 99 % with the plugin loaded and idle, 97 % with every request steered along one direction,
+90 % with 256 different steerings in flight, 97 % with the last prompt token of every request captured. SmolLM2
+in the dtype it is served in here, one engine; the sides take turns, and for the plain side the plugin is taken
+off the engine. Every request has as many tokens on every side. Writes bench/results/steering_overhead.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import random
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from morfi.checkpoints import resolve
+from morfi.device import device_name
+from morfi.provenance import versions
+from morfi.serve.directions import Direction
+from morfi.serve.engine import Engine, start_engine
+from morfi.steering import Capture, Steering, to_json
+
+RESULTS = Path(__file__).resolve().parent / "results" / "steering_overhead.md"
+MODEL = "smollm2"
+LAYER = 15
+N_PROMPT = 24
+N_OUTPUT = 16
+TARGETS = {
+    "plugin loaded, idle": 99,
+    "every request steered, one direction": 97,
+    "every request steered, each its own way": 90,
+    "last prompt token of every request captured": 97,
+}
+
+
+@contextlib.contextmanager
+def without_plugin(engine: Engine) -> Iterator[None]:
+    """vLLM as it is without morfi's plugin, for the length of the block."""
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    wrapped = [
+        (InputProcessor, "process_inputs"),
+        (GPUModelRunner, "_prepare_inputs"),
+        (GPUModelRunner, "execute_model"),
+    ]
+    ours = [(owner, name, owner.__dict__[name]) for owner, name in wrapped]
+    layers = runner_of(engine).get_model().model.layers
+    classes = [type(layer) for layer in layers]
+    for owner, name, function in ours:
+        original = function
+        while hasattr(original, "__wrapped__") and hasattr(original, "morfi_wrapped"):
+            original = original.__wrapped__
+        setattr(owner, name, original)
+    for layer in layers:
+        layer.__class__ = type(layer).__bases__[1]
+    try:
+        yield
+    finally:
+        for owner, name, function in ours:
+            setattr(owner, name, function)
+        for layer, steered in zip(layers, classes, strict=True):
+            layer.__class__ = steered
+
+
+def runner_of(engine: Engine) -> Any:
+    """vLLM's model runner of an engine in this process."""
+    return engine._llm.llm_engine.model_executor.driver_worker.model_runner
+
+
+def specifications(engine: Engine, n: int) -> dict[str, list[dict[str, Any] | None]]:
+    """What the requests of each side ask for."""
+    draw = torch.Generator().manual_seed(0)
+    d_model = engine._admission.d_model
+    names = [engine.register(Direction(torch.randn(d_model, generator=draw) * 0.1)) for _ in range(n)]
+
+    def steered(name: str, layer: int, strength: float) -> dict[str, Any]:
+        return {**to_json([Steering(layer, name, strength=strength)], None), "report": True}
+
+    captured = {**to_json([], Capture((LAYER,))), "report": True}
+    return {
+        "vLLM without the plugin": [None] * n,
+        "plugin loaded, idle": [None] * n,
+        "every request steered, one direction": [steered(names[0], LAYER, 1.0)] * n,
+        "every request steered, each its own way": [
+            steered(name, LAYER + number % 4, 0.5 + number / n) for number, name in enumerate(names)
+        ],
+        "last prompt token of every request captured": [captured] * n,
+    }
+
+
+def seconds(
+    engine: Engine, prompts: Sequence[list[int]], wanted: Sequence[dict[str, Any] | None], ids: Iterator[int]
+) -> float:
+    """What all requests take together, reports included."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    core = engine._llm.llm_engine
+    engine.reset_prefix_cache()
+    began = time.perf_counter()
+    followed, n_tokens = [], 0
+    for prompt, one in zip(prompts, wanted, strict=True):
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=N_OUTPUT,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=None if one is None else {"morfi": one},
+        )
+        own_id = core.add_request(f"bench-{next(ids)}", {"prompt_token_ids": prompt}, params)
+        if one is not None:
+            followed.append(own_id)
+    while core.has_unfinished_requests():
+        n_tokens += sum(len(output.outputs[0].token_ids) for output in core.step() if output.finished)
+    if followed:
+        (reports,) = core.collective_rpc("morfi_take_reports", args=(followed,))
+        reached = [report["reached"] for report in reports]
+        assert min(reached) >= N_PROMPT + N_OUTPUT - 1
+    taken = time.perf_counter() - began
+    assert n_tokens == len(prompts) * N_OUTPUT
+    return taken
+
+
+def measure(rounds: int, n: int) -> dict[str, list[float]]:
+    """Requests a second of each side, a figure a round."""
+    draw, ids = random.Random(0), itertools.count()
+    prompts = [[draw.randrange(10, 40_000) for _ in range(N_PROMPT)] for _ in range(n)]
+    found: dict[str, list[float]] = {}
+    with start_engine(resolve(MODEL), context=256, seed=0, overrides={"max_num_seqs": n}) as engine:
+        sides = specifications(engine, n)
+        for number in range(rounds + 1):
+            order = list(sides)
+            draw.shuffle(order)
+            for side in order:
+                off = without_plugin(engine) if "without" in side else contextlib.nullcontext()
+                with off:
+                    taken = seconds(engine, prompts, sides[side], ids)
+                if number:  # the first round warms up
+                    found.setdefault(side, []).append(n / taken)
+            print(f"round {number} of {rounds}", file=sys.stderr)
+    return {side: found[side] for side in sides}
+
+
+def table(found: dict[str, list[float]], n: int) -> str:
+    """The results as Markdown; ratios are taken round by round."""
+    plain = found["vLLM without the plugin"]
+    lines = [
+        "# Steering and capture beside plain vLLM",
+        "",
+        f"{n} requests in flight, {N_PROMPT} prompt tokens and {N_OUTPUT} answered each, SmolLM2-135M in "
+        f"{resolve(MODEL).dtype}; {device_name()}; {len(plain)} rounds in turn, medians.",
+        "",
+        "| side | requests/s | of plain | lowest and highest round | target |",
+        "|---|---|---|---|---|",
+    ]
+    for side, rates in found.items():
+        ratios = [100 * rate / base for rate, base in zip(rates, plain, strict=True)]
+        target = f"{TARGETS[side]} %" if side in TARGETS else "-"
+        lines.append(
+            f"| {side} | {statistics.median(rates):.1f} | {statistics.median(ratios):.1f} % | "
+            f"{min(ratios):.1f} - {max(ratios):.1f} % | {target} |"
+        )
+    lines += ["", ", ".join(f"{name} {version}" for name, version in versions().items())]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measures, prints the table and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--requests", type=int, default=256, help="in flight at once")
+    options = parser.parse_args()
+    text = table(measure(options.rounds, options.requests), options.requests)
+    RESULTS.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The tables that a GPU's kernel reads say the same as the work that a CPU does in torch."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from morfi.kernels.residual import residual_reference
+from morfi.serve.device_work import DeviceWork
+from morfi.serve.directions import Direction, pack
+from morfi.serve.residual import ResidualState
+from morfi.steering import Capture, Steering, to_json
+
+D_MODEL, N_LAYERS, N_TOKENS = 16, 3, 64
+CPU = torch.device("cpu")
+
+
+def make_state(device_work: DeviceWork | None) -> ResidualState:
+    return ResidualState(range(N_LAYERS), D_MODEL, 32, CPU, device_work)
+
+
+def draw_requests(
+    draw: random.Random, directions: list[Direction]
+) -> dict[str, tuple[int, dict[str, object]]]:
+    """Requests by id: tokens of the prompt, and the specification made ready."""
+    packed = {direction.sha256: pack(direction) for direction in directions}
+    found: dict[str, tuple[int, dict[str, object]]] = {}
+    for number in range(5):
+        n_prompt = draw.randrange(2, 7)
+        steering = [
+            Steering(
+                draw.randrange(N_LAYERS),
+                draw.choice(list(packed)),
+                operation := draw.choice(("add", "ablate", "clamp", "project")),
+                draw.uniform(-2, 2) if operation in ("add", "clamp") else 0.0,
+                draw.choice(("all", "prompt", "generated", (-1, 0))),
+            )
+            for _ in range(draw.randrange(6))
+        ]
+        capture = draw.choice((None, Capture((2, 0), "all"), Capture((1,), "all", before=True)))
+        ready = {**to_json(steering, capture), "report": True, "directions": packed}
+        found[f"r{number}"] = (n_prompt, {"morfi": ready})
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tables_and_torch_do_the_same(seed: int) -> None:
+    draw, torch_draw = random.Random(seed), torch.Generator().manual_seed(seed)
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch_draw)
+
+    directions = [Direction(tensor(D_MODEL), tensor(D_MODEL), 0.3, norm_rescaled=n == 1) for n in range(3)]
+    states = [make_state(None), make_state(DeviceWork(N_LAYERS, N_TOKENS, D_MODEL, CPU, residual_reference))]
+    requests = draw_requests(draw, directions)
+    for state in states:
+        for request_id, (n_prompt, extra_args) in requests.items():
+            state.add(request_id, n_prompt, extra_args)
+    starts = dict.fromkeys(requests, 0)
+    for step in range(4):
+        counts = [n_prompt if step == 0 else 1 for n_prompt, _ in requests.values()]
+        streams = [(tensor(sum(counts), D_MODEL), tensor(sum(counts), D_MODEL)) for _ in range(N_LAYERS)]
+        results = []
+        for state in states:
+            state.begin(list(requests), list(starts.values()), counts)
+            steered = []
+            for layer, (hidden, residual) in enumerate(streams):
+                steered.append(hidden.clone())
+                state.apply(layer, steered[-1], residual)
+            state.end(torch.arange(sum(counts)))
+            results.append(steered)
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs)
+        starts = {name: start + count for (name, start), count in zip(starts.items(), counts, strict=True)}
+    names = list(requests)
+    n_compared = 0
+    for one, other in zip(*(state.take(names) for state in states), strict=True):
+        assert one is not None
+        assert other is not None
+        assert one.reached == other.reached
+        assert list(one.captured) == list(other.captured)
+        for layer, parts in one.captured.items():
+            for mine, its in zip(parts, other.captured[layer], strict=True):
+                assert (mine.positions, mine.token_ids) == (its.positions, its.token_ids)
+                torch.testing.assert_close(mine.values, its.values)
+                n_compared += len(mine.positions)
+    assert n_compared
+
+
+def test_a_graph_without_the_operation_is_found_out() -> None:
+    state = make_state(DeviceWork(N_LAYERS, N_TOKENS, D_MODEL, CPU, lambda *_: None))
+    direction = Direction(torch.ones(D_MODEL))
+    specification = to_json([Steering(1, direction.sha256, strength=1.0)], None)
+    state.add(
+        "a",
+        2,
+        {"morfi": {**specification, "report": True, "directions": {direction.sha256: pack(direction)}}},
+    )
+    state.begin(["a"], [0], [2])
+    state.end(torch.arange(2))
+    with pytest.raises(RuntimeError, match=r"layer 1 was to be steered .* did not run"):
+        state.idle()
