@@ -1,9 +1,10 @@
 """Requests a second with steering and capture, beside the same requests in vLLM without morfi's plugin.
 
 Claims: at least 99 % with the plugin loaded and idle, 97 % with every request steered along one direction,
-90 % with 256 different steerings in flight, 97 % with the last prompt token of every request captured. SmolLM2
-in the dtype it is served in here, one engine; the sides take turns, and for the plain side the plugin is taken
-off the engine. Every request has as many tokens on every side. Writes bench/results/steering_overhead.md.
+90 % with 256 different steerings in flight, 97 % with the last prompt token of every request captured.
+SmolLM2 in the dtype it is served in here, one engine; the sides take turns, and for the plain side the plugin
+is taken off the engine. Every request has as many tokens on every side. Writes
+bench/results/steering_overhead.md.
 """
 
 from __future__ import annotations
@@ -133,14 +134,14 @@ def seconds(
 
 def measure(rounds: int, n: int) -> dict[str, list[float]]:
     """Requests a second of each side, a figure a round."""
-    draw, ids = random.Random(0), itertools.count()
+    draw, ids = random.Random(0), itertools.count()  # noqa: S311 - no secret
     prompts = [[draw.randrange(10, 40_000) for _ in range(N_PROMPT)] for _ in range(n)]
     found: dict[str, list[float]] = {}
     with start_engine(resolve(MODEL), context=256, seed=0, overrides={"max_num_seqs": n}) as engine:
         sides = specifications(engine, n)
+        order = list(sides)
         for number in range(rounds + 1):
-            order = list(sides)
-            draw.shuffle(order)
+            order = order[1:] + order[:1]
             for side in order:
                 off = without_plugin(engine) if "without" in side else contextlib.nullcontext()
                 with off:
