@@ -44,7 +44,9 @@ def run(command: list[str], job: dict[str, Any] | None = None) -> tuple[dict[str
 
 def sweep_side(db: Path, train_run: str, figure: Path) -> dict[str, float]:
     """What a sweep of all checkpoints takes, in seconds for 200 answers of one checkpoint."""
-    command = [*MORFI, "sweep", "--ckpts", train_run, "--limit", str(N), "--new", "--json"]
+    # A seed of its own, or a sweep finds its answers in the store. Greedy answers do not depend on it.
+    fresh = ["--new", "--seed", str(time.time_ns() % 2**31)]
+    command = [*MORFI, "sweep", "--ckpts", train_run, "--limit", str(N), *fresh, "--json"]
     report, process_s = run([*command, "--db", str(db), "--figure", str(figure)])
     store = Store(db)
     rows = store.sweep(report["run_id"])
