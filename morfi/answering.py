@@ -163,8 +163,10 @@ def answer(
     with start_engine(
         task.checkpoint, context=task.context, seed=settings.seed, overrides=settings.engine
     ) as engine:
-        store.begin_run(run, _by_split(task))
-        number = store.begin_attempt(run.run_id, attempt_record(command, engine.settings, engine.device))
+        record = attempt_record(command, engine.settings, engine.device)
+        with store.together():
+            store.begin_run(run, _by_split(task))
+            number = store.begin_attempt(run.run_id, record)
         tally = NOTHING_DONE
         try:
             progress.start(task.n_answers, len(done))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,8 +26,8 @@ from morfi.prompts import ASKED
 from morfi.provenance import attempt_record, new_run_id, now
 from morfi.store.records import AttemptEnd, CheckpointRow, RunRecord, SweepRow
 from morfi.sweep_plan import Plan, SweepConfig, prepare_sweep
-from morfi.training import read_manifest
-from morfi.types import Generator, Progress
+from morfi.training import load_manifest
+from morfi.types import Completion, Generator, Progress, Sampling
 
 if TYPE_CHECKING:
     from morfi.store import Store
@@ -92,10 +92,12 @@ def run_sweep(
         plan.base, context=plan.context, seed=settings.seed, overrides=settings.engine
     ) as engine:
         attempt = store.begin_attempt(run.run_id, attempt_record(command, engine.settings, engine.device))
-        sweep = _Sweep(plan, run.run_id, attempt, store, engine, progress, command, served=plan.base)
+        held = _HoldingStore(engine, store)
+        sweep = _Sweep(plan, run.run_id, attempt, store, held, progress, command, served=plan.base)
         tally = NOTHING_DONE
         failures: list[str] = []
         try:
+            held.hold()
             progress.start(sum(len(_asked_of(plan, row)) for _, row in left), 0)
             for position, row in left:
                 checkpoint = sweep.loaded(row, failures)
@@ -108,6 +110,7 @@ def run_sweep(
             progress.phase("stopped; the same command goes on at the first checkpoint that is missing")
             raise
         finally:
+            held.let_go()
             end = replace(tally, ended_at=now(), wall_s=time.monotonic() - started)
             store.end_attempt(run.run_id, attempt, end)
     return SweepResult(run.run_id, tuple(failures))
@@ -137,6 +140,40 @@ def _record(plan: Plan) -> RunRecord:
         seed=plan.answering.seed,
         n_planned=1 + len(plan.checkpoints),
     )
+
+
+class _HoldingStore:
+    """A live engine that keeps the store's file open but while it generates.
+
+    Opening the file takes about as long as the quick things a sweep does with it between two checkpoints.
+    """
+
+    def __init__(self, engine: LiveEngine, store: Store) -> None:
+        self._engine, self._store = engine, store
+        self._file = contextlib.ExitStack()
+        self.settings, self.device = engine.settings, engine.device
+        self.load_checkpoint, self.reset_prefix_cache = engine.load_checkpoint, engine.reset_prefix_cache
+
+    def hold(self) -> None:
+        """Opens the file; other processes wait for it."""
+        self._file.enter_context(self._store.together())
+
+    def let_go(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | Sequence[Sampling],
+        on_finished: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """As the engine does."""
+        self.let_go()
+        try:
+            return self._engine.generate(prompts, sampling, on_finished)
+        finally:
+            self.hold()
 
 
 @dataclass(slots=True)
@@ -212,7 +249,7 @@ class _Bar:
 
 def _open(row: CheckpointRow, plan: Plan) -> Checkpoint:
     """The trained checkpoint of `row`, if its files are what they were when it was stored."""
-    manifest = read_manifest(Path(row.path))
+    manifest = load_manifest(Path(row.path))
     if manifest != row.manifest:
         raise InputError(f"{row.path} holds another checkpoint than the one that was trained; restore it")
     checkpoint = resolve_unmerged(row.path, base=plan.base)

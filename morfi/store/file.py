@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -32,6 +33,8 @@ _CONFINED = _CONFIG | {
     "python_enable_replacements": "false",
     "lock_configuration": "true",
 }
+# The connection that a thread holds on to, and the file's path.
+_held = threading.local()
 # Two connections of one process must agree in configuration, so only one exists at a time.
 _gate = threading.Lock()
 
@@ -84,6 +87,18 @@ def reading(path: Path, lock_timeout_s: float, *, confined: bool = False) -> Ite
 
 
 @contextmanager
+def holding(path: Path, lock_timeout_s: float) -> Iterator[None]:
+    """All that this thread reads and writes in the block goes through one connection, opened once."""
+    with _connection(path, lock_timeout_s) as connection:
+        migrate(path, connection)
+        _held.path, _held.connection = path, connection
+        try:
+            yield
+        finally:
+            _held.path = _held.connection = None
+
+
+@contextmanager
 def writing(path: Path, lock_timeout_s: float) -> Iterator[DuckDBPyConnection]:
     """A transaction on the migrated file for the length of the block: all of it is kept, or nothing."""
     if not exists(path):
@@ -91,8 +106,13 @@ def writing(path: Path, lock_timeout_s: float) -> Iterator[DuckDBPyConnection]:
     with _connection(path, lock_timeout_s) as connection:
         migrate(path, connection)
         connection.begin()
-        yield connection
-        connection.commit()
+        try:
+            yield connection
+            connection.commit()
+        except BaseException:
+            with contextlib.suppress(Exception):  # what failed first is what matters
+                connection.rollback()
+            raise
 
 
 def prepare(path: Path, lock_timeout_s: float) -> None:
@@ -189,6 +209,9 @@ def _connection(
 ) -> Iterator[DuckDBPyConnection]:
     import duckdb
 
+    if getattr(_held, "path", None) == path and not confined:
+        yield _held.connection
+        return
     if not _gate.acquire(timeout=lock_timeout_s):
         raise InputError(
             f"{path}: another thread of this process has used it for {lock_timeout_s:g} s; retry"

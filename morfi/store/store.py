@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from morfi.errors import InputError, MorfiError, nearest
 from morfi.statistics import wilson_interval
-from morfi.store.file import exists, prepare, reading, writing
+from morfi.store.file import exists, holding, prepare, reading, writing
 from morfi.store.records import (
     AttemptEnd,
     AttemptRecord,
@@ -64,6 +65,15 @@ class Store:
     def prepare(self) -> None:
         """Makes the file, or migrates it; whatever is unfit about it shows before any work is done."""
         prepare(self.path, self._lock_timeout_s)
+
+    def together(self) -> AbstractContextManager[None]:
+        """For a block of quick operations of one thread: the file is opened once, not for each of them.
+
+        No other process can read or write meanwhile. Each operation is a transaction of its own still.
+        """
+        if not exists(self.path):
+            self.prepare()
+        return holding(self.path, self._lock_timeout_s)
 
     def begin_run(self, run: RunRecord, questions: Mapping[str, Sequence[Question]]) -> None:
         """Adds the run and the questions it asks, by split; the same run again changes nothing.

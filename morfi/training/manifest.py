@@ -45,8 +45,22 @@ def write_checkpoint(
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of the checkpoint in `folder`, whose adapter was checked to be the one it was written for.
 
-    Raises InputError where folder, manifest or adapter are gone or damaged, or where the adapter's sha256 is
-    another.
+    Raises InputError as `load_manifest`, and where the adapter's sha256 is another.
+    """
+    manifest = load_manifest(folder)
+    sha256 = load_adapter(folder).sha256()
+    if sha256 != manifest["adapter_sha256"]:
+        raise InputError(
+            f"{folder}: the adapter's sha256 is {sha256[:12]}, {MANIFEST} says "
+            f"{str(manifest['adapter_sha256'])[:12]}: it was changed since its training; copy it again"
+        )
+    return manifest
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint in `folder`; its adapter is there, but was not read.
+
+    Raises InputError where folder, manifest or adapter are gone, or the manifest is damaged.
     """
     if not folder.is_dir():
         raise InputError(f"the checkpoint {folder} is gone; copy it back or train again")
@@ -64,10 +78,4 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise InputError(f"{folder / name} is gone; copy it back or train again")
-    sha256 = load_adapter(folder).sha256()
-    if sha256 != manifest["adapter_sha256"]:
-        raise InputError(
-            f"{folder}: the adapter's sha256 is {sha256[:12]}, {MANIFEST} says "
-            f"{str(manifest['adapter_sha256'])[:12]}: it was changed since its training; copy it again"
-        )
     return manifest
