@@ -254,7 +254,7 @@ def _open(row: CheckpointRow, plan: Plan) -> Checkpoint:
         raise InputError(f"{row.path} holds another checkpoint than the one that was trained; restore it")
     checkpoint = resolve_unmerged(row.path, base=plan.base)
     if checkpoint.adapter_sha256 != row.adapter_sha256:
-        raise InputError(f"{row.path} holds another adapter than the one that was trained; restore it")
+        raise InputError(f"{row.path}: the adapter is not what it was after its training; copy it again")
     folder = Path(row.path)
     return replace(checkpoint, name=f"{folder.parent.name}/{folder.name}")
 

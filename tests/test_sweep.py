@@ -182,7 +182,7 @@ def without_manifest(folder: Path) -> None:
     ("damage", "message"),
     [
         (remove, "adapter_model.safetensors is gone"),
-        (alter, "it was changed since its training"),
+        (alter, "the adapter is not what it was after its training"),
         (of_another_base, "holds another checkpoint than the one that was trained"),
         (without_manifest, "manifest.json is gone"),
     ],

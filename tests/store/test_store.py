@@ -9,6 +9,7 @@ import sys
 import threading
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from morfi.errors import InputError, MorfiError
 from morfi.statistics import wilson_interval
 from morfi.store import Store
+from morfi.store import file as store_file
 from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, RunRecord
 from morfi.types import Question
 
@@ -147,6 +149,29 @@ def test_a_batch_with_one_bad_row_writes_none(store: Store) -> None:
     with pytest.raises(Exception, match="NOT NULL"):
         store.write_completions([completion("q1", True), unjudged])
     assert store.finished("run-a") == set()
+
+
+def test_a_block_of_operations_together_opens_the_file_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    connect = store_file._connect
+
+    def counting(path: Path, *rest: Any) -> Any:
+        opened.append(path)
+        return connect(path, *rest)
+
+    monkeypatch.setattr(store_file, "_connect", counting)
+    unjudged = dataclasses.replace(completion("q2", True), correct=None)  # type: ignore[arg-type]
+    with store.together():
+        store.write_completions([completion("q1", True)])
+        with pytest.raises(Exception, match="NOT NULL"):
+            store.write_completions([completion("q3", True), unjudged])
+        assert store.finished("run-a") == {("q1", 0)}
+        store.write_completions([completion("q2", True)])
+    assert opened == [store.path]
+    assert store.finished("run-a") == {("q1", 0), ("q2", 0)}
+    assert opened == [store.path] * 2
 
 
 def test_writing_no_rows_needs_no_file(tmp_path: Path) -> None:
