@@ -28,19 +28,37 @@ Positions = str | tuple[int | tuple[int, int | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Latent:
+    """Latent `index` of a SAE that was registered with the engine under the name `sae`."""
+
+    sae: str
+    index: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sae, str) or not self.sae:
+            raise InputError(f"a latent needs the name of a registered SAE, got {self.sae!r}")
+        if not _is_index(self.index) or self.index < 0:
+            raise InputError(f"latent {self.index!r} is no latent; latents are counted from 0")
+
+    def __str__(self) -> str:
+        return f"{self.sae}/{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
 class Steering:
     """One change to the residual stream x after `layer`, at `positions`.
 
     `operation` is "add" (x + strength d), "ablate" (x - f(x) d: the latent's own contribution leaves),
     "clamp" (x + (strength - f(x)) d: the latent is set to `strength`) or "project" (x without its component
-    along d). `direction` names a registered direction d, with its latent's encoder f where the operation
-    needs one. Several steerings of one layer all see the x from before them; their changes are summed.
-    `positions` is "all", "prompt", "generated", "last_prompt", or a tuple of positions and half-open ranges
-    (start, stop), where stop None means to the end. Raises InputError for what could not mean anything.
+    along d). `direction` names a registered direction d, or a `Latent` of a registered SAE; "ablate" and
+    "clamp" need a latent's f. Several steerings of one layer all see the x from before them; their changes
+    are summed. `positions` is "all", "prompt", "generated", "last_prompt", or a tuple of positions and
+    half-open ranges (start, stop), where stop None means to the end. Raises InputError for what could not
+    mean anything.
     """
 
     layer: int
-    direction: str
+    direction: str | Latent
     operation: str = "add"
     strength: float = 0.0
     positions: Positions = "all"
@@ -52,7 +70,7 @@ class Steering:
                 f"{nearest(self.operation, OPERATIONS)}"
             )
         _check_layer(self.layer, "steering")
-        if not isinstance(self.direction, str) or not self.direction:
+        if not isinstance(self.direction, str | Latent) or not self.direction:
             raise InputError(f"steering needs the name of a registered direction, got {self.direction!r}")
         if not _is_number(self.strength) or not math.isfinite(self.strength):
             raise InputError(f"steering strength {self.strength!r} is no finite number")
@@ -150,7 +168,7 @@ def to_json(steering: Sequence[Steering], capture: Capture | None) -> dict[str, 
         found["steering"] = [
             {
                 "layer": one.layer,
-                "direction": one.direction,
+                "direction": _plain_direction(one.direction),
                 "operation": one.operation,
                 "strength": one.strength,
                 "positions": _plain(one.positions),
@@ -180,6 +198,9 @@ def from_json(specification: object) -> tuple[tuple[Steering, ...], Capture | No
         fields = dict(_mapping(entry, "an entry of steering", known))
         if missing := {"layer", "direction"} - set(fields):
             raise InputError(f"an entry of steering lacks {', '.join(sorted(missing))}")
+        if isinstance(fields["direction"], dict):
+            named = _mapping(fields["direction"], "a latent", ("sae", "latent"))
+            fields["direction"] = Latent(named.get("sae", ""), named.get("latent", -1))
         if "positions" in fields:
             fields["positions"] = _from_plain(fields["positions"])
         steering.append(Steering(**fields))
@@ -238,6 +259,10 @@ def _disjoint(ranges: list[tuple[int, int | None]]) -> list[tuple[int, int | Non
         else:
             merged.append((start, stop))
     return merged
+
+
+def _plain_direction(direction: str | Latent) -> object:
+    return direction if isinstance(direction, str) else {"sae": direction.sae, "latent": direction.index}
 
 
 def _plain(positions: Positions) -> object:

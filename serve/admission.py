@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from morfi.errors import InputError
-from morfi.serve.directions import Direction, Registry, from_numbers, pack
+from morfi.serve.directions import Direction, Registry, SaeLatents, from_numbers, pack
 from morfi.steering import Capture, Steering, from_json, salt
 
 # Decoder layers that return hidden states and residual, the residual stream being their sum; all are tested.
@@ -23,10 +23,10 @@ class Admission:
     d_model: int
     registry: Registry = field(default_factory=Registry)
 
-    def register(self, direction: Direction) -> str:
-        """Registers a direction that fits the model; returns the name that requests use."""
-        self._check_width(direction)
-        return self.registry.add(direction)
+    def register(self, what: Direction | SaeLatents) -> str:
+        """Registers a direction or SAE that fits the model; returns the name that requests use."""
+        self._check_width(what)
+        return self.registry.add(what)
 
     def directions(
         self, steering: Sequence[Steering], capture: Capture | None, inline: Mapping[str, Direction]
@@ -42,24 +42,24 @@ class Admission:
                 raise InputError(f"layer {layer}: the model has the layers 0 to {self.n_layers - 1}")
         packed = {}
         for one in steering:
-            if one.direction in inline:
+            if isinstance(one.direction, str) and one.direction in inline:
                 direction = inline[one.direction]
                 self._check_width(direction)
-                packed[one.direction] = pack(direction)
             else:
-                direction, packed[one.direction] = self.registry.get(one.direction)
+                direction = self.registry.get(one.direction)
+            packed[str(one.direction)] = pack(direction)
             if one.operation in ("ablate", "clamp") and direction.encoder is None:
                 raise InputError(
-                    f"{one.operation} needs a latent with its encoder, which direction {one.direction[:12]} "
-                    "lacks; add or project it"
+                    f"{one.operation} needs a latent with its encoder, which direction "
+                    f"{str(one.direction)[:12]} lacks; add or project it"
                 )
         return packed
 
-    def _check_width(self, direction: Direction) -> None:
-        if len(direction.vector) != self.d_model:
+    def _check_width(self, what: Direction | SaeLatents) -> None:
+        width = what.vectors.shape[1] if isinstance(what, SaeLatents) else len(what.vector)
+        if width != self.d_model:
             raise InputError(
-                f"a direction of {len(direction.vector)} numbers: this model's residual stream has "
-                f"{self.d_model}"
+                f"a direction of {width} numbers: this model's residual stream has {self.d_model}"
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import Any
 
@@ -39,6 +38,7 @@ def attach(runner: Any) -> ResidualState | None:
     if type(model).__name__ not in ARCHITECTURES:
         return None
     inner = model.model
+    steered: dict[type, type] = {}
     for index in range(inner.start_layer, inner.end_layer):
         layer = inner.layers[index]
         parameters = list(inspect.signature(type(layer).forward).parameters)
@@ -46,7 +46,10 @@ def attach(runner: Any) -> ResidualState | None:
             raise RuntimeError(
                 f"morfi cannot steer {type(layer).__name__} of this vLLM: its forward takes {parameters}"
             )
-        layer.__class__ = _steered(type(layer))
+        own = type(layer)
+        if own not in steered:
+            steered[own] = type(f"Steered{own.__name__}", (SteeredLayer, own), {})
+        layer.__class__ = steered[own]
         layer.morfi_layer = index
     config = runner.vllm_config
     d_model = config.model_config.get_hidden_size()
@@ -61,8 +64,3 @@ def attach(runner: Any) -> ResidualState | None:
         if on_gpu
         else None,
     )
-
-
-@functools.cache
-def _steered(layer_class: type) -> type:
-    return type(f"Steered{layer_class.__name__}", (SteeredLayer, layer_class), {})

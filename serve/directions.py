@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import struct
 from collections import OrderedDict
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from morfi.errors import InputError
+from morfi.steering import Latent
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +60,60 @@ class Direction:
         return hashlib.sha256(pack(self)).hexdigest()
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class SaeLatents:
+    """The latents of a SAE as directions, a row each: float32 `vectors` and `encoders` [d_sae, d_model],
+    `biases` and `thresholds` [d_sae]; f and units as for a `Direction`.
+
+    Whatever scaling the SAE needs, other than `norm_rescaled`, is folded in. A latent whose activity depends
+    on the other latents' (TopK) has no such form.
+    """
+
+    vectors: torch.Tensor
+    encoders: torch.Tensor
+    biases: torch.Tensor
+    thresholds: torch.Tensor
+    norm_rescaled: bool = False
+
+    def __post_init__(self) -> None:
+        import torch
+
+        shape = self.vectors.shape
+        expected = {"vectors": shape, "encoders": shape, "biases": shape[:1], "thresholds": shape[:1]}
+        for name, wanted in expected.items():
+            tensor = getattr(self, name)
+            if len(shape) != 2 or not all(shape) or tensor.shape != wanted:
+                raise InputError(
+                    f"a SAE's {name} have the shape {tuple(tensor.shape)}; vectors and encoders are "
+                    "[d_sae, d_model], biases and thresholds [d_sae]"
+                )
+            if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"a SAE's {name} are not made of finite float32 numbers")
+        if bool((self.thresholds < 0).any()):
+            raise InputError("a SAE's thresholds are not negative")
+
+    def direction(self, index: int) -> Direction:
+        """Latent `index`; raises InputError where there is none, or its vector is 0."""
+        if index >= len(self.vectors):
+            raise InputError(f"latent {index}: the SAE has the latents 0 to {len(self.vectors) - 1}")
+        return Direction(
+            self.vectors[index],
+            self.encoders[index],
+            float(self.biases[index]),
+            float(self.thresholds[index]),
+            self.norm_rescaled,
+        )
+
+    @property
+    def sha256(self) -> str:
+        """The sha256 of its content: the name that requests use."""
+        parts = (self.vectors, self.encoders, self.biases, self.thresholds)
+        found = hashlib.sha256(f"sae {tuple(self.vectors.shape)} {self.norm_rescaled} ".encode())
+        for part in parts:
+            found.update(_bytes_of(part))
+        return found.hexdigest()
+
+
 def from_numbers(numbers: Iterable[object]) -> Direction:
     """A direction to add or project out; raises InputError for anything but finite numbers."""
     import torch
@@ -68,7 +124,46 @@ def from_numbers(numbers: Iterable[object]) -> Direction:
     return Direction(torch.tensor(values, dtype=torch.float32))
 
 
+def from_safetensors(data: bytes) -> Direction | SaeLatents:
+    """What a safetensors file holds: a direction, or all latents of a SAE.
+
+    Its tensors are "vector", and for a latent "encoder" (both [d_model]), "bias" and "threshold" (one number
+    each, 0 where absent); or the same with a dimension [d_sae] before. Its metadata may say
+    "norm_rescaled": "true". Raises InputError for anything else.
+    """
+    import safetensors
+    import torch
+    from safetensors.torch import load
+
+    try:
+        tensors = {name: tensor.float() for name, tensor in load(data).items()}
+        (head_size,) = struct.unpack_from("<Q", data)
+        metadata = json.loads(data[8 : 8 + head_size]).get("__metadata__") or {}
+    except (safetensors.SafetensorError, struct.error, ValueError) as error:
+        raise InputError(f"the bytes are no safetensors file: {error}") from error
+    if "vector" not in tensors or not set(tensors) <= {"vector", "encoder", "bias", "threshold"}:
+        raise InputError(
+            'a direction\'s tensors are "vector", "encoder", "bias" and "threshold"; got '
+            + ", ".join(sorted(tensors) or ["none"])
+        )
+    vector, encoder = tensors["vector"], tensors.get("encoder")
+    rescaled = metadata.get("norm_rescaled") == "true"
+    zeros = torch.zeros(vector.shape[:-1])
+    bias, threshold = (tensors.get(name, zeros) for name in ("bias", "threshold"))
+    if vector.ndim > 1:
+        if encoder is None:
+            raise InputError('several directions at once are the latents of a SAE and need "encoder"')
+        return SaeLatents(vector, encoder, bias, threshold, rescaled)
+    if bias.numel() != 1 or threshold.numel() != 1:
+        raise InputError("a latent's bias and threshold are one number each")
+    return Direction(vector, encoder, float(bias), float(threshold), rescaled)
+
+
 _HEAD = struct.Struct("<qdd??")
+
+
+def _bytes_of(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().numpy().astype("<f4").tobytes()
 
 
 def pack(direction: Direction) -> bytes:
@@ -82,7 +177,7 @@ def pack(direction: Direction) -> bytes:
         encoder is not None,
     )
     parts = [direction.vector] if encoder is None else [direction.vector, encoder]
-    return head + b"".join(part.detach().cpu().contiguous().numpy().astype("<f4").tobytes() for part in parts)
+    return head + b"".join(map(_bytes_of, parts))
 
 
 def unpack(data: bytes) -> Direction:
@@ -101,34 +196,46 @@ def unpack(data: bytes) -> Direction:
 
 
 class Registry:
-    """The directions that an engine knows, by sha256, counted by how often each was registered."""
+    """The directions and SAEs that an engine knows, by sha256, counted by how often each was registered."""
 
     def __init__(self) -> None:
-        self._directions: dict[str, tuple[Direction, bytes]] = {}
+        self._known: dict[str, Direction | SaeLatents] = {}
         self._counts: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._directions)
+        return len(self._known)
 
-    def add(self, direction: Direction) -> str:
-        """Registers `direction` once more; returns its name."""
-        name = direction.sha256
-        self._directions.setdefault(name, (direction, pack(direction)))
+    def add(self, what: Direction | SaeLatents) -> str:
+        """Registers a direction or SAE once more; returns its name."""
+        name = what.sha256
+        self._known.setdefault(name, what)
         self._counts[name] = self._counts.get(name, 0) + 1
         return name
 
-    def get(self, name: str) -> tuple[Direction, bytes]:
-        """The direction called `name`, and packed; raises InputError for an unknown one."""
-        if name not in self._directions:
+    def get(self, name: str | Latent) -> Direction:
+        """The direction called `name`, or a latent of a SAE; raises InputError for an unknown one."""
+        if isinstance(name, Latent):
+            sae = self._known.get(name.sae)
+            if not isinstance(sae, SaeLatents):
+                raise InputError(
+                    f"no SAE {name.sae[:80]!r} is registered with this engine; register it first"
+                )
+            return sae.direction(name.index)
+        found = self._known.get(name)
+        if not isinstance(found, Direction):
             raise InputError(f"no direction {name[:80]!r} is registered with this engine; register it first")
-        return self._directions[name]
+        return found
 
     def release(self, name: str) -> None:
-        """Undoes one registration; after the last, new requests cannot use the direction any more."""
-        self.get(name)
+        """Undoes one registration; after the last, new requests cannot use it any more.
+
+        Raises InputError for a name that is not registered.
+        """
+        if name not in self._known:
+            raise InputError(f"nothing called {name[:80]!r} is registered with this engine")
         self._counts[name] -= 1
         if not self._counts[name]:
-            del self._directions[name], self._counts[name]
+            del self._known[name], self._counts[name]
 
 
 class Bank:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
     from morfi.checkpoints import Checkpoint
-    from morfi.serve.directions import Direction
+    from morfi.serve.directions import Direction, SaeLatents
 
 _LOAD_AGAIN = "it answers nothing until a checkpoint is loaded whole"
 
@@ -167,12 +167,12 @@ class Engine:
             ]
         return completions
 
-    def register(self, direction: Direction) -> str:
-        """Makes a direction known to the engine; returns the name, its sha256, that `Steering` takes.
+    def register(self, what: Direction | SaeLatents) -> str:
+        """Makes a direction or SAE known; returns the name, its sha256, that `Steering` or `Latent` take.
 
         Registered twice, it must be released twice. Raises InputError where it does not fit the model.
         """
-        return self._admission.register(direction)
+        return self._admission.register(what)
 
     def release(self, name: str) -> None:
         """Undoes one `register`; raises InputError for a name that is not registered."""

@@ -275,7 +275,7 @@ def _stream(hidden: torch.Tensor, residual: torch.Tensor, rows: torch.Tensor) ->
 def _entry(steering: Steering, n_prompt: int) -> Entry:
     return Entry(
         steering.layer,
-        steering.direction,
+        str(steering.direction),
         OPERATIONS.index(steering.operation),
         float(steering.strength),
         spans(steering.positions, n_prompt),

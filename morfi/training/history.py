@@ -11,7 +11,7 @@ from typing import Any
 
 from morfi.checkpoints.weights import read_json
 from morfi.errors import InputError
-from morfi.training.files import sweep, write_json
+from morfi.files import sweep, write_json
 
 SETTINGS = "training.json"
 FINISHED = "finished.json"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from morfi.checkpoints.adapters import CONFIG, WEIGHTS, load_adapter
 from morfi.checkpoints.weights import read_json
 from morfi.errors import InputError
-from morfi.training.files import whole_folder, write_json, write_tensors
+from morfi.files import whole_folder, write_json, write_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from morfi.errors import MorfiError
+from morfi.files import whole_folder, write_json
 from morfi.provenance import versions
 from morfi.store.records import CheckpointRow, EpochRow
-from morfi.training.files import locked, saving, whole_folder, write_json
+from morfi.training.folder import locked, saving
 from morfi.training.generation import DevAccuracy, LiveGenerator, dev_accuracy
 from morfi.training.history import HISTORY, EpochResult, TrainingFolder, best_epoch
 from morfi.training.manifest import read_manifest, write_checkpoint

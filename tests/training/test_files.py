@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from morfi.errors import InputError, MorfiError
-from morfi.training.files import locked, read_tensors, saving, sweep, whole_folder, write_json
+from morfi.files import read_tensors, sweep, whole_folder, write_json
+from morfi.training.folder import locked, saving
 
 
 def test_a_folder_appears_with_its_last_file_only(tmp_path: Path) -> None:
