@@ -84,11 +84,12 @@ def admit(request: Any, admission: Admission) -> None:
     specification = params.extra_args["morfi"]
     if not isinstance(specification, dict):
         raise InputError(f"a steering specification is an object, got {type(specification).__name__}")
-    report = specification.get("report", False) is True
-    plain, inline = _named({key: value for key, value in specification.items() if key != "report"})
+    # What morfi's own engine adds: whether it will ask for a report, and the request's number in shards.
+    own = {"report": specification.get("report", False), "shard": specification.get("shard")}
+    plain, inline = _named({key: value for key, value in specification.items() if key not in own})
     steering, capture = from_json(plain)
     packed = admission.directions(steering, capture, inline)
-    params.extra_args = {**params.extra_args, "morfi": {**plain, "report": report, "directions": packed}}
+    params.extra_args = {**params.extra_args, "morfi": {**plain, **own, "directions": packed}}
     if steering:
         request.cache_salt = salt(steering) + (request.cache_salt or "")
     if capture is not None:

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import torch
+from vllm.distributed import get_tensor_model_parallel_rank
 
 from morfi.serve import residual
 from morfi.serve.admission import ARCHITECTURES
@@ -63,4 +64,5 @@ def attach(runner: Any) -> ResidualState | None:
         DeviceWork(inner.end_layer, scheduler.max_num_batched_tokens, d_model, runner.device)
         if on_gpu
         else None,
+        keeps=get_tensor_model_parallel_rank() == 0,
     )

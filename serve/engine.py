@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Self
 from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.device import device_name, is_gpu
 from morfi.errors import InputError, MorfiError
+from morfi.files import whole_folder
 from morfi.serve import settings as engine_settings
 from morfi.serve.admission import Admission, admission_of
-from morfi.serve.reports import Report, applied, captured
+from morfi.serve.reports import Report, applied, captured, check_captured
+from morfi.shards import write_requests
 from morfi.steering import Capture, Steering, to_json
 from morfi.types import Completion, Sampling
 
@@ -39,10 +41,20 @@ class _Wanted:
     steering: tuple[Steering, ...]
     capture: Capture | None
 
+    shard: int | None = None  # its number in shards
+
     @property
     def is_followed(self) -> bool:
         """Whether anything but plain generation is asked for."""
         return bool(self.steering) or self.capture is not None
+
+
+@dataclass(slots=True)
+class _Shards:
+    """What goes to shards just now: how many requests did, and which positions of each count."""
+
+    n_requests: int = 0
+    computed: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 class Engine:
@@ -98,6 +110,7 @@ class Engine:
         self._tokenizer = self._llm.get_tokenizer()
         self._newline_ids = newline_tokens(self._tokenizer)
         self._request_number = itertools.count()
+        self._shards: _Shards | None = None
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -162,10 +175,34 @@ class Engine:
         completions = self._completions(outputs)
         for index, parts in reports.items():
             completions[index] = [
-                self._followed(completion, wanted[index], report, len(prompts[index]))
-                for completion, report in zip(completions[index], parts, strict=True)
+                self._followed(completion, wanted[index], report, len(prompts[index]), sample)
+                for sample, (completion, report) in enumerate(zip(completions[index], parts, strict=True))
             ]
         return completions
+
+    @contextlib.contextmanager
+    def shards(self, folder: Path, *, shard_bytes: int = 256 << 20) -> Iterator[None]:
+        """What is captured in the block goes to files in `folder`, written while the model runs.
+
+        `morfi.shards.read_shards` reads them; requests are numbered in the order in which the calls of
+        `generate` in the block name them. The completions then hold nothing captured. The folder appears,
+        in place of one that was there, when the block has ended without an error. Where the disk is slower
+        than the model, the model waits. Raises MorfiError where the files cannot be written.
+        """
+        if self._shards is not None:
+            raise ValueError("shards are being written already")
+        rpc = self._llm.llm_engine.collective_rpc
+        with whole_folder(folder) as part:
+            rpc("morfi_open_shards", args=(str(part.absolute()), shard_bytes))
+            self._shards = shards = _Shards()
+            try:
+                yield
+            finally:
+                self._shards = None
+                failure = _first(rpc("morfi_close_shards"))
+            if failure is not None:
+                raise MorfiError(f"{folder} cannot be written: {failure}; make room and capture again")
+            write_requests(part, shards.computed)
 
     def register(self, what: Direction | SaeLatents) -> str:
         """Makes a direction or SAE known; returns the name, its sha256, that `Steering` or `Latent` take.
@@ -257,6 +294,12 @@ class Engine:
             if len(given) != n:
                 raise ValueError(f"{len(given)} {what} were given for {n} prompts")
         wanted = [_Wanted(*each) for each in zip(samplings, steerings, captures, strict=True)]
+        if self._shards is not None:
+            first, self._shards.n_requests = self._shards.n_requests, self._shards.n_requests + n
+            wanted = [
+                replace(one, shard=first + number) if one.capture is not None else one
+                for number, one in enumerate(wanted)
+            ]
         for one in {(one.steering, one.capture) for one in wanted if one.is_followed}:
             self._admission.directions(*one, {})
         return wanted
@@ -276,14 +319,21 @@ class Engine:
         return {index: [next(of_request) for _ in ids] for index, ids in followed.items()}
 
     def _followed(
-        self, completion: Completion, wanted: _Wanted, reports: Sequence[Report | None], n_prompt: int
+        self,
+        completion: Completion,
+        wanted: _Wanted,
+        reports: Sequence[Report | None],
+        n_prompt: int,
+        sample: int,
     ) -> Completion:
         n_output = len(completion.token_ids)
-        return replace(
-            completion,
-            applied=applied(wanted.steering, reports, n_prompt, n_output),
-            captured=captured(wanted.capture, reports, n_prompt, n_output, self._admission.d_model),
-        )
+        completion = replace(completion, applied=applied(wanted.steering, reports, n_prompt, n_output))
+        if wanted.shard is None or self._shards is None or wanted.capture is None:
+            kept = captured(wanted.capture, reports, n_prompt, n_output, self._admission.d_model)
+            return replace(completion, captured=kept)
+        check_captured(wanted.capture, reports, n_prompt, n_output)
+        self._shards.computed.append((wanted.shard, sample, n_prompt + n_output - 1))
+        return completion
 
     @property
     def _admission(self) -> Admission:
@@ -295,7 +345,8 @@ class Engine:
 
         sampling, extra = wanted.sampling, None
         if wanted.is_followed:
-            extra = {"morfi": {**to_json(wanted.steering, wanted.capture), "report": True}}
+            plain = to_json(wanted.steering, wanted.capture)
+            extra = {"morfi": {**plain, "report": True, "shard": wanted.shard}}
         # Stopping on token ids and decoding whole answers later spares the incremental detokenizer,
         # which looks for a stop string after every token.
         return SamplingParams(

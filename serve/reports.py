@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,32 +12,55 @@ import torch
 
 from morfi.errors import MorfiError
 from morfi.serve.residual import Live, ResidualState
+from morfi.shards import ShardWriter
 from morfi.steering import Applied, Capture, Captured, Steering, n_positions
 
 Report = dict[str, Any]  # plain, so that it goes to another process
 
 
 class Reporting:
-    """Mixed into vLLM's worker (`worker_extension_cls`): the call that hands out reports."""
+    """Mixed into vLLM's worker (`worker_extension_cls`): the calls that hand out what was captured."""
 
     model_runner: Any
+    rank: int
+
+    def morfi_open_shards(self, folder: str, shard_bytes: int) -> None:
+        """From now on requests that have a number in shards are captured to files in `folder`."""
+        state: ResidualState | None = self.model_runner.morfi_state
+        if state is not None and state.keeps:
+            state.shards = ShardWriter(Path(folder), f"rank-{self.rank}", shard_bytes)
+
+    def morfi_close_shards(self) -> str | None:
+        """Writes what is left and ends with it; says what went wrong with the files, None for nothing."""
+        state: ResidualState | None = self.model_runner.morfi_state
+        if state is None or state.shards is None:
+            return None
+        shards, state.shards = state.shards, None
+        shards.close()
+        return shards.failure
 
     def morfi_take_reports(self, request_ids: list[str]) -> list[Report | None]:
         """The report of each request, by vLLM's internal id; None where this worker has none (any more)."""
         state: ResidualState | None = self.model_runner.morfi_state
         if state is None:
             return [None] * len(request_ids)
-        return [None if live is None else _report(live, state.layers) for live in state.take(request_ids)]
+        return [None if live is None else _report(live, state) for live in state.take(request_ids)]
 
 
-def _report(live: Live, layers: range) -> Report:
+def _report(live: Live, state: ResidualState) -> Report:
     captured = {}
     for layer, parts in live.captured.items():
         positions = [position for part in parts for position in part.positions]
         token_ids = [token_id for part in parts for token_id in part.token_ids]
         values = torch.cat([part.values for part in parts])
         captured[str(layer)] = (positions, token_ids, values.cpu().numpy().tobytes())
-    return {"layers": [layers.start, layers.stop], "reached": live.reached, "captured": captured}
+    return {
+        "layers": [state.layers.start, state.layers.stop],
+        "reached": live.reached,
+        "failure": None if state.shards is None else state.shards.failure,
+        "n_captured": {str(layer): n for layer, n in live.n_captured.items()},
+        "captured": captured,
+    }
 
 
 def applied(
@@ -55,23 +80,29 @@ def captured(
     if capture is None:
         return ()
     n_computed = n_prompt + n_output - 1
-    wanted = n_positions(capture.positions, n_prompt, n_computed)
+    check_captured(capture, reports, n_prompt, n_output)
     found = []
     for layer in capture.layers:
         report = _reaching(reports, layer, n_computed)
         positions, token_ids, data = report["captured"].get(str(layer), ([], [], b""))
         values = torch.from_numpy(np.frombuffer(data, np.float32).reshape(-1, d_model).copy())
-        # A preempted request computes positions again; the values are equal.
-        places = {position: place for place, position in enumerate(positions) if position < n_computed}
-        kept = sorted(places)
-        if len(kept) != wanted:
-            raise MorfiError(
-                f"layer {layer}: {len(kept)} positions were captured where {wanted} were asked for; none is "
-                "given"
-            )
-        order = [places[position] for position in kept]
-        found.append(Captured(layer, tuple(kept), tuple(token_ids[place] for place in order), values[order]))
+        n = bisect.bisect_left(positions, n_computed)  # the engine may have begun a token more than needed
+        found.append(Captured(layer, tuple(positions[:n]), tuple(token_ids[:n]), values[:n]))
     return tuple(found)
+
+
+def check_captured(capture: Capture, reports: Sequence[Report | None], n_prompt: int, n_output: int) -> None:
+    """Raises MorfiError unless every position that was asked for was captured, after every layer."""
+    for layer in capture.layers:
+        report = _reaching(reports, layer, n_prompt + n_output - 1)
+        if report["failure"] is not None:
+            raise MorfiError(f"what was captured cannot be written: {report['failure']}")
+        n = report["n_captured"].get(str(layer), 0)
+        wanted = n_positions(capture.positions, n_prompt, report["reached"])
+        if n != wanted:
+            raise MorfiError(
+                f"layer {layer}: {n} positions were captured where {wanted} were asked for; none is given"
+            )
 
 
 def _reaching(reports: Sequence[Report | None], layer: int, n_computed: int) -> Report:

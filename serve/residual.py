@@ -16,6 +16,7 @@ import torch
 
 from morfi.serve.device_work import DeviceWork
 from morfi.serve.directions import Bank
+from morfi.shards import ShardWriter
 from morfi.steering import OPERATIONS, Capture, Steering, from_json, spans
 
 Spans = list[tuple[int, int | None]]
@@ -43,8 +44,10 @@ class Live:
     directions: dict[str, bytes]  # packed, by name
     capture: Capture | None
     capture_spans: Spans
+    labels: tuple[int, int] | None  # its number and the sample's in shards, where it is to be written to them
     reached: int = 0  # positions that were computed or came from the cache, from the first on
-    captured: dict[int, list[Rows]] = field(default_factory=dict)
+    n_captured: dict[int, int] = field(default_factory=dict)  # rows, by layer
+    captured: dict[int, list[Rows]] = field(default_factory=dict)  # those not written to shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +83,12 @@ class ResidualState:
         n_slots: int,
         device: torch.device,
         device_work: DeviceWork | None = None,
+        *,
+        keeps: bool = True,
     ) -> None:
         self.layers = layers  # those of this worker
+        self.keeps = keeps  # what is captured; of workers with equal residual streams only one does
+        self.shards: ShardWriter | None = None
         self.d_model = d_model
         self.bank = Bank(n_slots, d_model, device)
         self.live: dict[str, Live] = {}
@@ -96,7 +103,7 @@ class ResidualState:
         if not extra_args or "morfi" not in extra_args:
             return
         specification = dict(extra_args["morfi"])
-        report = specification.pop("report")
+        report, shard = specification.pop("report"), specification.pop("shard")
         directions = specification.pop("directions")
         steering, capture = from_json(specification)
         self.live[request_id] = Live(
@@ -106,6 +113,7 @@ class ResidualState:
             directions,
             capture,
             [] if capture is None else spans(capture.positions, n_prompt),
+            None if shard is None else (shard, _sample_of(request_id)),
         )
 
     def finish(self, request_id: str) -> None:
@@ -212,7 +220,11 @@ class ResidualState:
                 values = work.kept[place : place + len(rows)]
                 place += len(rows)
                 token_ids = input_ids[rows.start : rows.stop].tolist()
-                live.captured.setdefault(layer, []).append(Rows(list(positions), token_ids, values))
+                live.n_captured[layer] = live.n_captured.get(layer, 0) + len(rows)
+                if live.labels is not None and self.shards is not None:
+                    self.shards.add(layer, values, live.labels, positions, token_ids)
+                elif self.keeps:
+                    live.captured.setdefault(layer, []).append(Rows(list(positions), token_ids, values))
         self.work.clear()
 
     def _plan(self, live: Live, slots: Mapping[str, int], first_row: int, start: int, count: int) -> None:
@@ -228,7 +240,8 @@ class ResidualState:
                 work.strengths.extend([entry.strength] * n)
         if live.capture is None:
             return
-        for low, high in _within(live.capture_spans, start, start + count):
+        # A preempted request computes positions again, to equal values.
+        for low, high in _within(live.capture_spans, max(start, live.reached), start + count):
             rows = range(first_row + low - start, first_row + high - start)
             for layer in live.capture.layers:
                 if layer in self.layers:
@@ -280,6 +293,12 @@ def _entry(steering: Steering, n_prompt: int) -> Entry:
         float(steering.strength),
         spans(steering.positions, n_prompt),
     )
+
+
+def _sample_of(request_id: str) -> int:
+    """vLLM calls sample i of a request "i_" and the request's id; morfi's own ids have no "_" in front."""
+    number, separator, _ = request_id.partition("_")
+    return int(number) if separator and number.isdecimal() else 0
 
 
 def _within(found: Spans, start: int, stop: int) -> list[tuple[int, int]]:

@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from morfi.errors import InputError
-from morfi.serve.directions import Direction
+from morfi.checkpoints import resolve, resolve_unmerged
+from morfi.errors import InputError, MorfiError
+from morfi.serve.directions import Direction, SaeLatents
 from morfi.serve.engine import Engine
-from morfi.steering import Capture, Steering, n_positions, spans
+from morfi.serve.residual import ResidualState
+from morfi.shards import read_shards
+from morfi.steering import Capture, Latent, Steering, n_positions, spans, to_json
 from morfi.types import Completion, Sampling
 
 D_MODEL = 64
@@ -164,6 +168,11 @@ def check_captured(
         assert (found.values - expected).abs().max() <= 1e-4 * max(1.0, float(expected.abs().max()))
         cosines = torch.nn.functional.cosine_similarity(found.values, expected)
         assert cosines.min() > 0.999999
+
+
+def state_of(engine: Engine) -> ResidualState:
+    state: ResidualState = engine._llm.llm_engine.model_executor.driver_worker.model_runner.morfi_state
+    return state
 
 
 @pytest.fixture(scope="module")
@@ -356,14 +365,290 @@ def test_vllm_alone_takes_the_same_specification(served: Served) -> None:
             served.engine._llm.generate(prompts[:1], refused, use_tqdm=False)
 
 
-def test_nothing_is_left_behind(served: Served) -> None:
-    draw = random.Random(3)
+def test_a_refused_request_changes_nothing_for_its_batchmates(served: Served) -> None:
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    core = served.engine._llm.llm_engine
+    good = {
+        "steering": [{"layer": 0, "direction": served.names[0], "strength": 1.0}],
+        "capture": {"layers": [1], "positions": "all"},
+        "report": True,
+    }
+    bad = {"steering": [{"layer": 0, "direction": served.names[0], "strength": float("nan")}]}
+
+    def run(*, with_bad: bool) -> list[Any]:
+        served.engine.reset_prefix_cache()
+        own_ids = []
+        for number, specification in enumerate((good, bad, good)):
+            params = SamplingParams(temperature=0, max_tokens=4, extra_args={"morfi": specification})
+            prompt = {"prompt_token_ids": [*PREFIX, 3 + number]}
+            if specification is good:
+                own_ids.append(core.add_request(f"mate-{number}", prompt, params))
+            elif with_bad:
+                with pytest.raises(VLLMValidationError, match="finite number"):
+                    core.add_request("bad", prompt, params)
+            core.step()
+        while core.has_unfinished_requests():
+            core.step()
+        return list(core.collective_rpc("morfi_take_reports", args=(own_ids,)))
+
+    alone, beside = run(with_bad=False), run(with_bad=True)
+    assert alone == beside
+    assert alone[0][0]["captured"]["1"][2]
+
+
+def test_latents_of_a_registered_sae(served: Served) -> None:
+    draw = torch.Generator().manual_seed(5)
+    sae = SaeLatents(
+        torch.randn(20, D_MODEL, generator=draw),
+        torch.randn(20, D_MODEL, generator=draw) * 0.3,
+        torch.randn(20, generator=draw),
+        torch.rand(20, generator=draw),
+    )
     engine = served.engine
-    state = engine._llm.llm_engine.model_executor.driver_worker.model_runner.morfi_state
-    for _ in range(4):
-        prompts = [[draw.randrange(3, 200) for _ in range(draw.randrange(2, 9))] for _ in range(40)]
-        steering = [draw_steering(served, draw, len(prompt)) for prompt in prompts]
-        engine.generate(prompts, Sampling(max_tokens=3), steering=steering, capture=Capture((0,)))
-    engine.generate([PREFIX], Sampling(max_tokens=1))  # vLLM tells workers who has ended in the next step
+    name, alone = engine.register(sae), engine.register(sae.direction(7))
+    sampling, everything = Sampling(max_tokens=4), Capture((0, 1), "all")
+    for operation, strength in (("add", 1.5), ("clamp", 2.0), ("ablate", 0.0), ("project", 0.0)):
+        by_number = [Steering(0, Latent(name, 7), operation, strength)]
+        by_content = [Steering(0, alone, operation, strength)]
+        (a,), (b,) = engine.generate(
+            [PREFIX] * 2, sampling, steering=[by_number, by_content], capture=everything
+        )
+        assert a.applied[0].steering.direction == Latent(name, 7)
+        assert a.token_ids == b.token_ids
+        for one, other in zip(a.captured, b.captured, strict=True):
+            assert torch.equal(one.values, other.values)
+    with pytest.raises(InputError, match="latent 20: the SAE has the latents 0 to 19"):
+        engine.generate([PREFIX], sampling, steering=[[Steering(0, Latent(name, 20))]])
+    with pytest.raises(InputError, match=r"no direction .* is registered"):
+        engine.generate([PREFIX], sampling, steering=[[Steering(0, name)]])
+    engine.release(name)
+    engine.release(alone)
+    with pytest.raises(InputError, match=r"no SAE .* is registered"):
+        engine.generate([PREFIX], sampling, steering=[[Steering(0, Latent(name, 7))]])
+
+
+def test_more_directions_than_rows_in_the_bank(squeezed: Served) -> None:
+    """A bank of 16 x 8 rows, 300 requests with a direction each: rows are taken over, none by two at once."""
+    engine, draw = squeezed.engine, torch.Generator().manual_seed(6)
+    n_slots = len(state_of(engine).bank.vectors)
+    assert n_slots == 128
+    directions = [Direction(torch.randn(D_MODEL, generator=draw)) for _ in range(300)]
+    names = [engine.register(direction) for direction in directions]
+    found = engine.generate(
+        [PREFIX[:5]] * 300,
+        Sampling(max_tokens=1),
+        steering=[[Steering(1, name, strength=3.0)] for name in names],
+        capture=Capture((1,)),
+    )
+    (plain,) = engine.generate([PREFIX[:5]], Sampling(max_tokens=1), capture=Capture((1,)))
+    for direction, (one,) in zip(directions, found, strict=True):
+        change = one.captured[0].values[0] - plain[0].captured[0].values[0]
+        torch.testing.assert_close(change, 3 * direction.vector, rtol=1e-4, atol=1e-4)
+    for name in names:
+        engine.release(name)
+    assert state_of(engine).bank.n_used == n_slots
+
+
+def test_the_step_in_which_a_batchmate_ends_and_each_part_of_a_prompt_are_steered(squeezed: Served) -> None:
+    long = PREFIX + PREFIX[:40]  # computed in parts: 40 tokens fit in a step
+    wanted = [Steering(0, squeezed.names[1], strength=1.0)]
+    mates = [Sampling(max_tokens=n) for n in (12, 1, 2, 3)]
+    capture = Capture((0, 1), "all")
+    found = squeezed.engine.generate(
+        [long, *[PREFIX[:3]] * 3], mates, steering=[wanted, [], [], []], capture=capture
+    )
+    tokens, after, _ = by_hooks(squeezed, long, wanted, 12)
+    assert list(found[0][0].token_ids) == tokens
+    check_captured(found[0][0], capture, long, after)
+
+
+def test_request_ids_that_begin_alike_are_kept_apart(served: Served) -> None:
+    from vllm import SamplingParams
+
+    core, names = served.engine._llm.llm_engine, served.names
+    wanted = {"1": 1.0, "11": -2.0, "1-1": 0.5, "0_1": 3.0, "1_1": -1.0}
+    own_ids = {}
+    for request_id, strength in wanted.items():
+        specification = {
+            "steering": [{"layer": 1, "direction": names[0], "strength": strength}],
+            "capture": {"layers": [1]},
+            "report": True,
+        }
+        params = SamplingParams(temperature=1, seed=1, max_tokens=1, n=2, extra_args={"morfi": specification})
+        own_ids[request_id] = core.add_request(request_id, {"prompt_token_ids": PREFIX[:6]}, params)
+    while core.has_unfinished_requests():
+        core.step()
+    (plain,) = served.engine.generate([PREFIX[:6]], Sampling(max_tokens=1), capture=Capture((1,)))[0]
+    for request_id, strength in wanted.items():
+        children = [f"{number}_{own_ids[request_id]}" for number in range(2)]
+        (reports,) = core.collective_rpc("morfi_take_reports", args=(children,))
+        for report in reports:
+            values = torch.frombuffer(bytearray(report["captured"]["1"][2]), dtype=torch.float32)
+            change = values - plain.captured[0].values[0]
+            expected = strength * served.directions[names[0]].vector
+            torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_capture_to_shards_equals_capture_to_the_caller(squeezed: Served, tmp_path: Path) -> None:
+    engine, draw = squeezed.engine, random.Random(8)
+    prompts = [[draw.randrange(3, 200) for _ in range(draw.randrange(2, 60))] for _ in range(40)]
+    steering = [draw_steering(squeezed, draw, len(prompt)) for prompt in prompts]
+    captures = [draw.choice((None, Capture((1,)), Capture((1, 0), "all"))) for _ in prompts]
+    sampling = Sampling(max_tokens=20, n=2, temperature=1.0, seed=3)
+    engine.reset_prefix_cache()
+    given = engine.generate(prompts, sampling, steering=steering, capture=captures)
+    engine.reset_prefix_cache()
+    with engine.shards(tmp_path / "captured", shard_bytes=20_000):
+        half = len(prompts) // 2
+        written = []
+        for part in (slice(0, half), slice(half, None)):
+            written += engine.generate(
+                prompts[part], sampling, steering=steering[part], capture=captures[part]
+            )
+    assert [[one.token_ids for one in each] for each in written] == [
+        [one.token_ids for one in each] for each in given
+    ]
+    assert all(one.captured == () for each in written for one in each)
+    rows: dict[tuple[int, int, int, int], tuple[int, torch.Tensor]] = {}
+    for shard in read_shards(tmp_path / "captured"):
+        labels = zip(shard.request, shard.sample, shard.position, shard.token_id, shard.values, strict=True)
+        for request, sample, position, token_id, values in labels:
+            key = (shard.layer, int(request), int(sample), int(position))
+            assert key not in rows
+            rows[key] = (int(token_id), values)
+    expected = {
+        (part.layer, request, sample, position): (token_id, values)
+        for request, each in enumerate(given)
+        for sample, one in enumerate(each)
+        for part in one.captured
+        for position, token_id, values in zip(part.positions, part.token_ids, part.values, strict=True)
+    }
+    assert rows.keys() == expected.keys()
+    for key, (token_id, values) in expected.items():
+        assert rows[key][0] == token_id
+        torch.testing.assert_close(rows[key][1], values, rtol=1e-4, atol=1e-4)
+
+
+def test_shards_that_cannot_be_written_fail_the_call_and_leave_nothing(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("morfi.shards.write_tensors", full)
+
+    def capture_all() -> None:
+        with served.engine.shards(tmp_path / "captured", shard_bytes=1):
+            for _ in range(20):
+                served.engine.generate([PREFIX], Sampling(max_tokens=1), capture=Capture((0,)))
+
+    with pytest.raises(MorfiError, match=r"cannot be written: No space left on device"):
+        capture_all()
+    assert list(tmp_path.iterdir()) == []
+    assert served.engine.generate([PREFIX], Sampling(max_tokens=1), capture=Capture((0,)))[0][0].captured
+
+
+def test_another_checkpoint_is_steered_as_itself(
+    tmp_path: Path, isolated: Path, make_base: Callable[[Path, str], Path], train: Callable[..., Path]
+) -> None:
+    """After a swap the directions are still there, and what was cached under the old weights is not used."""
+    base = make_base(tmp_path / "base", "llama")
+    adapter = train(tmp_path / "adapter", base)
+    checkpoint = resolve_unmerged(str(adapter), base=resolve(str(base), dtype="float32"))
+    wanted = [Steering(0, "", strength=2.0)]
+    found = []
+    for live in (True, False):
+        start = base if live else resolve(str(adapter), dtype="float32").model_dir
+        with Engine(start, dtype="float32", context=256, sha256=checkpoint.base_sha256) as engine:
+            name = engine.register(make_directions(0)[0])
+            wanted = [Steering(0, name, strength=2.0)]
+            if live:
+                before = engine.generate([PREFIX], Sampling(max_tokens=6), steering=[wanted])
+                engine.load_checkpoint(checkpoint)
+            for steering in (wanted, []):
+                (one,) = engine.generate(
+                    [PREFIX], Sampling(max_tokens=6), steering=[steering], capture=Capture((1,), "all")
+                )[0]
+                found.append((one.token_ids, one.captured[0].values))
+    assert found[0][0] != before[0][0].token_ids
+    for swapped, started in zip(found[:2], found[2:], strict=True):
+        assert swapped[0] == started[0]
+        assert torch.equal(swapped[1], started[1])
+
+
+def test_smollm2_equals_hooks(smollm2_dir: Path) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32).eval()
+    draw = torch.Generator().manual_seed(0)
+    with Engine(smollm2_dir, dtype="float32", context=256) as engine:
+        direction = Direction(torch.randn(576, generator=draw))
+        name = engine.register(direction)
+        served = Served(engine, reference, {name: direction}, [name])
+        prompts = [
+            engine._tokenizer.encode(text)
+            for text in ("Q: Which country is Lyon in?\nA:", "The capital of Peru is", "Two and two make")
+        ]
+        steering = [
+            [Steering(15, name, strength=4.0)],
+            [Steering(10, name, strength=-3.0, positions="last_prompt"), Steering(25, name, "project")],
+            [],
+        ]
+        capture = Capture((15, 25), "all")
+        found = engine.generate(prompts, Sampling(max_tokens=8), steering=steering, capture=capture)
+    for prompt, wanted, (one,) in zip(prompts, steering, found, strict=True):
+        tokens, after, _ = by_hooks(served, prompt, wanted, 8)
+        assert list(one.token_ids) == tokens
+        check_captured(one, capture, prompt, after)
+
+
+def test_10000_random_requests_leave_nothing_behind(squeezed: Served) -> None:
+    """Steered, captured, plain, refused and aborted ones, in too little memory for all at once."""
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    draw, core, state = random.Random(4), squeezed.engine._llm.llm_engine, state_of(squeezed.engine)
+    n_done = {"ended": 0, "aborted": 0, "refused": 0}
+    reported: list[str] = []
+    grown = []
+    for number in range(10_000):
+        prompt = [draw.randrange(3, 200) for _ in range(draw.randrange(2, 9))]
+        steering = draw_steering(squeezed, draw, len(prompt))
+        capture = draw.choice((None, Capture((1,)), Capture((0, 1), "all")))
+        specification: dict[str, Any] = to_json(steering, capture)
+        kind = draw.choice(("ended", "ended", "ended", "aborted", "refused"))
+        if kind == "refused":
+            specification["steering"] = [{"layer": 99, "direction": squeezed.names[0]}]
+        is_reported = draw.random() < 0.3
+        params = SamplingParams(
+            temperature=1,
+            seed=number,
+            max_tokens=draw.randrange(1, 4),
+            n=draw.choice((1, 1, 1, 2)),
+            detokenize=False,
+            extra_args={"morfi": {**specification, "report": is_reported}},
+        )
+        n_done[kind] += 1
+        try:
+            own_id = core.add_request(f"leak-{number}", {"prompt_token_ids": prompt}, params)
+        except VLLMValidationError:
+            assert kind == "refused"
+            continue
+        if is_reported:
+            reported += [own_id] if params.n == 1 else [f"{sample}_{own_id}" for sample in range(params.n)]
+        if kind == "aborted":
+            for _ in range(draw.randrange(3)):
+                core.step()
+            core.abort_request([f"leak-{number}"])
+        if number % 100 == 99:
+            while core.has_unfinished_requests():
+                core.step()
+            core.collective_rpc("morfi_take_reports", args=(reported,))
+            reported = []
+            grown.append(psutil.Process().memory_info().rss)
+    squeezed.engine.generate([PREFIX], Sampling(max_tokens=1))  # workers hear in the next step who has ended
+    assert min(n_done.values()) > 1000
     assert (state.live, state.ended, state.work) == ({}, {}, {})
-    assert state.bank.n_used <= len(served.names) + 2  # those of the tests before
+    assert state.bank.n_used <= len(state.bank.vectors)
+    assert len(squeezed.engine._admission.registry) == len(squeezed.names)
+    assert grown[-1] - grown[len(grown) // 2] < 20e6
