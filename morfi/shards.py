@@ -1,9 +1,9 @@
 """Captured residual streams on disk: safetensors shards that workers write while the model runs.
 
-A folder holds shards of each worker, and `requests.safetensors`, written last. The rows of layer 15 in a shard
-are `15.values`, float32 [n, d_model], with `15.request`, `15.sample`, `15.position` and `15.token_id`, int64 [n].
-A row counts if its request is in `requests.safetensors` (`request`, `sample`, `n_computed`, int64) and its
-position is below `n_computed`: an engine may have begun a token more than a request needed.
+A folder holds shards of each worker, and `requests.safetensors`, written last. The rows of layer 15 in a
+shard are `15.values`, float32 [n, d_model], with `15.request`, `15.sample`, `15.position` and `15.token_id`,
+int64 [n]. A row counts if its request is in `requests.safetensors` (`request`, `sample`, `n_computed`, int64)
+and its position is below `n_computed`: an engine may have begun a token more than a request needed.
 """
 
 from __future__ import annotations
