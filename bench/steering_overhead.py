@@ -3,7 +3,8 @@
 Claims: at least 99 % with the plugin loaded and idle, 97 % with every request steered along one direction,
 90 % with 256 different steerings in flight, 97 % with the last prompt token of every request captured.
 SmolLM2 in the dtype it is served in here, one engine; the sides take turns, and for the plain side the plugin
-is taken off the engine. Every request has as many tokens on every side. Writes
+is taken off the engine. Every request has as many tokens on every side. Beside them transformers' `generate`
+with a forward hook that adds a vector, at the best of three batch sizes, in the same dtype. Writes
 bench/results/steering_overhead.md.
 """
 
@@ -132,10 +133,15 @@ def seconds(
     return taken
 
 
-def measure(rounds: int, n: int) -> dict[str, list[float]]:
+def draw_prompts(n: int) -> list[list[int]]:
+    """Random token ids, so that no two requests share a prefix."""
+    draw = random.Random(0)  # noqa: S311 - no secret
+    return [[draw.randrange(10, 40_000) for _ in range(N_PROMPT)] for _ in range(n)]
+
+
+def measure(rounds: int, prompts: Sequence[list[int]]) -> dict[str, list[float]]:
     """Requests a second of each side, a figure a round."""
-    draw, ids = random.Random(0), itertools.count()  # noqa: S311 - no secret
-    prompts = [[draw.randrange(10, 40_000) for _ in range(N_PROMPT)] for _ in range(n)]
+    n, ids = len(prompts), itertools.count()
     found: dict[str, list[float]] = {}
     with start_engine(resolve(MODEL), context=256, seed=0, overrides={"max_num_seqs": n}) as engine:
         sides = specifications(engine, n)
@@ -152,6 +158,37 @@ def measure(rounds: int, n: int) -> dict[str, list[float]]:
     return {side: found[side] for side in sides}
 
 
+def measure_hooks(rounds: int, prompts: Sequence[list[int]], batch: int) -> list[float]:
+    """Requests a second of transformers with a forward hook that adds a vector, a figure a round."""
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = resolve(MODEL)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.model_dir, dtype=checkpoint.dtype).eval()
+    vector = torch.randn(model.config.hidden_size).to(model.dtype) * 0.1
+
+    def steer(module: Any, inputs: Any, output: Any) -> Any:
+        return (output[0] + vector, *output[1:]) if isinstance(output, tuple) else output + vector
+
+    model.model.layers[LAYER].register_forward_hook(steer)
+    rates = []
+    with torch.inference_mode():
+        for _ in range(rounds + 1):
+            began = time.perf_counter()
+            for first in range(0, len(prompts), batch):
+                ids = torch.tensor(prompts[first : first + batch])
+                answer = model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    do_sample=False,
+                    min_new_tokens=N_OUTPUT,
+                    max_new_tokens=N_OUTPUT,
+                    pad_token_id=0,
+                )
+                assert answer.shape[1] == N_PROMPT + N_OUTPUT
+            rates.append(len(prompts) / (time.perf_counter() - began))
+    return rates[1:]
+
+
 def table(found: dict[str, list[float]], n: int) -> str:
     """The results as Markdown; ratios are taken round by round."""
     plain = found["vLLM without the plugin"]
@@ -165,7 +202,7 @@ def table(found: dict[str, list[float]], n: int) -> str:
         "|---|---|---|---|---|",
     ]
     for side, rates in found.items():
-        ratios = [100 * rate / base for rate, base in zip(rates, plain, strict=True)]
+        ratios = [100 * rate / base for rate, base in zip(rates, plain, strict=False)]
         target = f"{TARGETS[side]} %" if side in TARGETS else "-"
         lines.append(
             f"| {side} | {statistics.median(rates):.1f} | {statistics.median(ratios):.1f} % | "
@@ -181,7 +218,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--requests", type=int, default=256, help="in flight at once")
     options = parser.parse_args()
-    text = table(measure(options.rounds, options.requests), options.requests)
+    prompts = draw_prompts(options.requests)
+    found = measure(options.rounds, prompts)
+    hooks = {batch: measure_hooks(2, prompts, batch) for batch in (16, 64, 256)}
+    batch = max(hooks, key=lambda size: statistics.median(hooks[size]))
+    found[f"transformers with a forward hook, batches of {batch}"] = hooks[batch]
+    text = table(found, options.requests)
     RESULTS.write_text(text)
     print(text)
 

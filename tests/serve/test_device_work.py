@@ -40,7 +40,7 @@ def draw_requests(
             for _ in range(draw.randrange(6))
         ]
         capture = draw.choice((None, Capture((2, 0), "all"), Capture((1,), "all", before=True)))
-        ready = {**to_json(steering, capture), "report": True, "directions": packed}
+        ready = {**to_json(steering, capture), "report": True, "shard": None, "directions": packed}
         found[f"r{number}"] = (n_prompt, {"morfi": ready})
     return found
 
@@ -96,7 +96,14 @@ def test_a_graph_without_the_operation_is_found_out() -> None:
     state.add(
         "a",
         2,
-        {"morfi": {**specification, "report": True, "directions": {direction.sha256: pack(direction)}}},
+        {
+            "morfi": {
+                **specification,
+                "report": True,
+                "shard": None,
+                "directions": {direction.sha256: pack(direction)},
+            }
+        },
     )
     state.begin(["a"], [0], [2])
     state.end(torch.arange(2))

@@ -27,7 +27,12 @@ def make_state() -> tuple[ResidualState, str]:
     state = ResidualState(range(2), 4, 8, torch.device("cpu"))
     direction = Direction(torch.ones(4))
     specification = to_json([Steering(0, direction.sha256, strength=1.0)], Capture((1,)))
-    ready = {**specification, "report": True, "directions": {direction.sha256: pack(direction)}}
+    ready = {
+        **specification,
+        "report": True,
+        "shard": None,
+        "directions": {direction.sha256: pack(direction)},
+    }
     state.add("a", 3, {"morfi": ready})
     return state, direction.sha256
 
