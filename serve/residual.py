@@ -193,7 +193,7 @@ class ResidualState:
                 hidden.index_add_(0, rows, change)
             else:
                 # Summed in float32 and rounded once, however many directions meet in a row.
-                where, place = rows.unique(return_inverse=True)
+                where, place = rows.unique(return_inverse=True)  # type: ignore[no-untyped-call]
                 total = hidden[where].float().index_add_(0, place, change)
                 hidden[where] = total.to(hidden.dtype)
         if len(keep):
@@ -326,10 +326,10 @@ def apply(hidden: torch.Tensor, residual: torch.Tensor, layer: int) -> None:
         _current.apply(layer, hidden, residual)
 
 
-_library = torch.library.Library("morfi", "FRAGMENT")
-_library.define("residual(Tensor(a!) hidden, Tensor residual, int layer) -> ()")
-_library.impl("residual", apply, "CompositeExplicitAutograd")
+_library = torch.library.Library("morfi", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define("residual(Tensor(a!) hidden, Tensor residual, int layer) -> ()")  # type: ignore[no-untyped-call]
+_library.impl("residual", apply, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
-@torch.library.register_fake("morfi::residual")
+@torch.library.register_fake("morfi::residual")  # type: ignore[untyped-decorator]
 def _fake(hidden: torch.Tensor, residual: torch.Tensor, layer: int) -> None: ...

@@ -93,18 +93,8 @@ def test_a_graph_without_the_operation_is_found_out() -> None:
     state = make_state(DeviceWork(N_LAYERS, N_TOKENS, D_MODEL, CPU, lambda *_: None))
     direction = Direction(torch.ones(D_MODEL))
     specification = to_json([Steering(1, direction.sha256, strength=1.0)], None)
-    state.add(
-        "a",
-        2,
-        {
-            "morfi": {
-                **specification,
-                "report": True,
-                "shard": None,
-                "directions": {direction.sha256: pack(direction)},
-            }
-        },
-    )
+    packed = {direction.sha256: pack(direction)}
+    state.add("a", 2, {"morfi": {**specification, "report": True, "shard": None, "directions": packed}})
     state.begin(["a"], [0], [2])
     state.end(torch.arange(2))
     with pytest.raises(RuntimeError, match=r"layer 1 was to be steered .* did not run"):
