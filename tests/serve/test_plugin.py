@@ -75,7 +75,13 @@ def test_reports_that_lack_something_fail_the_request() -> None:
     for request_reports in ([], [None]):
         with pytest.raises(MorfiError, match="no worker reports that layer 0"):
             applied(wanted, request_reports, 3, 2)
-    report: dict[str, Any] = {"layers": [0, 2], "reached": 3, "captured": {}}
+    report: dict[str, Any] = {
+        "layers": [0, 2],
+        "reached": 3,
+        "failure": None,
+        "n_captured": {},
+        "captured": {},
+    }
     with pytest.raises(MorfiError, match="up to position 3 of 4"):
         applied(wanted, [report], 3, 2)
     assert applied(wanted, [report], 3, 1)[0].n_tokens == 3

@@ -557,7 +557,6 @@ def test_another_checkpoint_is_steered_as_itself(
     base = make_base(tmp_path / "base", "llama")
     adapter = train(tmp_path / "adapter", base)
     checkpoint = resolve_unmerged(str(adapter), base=resolve(str(base), dtype="float32"))
-    wanted = [Steering(0, "", strength=2.0)]
     found = []
     for live in (True, False):
         start = base if live else resolve(str(adapter), dtype="float32").model_dir
@@ -565,14 +564,16 @@ def test_another_checkpoint_is_steered_as_itself(
             name = engine.register(make_directions(0)[0])
             wanted = [Steering(0, name, strength=2.0)]
             if live:
-                before = engine.generate([PREFIX], Sampling(max_tokens=6), steering=[wanted])
+                engine.generate([PREFIX], Sampling(max_tokens=6), steering=[wanted])  # cached, steered
+                (before,) = engine.generate([PREFIX], Sampling(), capture=Capture((1,), "all"))[0]
                 engine.load_checkpoint(checkpoint)
             for steering in (wanted, []):
+                (again,) = engine.generate([PREFIX], Sampling(max_tokens=6), steering=[steering])[0]
                 (one,) = engine.generate(
                     [PREFIX], Sampling(max_tokens=6), steering=[steering], capture=Capture((1,), "all")
                 )[0]
-                found.append((one.token_ids, one.captured[0].values))
-    assert found[0][0] != before[0][0].token_ids
+                found.append((again.token_ids + one.token_ids, one.captured[0].values))
+    assert not torch.equal(found[1][1][: len(PREFIX)], before.captured[0].values[: len(PREFIX)])
     for swapped, started in zip(found[:2], found[2:], strict=True):
         assert swapped[0] == started[0]
         assert torch.equal(swapped[1], started[1])
