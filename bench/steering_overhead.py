@@ -58,10 +58,7 @@ def without_plugin(engine: Engine) -> Iterator[None]:
     layers = runner_of(engine).get_model().model.layers
     classes = [type(layer) for layer in layers]
     for owner, name, function in ours:
-        original = function
-        while hasattr(original, "__wrapped__") and hasattr(original, "morfi_wrapped"):
-            original = original.__wrapped__
-        setattr(owner, name, original)
+        setattr(owner, name, function.__wrapped__)
     for layer in layers:
         layer.__class__ = type(layer).__bases__[1]
     try:

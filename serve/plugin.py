@@ -44,17 +44,15 @@ def register() -> None:
     for owner, name, _, wrapper in wraps:
         original = owner.__dict__[name]
         if not hasattr(original, _OURS):
-            wrapped = functools.wraps(original)(functools.partial(wrapper, original))
-            method = _method(wrapped)
-            setattr(method, _OURS, True)
-            setattr(owner, name, method)
+            setattr(owner, name, _wrapped(original, wrapper))
 
 
-def _method(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
+def _wrapped(original: Callable[..., Any], wrapper: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(self, *args, **kwargs)
+        return wrapper(original, self, *args, **kwargs)
 
+    setattr(call, _OURS, True)
     return call
 
 
