@@ -1,0 +1,156 @@
+"""SAE encoding a tile of latents at a time, straight to its non-zeros: latents are zero almost everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+ACTIVATIONS = ("relu", "jumprelu", "topk", "gated")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Encoder:
+    """A SAE's encoder: latents = activation((normalized(x) - b_dec) @ W_enc + b_enc).
+
+    "jumprelu" keeps pre-activations above `threshold` [d_sae]; "topk" the k largest of a row, if positive;
+    "gated" has the latent relu(p e^r_mag + b_mag) where p + b_enc > 0, with p = x @ W_enc. `normalization`
+    is "none", "constant_norm_rescale" (to the norm sqrt(d_model)) or "layer_norm".
+    """
+
+    W_enc: torch.Tensor  # [d_model, d_sae]
+    b_enc: torch.Tensor  # [d_sae]
+    activation: str = "relu"
+    threshold: torch.Tensor | None = None  # [d_sae]
+    k: int | None = None
+    r_mag: torch.Tensor | None = None  # [d_sae]
+    b_mag: torch.Tensor | None = None  # [d_sae]
+    b_dec: torch.Tensor | None = None  # [d_model], where it is subtracted from the input
+    normalization: str = "none"
+
+    def to(self, device: str | torch.device) -> Encoder:
+        """The same encoder with its tensors on `device`."""
+        moved = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **moved)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.W_enc.shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self.W_enc.shape[1]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Nonzeros:
+    """The non-zeros of a tile's activations [T, n], in order of latent, then question."""
+
+    starts: torch.Tensor  # int64 [T + 1]: where each latent's begin
+    questions: torch.Tensor  # int64 [nnz]
+    values: torch.Tensor  # float32 [nnz]
+
+
+def prepare(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
+    """x [n, d_model], normalised and shifted as the encoder needs it, in the dtype of its weights."""
+    shift, scale = _normalization(x.float(), encoder)
+    found = (x.float() - shift) / scale
+    if encoder.b_dec is not None:
+        found = found - encoder.b_dec.float()
+    return found.to(encoder.W_enc.dtype)
+
+
+def unscale(decoded: torch.Tensor, x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
+    """What `decoded` [n, d_model] is before the normalisation that `prepare` gave `x`."""
+    shift, scale = _normalization(x.float(), encoder)
+    return decoded * scale + shift
+
+
+def _normalization(x: torch.Tensor, encoder: Encoder) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    if encoder.normalization == "constant_norm_rescale":
+        return 0.0, x.norm(dim=1, keepdim=True) / encoder.d_model**0.5
+    if encoder.normalization == "layer_norm":
+        return x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-5
+    return 0.0, 1.0
+
+
+def encode_reference(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
+    """All latents of x [n, d_model], float32 [n, d_sae], the plain way."""
+    p = prepare(x, encoder).float() @ encoder.W_enc.float()
+    pre = p + encoder.b_enc.float()
+    if encoder.activation == "relu":
+        return pre.relu()
+    if encoder.activation == "jumprelu":
+        assert encoder.threshold is not None
+        return torch.where(pre > encoder.threshold.float(), pre, 0.0).relu()
+    if encoder.activation == "gated":
+        assert encoder.r_mag is not None
+        assert encoder.b_mag is not None
+        return torch.where(pre > 0, (p * encoder.r_mag.exp() + encoder.b_mag).relu(), 0.0)
+    assert encoder.k is not None
+    values, places = pre.topk(encoder.k, dim=1)
+    return torch.zeros_like(pre).scatter_(1, places, values.relu())
+
+
+def tiles(encoder: Encoder, size: int) -> Iterator[slice]:
+    """The latents in tiles of `size`, the last one smaller."""
+    for start in range(0, encoder.d_sae, size):
+        yield slice(start, min(start + size, encoder.d_sae))
+
+
+def row_limits(prepared: torch.Tensor, encoder: Encoder, tile: int) -> torch.Tensor | None:
+    """For "topk", the smallest pre-activation of each row that is kept, float32 [n]; else None."""
+    if encoder.activation != "topk":
+        return None
+    assert encoder.k is not None
+    best = torch.full((len(prepared), encoder.k), -torch.inf, device=prepared.device)
+    for latents in tiles(encoder, tile):
+        pre = _product(prepared, encoder, latents).T + encoder.b_enc[latents].float()
+        best = torch.cat([best, pre], 1).topk(encoder.k, dim=1).values
+    return best[:, -1]
+
+
+def encode_tile(
+    prepared: torch.Tensor, encoder: Encoder, latents: slice, limits: torch.Tensor | None = None
+) -> Nonzeros:
+    """The non-zero activations of some latents; `limits` from `row_limits`."""
+    p = _product(prepared, encoder, latents)  # [T, n]
+    b_enc = encoder.b_enc[latents].float()[:, None]
+    if encoder.activation == "gated":
+        assert encoder.r_mag is not None
+        assert encoder.b_mag is not None
+        magnitude = p * encoder.r_mag[latents].exp()[:, None] + encoder.b_mag[latents][:, None]
+        z = magnitude.relu_().masked_fill_(p + b_enc <= 0, 0.0)
+    else:
+        z = p.add_(b_enc)
+        if encoder.activation == "jumprelu":
+            assert encoder.threshold is not None
+            z = torch.nn.functional.threshold(z, 0.0, 0.0).masked_fill_(
+                z <= encoder.threshold[latents].float()[:, None], 0.0
+            )
+        elif limits is not None:
+            z = z.masked_fill_(z < limits, 0.0).relu_()
+        else:
+            z = z.relu_()
+    found = z.to_sparse_csr()
+    return Nonzeros(found.crow_indices(), found.col_indices(), found.values())
+
+
+def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
+    """Weighted sums over questions: float32 [T, R], where `counts` float32 [n, R] are the weights."""
+    rows = torch.sparse_csr_tensor(
+        found.starts, found.questions, found.values, (len(found.starts) - 1, len(counts))
+    )
+    return rows @ counts
+
+
+def _product(prepared: torch.Tensor, encoder: Encoder, latents: slice) -> torch.Tensor:
+    """float32 [T, n]: a latent's activations lie side by side, so that its non-zeros come in order."""
+    return (encoder.W_enc[:, latents].T @ prepared.T).float()

@@ -1,0 +1,121 @@
+"""SAEs as SAELens saves them encode and decode as SAELens does, or are refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import (
+    GatedSAE,
+    GatedSAEConfig,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    StandardSAE,
+    StandardSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
+)
+from sae_lens.saes.sae import SAEMetadata
+from safetensors.torch import load_file, save_file
+
+from morfi.errors import InputError
+from morfi.sae import from_sae_lens, load_sae
+
+D_MODEL, D_SAE = 16, 48
+KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "standard": (StandardSAE, StandardSAEConfig, {}),
+    "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig, {}),
+    "gated": (GatedSAE, GatedSAEConfig, {}),
+    "topk": (TopKSAE, TopKSAEConfig, {"k": 6, "rescale_acts_by_decoder_norm": False}),
+    "topk-rescaled": (TopKSAE, TopKSAEConfig, {"k": 6, "rescale_acts_by_decoder_norm": True}),
+}
+
+
+def make_sae(kind: str, hook: str = "blocks.5.hook_resid_post", **settings: Any) -> Any:
+    sae_class, config_class, own = KINDS[kind]
+    metadata = SAEMetadata(hook_name=hook, model_name="tiny")
+    torch.manual_seed(0)
+    sae = sae_class(config_class(d_in=D_MODEL, d_sae=D_SAE, metadata=metadata, **own, **settings))
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.1 if name == "r_mag" else 0.5))
+            if name == "threshold":
+                parameter.abs_()
+    return sae
+
+
+@pytest.mark.parametrize(
+    ("kind", "normalization", "apply_b_dec"),
+    list(itertools.product(KINDS, ["none", "constant_norm_rescale", "layer_norm"], [True, False])),
+)
+def test_a_saved_sae_encodes_and_decodes_as_in_saelens(
+    tmp_path: Path, kind: str, normalization: str, apply_b_dec: bool
+) -> None:
+    theirs = make_sae(kind, normalize_activations=normalization, apply_b_dec_to_input=apply_b_dec)
+    theirs.save_model(tmp_path / "sae")
+    ours = load_sae(str(tmp_path / "sae"))
+    x = torch.randn(40, D_MODEL, generator=torch.Generator().manual_seed(1)) * 3 + 1
+    with torch.no_grad():
+        latents = theirs.encode(x)
+        decoded = theirs.decode(latents)
+    assert 0 < int((latents > 0).sum()) < latents.numel()
+    found = ours.encode(x)
+    assert torch.equal(found > 0, latents > 0)
+    if kind == "topk-rescaled":  # the decoder's norms are folded into W_dec, not into the latents
+        assert torch.allclose(ours.W_dec.norm(dim=1), torch.ones(D_SAE))
+    torch.testing.assert_close(found, latents, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours.decode(found, x), decoded, rtol=1e-3, atol=1e-3)
+    assert ours.layer == 5
+
+
+@pytest.mark.parametrize(
+    ("hook", "layer"),
+    [
+        ("blocks.16.hook_resid_pre", 15),
+        ("blocks.20.hook_resid_post", 20),
+        ("blocks.3.hook_mlp_out", None),
+        ("", None),
+    ],
+)
+def test_the_layer_is_the_one_whose_output_is_read(hook: str, layer: int | None) -> None:
+    assert from_sae_lens(make_sae("standard", hook), "here").layer == layer
+
+
+def test_what_would_differ_from_saelens_is_refused(tmp_path: Path) -> None:
+    sae = make_sae("standard")
+    sae.save_model(tmp_path / "sae")
+    path = tmp_path / "sae" / "cfg.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "normalize_activations": "expected_average_only_in"}))
+    with pytest.raises(InputError, match="expected_average_only_in and was not folded"):
+        load_sae(str(tmp_path / "sae"))
+    path.write_text(json.dumps(config))
+    weights = tmp_path / "sae" / "sae_weights.safetensors"
+    tensors = load_file(weights)
+    tensors["W_dec"][3, 3] = float("nan")
+    save_file(tensors, weights)
+    with pytest.raises(InputError, match="W_dec holds NaN"):
+        load_sae(str(tmp_path / "sae"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match="no SAE that SAELens can load"):
+        load_sae(str(tmp_path / "sae"))
+
+
+def test_a_source_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        load_sae(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="SAELens could not load"):
+        load_sae("no-such-release:id")
+
+
+def test_saelens_pretrained_releases_of_the_three_models_exist() -> None:
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    known = get_pretrained_saes_directory()
+    assert "l15r_8x" in known["llama_scope_lxr_8x"].saes_map
+    assert "layer_20/width_16k/canonical" in known["gemma-scope-9b-pt-res-canonical"].saes_map
+    assert "blocks.16.hook_resid_pre" in known["mistral-7b-res-wg"].saes_map
