@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -36,6 +37,11 @@ def make_state() -> tuple[ResidualState, str]:
     }
     state.add("a", 3, {"morfi": ready})
     return state, direction.sha256
+
+
+def test_vllm_finds_the_plugin() -> None:
+    found = importlib.metadata.entry_points(group="vllm.general_plugins", name="morfi")
+    assert [entry.load() for entry in found] == [plugin.register]
 
 
 def test_a_moved_patch_point_stops_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
