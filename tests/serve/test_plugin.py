@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -35,6 +37,11 @@ def make_state() -> tuple[ResidualState, str]:
     }
     state.add("a", 3, {"morfi": ready})
     return state, direction.sha256
+
+
+def test_vllm_finds_the_plugin() -> None:
+    found = importlib.metadata.entry_points(group="vllm.general_plugins", name="morfi")
+    assert [entry.load() for entry in found] == [plugin.register]
 
 
 def test_a_moved_patch_point_stops_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +120,7 @@ def test_what_cannot_be_steered_is_refused_by_name(
 
 
 CHILD = """
-import sys, torch
+import json, sys, torch
 from pathlib import Path
 from morfi.serve.directions import Direction
 from morfi.serve.engine import Engine
@@ -121,8 +128,7 @@ from morfi.steering import Capture, Steering
 from morfi.types import Sampling
 
 if __name__ == "__main__":
-    overrides = {"enforce_eager": sys.argv[2] == "eager"}
-    with Engine(Path(sys.argv[1]), dtype="float32", context=128, overrides=overrides) as engine:
+    with Engine(Path(sys.argv[1]), dtype="float32", context=128, overrides=json.loads(sys.argv[2])) as engine:
         name = engine.register(Direction(torch.linspace(-3, 3, 64)))
         for steering in ([], [Steering(0, name, strength=1.0)]):
             prompts = [list(range(3, 60)), [7, 8, 9]]
@@ -132,33 +138,38 @@ if __name__ == "__main__":
             for (one,) in found:
                 print(one.token_ids, [round(float(c.values.double().sum()), 2) for c in one.captured])
 """
+COMPILED = {"enforce_eager": False}
+TWO_RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
 
 
 @pytest.mark.parametrize(
-    ("mode", "multiprocessing"),
+    ("overrides", "environment"),
     [
-        ("eager", "1"),
+        (TWO_RANKS, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"}),
         pytest.param(
-            "compiled",
-            "0",
+            COMPILED,
+            {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
             marks=pytest.mark.skipif(
                 not os.environ.get("MORFI_SLOW_TESTS"), reason="compiling takes minutes; MORFI_SLOW_TESTS=1"
             ),
         ),
     ],
+    ids=["two tensor-parallel worker processes", "compiled"],
 )
 def test_worker_processes_and_compiled_models_do_the_same(
-    tmp_path: Path, make_base: Callable[[Path, str], Path], mode: str, multiprocessing: str
+    tmp_path: Path,
+    make_base: Callable[[Path, str], Path],
+    overrides: dict[str, Any],
+    environment: dict[str, str],
 ) -> None:
     base = make_base(tmp_path / "model", "llama")
 
-    def run(mode: str, multiprocessing: str) -> list[str]:
+    def run(overrides: dict[str, Any], environment: dict[str, str]) -> list[str]:
         script = tmp_path / "child.py"
         script.write_text(CHILD)
         done = subprocess.run(
-            [sys.executable, "-P", str(script), str(base), mode],
-            env=os.environ
-            | {"VLLM_ENABLE_V1_MULTIPROCESSING": multiprocessing, "MORFI_CACHE": str(tmp_path / "cache")},
+            [sys.executable, "-P", str(script), str(base), json.dumps(overrides)],
+            env=os.environ | environment | {"MORFI_CACHE": str(tmp_path / "cache")},
             capture_output=True,
             text=True,
             check=False,
@@ -166,7 +177,7 @@ def test_worker_processes_and_compiled_models_do_the_same(
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout.splitlines()
 
-    plain = run("eager", "0")
+    plain = run({}, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
     assert len(plain) == 4
     assert plain[:2] != plain[2:]
-    assert run(mode, multiprocessing) == plain
+    assert run(overrides, environment) == plain
