@@ -62,10 +62,15 @@ def test_each_prompt_is_answered_as_its_own_sampling_says(engine: Engine, prompt
     assert tokens(mixed)[1::2] == tokens(alone)[1::2]
 
 
-def test_equal_samplings_share_one_object(engine: Engine, prompts: list[list[int]]) -> None:
-    samplings = [Sampling(seed=number % 2) for number in range(len(prompts))]
-    made = engine._params_of(prompts, samplings)
-    assert len({id(one) for one in made}) == 2
+def test_equal_samplings_share_one_object(
+    engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, given = engine._llm.llm_engine, []
+    add_request = core.add_request
+    monkeypatch.setattr(core, "add_request", lambda *each: (given.append(each[2]), add_request(*each))[1])
+    engine.generate(prompts, [Sampling(max_tokens=1, seed=number % 2) for number in range(len(prompts))])
+    assert len(given) == len(prompts)
+    assert len({id(one) for one in given}) == 2
 
 
 def test_samplings_that_are_not_one_for_each_prompt_are_refused(

@@ -550,6 +550,61 @@ def test_shards_that_cannot_be_written_fail_the_call_and_leave_nothing(
     assert served.engine.generate([PREFIX], Sampling(max_tokens=1), capture=Capture((0,)))[0][0].captured
 
 
+def test_10000_random_requests_leave_nothing_behind(squeezed: Served) -> None:
+    """Steered, captured, plain, refused and aborted ones, in too little memory for all at once."""
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    draw, core, state = random.Random(4), squeezed.engine._llm.llm_engine, state_of(squeezed.engine)
+    n_done = {"ended": 0, "aborted": 0, "refused": 0}
+    reported: list[str] = []
+    grown = []
+    for number in range(10_000):
+        prompt = [draw.randrange(3, 200) for _ in range(draw.randrange(2, 9))]
+        steering = draw_steering(squeezed, draw, len(prompt))
+        capture = draw.choice((None, Capture((1,)), Capture((0, 1), "all")))
+        specification: dict[str, Any] = to_json(steering, capture)
+        kind = draw.choice(("ended", "ended", "ended", "aborted", "refused"))
+        if kind == "refused":
+            specification["steering"] = [{"layer": 99, "direction": squeezed.names[0]}]
+        is_reported = draw.random() < 0.3
+        params = SamplingParams(
+            temperature=1,
+            max_tokens=draw.randrange(1, 4),
+            n=draw.choice((1, 1, 1, 2)),
+            detokenize=False,
+            extra_args={"morfi": {**specification, "report": is_reported}},
+        )
+        n_done[kind] += 1
+        try:
+            own_id = core.add_request(f"leak-{number}", {"prompt_token_ids": prompt}, params)
+        except VLLMValidationError:
+            assert kind == "refused"
+            continue
+        if is_reported:
+            reported += [own_id] if params.n == 1 else [f"{sample}_{own_id}" for sample in range(params.n)]
+        if kind == "aborted":
+            for _ in range(draw.randrange(3)):
+                core.step()
+            core.abort_request([f"leak-{number}"])
+        if number % 100 == 99:
+            while core.has_unfinished_requests():
+                core.step()
+            core.collective_rpc("morfi_take_reports", args=(reported,))
+            reported = []
+            grown.append(psutil.Process().memory_info().rss)
+    squeezed.engine.generate([PREFIX], Sampling(max_tokens=1))  # workers hear in the next step who has ended
+    assert min(n_done.values()) > 1000
+    assert (state.live, state.ended, state.work) == ({}, {}, {})
+    assert state.bank.n_used <= len(state.bank.vectors)
+    assert len(squeezed.engine._admission.registry) == len(squeezed.names)
+    assert grown[-1] - grown[len(grown) // 2] < 20e6
+
+
+# The tests below start engines of their own in this process. Ending one ends vLLM's process groups for all, so
+# these tests stay behind those that share an engine.
+
+
 def test_another_checkpoint_is_steered_as_itself(
     tmp_path: Path, isolated: Path, make_base: Callable[[Path, str], Path], train: Callable[..., Path]
 ) -> None:
@@ -601,54 +656,3 @@ def test_smollm2_equals_hooks(smollm2_dir: Path) -> None:
         tokens, after, _ = by_hooks(served, prompt, wanted, 8)
         assert list(one.token_ids) == tokens
         check_captured(one, capture, prompt, after)
-
-
-def test_10000_random_requests_leave_nothing_behind(squeezed: Served) -> None:
-    """Steered, captured, plain, refused and aborted ones, in too little memory for all at once."""
-    from vllm import SamplingParams
-    from vllm.exceptions import VLLMValidationError
-
-    draw, core, state = random.Random(4), squeezed.engine._llm.llm_engine, state_of(squeezed.engine)
-    n_done = {"ended": 0, "aborted": 0, "refused": 0}
-    reported: list[str] = []
-    grown = []
-    for number in range(10_000):
-        prompt = [draw.randrange(3, 200) for _ in range(draw.randrange(2, 9))]
-        steering = draw_steering(squeezed, draw, len(prompt))
-        capture = draw.choice((None, Capture((1,)), Capture((0, 1), "all")))
-        specification: dict[str, Any] = to_json(steering, capture)
-        kind = draw.choice(("ended", "ended", "ended", "aborted", "refused"))
-        if kind == "refused":
-            specification["steering"] = [{"layer": 99, "direction": squeezed.names[0]}]
-        is_reported = draw.random() < 0.3
-        params = SamplingParams(
-            temperature=1,
-            max_tokens=draw.randrange(1, 4),
-            n=draw.choice((1, 1, 1, 2)),
-            detokenize=False,
-            extra_args={"morfi": {**specification, "report": is_reported}},
-        )
-        n_done[kind] += 1
-        try:
-            own_id = core.add_request(f"leak-{number}", {"prompt_token_ids": prompt}, params)
-        except VLLMValidationError:
-            assert kind == "refused"
-            continue
-        if is_reported:
-            reported += [own_id] if params.n == 1 else [f"{sample}_{own_id}" for sample in range(params.n)]
-        if kind == "aborted":
-            for _ in range(draw.randrange(3)):
-                core.step()
-            core.abort_request([f"leak-{number}"])
-        if number % 100 == 99:
-            while core.has_unfinished_requests():
-                core.step()
-            core.collective_rpc("morfi_take_reports", args=(reported,))
-            reported = []
-            grown.append(psutil.Process().memory_info().rss)
-    squeezed.engine.generate([PREFIX], Sampling(max_tokens=1))  # workers hear in the next step who has ended
-    assert min(n_done.values()) > 1000
-    assert (state.live, state.ended, state.work) == ({}, {}, {})
-    assert state.bank.n_used <= len(state.bank.vectors)
-    assert len(squeezed.engine._admission.registry) == len(squeezed.names)
-    assert grown[-1] - grown[len(grown) // 2] < 20e6
