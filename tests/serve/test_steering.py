@@ -601,8 +601,8 @@ def test_10000_random_requests_leave_nothing_behind(squeezed: Served) -> None:
     assert grown[-1] - grown[len(grown) // 2] < 20e6
 
 
-# The tests below start engines of their own in this process. Ending one ends vLLM's process groups for all, so
-# these tests stay behind those that share an engine.
+# The tests below start engines of their own in this process. Ending one ends vLLM's process groups for
+# all engines of the process, so these tests stay behind those that share an engine.
 
 
 def test_another_checkpoint_is_steered_as_itself(
