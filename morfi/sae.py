@@ -57,11 +57,12 @@ def load_sae(source: str) -> Sae:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from sae_lens import SAE
+        from safetensors import SafetensorError
 
         if Path(source).is_dir():
             try:
                 found = SAE.load_from_disk(source)
-            except (OSError, KeyError, ValueError, RuntimeError) as error:
+            except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
                 raise InputError(f"{source}: no SAE that SAELens can load: {error}") from error
         else:
             release, _, sae_id = source.partition(":")
