@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -140,14 +141,20 @@ def encode_tile(
             z = z.masked_fill_(z < limits, 0.0).relu_()
         else:
             z = z.relu_()
-    found = z.to_sparse_csr()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        found = z.to_sparse_csr()
     return Nonzeros(found.crow_indices(), found.col_indices(), found.values())
 
 
 def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
     """Weighted sums over questions: float32 [T, R], where `counts` float32 [n, R] are the weights."""
     rows = torch.sparse_csr_tensor(
-        found.starts, found.questions, found.values, (len(found.starts) - 1, len(counts))
+        found.starts,
+        found.questions,
+        found.values,
+        (len(found.starts) - 1, len(counts)),
+        check_invariants=False,
     )
     return rows @ counts
 
