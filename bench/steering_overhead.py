@@ -6,6 +6,11 @@ SmolLM2 in the dtype it is served in here, one engine; every side is measured be
 for which the plugin is taken off the engine. Every request has as many tokens on every side. Beside them
 transformers' `generate` with a forward hook that adds a vector, at the better of two batch sizes, in the same
 dtype. Writes bench/results/steering_overhead.md.
+
+With --narrow the same sides on a random model with as many layers but a width of 64, in processor time on one
+thread: hardly anything is left there but vLLM's and the plugin's own code, so that what the plugin costs a
+request, which the noise of the machine hides beside SmolLM2, can be read off. Writes
+bench/results/steering_cost.md.
 """
 
 from __future__ import annotations
@@ -14,10 +19,12 @@ import argparse
 import contextlib
 import itertools
 import random
+import shutil
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +37,7 @@ from morfi.serve.directions import Direction
 from morfi.serve.engine import Engine, start_engine
 from morfi.steering import Capture, Steering, to_json
 
-RESULTS = Path(__file__).resolve().parent / "results" / "steering_overhead.md"
+RESULTS = Path(__file__).resolve().parent / "results"
 MODEL = "smollm2"
 LAYER = 15
 N_PROMPT = 24
@@ -96,7 +103,11 @@ def specifications(engine: Engine, n: int) -> dict[str, list[dict[str, Any] | No
 
 
 def seconds(
-    engine: Engine, prompts: Sequence[list[int]], wanted: Sequence[dict[str, Any] | None], ids: Iterator[int]
+    engine: Engine,
+    prompts: Sequence[list[int]],
+    wanted: Sequence[dict[str, Any] | None],
+    ids: Iterator[int],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """What all requests take together, reports included."""
     from vllm import SamplingParams
@@ -104,7 +115,7 @@ def seconds(
 
     core = engine._llm.llm_engine
     engine.reset_prefix_cache()
-    began = time.perf_counter()
+    began = clock()
     followed, n_tokens = [], 0
     for prompt, one in zip(prompts, wanted, strict=True):
         params = SamplingParams(
@@ -124,7 +135,7 @@ def seconds(
         (reports,) = core.collective_rpc("morfi_take_reports", args=(followed,))
         reached = [report["reached"] for report in reports]
         assert min(reached) >= N_PROMPT + N_OUTPUT - 1
-    taken = time.perf_counter() - began
+    taken = clock() - began
     assert n_tokens == len(prompts) * N_OUTPUT
     return taken
 
@@ -135,27 +146,52 @@ def draw_prompts(n: int) -> list[list[int]]:
     return [[draw.randrange(10, 40_000) for _ in range(N_PROMPT)] for _ in range(n)]
 
 
-def measure(rounds: int, prompts: Sequence[list[int]]) -> dict[str, list[tuple[float, float]]]:
-    """For each side and round: requests a second, and their ratio to plain vLLM right before and after."""
+def measure(
+    engine: Engine, rounds: int, prompts: Sequence[list[int]], clock: Callable[[], float]
+) -> dict[str, list[tuple[float, float]]]:
+    """For each side and round: its seconds, and those of plain vLLM right before and after, their mean."""
     n, ids = len(prompts), itertools.count()
     found: dict[str, list[tuple[float, float]]] = {}
-    with start_engine(resolve(MODEL), context=256, seed=0, overrides={"max_num_seqs": n}) as engine:
-        sides = specifications(engine, n)
+    sides = specifications(engine, n)
 
-        def plain() -> float:
-            with without_plugin(engine):
-                return n / seconds(engine, prompts, [None] * n, ids)
+    def plain() -> float:
+        with without_plugin(engine):
+            return seconds(engine, prompts, [None] * n, ids, clock)
 
-        before = plain()  # the first run warms up
-        for number in range(rounds):
-            before = plain()
-            for side in sides:
-                rate = n / seconds(engine, prompts, sides[side], ids)
-                after = plain()
-                found.setdefault(side, []).append((rate, rate / statistics.mean((before, after))))
-                before = after
-            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    plain()  # warms up
+    before = plain()
+    for number in range(rounds):
+        for side in sides:
+            taken = seconds(engine, prompts, sides[side], ids, clock)
+            after = plain()
+            found.setdefault(side, []).append((taken, statistics.mean((before, after))))
+            before = after
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
     return found
+
+
+def save_narrow_model(folder: Path) -> None:
+    """A random model with SmolLM2's layers and tokens, 64 wide."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = resolve(MODEL).model_dir
+    config = AutoConfig.from_pretrained(source)
+    config.hidden_size, config.intermediate_size, config.head_dim = 64, 96, 32
+    config.num_attention_heads, config.num_key_value_heads = 2, 1
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    for path in source.glob("tokenizer*.json"):
+        shutil.copy(path, folder)
+
+
+def measure_narrow(rounds: int, prompts: Sequence[list[int]]) -> dict[str, list[tuple[float, float]]]:
+    """`measure` on the narrow model, in processor time on one thread."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        save_narrow_model(Path(folder))
+        settings = {"max_num_seqs": len(prompts)}
+        with Engine(Path(folder), dtype="float32", context=256, overrides=settings) as engine:
+            return measure(engine, rounds, prompts, time.process_time)
 
 
 def measure_hooks(rounds: int, prompts: Sequence[list[int]], batch: int) -> list[float]:
@@ -203,12 +239,13 @@ def table(found: dict[str, list[tuple[float, float]]], hooks: dict[int, list[flo
         "|---|---|---|---|---|",
     ]
     for side, rounds in found.items():
-        rates, ratios = [rate for rate, _ in rounds], [100 * ratio for _, ratio in rounds]
+        ratios = [100 * plain / taken for taken, plain in rounds]
         lines.append(
-            f"| {side} | {statistics.median(rates):.1f} | {statistics.median(ratios):.1f} % | "
-            f"{min(ratios):.1f} - {max(ratios):.1f} % | {TARGETS[side]} % |"
+            f"| {side} | {statistics.median(n / taken for taken, _ in rounds):.1f} | "
+            f"{statistics.median(ratios):.1f} % | {min(ratios):.1f} - {max(ratios):.1f} % | "
+            f"{TARGETS[side]} % |"
         )
-    plain = statistics.median(rate / ratio for rounds in found.values() for rate, ratio in rounds)
+    plain = statistics.median(n / plain for rounds in found.values() for _, plain in rounds)
     lines.append(f"| vLLM without the plugin | {plain:.1f} | | | |")
     batch, rates = max(hooks.items(), key=lambda one: statistics.median(one[1]))
     rate = statistics.median(rates)
@@ -220,17 +257,47 @@ def table(found: dict[str, list[tuple[float, float]]], hooks: dict[int, list[flo
     return "\n".join(lines) + "\n"
 
 
+def narrow_table(found: dict[str, list[tuple[float, float]]], n: int) -> str:
+    """The results on the narrow model as Markdown."""
+    n_rounds = len(next(iter(found.values())))
+    lines = [
+        "# What steering and capture cost a request",
+        "",
+        f"{n} requests in flight, {N_PROMPT} prompt tokens and {N_OUTPUT} answered each, a random model with "
+        f"SmolLM2's 30 layers and a width of 64 in float32; processor time on one thread; {device_name()}; "
+        f"{n_rounds} rounds, medians, each run between two of vLLM without the plugin.",
+        "",
+        "| side | ms a request | more than vLLM without the plugin | lowest and highest round |",
+        "|---|---|---|---|",
+    ]
+    for side, rounds in found.items():
+        more = [1000 * (taken - plain) / n for taken, plain in rounds]
+        lines.append(
+            f"| {side} | {statistics.median(1000 * taken / n for taken, _ in rounds):.2f} | "
+            f"{statistics.median(more):+.2f} | {min(more):+.2f} - {max(more):+.2f} |"
+        )
+    plain = statistics.median(1000 * plain / n for rounds in found.values() for _, plain in rounds)
+    lines += [f"| vLLM without the plugin | {plain:.2f} | | |", ""]
+    lines.append(", ".join(f"{name} {version}" for name, version in versions().items()))
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measures, prints the table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--requests", type=int, default=256, help="in flight at once")
+    parser.add_argument("--narrow", action="store_true", help="the plugin's own cost, on a narrow model")
     options = parser.parse_args()
-    prompts = draw_prompts(options.requests)
-    found = measure(options.rounds, prompts)
-    hooks = {batch: measure_hooks(2, prompts, batch) for batch in (64, 256)}
-    text = table(found, hooks, options.requests)
-    RESULTS.write_text(text)
+    n, prompts = options.requests, draw_prompts(options.requests)
+    if options.narrow:
+        text, path = narrow_table(measure_narrow(options.rounds, prompts), n), RESULTS / "steering_cost.md"
+    else:
+        with start_engine(resolve(MODEL), context=256, seed=0, overrides={"max_num_seqs": n}) as engine:
+            found = measure(engine, options.rounds, prompts, time.perf_counter)
+        hooks = {batch: measure_hooks(2, prompts, batch) for batch in (64, 256)}
+        text, path = table(found, hooks, n), RESULTS / "steering_overhead.md"
+    path.write_text(text)
     print(text)
 
 
