@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import pyarrow as pa
 import torch
@@ -27,6 +28,21 @@ from morfi.kernels.trend import PairwiseTrend, Trends
 TILE = 512  # latents at a time: what a tile needs stays in a core's cache
 CHUNK = 2048  # questions at a time
 _N_PERMUTATIONS = 5040  # of the levels; drawn where there are more
+
+
+class Rows(Protocol):
+    """Residual streams of one condition, [n_questions, d_model]: a tensor, or what reads its rows from disk.
+
+    Rows are asked for as slices, a chunk at a time and again for every tile of latents, so that memory need
+    not hold all conditions.
+    """
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """n_questions and d_model."""
+
+    def __getitem__(self, rows: slice, /) -> torch.Tensor:
+        """These rows, of any float dtype, on any device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +70,8 @@ class TrendResult:
 
     `latents` has a row for each latent: latent, direction (1 rises, -1 falls, 0 neither), rho, s, p_exact,
     slope (per unit of level), score (|slope| over the whole range of levels, in standard deviations over
-    questions), stability, mean_abs_rho, firing (share of questions, of the condition with most), selected.
+    questions), stability, mean_abs_rho, firing (share of questions, of the condition with most), selected,
+    means (over questions, float32 of each condition, in the order they were given).
     `n_firing` of them fire on enough questions; `expected_false` of those would be perfect trends by chance.
     `is_descriptive`: there are so few conditions that even a perfect trend has p > alpha, and a perfect one
     was asked for instead.
@@ -75,7 +92,7 @@ class TrendResult:
 
 
 def find_trends(
-    activations: Sequence[torch.Tensor],
+    activations: Sequence[Rows],
     levels: Sequence[float],
     encoder: Encoder,
     *,
@@ -88,8 +105,8 @@ def find_trends(
 ) -> TrendResult:
     """The latents whose mean over questions rises or falls with the level (after arXiv 2604.26866).
 
-    `activations` holds a float tensor [n_questions, d_model] for each condition, the same questions in the
-    same order; `levels` their levels, where several conditions of one level are replicate trainings. A
+    `activations` holds `Rows` [n_questions, d_model] for each condition, the same questions in the same
+    order; `levels` their levels, where several conditions of one level are replicate trainings. A
     latent is selected if S keeps its sign with an exact p of at most alpha in the `stability` share of the
     resamples, mean |rho| over them is at least `rho_min`, and it fires on `min_firing` of the questions in
     some condition. Resamples draw questions within `strata` (their relations), so they say how stable a
@@ -102,14 +119,14 @@ def find_trends(
     distinct = sorted(set(levels))
     null = trend_null(tuple(distinct.index(level) for level in levels))
     run = _Run(
-        [one.to(device) for one in activations],
+        list(activations),
         [float(level) for level in levels],
         encoder.to(device),
         resample_counts(strata or [0] * n_questions, n_resamples, seed).to(device),
         null,
         max(criteria.alpha, float(null.tail[-1])),
     )
-    limits = [row_limits(prepare(one, run.encoder), run.encoder, TILE) for one in run.activations]
+    limits = [run.limits(condition) for condition in range(len(activations))]
     permutations = _Permutations(null, seed)
     tables = []
     for latents in tiles(encoder, TILE):
@@ -133,9 +150,10 @@ def find_trends(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Tile:
-    """What is known of a tile's latents: tensors [T], `signs` [T, pairs]."""
+    """What is known of a tile's latents: tensors [T], `means` [T, C], `signs` [T, pairs]."""
 
     trends: Trends
+    means: torch.Tensor
     signs: torch.Tensor
     slope: torch.Tensor
     deviation: torch.Tensor
@@ -146,25 +164,37 @@ class _Tile:
 class _Run:
     """The inputs of one run, on its device."""
 
-    activations: list[torch.Tensor]
+    activations: list[Rows]
     levels: list[float]
     encoder: Encoder
     counts: torch.Tensor  # float32 [n_questions, 1 + n_resamples]
     null: TrendNull
     alpha: float
 
+    def prepared(self, condition: int, rows: slice) -> torch.Tensor:
+        """What the encoder multiplies of these questions."""
+        return prepare(self.activations[condition][rows].to(self.counts.device), self.encoder)
+
+    def limits(self, condition: int) -> torch.Tensor | None:
+        """What `row_limits` gives for all questions."""
+        found = [
+            row_limits(self.prepared(condition, rows), self.encoder, TILE)
+            for rows in _chunks(len(self.counts))
+        ]
+        known = [one for one in found if one is not None]
+        return torch.cat(known) if known else None
+
     def tile(self, latents: slice, limits: Sequence[torch.Tensor | None]) -> _Tile:
         """Encodes the latents under every condition and reduces them."""
         pairwise = PairwiseTrend(self.null)
         n = len(self.counts)
         full, firing, squares = [], [], torch.zeros(())
-        for condition, x in enumerate(self.activations):
+        for condition in range(len(self.activations)):
             sums, n_firing, square = torch.zeros(()), torch.zeros(()), torch.zeros(())
-            for start in range(0, n, CHUNK):
-                rows = slice(start, start + CHUNK)
+            for rows in _chunks(n):
                 limit = limits[condition]
                 found = encode_tile(
-                    prepare(x[rows], self.encoder),
+                    self.prepared(condition, rows),
                     self.encoder,
                     latents,
                     None if limit is None else limit[rows],
@@ -183,6 +213,7 @@ class _Run:
         variance = squares / (n * len(full)) - by_condition.mean(0).square()
         return _Tile(
             pairwise.reduce(self.alpha),
+            by_condition.T,
             pairwise.signs(),
             _theil_sen(by_condition, self.levels),
             variance.clamp_min(0).sqrt(),
@@ -255,7 +286,9 @@ def _table(tile: _Tile, latents: slice, criteria: Criteria, run: _Run, fires: to
         "firing": tile.firing,
         "selected": stable & fires,
     }
-    return pa.table({name: column.cpu().numpy() for name, column in columns.items()})
+    arrays = {name: pa.array(column.cpu().numpy()) for name, column in columns.items()}
+    means = pa.array(tile.means.cpu().contiguous().view(-1).numpy())
+    return pa.table(arrays | {"means": pa.FixedSizeListArray.from_arrays(means, tile.means.shape[1])})
 
 
 def _theil_sen(means: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:
@@ -271,7 +304,7 @@ def _theil_sen(means: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:
 
 
 def _check(
-    activations: Sequence[torch.Tensor],
+    activations: Sequence[Rows],
     levels: Sequence[float],
     encoder: Encoder,
     strata: Sequence[object] | None,
@@ -281,19 +314,31 @@ def _check(
         raise InputError(f"{len(activations)} conditions and {len(levels)} levels; each condition needs one")
     if len(set(levels)) < 3:
         raise InputError(f"the levels are {sorted(set(levels))}; a trend needs at least three different ones")
-    n_questions = len(activations[0])
+    n_questions = activations[0].shape[0]
     for place, (x, level) in enumerate(zip(activations, levels, strict=True)):
-        where = f"condition {place} (level {level:g})"
-        if x.ndim != 2 or x.shape[1] != encoder.d_model:
-            raise InputError(
-                f"{where} has the shape {tuple(x.shape)}; the SAE reads [n_questions, {encoder.d_model}]"
-            )
-        if len(x) != n_questions or not n_questions:
-            raise InputError(f"{where} has {len(x)} questions, the first condition {n_questions}")
-        finite = x.isfinite().all(1)
-        if not bool(finite.all()):
-            question = int((~finite).nonzero()[0])
-            raise InputError(f"{where} holds NaN or infinity, first in question {question}; capture it again")
+        _check_rows(x, f"condition {place} (level {level:g})", (n_questions, encoder.d_model))
     if strata is not None and len(strata) != n_questions:
         raise InputError(f"{len(strata)} strata for {n_questions} questions")
     return n_questions
+
+
+def _check_rows(x: Rows, where: str, shape: tuple[int, int]) -> None:
+    """Raises InputError unless these are finite floats of the shape, n_questions and d_model."""
+    if len(x.shape) != 2 or x.shape[1] != shape[1]:
+        raise InputError(f"{where} has the shape {tuple(x.shape)}; the SAE reads [n_questions, {shape[1]}]")
+    if x.shape[0] != shape[0] or not shape[0]:
+        raise InputError(f"{where} has {x.shape[0]} questions, the first condition {shape[0]}")
+    for rows in _chunks(shape[0]):
+        chunk = x[rows]
+        if not chunk.is_floating_point():
+            raise InputError(f"{where} holds {chunk.dtype}; activations are floats")
+        if tuple(chunk.shape) != (min(rows.stop, shape[0]) - rows.start, shape[1]):
+            raise InputError(f"{where} gives {tuple(chunk.shape)} for questions {rows.start} to {rows.stop}")
+        finite = chunk.isfinite().all(1)
+        if not bool(finite.all()):
+            question = rows.start + int((~finite).nonzero()[0])
+            raise InputError(f"{where} holds NaN or infinity, first in question {question}; capture it again")
+
+
+def _chunks(n: int) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]

@@ -63,6 +63,7 @@ def test_every_latent_equals_the_slow_way(activation: str) -> None:
         others = [series.count(value) - 1 for value in series]
         assert row["s"] == s
         assert row["p_exact"] == pytest.approx(null.p_value(s, sum(others), sum(n * n for n in others)))
+        assert row["means"] == pytest.approx(series, rel=1e-5)
         assert row["firing"] == pytest.approx(float((latents[:, :, latent] > 0).double().mean(1).max()))
         if len(set(series)) > 1:
             assert row["rho"] == pytest.approx(scipy.stats.spearmanr(LEVELS, series).statistic, abs=1e-5)
@@ -100,6 +101,30 @@ def test_order_of_conditions_and_size_of_tiles_change_nothing(monkeypatch: pytes
             assert other[name].to_numpy() == pytest.approx(expected[name].to_numpy(), rel=1e-4, abs=1e-5)
 
 
+class OnDisk:
+    """Rows of which a chunk at a time is in memory."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self._x, self.shape, self.largest = x, x.shape, 0
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        self.largest = max(self.largest, len(self._x[rows]))
+        return self._x[rows].clone()
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_rows_are_read_in_chunks(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    activations, encoder = make_activations(), make_encoder(activation)
+    expected = find_trends(activations, LEVELS, encoder, n_resamples=50).latents
+    monkeypatch.setattr(trends, "CHUNK", 13)
+    on_disk = [OnDisk(x) for x in activations]
+    found = find_trends(on_disk, LEVELS, encoder, n_resamples=50).latents
+    assert [x.largest for x in on_disk] == [13] * 7
+    assert found["s"].to_pylist() == expected["s"].to_pylist()
+    found_means, expected_means = (np.stack(one["means"].to_numpy()) for one in (found, expected))
+    assert found_means == pytest.approx(expected_means, rel=1e-5, abs=1e-6)
+
+
 def test_replicate_trainings_sharpen_a_trend() -> None:
     activations = make_activations() + make_activations(seed=2)
     result = find(activations, LEVELS * 2)
@@ -132,6 +157,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         (good, LEVELS[:-1], "each condition needs one"),
         ([*good[:3], bad, *good[4:]], LEVELS, r"condition 3 \(level 50\) holds NaN .* question 17"),
         ([*good[:3], good[3][:-1], *good[4:]], LEVELS, "59 questions, the first condition 60"),
+        ([x.int() for x in good], LEVELS, r"holds torch.int32; activations are floats"),
         ([x[:, :8] for x in good], LEVELS, r"the SAE reads \[n_questions, 16\]"),
     ]
     for activations, levels, message in cases:
