@@ -40,6 +40,15 @@ class Encoder:
         }
         return replace(self, **moved)
 
+    def select(self, latents: torch.Tensor) -> Encoder:
+        """The encoder of these latents only, int64 [T]; for "topk" their `row_limits` remain those of all."""
+        chosen: dict[str, Any] = {
+            name: value[latents]
+            for name in ("b_enc", "threshold", "r_mag", "b_mag")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, W_enc=self.W_enc[:, latents], **chosen)
+
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
@@ -62,6 +71,8 @@ class Nonzeros:
 
 def prepare(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
     """x [n, d_model], normalised and shifted as the encoder needs it, in the dtype of its weights."""
+    if encoder.normalization == "none" and encoder.b_dec is None:
+        return x.to(encoder.W_enc.dtype)
     shift, scale = _normalization(x.float(), encoder)
     found = (x.float() - shift) / scale
     if encoder.b_dec is not None:
@@ -128,34 +139,44 @@ def encode_tile(
     if encoder.activation == "gated":
         assert encoder.r_mag is not None
         assert encoder.b_mag is not None
-        magnitude = p * encoder.r_mag[latents].exp()[:, None] + encoder.b_mag[latents][:, None]
-        z = magnitude.relu_().masked_fill_(p + b_enc <= 0, 0.0)
-    else:
-        z = p.add_(b_enc)
-        if encoder.activation == "jumprelu":
-            assert encoder.threshold is not None
-            z = torch.nn.functional.threshold(z, 0.0, 0.0).masked_fill_(
-                z <= encoder.threshold[latents].float()[:, None], 0.0
-            )
-        elif limits is not None:
-            z = z.masked_fill_(z < limits, 0.0).relu_()
-        else:
-            z = z.relu_()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        found = z.to_sparse_csr()
-    return Nonzeros(found.crow_indices(), found.col_indices(), found.values())
+        z = p * encoder.r_mag[latents].exp()[:, None] + encoder.b_mag[latents][:, None]
+        return _compact(z, (z > 0) & (p + b_enc > 0))
+    z = p.add_(b_enc)
+    if encoder.activation == "jumprelu":
+        assert encoder.threshold is not None
+        return _compact(z, z > encoder.threshold[latents].float().clamp_min(0)[:, None])
+    return _compact(z, z > 0 if limits is None else (z > 0) & (z >= limits))
+
+
+def _compact(z: torch.Tensor, keep: torch.Tensor) -> Nonzeros:
+    """The values of z [T, n] where `keep` is true."""
+    n_latents, n = z.shape
+    places = _places(keep.view(-1))
+    starts = torch.searchsorted(places, torch.arange(n_latents + 1, device=z.device) * n)
+    return Nonzeros(starts, places % n, z.view(-1)[places])
+
+
+def _places(flat: torch.Tensor) -> torch.Tensor:
+    """Where `flat` is true, int64."""
+    if flat.device.type != "cpu" or len(flat) % 8:
+        return flat.nonzero()[:, 0]
+    # Nearly all are false, so whole words of eight are looked at first: 3 times as fast.
+    words = flat.view(torch.int64).nonzero()[:, 0]
+    inside = flat.view(-1, 8)[words].view(-1).nonzero()[:, 0]
+    return words[inside >> 3] * 8 + (inside & 7)
 
 
 def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
     """Weighted sums over questions: float32 [T, R], where `counts` float32 [n, R] are the weights."""
-    rows = torch.sparse_csr_tensor(
-        found.starts,
-        found.questions,
-        found.values,
-        (len(found.starts) - 1, len(counts)),
-        check_invariants=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        rows = torch.sparse_csr_tensor(
+            found.starts,
+            found.questions,
+            found.values,
+            (len(found.starts) - 1, len(counts)),
+            check_invariants=False,
+        )
     return rows @ counts
 
 

@@ -1,0 +1,50 @@
+"""Residual streams of one condition, in memory or read from disk a chunk of questions at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from morfi.errors import InputError
+
+CHUNK = 2048  # questions at a time
+
+
+class Rows(Protocol):
+    """Residual streams of one condition, [n_questions, d_model]: a tensor, or what reads its rows from disk.
+
+    Rows are asked for as slices, a chunk at a time and again for every tile of latents, so that memory need
+    not hold all conditions.
+    """
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """n_questions and d_model."""
+
+    def __getitem__(self, rows: slice, /) -> torch.Tensor:
+        """These rows, of any float dtype, on any device."""
+
+
+def check_rows(x: Rows, where: str, shape: tuple[int, int]) -> None:
+    """Raises InputError unless these are finite floats of the shape, n_questions and d_model."""
+    if len(x.shape) != 2 or x.shape[1] != shape[1]:
+        raise InputError(f"{where} has the shape {tuple(x.shape)}; the SAE reads [n_questions, {shape[1]}]")
+    if x.shape[0] != shape[0] or not shape[0]:
+        raise InputError(f"{where} has {x.shape[0]} questions, the first condition {shape[0]}")
+    for rows in chunks(shape[0]):
+        chunk = x[rows]
+        if not chunk.is_floating_point():
+            raise InputError(f"{where} holds {chunk.dtype}; activations are floats")
+        if tuple(chunk.shape) != (min(rows.stop, shape[0]) - rows.start, shape[1]):
+            raise InputError(f"{where} gives {tuple(chunk.shape)} for questions {rows.start} to {rows.stop}")
+        finite = chunk.isfinite().all(1)
+        if not bool(finite.all()):
+            question = rows.start + int((~finite).nonzero()[0])
+            raise InputError(f"{where} holds NaN or infinity, first in question {question}; capture it again")
+
+
+def chunks(n: int) -> list[slice]:
+    """The questions 0 to n - 1 in slices of `CHUNK`."""
+    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]
