@@ -71,12 +71,12 @@ class Nonzeros:
 
 def prepare(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
     """x [n, d_model], normalised and shifted as the encoder needs it, in the dtype of its weights."""
-    if encoder.normalization == "none" and encoder.b_dec is None:
-        return x.to(encoder.W_enc.dtype)
-    shift, scale = _normalization(x.float(), encoder)
-    found = (x.float() - shift) / scale
+    found = x
+    if encoder.normalization != "none":
+        shift, scale = _normalization(x.float(), encoder)
+        found = (x.float() - shift) / scale
     if encoder.b_dec is not None:
-        found = found - encoder.b_dec.float()
+        found = found.float() - encoder.b_dec.float()
     return found.to(encoder.W_enc.dtype)
 
 
@@ -113,9 +113,14 @@ def encode_reference(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
 
 
 def tiles(encoder: Encoder, size: int) -> Iterator[slice]:
-    """The latents in tiles of `size`, the last one smaller."""
-    for start in range(0, encoder.d_sae, size):
-        yield slice(start, min(start + size, encoder.d_sae))
+    """All latents in tiles of `size`, the last one smaller."""
+    return subtiles(slice(0, encoder.d_sae), size)
+
+
+def subtiles(latents: slice, size: int) -> Iterator[slice]:
+    """These latents in tiles of `size`, the last one smaller."""
+    for start in range(latents.start, latents.stop, size):
+        yield slice(start, min(start + size, latents.stop))
 
 
 def row_limits(prepared: torch.Tensor, encoder: Encoder, tile: int) -> torch.Tensor | None:
@@ -141,11 +146,17 @@ def encode_tile(
         assert encoder.b_mag is not None
         z = p * encoder.r_mag[latents].exp()[:, None] + encoder.b_mag[latents][:, None]
         return _compact(z, (z > 0) & (p + b_enc > 0))
+    if encoder.activation == "relu":
+        # p + b > 0 exactly where p > -b, and only what is kept needs the sum.
+        found = _compact(p, p > -b_enc)
+        found.values.add_(b_enc[:, 0].repeat_interleave(found.starts.diff()))
+        return found
     z = p.add_(b_enc)
     if encoder.activation == "jumprelu":
         assert encoder.threshold is not None
         return _compact(z, z > encoder.threshold[latents].float().clamp_min(0)[:, None])
-    return _compact(z, z > 0 if limits is None else (z > 0) & (z >= limits))
+    assert limits is not None
+    return _compact(z, (z > 0) & (z >= limits))
 
 
 def _compact(z: torch.Tensor, keep: torch.Tensor) -> Nonzeros:
@@ -167,7 +178,7 @@ def _places(flat: torch.Tensor) -> torch.Tensor:
 
 
 def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
-    """Weighted sums over questions: float32 [T, R], where `counts` float32 [n, R] are the weights."""
+    """Weighted sums over questions: float32 [T, R], where `counts` [n, R] are the weights."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         rows = torch.sparse_csr_tensor(
@@ -177,7 +188,7 @@ def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
             (len(found.starts) - 1, len(counts)),
             check_invariants=False,
         )
-    return rows @ counts
+    return rows @ counts.float()
 
 
 def _product(prepared: torch.Tensor, encoder: Encoder, latents: slice) -> torch.Tensor:

@@ -27,7 +27,7 @@ class PartialSums:
         self.resampled = torch.zeros((*shape, n_resamples), device=device)  # [C, T, B]
 
     def add(self, condition: int, latents: slice, found: Nonzeros, counts: torch.Tensor) -> None:
-        """Adds questions of some latents; `counts` float32 [n, B] is how often each resample drew each."""
+        """Adds questions of some latents; `counts` [n, B] is how often each resample drew each."""
         cells = condition, slice(latents.start - self.latents.start, latents.stop - self.latents.start)
         values = found.values.double()
         self.total[cells] += _sums(values, found.starts)

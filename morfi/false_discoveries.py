@@ -11,7 +11,7 @@ import torch
 from morfi.kernels.null import TrendNull
 
 _N_PERMUTATIONS = 5040  # of the levels; drawn where there are more
-_PART = 512  # latents at a time
+_PART = 128  # latents at a time
 
 
 @dataclass(frozen=True, slots=True)

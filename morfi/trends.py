@@ -13,14 +13,15 @@ import torch
 from morfi.activations import Rows, check_rows, chunks
 from morfi.errors import InputError
 from morfi.false_discoveries import FalseDiscoveries, Permutations, benjamini_hochberg
-from morfi.kernels.encode import Encoder, encode_tile, prepare, row_limits, tiles
+from morfi.kernels.encode import Encoder, Nonzeros, encode_tile, prepare, row_limits, subtiles, tiles
 from morfi.kernels.null import TrendNull, trend_null
 from morfi.kernels.page import PageSums
 from morfi.kernels.resample import resample_counts
 from morfi.kernels.sums import PartialSums
 from morfi.kernels.trend import PairwiseTrend, Trends
 
-TILE = 2048  # latents at a time
+TILE = 8192  # latents at a time
+ENCODED_TILE = 1024  # of those, on a CPU
 RESAMPLED_TILE = 128  # of those that are resampled: what their comparisons need stays in a core's cache
 
 
@@ -139,6 +140,11 @@ class _Run:
     alpha: float
     device: torch.device
 
+    @property
+    def encoded_tile(self) -> int:
+        """How many latents to encode at once: on a CPU, what stays in its cache until it is compacted."""
+        return ENCODED_TILE if self.device.type == "cpu" else TILE
+
     def prepared(self, condition: int, rows: slice) -> torch.Tensor:
         """What the encoder multiplies of these questions."""
         return prepare(self.activations[condition][rows].to(self.device), self.encoder)
@@ -150,7 +156,7 @@ class _Run:
         found = []
         for condition in range(len(self.activations)):
             limits = (
-                row_limits(self.prepared(condition, rows), self.encoder, TILE)
+                row_limits(self.prepared(condition, rows), self.encoder, self.encoded_tile)
                 for rows in chunks(self.n_questions)
             )
             found.append(torch.cat([one for one in limits if one is not None]))
@@ -164,15 +170,22 @@ class _Run:
         counts: torch.Tensor,
         page: PageSums | None = None,
     ) -> None:
-        """Adds all questions of all conditions; `counts` float32 [n_questions, B] for the resamples."""
+        """Adds all questions of all conditions; `counts` [n_questions, B] for the resamples."""
+        parts = list(subtiles(sums.latents, self.encoded_tile))
         for rows in chunks(self.n_questions):
-            found = []
+            found: list[list[Nonzeros]] = [[] for _ in parts]
+            drawn = counts[rows].float()
             for condition in range(len(self.activations)):
+                prepared = self.prepared(condition, rows)
                 limit = None if limits is None else limits[condition][rows]
-                found.append(encode_tile(self.prepared(condition, rows), encoder, sums.latents, limit))
-                sums.add(condition, sums.latents, found[-1], counts[rows])
+                for latents, by_condition in zip(parts, found, strict=True):
+                    nonzeros = encode_tile(prepared, encoder, latents, limit)
+                    sums.add(condition, latents, nonzeros, drawn)
+                    if page is not None:
+                        by_condition.append(nonzeros)
             if page is not None:
-                page.add(page.latents, found, len(counts[rows]))
+                for latents, by_condition in zip(parts, found, strict=True):
+                    page.add(latents, by_condition, len(drawn))
 
     def reduced(self, means: torch.Tensor) -> tuple[Trends, torch.Tensor]:
         """What `PairwiseTrend` gives for means [C, T, R], and its signs."""
@@ -237,7 +250,7 @@ def _selected_by_bootstrap(
 ) -> dict[str, torch.Tensor]:
     """The columns that resampling the candidates gives, NaN for all others."""
     stability, mean_abs_rho = (torch.full((run.encoder.d_sae,), torch.nan) for _ in range(2))
-    counts = counts.to(run.device).contiguous()
+    counts = counts.to(run.device)
     for start in range(0, len(candidates), RESAMPLED_TILE):
         part = candidates[start : start + RESAMPLED_TILE]
         sums = PartialSums(len(run.activations), slice(0, len(part)), counts.shape[1], run.device)

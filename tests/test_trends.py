@@ -94,7 +94,8 @@ def test_order_of_conditions_and_size_of_tiles_change_nothing(monkeypatch: pytes
     expected = find(activations, LEVELS).latents
     order = [4, 0, 6, 2, 5, 1, 3]
     shuffled = find([activations[place] for place in order], [LEVELS[place] for place in order]).latents
-    monkeypatch.setattr(trends, "TILE", 7)
+    monkeypatch.setattr(trends, "TILE", 17)
+    monkeypatch.setattr(trends, "ENCODED_TILE", 7)
     monkeypatch.setattr(trends, "RESAMPLED_TILE", 3)
     monkeypatch.setattr(activations_module, "CHUNK", 13)
     tiled = find(activations, LEVELS).latents
