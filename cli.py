@@ -413,7 +413,7 @@ def sae_check_command(
     common: Common, sae: str, activations: str, layer: int | None, epochs: str | None
 ) -> None:
     """Shows how much of a model's own activations a SAE explains, its L0 and its dead latents."""
-    from morfi.activations import layer_of, load_activations
+    from morfi.captured import layer_of, load_activations
     from morfi.report.trends import quality_table
     from morfi.sae import load_sae
     from morfi.sae_check import measure

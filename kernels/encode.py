@@ -40,6 +40,15 @@ class Encoder:
         }
         return replace(self, **moved)
 
+    def select(self, latents: torch.Tensor) -> Encoder:
+        """The encoder of these latents only, int64 [T]; for "topk" their `row_limits` remain those of all."""
+        chosen: dict[str, Any] = {
+            name: value[latents]
+            for name in ("b_enc", "threshold", "r_mag", "b_mag")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, W_enc=self.W_enc[:, latents], **chosen)
+
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
@@ -62,10 +71,12 @@ class Nonzeros:
 
 def prepare(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
     """x [n, d_model], normalised and shifted as the encoder needs it, in the dtype of its weights."""
-    shift, scale = _normalization(x.float(), encoder)
-    found = (x.float() - shift) / scale
+    found = x
+    if encoder.normalization != "none":
+        shift, scale = _normalization(x.float(), encoder)
+        found = (x.float() - shift) / scale
     if encoder.b_dec is not None:
-        found = found - encoder.b_dec.float()
+        found = found.float() - encoder.b_dec.float()
     return found.to(encoder.W_enc.dtype)
 
 
@@ -102,9 +113,14 @@ def encode_reference(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
 
 
 def tiles(encoder: Encoder, size: int) -> Iterator[slice]:
-    """The latents in tiles of `size`, the last one smaller."""
-    for start in range(0, encoder.d_sae, size):
-        yield slice(start, min(start + size, encoder.d_sae))
+    """All latents in tiles of `size`, the last one smaller."""
+    return subtiles(slice(0, encoder.d_sae), size)
+
+
+def subtiles(latents: slice, size: int) -> Iterator[slice]:
+    """These latents in tiles of `size`, the last one smaller."""
+    for start in range(latents.start, latents.stop, size):
+        yield slice(start, min(start + size, latents.stop))
 
 
 def row_limits(prepared: torch.Tensor, encoder: Encoder, tile: int) -> torch.Tensor | None:
@@ -128,35 +144,51 @@ def encode_tile(
     if encoder.activation == "gated":
         assert encoder.r_mag is not None
         assert encoder.b_mag is not None
-        magnitude = p * encoder.r_mag[latents].exp()[:, None] + encoder.b_mag[latents][:, None]
-        z = magnitude.relu_().masked_fill_(p + b_enc <= 0, 0.0)
-    else:
-        z = p.add_(b_enc)
-        if encoder.activation == "jumprelu":
-            assert encoder.threshold is not None
-            z = torch.nn.functional.threshold(z, 0.0, 0.0).masked_fill_(
-                z <= encoder.threshold[latents].float()[:, None], 0.0
-            )
-        elif limits is not None:
-            z = z.masked_fill_(z < limits, 0.0).relu_()
-        else:
-            z = z.relu_()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        found = z.to_sparse_csr()
-    return Nonzeros(found.crow_indices(), found.col_indices(), found.values())
+        z = p * encoder.r_mag[latents].exp()[:, None] + encoder.b_mag[latents][:, None]
+        return _compact(z, (z > 0) & (p + b_enc > 0))
+    if encoder.activation == "relu":
+        # p + b > 0 exactly where p > -b, and only what is kept needs the sum.
+        found = _compact(p, p > -b_enc)
+        found.values.add_(b_enc[:, 0].repeat_interleave(found.starts.diff()))
+        return found
+    z = p.add_(b_enc)
+    if encoder.activation == "jumprelu":
+        assert encoder.threshold is not None
+        return _compact(z, z > encoder.threshold[latents].float().clamp_min(0)[:, None])
+    assert limits is not None
+    return _compact(z, (z > 0) & (z >= limits))
+
+
+def _compact(z: torch.Tensor, keep: torch.Tensor) -> Nonzeros:
+    """The values of z [T, n] where `keep` is true."""
+    n_latents, n = z.shape
+    places = _places(keep.view(-1))
+    starts = torch.searchsorted(places, torch.arange(n_latents + 1, device=z.device) * n)
+    return Nonzeros(starts, places % n, z.view(-1)[places])
+
+
+def _places(flat: torch.Tensor) -> torch.Tensor:
+    """Where `flat` is true, int64."""
+    if flat.device.type != "cpu" or len(flat) % 8:
+        return flat.nonzero()[:, 0]
+    # Nearly all are false, so whole words of eight are looked at first: 3 times as fast.
+    words = flat.view(torch.int64).nonzero()[:, 0]
+    inside = flat.view(-1, 8)[words].view(-1).nonzero()[:, 0]
+    return words[inside >> 3] * 8 + (inside & 7)
 
 
 def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
-    """Weighted sums over questions: float32 [T, R], where `counts` float32 [n, R] are the weights."""
-    rows = torch.sparse_csr_tensor(
-        found.starts,
-        found.questions,
-        found.values,
-        (len(found.starts) - 1, len(counts)),
-        check_invariants=False,
-    )
-    return rows @ counts
+    """Weighted sums over questions: float32 [T, R], where `counts` [n, R] are the weights."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        rows = torch.sparse_csr_tensor(
+            found.starts,
+            found.questions,
+            found.values,
+            (len(found.starts) - 1, len(counts)),
+            check_invariants=False,
+        )
+    return rows @ counts.float()
 
 
 def _product(prepared: torch.Tensor, encoder: Encoder, latents: slice) -> torch.Tensor:

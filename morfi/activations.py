@@ -1,134 +1,50 @@
-"""What a capture holds, read back: a tensor for each checkpoint, the same questions in the same order."""
+"""Residual streams of one condition, in memory or read from disk a chunk of questions at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from morfi.capture import KIND, file_hashes
+import torch
+
 from morfi.errors import InputError
-from morfi.shards import read_shards
-from morfi.store.records import CapturedRow, RunRecord
-from morfi.types import Question
 
-if TYPE_CHECKING:
-    import torch
-
-    from morfi.store import Store
+CHUNK = 2048  # questions at a time
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Condition:
-    """One checkpoint's residual streams: `values` float32 [n_questions, d_model]."""
+class Rows(Protocol):
+    """Residual streams of one condition, [n_questions, d_model]: a tensor, or what reads its rows from disk.
 
-    name: str
-    row: CapturedRow
-    values: torch.Tensor
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Activations:
-    """Residual streams after `layer`: trained checkpoints of one epoch setting, by level and seed."""
-
-    run: RunRecord
-    layer: int
-    epochs: str
-    questions: tuple[Question, ...]
-    conditions: tuple[Condition, ...]
-
-
-def load_activations(store: Store, run_id: str, layer: int, epochs: str | None = None) -> Activations:
-    """What the capture `run_id` holds of `layer`; `epochs` is an epoch setting of its checkpoints.
-
-    Without it, early stopping's if there, else the most epochs. Raises InputError for a layer or setting that
-    it does not hold, a run that has not ended, and shards that are missing or not what was written.
+    Rows are asked for as slices, a chunk at a time and again for every tile of latents, so that memory need
+    not hold all conditions.
     """
-    run = store.run_of_kind(run_id, KIND)
-    if layer not in run.config["layers"]:
-        raise InputError(
-            f"{run.run_id} holds layers {', '.join(map(str, run.config['layers']))}, not {layer}; "
-            f"capture again with --layers {layer}"
-        )
-    rows = store.captured(run.run_id)
-    if len(rows) < run.n_planned:
-        raise InputError(
-            f"{run.run_id} holds {len(rows)} of {run.n_planned} checkpoints; run its `morfi capture` to the end"
-        )
-    chosen = _setting(run, rows, epochs)
-    questions = store.asked(run.run_id)
-    of_setting = [row for row in rows if row.epoch_setting == chosen]
-    conditions = [
-        Condition(_name(row), row, _values(row, layer, questions))
-        for row in sorted(of_setting, key=lambda row: (row.level, row.seed))
-    ]
-    return Activations(run, layer, chosen, tuple(questions), tuple(conditions))
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """n_questions and d_model."""
+
+    def __getitem__(self, rows: slice, /) -> torch.Tensor:
+        """These rows, of any float dtype, on any device."""
 
 
-def layer_of(store: Store, run_id: str, sae_layer: int | None, given: int | None, sae: str) -> int:
-    """The layer to read: what was `given`, else the SAE's, else the only one that was captured.
-
-    Raises InputError where the SAE was made for another layer than the one given.
-    """
-    if given is not None and sae_layer is not None and given != sae_layer:
-        raise InputError(f"{sae} reads the residual stream after layer {sae_layer}, not {given}")
-    layer = sae_layer if given is None else given
-    if layer is not None:
-        return layer
-    held = store.run_of_kind(run_id, KIND).config["layers"]
-    if len(held) > 1:
-        raise InputError(f"{sae} does not say which layer it reads; give --layer, one of {held}")
-    return int(held[0])
-
-
-def _setting(run: RunRecord, rows: Sequence[CapturedRow], epochs: str | None) -> str:
-    held = {row.epoch_setting for row in rows if row.epoch_setting is not None}
-    if epochs is not None:
-        if epochs not in held:
-            raise InputError(
-                f'{run.run_id} holds no checkpoints of epoch setting "{epochs}"; it has: '
-                f"{', '.join(sorted(held))}"
-            )
-        return epochs
-    return "early-stop" if "early-stop" in held else max(held, key=int)
+def check_rows(x: Rows, where: str, shape: tuple[int, int]) -> None:
+    """Raises InputError unless these are finite floats of the shape, n_questions and d_model."""
+    if len(x.shape) != 2 or x.shape[1] != shape[1]:
+        raise InputError(f"{where} has the shape {tuple(x.shape)}; the SAE reads [n_questions, {shape[1]}]")
+    if x.shape[0] != shape[0] or not shape[0]:
+        raise InputError(f"{where} has {x.shape[0]} questions, the first condition {shape[0]}")
+    for rows in chunks(shape[0]):
+        chunk = x[rows]
+        if not chunk.is_floating_point():
+            raise InputError(f"{where} holds {chunk.dtype}; activations are floats")
+        if tuple(chunk.shape) != (min(rows.stop, shape[0]) - rows.start, shape[1]):
+            raise InputError(f"{where} gives {tuple(chunk.shape)} for questions {rows.start} to {rows.stop}")
+        finite = chunk.isfinite().all(1)
+        if not bool(finite.all()):
+            question = rows.start + int((~finite).nonzero()[0])
+            raise InputError(f"{where} holds NaN or infinity, first in question {question}; capture it again")
 
 
-def _name(row: CapturedRow) -> str:
-    if row.level is None:
-        return "base model"
-    return f"D_{row.level}, seed {row.seed}, epoch {row.epoch_setting}"
-
-
-def _values(row: CapturedRow, layer: int, questions: Sequence[Question]) -> torch.Tensor:
-    """float32 [n_questions, d_model] of one checkpoint; raises InputError where the files are not right."""
-    import torch
-
-    folder, name = Path(row.path), _name(row)
-    there = file_hashes(folder) if folder.is_dir() else {}
-    for file, sha256 in row.files.items():
-        if file not in there:
-            raise InputError(f"{folder / file} is missing ({name}); bring it back or capture again")
-        if there[file] != sha256:
-            raise InputError(
-                f"{folder / file} is not what was captured ({name}); bring it back or capture again"
-            )
-    values: torch.Tensor | None = None
-    n_rows = torch.zeros(len(questions), dtype=torch.int64)
-    for rows in read_shards(folder):
-        if rows.layer != layer:
-            continue
-        if values is None:
-            values = torch.zeros(len(questions), rows.values.shape[1])
-        values[rows.request] = rows.values
-        n_rows += torch.bincount(rows.request, minlength=len(questions))
-    if values is None or not bool((n_rows == 1).all()):
-        raise InputError(f"{folder} does not hold one row of each question ({name}); capture again")
-    finite = values.isfinite().all(1)
-    if not bool(finite.all()):
-        question = questions[int((~finite).nonzero()[0])]
-        raise InputError(
-            f"{name} gave NaN or infinity after layer {layer}, first for question {question.id} "
-            f"({question.text}); its activations cannot be used"
-        )
-    return values
+def chunks(n: int) -> list[slice]:
+    """The questions 0 to n - 1 in slices of `CHUNK`."""
+    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]

@@ -3,65 +3,37 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal
 
 import pyarrow as pa
 import torch
 
+from morfi.activations import Rows, check_rows, chunks
 from morfi.errors import InputError
-from morfi.kernels.encode import (
-    Encoder,
-    Nonzeros,
-    encode_tile,
-    prepare,
-    resampled_sums,
-    row_limits,
-    tiles,
-)
+from morfi.false_discoveries import FalseDiscoveries, Permutations, benjamini_hochberg
+from morfi.kernels.encode import Encoder, Nonzeros, encode_tile, prepare, row_limits, subtiles, tiles
 from morfi.kernels.null import TrendNull, trend_null
+from morfi.kernels.page import PageSums
 from morfi.kernels.resample import resample_counts
+from morfi.kernels.sums import PartialSums
 from morfi.kernels.trend import PairwiseTrend, Trends
 
-TILE = 512  # latents at a time: what a tile needs stays in a core's cache
-CHUNK = 2048  # questions at a time
-_N_PERMUTATIONS = 5040  # of the levels; drawn where there are more
-
-
-class Rows(Protocol):
-    """Residual streams of one condition, [n_questions, d_model]: a tensor, or what reads its rows from disk.
-
-    Rows are asked for as slices, a chunk at a time and again for every tile of latents, so that memory need
-    not hold all conditions.
-    """
-
-    @property
-    def shape(self) -> Sequence[int]:
-        """n_questions and d_model."""
-
-    def __getitem__(self, rows: slice, /) -> torch.Tensor:
-        """These rows, of any float dtype, on any device."""
+TILE = 8192  # latents at a time
+ENCODED_TILE = 1024  # of those, on a CPU
+RESAMPLED_TILE = 128  # of those that are resampled: what their comparisons need stays in a core's cache
 
 
 @dataclass(frozen=True, slots=True)
 class Criteria:
-    """When a latent is selected, see `find_trends`."""
+    """When a latent is selected, see `find_trends`; `page_fdr` is for the method "page" alone."""
 
     alpha: float = 0.001
     stability: float = 0.95
     rho_min: float = 0.9
     min_firing: float = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class FalseDiscoveries:
-    """Of the latents with |S| of at least `s`: how many there are, and the share expected by chance."""
-
-    s: int
-    n_found: int
-    fdr: float
+    page_fdr: float = 0.05
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -70,8 +42,9 @@ class TrendResult:
 
     `latents` has a row for each latent: latent, direction (1 rises, -1 falls, 0 neither), rho, s, p_exact,
     slope (per unit of level), score (|slope| over the whole range of levels, in standard deviations over
-    questions), stability, mean_abs_rho, firing (share of questions, of the condition with most), selected,
-    means (over questions, float32 of each condition, in the order they were given).
+    questions), stability and mean_abs_rho (null where the full sample rules the latent out already), firing
+    (share of questions, of the condition with most), selected, means (over questions, float32 of each
+    condition, in the order they were given); with the method "page" also page_z and page_p.
     `n_firing` of them fire on enough questions; `expected_false` of those would be perfect trends by chance.
     `is_descriptive`: there are so few conditions that even a perfect trend has p > alpha, and a perfect one
     was asked for instead.
@@ -98,6 +71,7 @@ def find_trends(
     *,
     strata: Sequence[object] | None = None,
     criteria: Criteria | None = None,
+    method: Literal["bootstrap", "page"] = "bootstrap",
     n_resamples: int = 1000,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -106,189 +80,220 @@ def find_trends(
     """The latents whose mean over questions rises or falls with the level (after arXiv 2604.26866).
 
     `activations` holds `Rows` [n_questions, d_model] for each condition, the same questions in the same
-    order; `levels` their levels, where several conditions of one level are replicate trainings. A
-    latent is selected if S keeps its sign with an exact p of at most alpha in the `stability` share of the
-    resamples, mean |rho| over them is at least `rho_min`, and it fires on `min_firing` of the questions in
-    some condition. Resamples draw questions within `strata` (their relations), so they say how stable a
-    trend is over questions, not over trainings: that is what replicates and `fdr` are for. `on_tile` is
-    called with the number of latents that are done. The result does not depend on the order of the
-    conditions. Raises InputError for conditions that cannot be compared.
+    order; `levels` their levels, where several conditions of one level are replicate trainings.
+
+    "bootstrap" selects a latent if it fires on `min_firing` of the questions in some condition, S has an
+    exact p of at most alpha and keeps its sign with such a p in the `stability` share of the resamples, and
+    mean |rho| over them is at least `rho_min`. Resamples draw questions within `strata` (their relations), so
+    they say how stable a trend is over questions, not over trainings: that is what replicates and `fdr` are
+    for. "page" selects it if it fires as often, Page's L over questions is significant at a false discovery
+    rate of `page_fdr` among those that fire (Benjamini-Hochberg), and rho of the means is at least `rho_min`
+    in L's direction; nothing is resampled.
+
+    `on_tile` is called with the number of latents that were encoded. The result does not depend on the order
+    of the conditions. Raises InputError for conditions that cannot be compared.
     """
     criteria = criteria or Criteria()
     n_questions = _check(activations, levels, encoder, strata)
     distinct = sorted(set(levels))
     null = trend_null(tuple(distinct.index(level) for level in levels))
-    run = _Run(
-        list(activations),
-        [float(level) for level in levels],
-        encoder.to(device),
-        resample_counts(strata or [0] * n_questions, n_resamples, seed).to(device),
-        null,
-        max(criteria.alpha, float(null.tail[-1])),
-    )
-    limits = [run.limits(condition) for condition in range(len(activations))]
-    permutations = _Permutations(null, seed)
-    tables = []
+    on_device = [one.to(device) if isinstance(one, torch.Tensor) else one for one in activations]
+    smallest_p = float(null.tail[-1])
+    alpha = max(criteria.alpha, smallest_p)
+    run = _Run(on_device, encoder.to(device), n_questions, null, alpha, torch.device(device))
+    limits = run.limits()
+    permutations = Permutations(null, seed)
+    found: list[dict[str, torch.Tensor]] = []
     for latents in tiles(encoder, TILE):
-        tile = run.tile(latents, limits)
-        fires = tile.firing >= criteria.min_firing
-        permutations.add(tile.signs[fires])
-        tables.append(_table(tile, latents, criteria, run, fires))
+        found.append(_full_sample(run, latents, limits, [float(level) for level in levels], method == "page"))
+        signs = found[-1].pop("signs")
+        permutations.add(signs[found[-1]["firing"] >= criteria.min_firing])
         if on_tile is not None:
             on_tile(latents.stop - latents.start)
-    fdr = permutations.false_discoveries()
+    columns = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+    fires = columns["firing"] >= criteria.min_firing
+    if method == "page":
+        columns |= _selected_by_page(columns, fires, criteria)
+    else:
+        candidates = (fires & (columns["p_exact"].to(fires.device) <= alpha)).nonzero()[:, 0]
+        counts = resample_counts(strata or [0] * n_questions, n_resamples, seed)[:, 1:]
+        columns |= _selected_by_bootstrap(run, candidates, limits, counts, criteria)
     return TrendResult(
-        pa.concat_tables(tables),
+        _table(columns),
         tuple(distinct),
         n_questions,
-        permutations.n_latents,
-        permutations.n_latents * float(null.tail[-1]),
-        fdr,
-        criteria.alpha < float(null.tail[-1]),
+        int(fires.sum()),
+        int(fires.sum()) * smallest_p,
+        permutations.false_discoveries(),
+        criteria.alpha < smallest_p,
     )
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Tile:
-    """What is known of a tile's latents: tensors [T], `means` [T, C], `signs` [T, pairs]."""
-
-    trends: Trends
-    means: torch.Tensor
-    signs: torch.Tensor
-    slope: torch.Tensor
-    deviation: torch.Tensor
-    firing: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Run:
-    """The inputs of one run, on its device."""
+    """The inputs of one run."""
 
     activations: list[Rows]
-    levels: list[float]
     encoder: Encoder
-    counts: torch.Tensor  # float32 [n_questions, 1 + n_resamples]
+    n_questions: int
     null: TrendNull
     alpha: float
+    device: torch.device
+
+    @property
+    def encoded_tile(self) -> int:
+        """How many latents to encode at once: on a CPU, what stays in its cache until it is compacted."""
+        return ENCODED_TILE if self.device.type == "cpu" else TILE
 
     def prepared(self, condition: int, rows: slice) -> torch.Tensor:
         """What the encoder multiplies of these questions."""
-        return prepare(self.activations[condition][rows].to(self.counts.device), self.encoder)
+        return prepare(self.activations[condition][rows].to(self.device), self.encoder)
 
-    def limits(self, condition: int) -> torch.Tensor | None:
-        """What `row_limits` gives for all questions."""
-        found = [
-            row_limits(self.prepared(condition, rows), self.encoder, TILE)
-            for rows in _chunks(len(self.counts))
-        ]
-        known = [one for one in found if one is not None]
-        return torch.cat(known) if known else None
-
-    def tile(self, latents: slice, limits: Sequence[torch.Tensor | None]) -> _Tile:
-        """Encodes the latents under every condition and reduces them."""
-        pairwise = PairwiseTrend(self.null)
-        n = len(self.counts)
-        full, firing, squares = [], [], torch.zeros(())
-        for condition in range(len(self.activations)):
-            sums, n_firing, square = torch.zeros(()), torch.zeros(()), torch.zeros(())
-            for rows in _chunks(n):
-                limit = limits[condition]
-                found = encode_tile(
-                    self.prepared(condition, rows),
-                    self.encoder,
-                    latents,
-                    None if limit is None else limit[rows],
-                )
-                sums = sums + resampled_sums(found, self.counts[rows])
-                n_firing = n_firing + found.starts.diff()
-                square = square + resampled_sums(
-                    Nonzeros(found.starts, found.questions, found.values.square()), self.counts[rows, :1]
-                )
-            means = sums / n
-            pairwise.add(condition, means)
-            full.append(means[:, 0])
-            firing.append(n_firing / n)
-            squares = squares + square[:, 0]
-        by_condition = torch.stack(full)  # [C, T]
-        variance = squares / (n * len(full)) - by_condition.mean(0).square()
-        return _Tile(
-            pairwise.reduce(self.alpha),
-            by_condition.T,
-            pairwise.signs(),
-            _theil_sen(by_condition, self.levels),
-            variance.clamp_min(0).sqrt(),
-            torch.stack(firing).amax(0),
-        )
-
-
-class _Permutations:
-    """How often S is how large when the levels are shuffled, the same way for all latents: the FDR's null."""
-
-    def __init__(self, null: TrendNull, seed: int) -> None:
-        n = len(null.ranks)
-        if math.factorial(n) <= _N_PERMUTATIONS:
-            orders = torch.tensor(list(itertools.permutations(range(n))))
-        else:
-            generator = torch.Generator().manual_seed(seed)
-            drawn = [torch.randperm(n, generator=generator) for _ in range(_N_PERMUTATIONS - 1)]
-            orders = torch.stack([torch.arange(n), *drawn])
-        ranks = torch.tensor(null.ranks)[orders]  # [P, C]
-        first, second = torch.triu_indices(n, n, 1)
-        self._weights = (ranks[:, second] - ranks[:, first]).sign().float().T.contiguous()  # [pairs, P]
-        self._histogram = torch.zeros(len(orders), null.n_pairs + 1, dtype=torch.int64)
-        self.n_latents = 0
-
-    def add(self, signs: torch.Tensor) -> None:
-        """Counts the latents of `signs` float32 [T, pairs]."""
-        if not len(signs):
-            return
-        s = (signs.cpu() @ self._weights).abs_().long()  # [T, P]: exact, the sums are small
-        self._histogram.scatter_add_(1, s.T, torch.ones_like(s.T))
-        self.n_latents += len(signs)
-
-    def false_discoveries(self) -> tuple[FalseDiscoveries, ...]:
-        """For every |S| that is found, from the largest: the median over shuffles against what was found.
-
-        The first order is the true one.
-        """
-        at_least = self._histogram.flip(1).cumsum(1).flip(1)
+    def limits(self) -> list[torch.Tensor] | None:
+        """What `row_limits` gives for all questions of each condition."""
+        if self.encoder.activation != "topk":
+            return None
         found = []
-        for s in range(self._histogram.shape[1] - 1, 0, -1):
-            n_found = int(at_least[0, s])
-            if int(self._histogram[0, s]):
-                expected = float(at_least[:, s].double().median())
-                found.append(FalseDiscoveries(s, n_found, min(1.0, expected / n_found)))
-        return tuple(found)
+        for condition in range(len(self.activations)):
+            limits = (
+                row_limits(self.prepared(condition, rows), self.encoder, self.encoded_tile)
+                for rows in chunks(self.n_questions)
+            )
+            found.append(torch.cat([one for one in limits if one is not None]))
+        return found
+
+    def add_to(
+        self,
+        sums: PartialSums,
+        encoder: Encoder,
+        limits: list[torch.Tensor] | None,
+        counts: torch.Tensor,
+        page: PageSums | None = None,
+    ) -> None:
+        """Adds all questions of all conditions; `counts` [n_questions, B] for the resamples."""
+        parts = list(subtiles(sums.latents, self.encoded_tile))
+        for rows in chunks(self.n_questions):
+            found: list[list[Nonzeros]] = [[] for _ in parts]
+            drawn = counts[rows].float()
+            for condition in range(len(self.activations)):
+                prepared = self.prepared(condition, rows)
+                limit = None if limits is None else limits[condition][rows]
+                for latents, by_condition in zip(parts, found, strict=True):
+                    nonzeros = encode_tile(prepared, encoder, latents, limit)
+                    sums.add(condition, latents, nonzeros, drawn)
+                    if page is not None:
+                        by_condition.append(nonzeros)
+            if page is not None:
+                for latents, by_condition in zip(parts, found, strict=True):
+                    page.add(latents, by_condition, len(drawn))
+
+    def reduced(self, means: torch.Tensor) -> tuple[Trends, torch.Tensor]:
+        """What `PairwiseTrend` gives for means [C, T, R], and its signs."""
+        pairwise = PairwiseTrend(self.null)
+        for condition, one in enumerate(means):
+            pairwise.add(condition, one)
+        return pairwise.reduce(self.alpha), pairwise.signs()
 
 
-def _table(tile: _Tile, latents: slice, criteria: Criteria, run: _Run, fires: torch.Tensor) -> pa.Table:
-    trends = tile.trends
-    null, span = run.null, max(run.levels) - min(run.levels)
-    stable = (trends.stability >= criteria.stability) & (trends.mean_abs_rho >= criteria.rho_min)
-    known: dict[tuple[int, int, int], float] = {}
-    p_exact = []
-    for key in zip(trends.s.tolist(), trends.a1.tolist(), trends.a2.tolist(), strict=True):
-        if key not in known:
-            known[key] = null.p_value(*key)
-        p_exact.append(known[key])
-    columns = {
+def _full_sample(
+    run: _Run,
+    latents: slice,
+    limits: list[torch.Tensor] | None,
+    levels: Sequence[float],
+    with_page: bool,
+) -> dict[str, torch.Tensor]:
+    """What the full sample says of some latents: columns [T], `means` [T, C] and `signs` [T, pairs]."""
+    n, n_conditions = run.n_questions, len(levels)
+    sums = PartialSums(n_conditions, latents, 0, run.device)
+    page = PageSums(run.null, latents, run.device) if with_page else None
+    run.add_to(sums, run.encoder, limits, torch.zeros(n, 0, device=run.device), page)
+    means = sums.means(n)
+    trends, signs = run.reduced(means)
+    slope = _theil_sen(means[:, :, 0], levels)
+    mean = sums.total.sum(0) / (n * n_conditions)
+    variance = sums.squares.sum(0) / (n * n_conditions) - mean.square()
+    span = (max(levels) - min(levels)) / variance.clamp_min(1e-30).sqrt()
+    found = {
         "latent": torch.arange(latents.start, latents.stop, dtype=torch.int32),
         "direction": trends.s.sign().to(torch.int8),
         "rho": trends.rho,
         "s": trends.s,
-        "p_exact": torch.tensor(p_exact, dtype=torch.float64),
-        "slope": tile.slope,
-        "score": torch.where(
-            tile.deviation > 0, tile.slope.abs() * span / tile.deviation.clamp_min(1e-30), 0.0
-        ),
-        "stability": trends.stability,
-        "mean_abs_rho": trends.mean_abs_rho,
-        "firing": tile.firing,
-        "selected": stable & fires,
+        "p_exact": _p_exact(trends, run.null),
+        "slope": slope,
+        "score": torch.where(variance > 0, slope.abs() * span, 0.0).float(),
+        "firing": (sums.n_firing / n).amax(0),
+        "means": means[:, :, 0].T,
+        "signs": signs,
     }
-    arrays = {name: pa.array(column.cpu().numpy()) for name, column in columns.items()}
-    means = pa.array(tile.means.cpu().contiguous().view(-1).numpy())
-    return pa.table(arrays | {"means": pa.FixedSizeListArray.from_arrays(means, tile.means.shape[1])})
+    if page is not None:
+        test = page.reduce(n)
+        found |= {"page_z": test.z, "page_p": test.p}
+    return found
+
+
+def _p_exact(trends: Trends, null: TrendNull) -> torch.Tensor:
+    known: dict[tuple[int, int, int], float] = {}
+    found = []
+    for key in zip(trends.s.tolist(), trends.a1.tolist(), trends.a2.tolist(), strict=True):
+        if key not in known:
+            known[key] = null.p_value(*key)
+        found.append(known[key])
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _selected_by_bootstrap(
+    run: _Run,
+    candidates: torch.Tensor,
+    limits: list[torch.Tensor] | None,
+    counts: torch.Tensor,
+    criteria: Criteria,
+) -> dict[str, torch.Tensor]:
+    """The columns that resampling the candidates gives, NaN for all others."""
+    stability, mean_abs_rho = (torch.full((run.encoder.d_sae,), torch.nan) for _ in range(2))
+    counts = counts.to(run.device)
+    for start in range(0, len(candidates), RESAMPLED_TILE):
+        part = candidates[start : start + RESAMPLED_TILE]
+        sums = PartialSums(len(run.activations), slice(0, len(part)), counts.shape[1], run.device)
+        run.add_to(sums, run.encoder.select(part), limits, counts)
+        trends, _ = run.reduced(sums.means(run.n_questions))
+        stability[part.cpu()] = trends.stability.cpu()
+        mean_abs_rho[part.cpu()] = trends.mean_abs_rho.cpu()
+    selected = (stability >= criteria.stability) & (mean_abs_rho >= criteria.rho_min)
+    return {"stability": stability, "mean_abs_rho": mean_abs_rho, "selected": selected}
+
+
+def _selected_by_page(
+    columns: dict[str, torch.Tensor], fires: torch.Tensor, criteria: Criteria
+) -> dict[str, torch.Tensor]:
+    """The columns that Page's test decides; none is resampled."""
+    direction = columns["page_z"].sign()
+    selected = fires & (columns["rho"] * direction >= criteria.rho_min)
+    selected[fires] &= benjamini_hochberg(columns["page_p"][fires], criteria.page_fdr)
+    none = torch.full((len(fires),), torch.nan)
+    return {
+        "direction": direction.to(torch.int8),
+        "stability": none,
+        "mean_abs_rho": none,
+        "selected": selected,
+    }
+
+
+_COLUMNS = (
+    *("latent", "direction", "rho", "s", "p_exact", "slope", "score", "stability", "mean_abs_rho", "firing"),
+    *("selected", "page_z", "page_p"),
+)
+
+
+def _table(columns: dict[str, torch.Tensor]) -> pa.Table:
+    arrays = {}
+    for name in _COLUMNS:
+        if name in columns:
+            values = columns[name].cpu()
+            # Only what was not resampled is NaN.
+            arrays[name] = pa.array(values.numpy(), mask=values.isnan().numpy())
+    means = pa.array(columns["means"].cpu().contiguous().view(-1).numpy())
+    arrays["means"] = pa.FixedSizeListArray.from_arrays(means, columns["means"].shape[1])
+    return pa.table(arrays)
 
 
 def _theil_sen(means: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:
@@ -316,29 +321,7 @@ def _check(
         raise InputError(f"the levels are {sorted(set(levels))}; a trend needs at least three different ones")
     n_questions = activations[0].shape[0]
     for place, (x, level) in enumerate(zip(activations, levels, strict=True)):
-        _check_rows(x, f"condition {place} (level {level:g})", (n_questions, encoder.d_model))
+        check_rows(x, f"condition {place} (level {level:g})", (n_questions, encoder.d_model))
     if strata is not None and len(strata) != n_questions:
         raise InputError(f"{len(strata)} strata for {n_questions} questions")
     return n_questions
-
-
-def _check_rows(x: Rows, where: str, shape: tuple[int, int]) -> None:
-    """Raises InputError unless these are finite floats of the shape, n_questions and d_model."""
-    if len(x.shape) != 2 or x.shape[1] != shape[1]:
-        raise InputError(f"{where} has the shape {tuple(x.shape)}; the SAE reads [n_questions, {shape[1]}]")
-    if x.shape[0] != shape[0] or not shape[0]:
-        raise InputError(f"{where} has {x.shape[0]} questions, the first condition {shape[0]}")
-    for rows in _chunks(shape[0]):
-        chunk = x[rows]
-        if not chunk.is_floating_point():
-            raise InputError(f"{where} holds {chunk.dtype}; activations are floats")
-        if tuple(chunk.shape) != (min(rows.stop, shape[0]) - rows.start, shape[1]):
-            raise InputError(f"{where} gives {tuple(chunk.shape)} for questions {rows.start} to {rows.stop}")
-        finite = chunk.isfinite().all(1)
-        if not bool(finite.all()):
-            question = rows.start + int((~finite).nonzero()[0])
-            raise InputError(f"{where} holds NaN or infinity, first in question {question}; capture it again")
-
-
-def _chunks(n: int) -> list[slice]:
-    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]

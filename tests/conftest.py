@@ -170,7 +170,7 @@ class FakeServing:
 
     @contextlib.contextmanager
     def shards(self, folder: Path) -> Iterator[None]:
-        """Rows of width 8 that depend on checkpoint, layer and prompt; the first rises with each checkpoint."""
+        """Rows of width 8 that depend on layer and prompt; the first rises with each checkpoint."""
         import torch
 
         with whole_folder(folder) as part:

@@ -11,11 +11,14 @@ import pytest
 import scipy.stats
 import torch
 
+from morfi import activations as activations_module
 from morfi import trends
 from morfi.errors import InputError
 from morfi.kernels.encode import Encoder, encode_reference
 from morfi.kernels.null import trend_null
+from morfi.kernels.page import page_reference
 from morfi.kernels.resample import resample_counts
+from morfi.kernels.trend import trend_reference
 from morfi.trends import Criteria, TrendResult, find_trends
 
 LEVELS = [0, 10, 25, 50, 75, 90, 100]
@@ -91,14 +94,18 @@ def test_order_of_conditions_and_size_of_tiles_change_nothing(monkeypatch: pytes
     expected = find(activations, LEVELS).latents
     order = [4, 0, 6, 2, 5, 1, 3]
     shuffled = find([activations[place] for place in order], [LEVELS[place] for place in order]).latents
-    monkeypatch.setattr(trends, "TILE", 7)
-    monkeypatch.setattr(trends, "CHUNK", 13)
+    monkeypatch.setattr(trends, "TILE", 17)
+    monkeypatch.setattr(trends, "ENCODED_TILE", 7)
+    monkeypatch.setattr(trends, "RESAMPLED_TILE", 3)
+    monkeypatch.setattr(activations_module, "CHUNK", 13)
     tiled = find(activations, LEVELS).latents
     for other in (shuffled, tiled):
         for name in ("latent", "direction", "s", "p_exact", "firing", "selected"):
             assert other[name].to_pylist() == expected[name].to_pylist()
         for name in ("rho", "slope", "stability", "mean_abs_rho"):
-            assert other[name].to_numpy() == pytest.approx(expected[name].to_numpy(), rel=1e-4, abs=1e-5)
+            assert other[name].to_numpy() == pytest.approx(
+                expected[name].to_numpy(), rel=1e-4, abs=1e-5, nan_ok=True
+            )
 
 
 class OnDisk:
@@ -116,13 +123,57 @@ class OnDisk:
 def test_rows_are_read_in_chunks(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     activations, encoder = make_activations(), make_encoder(activation)
     expected = find_trends(activations, LEVELS, encoder, n_resamples=50).latents
-    monkeypatch.setattr(trends, "CHUNK", 13)
+    monkeypatch.setattr(activations_module, "CHUNK", 13)
     on_disk = [OnDisk(x) for x in activations]
     found = find_trends(on_disk, LEVELS, encoder, n_resamples=50).latents
     assert [x.largest for x in on_disk] == [13] * 7
     assert found["s"].to_pylist() == expected["s"].to_pylist()
     found_means, expected_means = (np.stack(one["means"].to_numpy()) for one in (found, expected))
     assert found_means == pytest.approx(expected_means, rel=1e-5, abs=1e-6)
+
+
+def test_stability_and_rho_are_those_of_the_resampled_means() -> None:
+    activations, encoder, criteria = make_activations(trend=0.1), make_encoder(), Criteria(alpha=0.05)
+    found = find_trends(activations, LEVELS, encoder, n_resamples=50, seed=3, criteria=criteria).latents
+    counts = resample_counts([0] * N, 50, 3).double()
+    z = torch.stack([encode_reference(x, encoder).double() for x in activations])
+    means = (torch.einsum("nb,cnf->cfb", counts, z) / N).float()
+    expected = trend_reference(means, trend_null(tuple(range(7))), 0.05)
+    fires = (z > 0).double().mean(1).amax(0) >= criteria.min_firing
+    for latent, row in enumerate(found.to_pylist()):
+        if bool(fires[latent]) and row["p_exact"] <= 0.05:
+            assert row["stability"] == pytest.approx(float(expected.stability[latent]), abs=0.021)
+            assert row["mean_abs_rho"] == pytest.approx(float(expected.mean_abs_rho[latent]), abs=1e-3)
+        else:
+            assert (row["stability"], row["mean_abs_rho"], row["selected"]) == (None, None, False)
+    assert 2 <= 40 - found["stability"].null_count < 40
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_page_selects_by_the_order_within_questions(activation: str) -> None:
+    activations, encoder = make_activations(), make_encoder(activation)
+    found = find_trends(activations, LEVELS, encoder, method="page").latents
+    z = torch.stack([encode_reference(x, encoder) for x in activations])
+    expected = page_reference(z, trend_null(tuple(range(7))))
+    assert found["page_z"].to_numpy() == pytest.approx(expected.z.numpy(), abs=1e-6)
+    assert found["page_p"].to_numpy() == pytest.approx(expected.p.numpy(), abs=1e-6)
+    rows = found.to_pylist()
+    assert (rows[0]["selected"], rows[0]["direction"]) == (True, 1)
+    assert (rows[1]["selected"], rows[1]["direction"]) == (True, -1)
+    fires = np.array([row["firing"] >= 0.01 for row in rows])
+    passes = np.zeros(D_SAE, bool)
+    passes[fires] = scipy.stats.false_discovery_control(expected.p.numpy()[fires]) <= 0.05
+    rho = found["rho"].to_numpy() * np.sign(expected.z.numpy())
+    assert found["selected"].to_pylist() == (passes & (rho >= 0.9)).tolist()
+    assert found["stability"].null_count == D_SAE
+    assert "page_z" not in find(make_activations(), LEVELS).latents.column_names
+
+
+def test_page_on_no_trend_selects_nothing() -> None:
+    x = make_activations()[0]
+    found = find([x] * 7, LEVELS, method="page").latents
+    assert not any(found["selected"].to_pylist())
+    assert set(found["page_p"].to_pylist()) == {1.0}
 
 
 def test_replicate_trainings_sharpen_a_trend() -> None:

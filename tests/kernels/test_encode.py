@@ -76,5 +76,5 @@ def test_resamples_draw_within_strata_and_repeat() -> None:
     assert (counts[:, 0] == 1).all()
     assert (counts[:30].sum(0) == 30).all()
     assert (counts[30:].sum(0) == 5).all()
-    variance = counts[:30, 1:].var(1).mean()
+    variance = counts[:30, 1:].float().var(1).mean()
     assert variance == pytest.approx(1 - 1 / 30, rel=0.1)  # a binomial's
