@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from morfi.captured import Activations, layer_of, load_activations
 from morfi.answering import NOTHING_DONE
+from morfi.captured import Activations, layer_of, load_activations
 from morfi.checkpoints.model_files import canonical_sha256
 from morfi.device import device_name, is_gpu
 from morfi.errors import InputError
