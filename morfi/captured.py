@@ -54,7 +54,8 @@ def load_activations(store: Store, run_id: str, layer: int, epochs: str | None =
     rows = store.captured(run.run_id)
     if len(rows) < run.n_planned:
         raise InputError(
-            f"{run.run_id} holds {len(rows)} of {run.n_planned} checkpoints; run its `morfi capture` to the end"
+            f"{run.run_id} holds {len(rows)} of {run.n_planned} checkpoints; give its command "
+            "again to finish it"
         )
     chosen = _setting(run, rows, epochs)
     questions = store.asked(run.run_id)

@@ -90,11 +90,11 @@ def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool,
     check_explains(qualities, config.min_explained, force=config.force)
     progress.phase("looking for trends")
     progress.start(sae.encoder.d_sae, 0)
-    result = _trends(config, sae, found, kept, values, progress.advance)
+    result = _trends(config, sae, found, kept, values, on_tile=progress.advance)
     run = known or _record(found, stored, fingerprint, sae)
     store.begin_run(run, {})
     attempt = store.begin_attempt(run.run_id, attempt_record(command, {}, device_name()))
-    _add(store, run.run_id, found, qualities, result, sae)
+    _add(store, run.run_id, found, qualities, result, sae=sae)
     end = replace(NOTHING_DONE, ended_at=now(), wall_s=time.monotonic() - started)
     store.end_attempt(run.run_id, attempt, end)
     return run.run_id
@@ -118,6 +118,7 @@ def _trends(
     found: Activations,
     kept: list[int],
     values: list[Any],
+    *,
     on_tile: Callable[[int], None],
 ) -> TrendResult:
     from morfi.trends import Criteria, find_trends
@@ -154,6 +155,7 @@ def _add(
     found: Activations,
     qualities: list[tuple[str, Quality]],
     result: TrendResult,
+    *,
     sae: Sae,
 ) -> None:
     """Stores all that was found; the summary comes last, for a run without one has not ended."""

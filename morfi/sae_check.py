@@ -63,7 +63,7 @@ def measure(sae: Sae, chunks: Iterable[torch.Tensor]) -> Quality:
 
 
 def check_explains(qualities: Sequence[tuple[str, Quality]], least: float, *, force: bool) -> None:
-    """Raises InputError where the SAE explains less than `least` of a condition's variance, but with `force`."""
+    """Raises InputError where the SAE explains too little of a condition's variance, but with `force`."""
     name, worst = min(qualities, key=lambda found: found[1].explained_variance)
     if worst.explained_variance < least and not force:
         raise InputError(

@@ -113,7 +113,7 @@ def train_sae(
     def build(folder: Path) -> None:
         work = folder / "residuals"
         work.mkdir()
-        _capture(config, base, rows, splits, work, start_engine, progress)
+        _capture(config, base, rows, splits, work, start_engine=start_engine, progress=progress)
         _fit(config, work, folder, progress)
         progress.phase("measuring the SAE on held-out questions")
         quality = measure(load_sae(str(folder)), _rows(sorted(work.glob("held-out-*")), config.layer))
@@ -166,6 +166,7 @@ def _capture(
     rows: Sequence[CheckpointRow],
     splits: Mapping[str, Sequence[Question]],
     work: Path,
+    *,
     start_engine: StartLiveEngine[CapturingEngine],
     progress: Progress,
 ) -> None:

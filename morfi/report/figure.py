@@ -1,4 +1,4 @@
-"""Pictures as PNG and SVG; that of a sweep: accuracy against the share of Unknown, a line an epoch setting."""
+"""Pictures as PNG and SVG; a sweep's: accuracy against the share of Unknown, a line an epoch setting."""
 
 from __future__ import annotations
 
