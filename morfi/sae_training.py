@@ -240,6 +240,7 @@ def _fit(config: SaeTraining, work: Path, folder: Path, progress: Progress) -> N
             total_training_samples=n_steps * config.batch,
             train_batch_size_samples=config.batch,
             lr=config.lr,
+            lr_end=config.lr / 10,
             lr_warm_up_steps=n_steps // 20,
             lr_decay_steps=n_steps // 3,
             dead_feature_window=max(1, n_steps // 20),
