@@ -79,8 +79,8 @@ class Sae:
 def load_sae(source: str) -> Sae:
     """The SAE of a preset, in a folder that SAELens wrote, or "RELEASE:ID" of SAELens' pretrained ones.
 
-    "expected_average_only_in" is folded where SAELens lists the factor of a release, or where its trainer left
-    it in the folder (activation_scaler.json). Raises InputError where there is no such SAE, where it cannot be
+    "expected_average_only_in" is folded where SAELens lists a release's factor, or where its trainer left it
+    in the folder (activation_scaler.json). Raises InputError where there is no such SAE, where it cannot be
     fetched, where only a pickle holds it, or where morfi would not compute exactly what SAELens does.
     """
     if source in PRESETS:
@@ -162,7 +162,7 @@ def _without_pickles(source: str) -> Iterator[None]:
             if Path(filename).suffix not in _READABLE:
                 raise InputError(
                     f"{source}: {filename} in {repo_id} may be a pickle, which can run code when it is read; "
-                    "morfi reads safetensors, npz, JSON and YAML. If you trust it, load it with SAELens, save "
+                    "morfi reads safetensors, npz, JSON and YAML. If you trust it, load it in SAELens, save "
                     "it with save_model and give that folder"
                 )
             return str(fetch(repo_id, filename, **options))
