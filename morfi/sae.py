@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+import textwrap
+import threading
 import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morfi.errors import InputError
+from morfi.checkpoints.presets import PRESETS
+from morfi.errors import InputError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +25,10 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
 _NORMALIZED = ("none", "constant_norm_rescale", "layer_norm")
+# What the files of a release may be: none of these formats can hold code, as SAELens reads them.
+_READABLE = (".json", ".npz", ".safetensors", ".yaml", ".yml")
+_MALFORMED = (KeyError, TypeError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile)
+_guarding = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -35,15 +47,20 @@ class Sae:
 
     @property
     def sha256(self) -> str:
-        """Of all that its latents and reconstructions depend on."""
+        """Digest of what is computed: the encoder's fields, W_dec, b_dec, by name, shape and float32 value.
+
+        It reads every tensor, some seconds for a large SAE: keep it. `layer` and `release` do not count.
+        """
         import torch
 
+        parts = {f"encoder.{field.name}": getattr(self.encoder, field.name) for field in fields(self.encoder)}
         digest = hashlib.sha256()
-        parts = {field.name: getattr(self.encoder, field.name) for field in fields(self.encoder)}
-        for name, part in {**parts, "W_dec": self.W_dec, "decoder b_dec": self.b_dec}.items():
-            digest.update(f"{name} {tuple(part.shape) if isinstance(part, torch.Tensor) else part}".encode())
-            if isinstance(part, torch.Tensor):
-                digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
+        for name, value in {**parts, "W_dec": self.W_dec, "b_dec": self.b_dec}.items():
+            if isinstance(value, torch.Tensor):
+                digest.update(f"{name} {list(value.shape)}\n".encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().data)
+            else:
+                digest.update(f"{name} {value!r}\n".encode())
         return digest.hexdigest()
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -60,31 +77,105 @@ class Sae:
 
 
 def load_sae(source: str) -> Sae:
-    """The SAE in a folder that SAELens wrote, or "release:id" of SAELens' pretrained ones.
+    """The SAE of a preset, in a folder that SAELens wrote, or "RELEASE:ID" of SAELens' pretrained ones.
 
-    Raises InputError where there is none, or where morfi does not compute exactly what SAELens would.
+    "expected_average_only_in" is folded where SAELens lists a release's factor, or where its trainer left it
+    in the folder (activation_scaler.json). Raises InputError where there is no such SAE, where it cannot be
+    fetched, where only a pickle holds it, or where morfi would not compute exactly what SAELens does.
     """
-    if not Path(source).is_dir() and ":" not in source:
+    if source in PRESETS:
+        source = _of_preset(source)
+    is_folder = Path(source).is_dir()
+    if not is_folder and ":" not in source:
         raise InputError(
-            f"{source}: no such folder; give a folder with a SAE, or RELEASE:ID of SAELens' pretrained SAEs"
+            f"{source}: no such folder; give a folder with a SAE, RELEASE:ID of SAELens' pretrained SAEs, or "
+            f"a preset that has one.{nearest(source, PRESETS)}"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from sae_lens import SAE
-        from safetensors import SafetensorError
+        return from_sae_lens(_from_folder(source) if is_folder else _from_release(source), source)
 
-        if Path(source).is_dir():
-            try:
-                found = SAE.load_from_disk(source)
-            except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-                raise InputError(f"{source}: no SAE that SAELens can load: {error}") from error
-        else:
-            release, _, sae_id = source.partition(":")
-            try:
-                found = SAE.from_pretrained(release, sae_id)
-            except (OSError, KeyError, ValueError, RuntimeError) as error:
-                raise InputError(f"SAELens could not load {source}: {error}") from error
-    return from_sae_lens(found, source)
+
+def _of_preset(name: str) -> str:
+    found = PRESETS[name].sae
+    if found is None:
+        having = ", ".join(known.name for known in PRESETS.values() if known.sae is not None)
+        raise InputError(
+            f"{name}: a preset without a SAE ({having} have one); give a folder with a SAE, or RELEASE:ID of "
+            "SAELens' pretrained SAEs"
+        )
+    return found
+
+
+def _from_folder(folder: str) -> Any:
+    from sae_lens import SAE
+    from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
+    from safetensors import SafetensorError
+
+    try:
+        found = SAE.load_from_disk(folder)
+        scaler = Path(folder) / ACTIVATION_SCALER_CFG_FILENAME
+        if found.cfg.normalize_activations == "expected_average_only_in" and scaler.is_file():
+            factor = json.loads(scaler.read_text(encoding="utf-8"))["scaling_factor"]
+            if factor is not None:
+                if not 0 < factor < math.inf:
+                    raise ValueError(
+                        f"scaling_factor of {scaler.name} is {factor}, expected a positive number"
+                    )
+                found.fold_activation_norm_scaling_factor(factor)
+    except (*_MALFORMED, OSError, SafetensorError) as error:
+        raise InputError(f"{folder}: no SAE that SAELens can load: {_reason(error)}") from error
+    return found
+
+
+def _from_release(source: str) -> Any:
+    from huggingface_hub import errors
+    from sae_lens import SAE
+    from sae_lens.loading.pretrained_saes_directory import get_repo_id_and_folder_name
+    from safetensors import SafetensorError
+
+    release, _, sae_id = source.partition(":")
+    try:
+        with _without_pickles(source):
+            return SAE.from_pretrained(release, sae_id)
+    # HTTPError is that of the client which the installed huggingface_hub uses.
+    except (errors.EntryNotFoundError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+        repo_id, folder = get_repo_id_and_folder_name(release, sae_id)
+        raise InputError(
+            f"{source}: could not be fetched from the hub ({_reason(error)}); check the name, the network "
+            f"and your access to {repo_id}, or, where there is a network, run hf download {repo_id} "
+            f'--include "{folder}/*" and copy its cache (HF_HOME) here'
+        ) from error
+    except (*_MALFORMED, SafetensorError) as error:
+        raise InputError(f"SAELens could not load {source}: {_reason(error)}") from error
+
+
+@contextmanager
+def _without_pickles(source: str) -> Iterator[None]:
+    """SAELens fetches no file that it might unpickle: all its loaders fetch by the name replaced here."""
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    with _guarding:
+        fetch = loaders.hf_hub_download
+
+        def fetch_readable(repo_id: str, filename: str, **options: Any) -> str:
+            if Path(filename).suffix not in _READABLE:
+                raise InputError(
+                    f"{source}: {filename} in {repo_id} may be a pickle, which can run code when it is read; "
+                    "morfi reads safetensors, npz, JSON and YAML. If you trust it, load it in SAELens, save "
+                    "it with save_model and give that folder"
+                )
+            return str(fetch(repo_id, filename, **options))
+
+        loaders.hf_hub_download = fetch_readable
+        try:
+            yield
+        finally:
+            loaders.hf_hub_download = fetch
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {textwrap.shorten(str(error), 240, placeholder=' ...')}"
 
 
 def from_sae_lens(sae: Any, release: str) -> Sae:
@@ -103,7 +194,7 @@ def from_sae_lens(sae: Any, release: str) -> Sae:
     if normalization not in _NORMALIZED:
         raise InputError(
             f"{release}: normalize_activations is {normalization} and was not folded into the weights, so "
-            "its latents cannot be computed; load it through its release, or fold it with SAELens and save"
+            "its latents cannot be computed; load it through its release, or fold it with SAELens and save it"
         )
     if config.reshape_activations != "none":
         raise InputError(
@@ -138,4 +229,6 @@ def _layer_of(metadata: Any) -> int | None:
     if len(parts) != 3 or parts[0] != "blocks" or not parts[1].isdecimal():
         return None
     before = {"hook_resid_post": 0, "hook_resid_pre": 1}.get(parts[2])
-    return None if before is None else int(parts[1]) - before
+    if before is None or int(parts[1]) < before:  # before the first layer lie the embeddings
+        return None
+    return int(parts[1]) - before

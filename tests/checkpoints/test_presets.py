@@ -25,3 +25,14 @@ def test_an_unrelated_name_lists_the_presets_without_a_guess() -> None:
     with pytest.raises(InputError, match="expected one of smollm2") as caught:
         preset("zzz")
     assert "Did you mean" not in str(caught.value)
+
+
+def test_each_of_the_three_large_presets_has_a_sae_and_its_layer() -> None:
+    having = {name: (preset(name).sae, preset(name).sae_layer) for name in PRESETS}
+    assert having.pop("smollm2") == (None, None)
+    assert {name: layer for name, (_, layer) in having.items()} == {
+        "llama-3.1-8b": 15,
+        "gemma-2-9b": 20,
+        "mistral-7b-v0.3": 15,
+    }
+    assert all(sae is not None and ":" in sae for sae, _ in having.values())
