@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-
 _N_DRAWN = 2**20  # at a time, so that drawing takes no more memory for more questions
 
 
