@@ -303,6 +303,174 @@ def sweep_command(common: Common, new: bool, figure: Path | None, **given: Any) 
         raise MorfiError(f"checkpoints that failed: {'; '.join(result.failures)}")
 
 
+@cli.command("capture")
+@click.option("--ckpts", metavar="RUN", required=True, help="The run of `morfi train`.")
+@click.option("--layers", required=True, help="Decoder layers after which the residual stream is taken.")
+@click.option("--split", help="train, dev or test (default: dev).")
+@click.option("--limit", type=int, help="At most this many questions.")
+@click.option("--seed", type=int, help="Chooses the questions (default: 0).")
+@click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
+@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("activations"),
+    show_default=True,
+    help="Folder of the residual streams; each run makes one in it.",
+)
+@new_option
+@common_options
+def capture_command(common: Common, out: Path, new: bool, **given: Any) -> None:
+    """Keeps the residual streams of every checkpoint on the same questions, at the last prompt token."""
+    from morfi.capture import CaptureConfig, run_capture
+    from morfi.serve.engine import engine_overrides, start_engine
+    from morfi.terminal import TerminalProgress
+
+    given["engine"] = engine_overrides(given["engine"], verbose=common.verbose) or None
+    given["layers"] = _numbers("layers", given["layers"])
+    with TerminalProgress("prompts") as progress:
+        result = run_capture(
+            CaptureConfig(**{key: value for key, value in given.items() if value is not None}),
+            common.store,
+            functools.partial(start_engine, verbose=common.verbose),
+            out,
+            progress,
+            new=new,
+            command=_command(),
+        )
+    report_run(common, result.run_id)
+    if result.failures:
+        raise MorfiError(f"checkpoints that failed: {'; '.join(result.failures)}")
+
+
+@cli.group("sae")
+def sae_group() -> None:
+    """Sparse autoencoders: train, fetch and check them."""
+
+
+@sae_group.command("train")
+@click.option("--model", help="Preset, model folder or hub id (default: smollm2).")
+@click.option("--layer", type=int, required=True, help="The decoder layer after which the SAE reads.")
+@click.option("--ckpts", metavar="RUN", help="A run of `morfi train`: its ends are captured beside its base.")
+@click.option("--data", help="As for eval; the SAE is measured on its test questions.")
+@click.option("--limit", type=int, help="At most this many training questions (default: 3000).")
+@click.option("--d-sae", type=int, help="Number of latents (default: 8 x d_model).")
+@click.option("--k", type=int, help="Latents a token, on average (default: 32).")
+@click.option("--tokens", type=int, help="Tokens that the SAE is trained on (default: 1,000,000).")
+@click.option("--lr", type=float, help="Learning rate (default: 0.001).")
+@click.option("--batch", type=int, help="Tokens a step (default: 2048).")
+@click.option("--seed", type=int, help="Chooses questions and initial weights (default: 0).")
+@click.option("--dtype", help="bfloat16, float16 or float32, of the model.")
+@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
+@common_options
+def sae_train_command(common: Common, **given: Any) -> None:
+    """Trains a SAE on a model's residual stream with SAELens, once; then it is in the cache."""
+    from morfi.report.trends import quality_table
+    from morfi.sae_training import configure_sae, train_sae
+    from morfi.serve.engine import engine_overrides, start_engine
+    from morfi.terminal import TerminalProgress
+
+    given["engine"] = engine_overrides(given["engine"], verbose=common.verbose) or None
+    with TerminalProgress("texts and tokens") as progress:
+        found = train_sae(
+            configure_sae(given),
+            common.store,
+            functools.partial(start_engine, verbose=common.verbose),
+            progress,
+        )
+    quality = found.quality
+    row = tuple(quality[name] for name in ("n_tokens", "explained_variance", "l0", "n_dead"))
+    table = quality_table([("held-out questions", *row)], quality["d_sae"])
+    common.answer({"sae": str(found.folder), **quality}, f"{table}\n\nSAE: {found.folder}")
+
+
+@sae_group.command("get")
+@click.argument("source", metavar="MODEL|RELEASE:ID")
+@common_options
+def sae_get_command(common: Common, source: str) -> None:
+    """Downloads a pretrained SAE: of a model preset, such as llama-3.1-8b, or any release of SAELens."""
+    from morfi.sae import load_sae
+
+    sae = load_sae(source)
+    found = {
+        "sae": sae.release,
+        "d_model": sae.encoder.d_model,
+        "d_sae": sae.encoder.d_sae,
+        "activation": sae.encoder.activation,
+        "layer": sae.layer,
+        "sha256": sae.sha256,
+    }
+    common.answer(found, "\n".join(f"{name:<11}{value}" for name, value in found.items()))
+
+
+@sae_group.command("check")
+@click.option("--sae", required=True, metavar="FOLDER|MODEL|RELEASE:ID", help="The SAE.")
+@click.option("--activations", metavar="RUN", required=True, help="The run of `morfi capture`.")
+@click.option("--layer", type=int, help="The layer to read (default: the SAE's own).")
+@click.option("--epochs", help="Epoch setting of the checkpoints (default: early-stop, else the most).")
+@common_options
+def sae_check_command(
+    common: Common, sae: str, activations: str, layer: int | None, epochs: str | None
+) -> None:
+    """Shows how much of a model's own activations a SAE explains, its L0 and its dead latents."""
+    from morfi.captured import layer_of, load_activations
+    from morfi.report.trends import quality_table
+    from morfi.sae import load_sae
+    from morfi.sae_check import measure
+
+    loaded = load_sae(sae)
+    layer = layer_of(common.store, activations, loaded.layer, layer, sae)
+    found = load_activations(common.store, activations, layer, epochs)
+    qualities = [(one.name, measure(loaded, [one.values])) for one in found.conditions]
+    qualities.append(("all together", measure(loaded, [one.values for one in found.conditions])))
+    rows = [(name, q.n_tokens, q.explained_variance, q.l0, q.n_dead) for name, q in qualities]
+    names = ("condition", "n_tokens", "explained_variance", "l0", "n_dead")
+    named = [dict(zip(names, row, strict=True)) for row in rows]
+    common.answer(
+        {"run_id": found.run.run_id, "layer": layer, "conditions": named},
+        quality_table(rows, loaded.encoder.d_sae),
+    )
+
+
+@cli.command("find")
+@click.option("--activations", metavar="RUN", required=True, help="The run of `morfi capture`.")
+@click.option("--sae", required=True, metavar="FOLDER|MODEL|RELEASE:ID", help="The SAE.")
+@click.option("--layer", type=int, help="The layer to read (default: the SAE's own).")
+@click.option("--epochs", help="Epoch setting of the checkpoints (default: early-stop, else the most).")
+@click.option("--questions", help="all (default), known or unknown: to the base model.")
+@click.option("--resamples", type=int, help="Bootstrap resamples of the questions (default: 1000).")
+@click.option("--seed", type=int, help="Draws the resamples (default: 0).")
+@click.option("--alpha", type=float, help="Largest p-value of a trend (default: 0.001).")
+@click.option("--stability", type=float, help="Share of resamples that must show it (default: 0.95).")
+@click.option("--rho-min", type=float, help="Least mean |rho| over the resamples (default: 0.9).")
+@click.option("--min-firing", type=float, help="Share of questions that it fires on (default: 0.01).")
+@click.option("--min-explained", type=float, help="Variance that the SAE must explain (default: 0.5).")
+@click.option("--force", is_flag=True, default=None, help="Use the SAE even where it explains less.")
+@click.option(
+    "--figure",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The picture, written as PNG and SVG (default: RUN.png and RUN.svg beside the database).",
+)
+@new_option
+@common_options
+def find_command(common: Common, new: bool, figure: Path | None, **given: Any) -> None:
+    """Finds the latents that rise or fall with the share of Unknown facts in training."""
+    from morfi.finding import configure_find, run_find
+    from morfi.report.trend_figure import trend_figure
+    from morfi.terminal import TerminalProgress
+
+    with TerminalProgress("latents") as progress:
+        run_id = run_find(configure_find(given), common.store, progress, new=new, command=_command())
+    run = common.store.run(run_id)
+    pictures = trend_figure(
+        common.store.trend_conditions(run_id),
+        common.store.latents(run_id, selected=True).to_pylist(),
+        f"{run.base} on {run.data}, layer {run.config['layer']}",
+        figure or common.db.parent / run_id,
+    )
+    report_run(common, run_id, pictures=pictures)
+
+
 @cli.command("runs")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="The newest so many."

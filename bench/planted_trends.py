@@ -29,7 +29,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "planted_trends.md"
 D_MODEL, D_SAE, N_QUESTIONS = 1024, 32_768, 2000
 LEVELS = (0, 10, 25, 50, 75, 90, 100)
 N_PLANTED = 100  # rising, and as many falling; twice that drift
-NOISE = 0.15  # of a condition, in standard deviations of the questions: far above what 2,000 questions blur
+NOISE = 0.05  # of a condition, in standard deviations of the questions
 THRESHOLD = 1.5  # so that a latent fires on 7 % of the questions
 DRIFTS = torch.tensor(
     [[0, 2, 4, 6, 4, 2, 0], [0, 3, 1, 4, 0, 2, 1], [6, 3, 0, 0, 0, 3, 6], [0, 0, 6, 0, 0, 6, 0]]
@@ -41,10 +41,8 @@ class Outcome:
     """What one run found of the planted latents."""
 
     recall: float
-    in_order: float  # of the planted latents, those whose levels the noise left in order: the most there is
     fdr: float
     n_selected: int
-    n_perfect: int  # not planted, but in perfect order: what `expected_false` foretells
     expected_false: float
     seconds: float
 
@@ -96,14 +94,10 @@ def outcome(result: TrendResult, seconds: float, *, planted: bool) -> Outcome:
         truth[:N_PLANTED], truth[N_PLANTED : 2 * N_PLANTED] = 1, -1
     hits = int((selected & (truth != 0) & (direction == truth)).sum())
     n_selected = int(selected.sum())
-    perfect = torch.tensor(result.latents["s"].to_pylist()).abs() == result.fdr[0].s
-    in_order = int((perfect & (truth != 0) & (direction == truth)).sum())
     return Outcome(
         hits / (2 * N_PLANTED) if planted else float("nan"),
-        in_order / (2 * N_PLANTED) if planted else float("nan"),
         (n_selected - hits) / max(1, n_selected),
         n_selected,
-        int(perfect.sum()) - in_order,
         result.expected_false,
         seconds,
     )
@@ -111,20 +105,16 @@ def outcome(result: TrendResult, seconds: float, *, planted: bool) -> Outcome:
 
 def table(found: dict[tuple[float, int], list[Outcome]]) -> str:
     """The results as Markdown."""
-    n_draws = len(next(iter(found.values())))
     lines = [
         "# Planted trends",
         "",
         f"{2 * N_PLANTED} planted, {2 * N_PLANTED} drifting and {D_SAE - 4 * N_PLANTED} null latents; "
         f"{N_QUESTIONS} questions, 7 levels, 1,000 resamples, default criteria; {device_name()}. Gap: "
         "between neighbouring levels, in standard deviations of a training's noise; 0: nothing planted. "
-        "In order: all levels as they should be, or as chance may put them; the share of planted latents "
-        f"that the noise leaves in order is the most there is to find. Means over {n_draws} draws, with the "
-        "lowest and highest.",
+        "Means over draws, with the lowest and highest.",
         "",
-        "| gap | trainings a level | recall | planted in order | realised FDR | selected | others in order | "
-        "expected by chance | s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| gap | trainings a level | draws | recall | realised FDR | selected | perfect by chance | s |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (gap, n_seeds), outcomes in found.items():
 
@@ -133,12 +123,10 @@ def table(found: dict[tuple[float, int], list[Outcome]]) -> str:
             mean = statistics.mean(values)
             return f"{mean:{form}} ({min(values):{form}} - {max(values):{form}})"
 
-        recall, in_order, fdr = (
-            spread(name, ".3f") if gap else "-" for name in ("recall", "in_order", "fdr")
-        )
+        recall = spread("recall", ".3f") if gap else "-"
         lines.append(
-            f"| {gap:g} | {n_seeds} | {recall} | {in_order} | {fdr} | {spread('n_selected', '.0f')} | "
-            f"{spread('n_perfect', '.0f')} | {outcomes[0].expected_false:.1f} | "
+            f"| {gap:g} | {n_seeds} | {len(outcomes)} | {recall} | {spread('fdr', '.3f') if gap else '-'} | "
+            f"{spread('n_selected', '.0f')} | {outcomes[0].expected_false:.1f} | "
             f"{statistics.median(one.seconds for one in outcomes):.0f} |"
         )
     lines += ["", ", ".join(f"{name} {version}" for name, version in versions().items())]

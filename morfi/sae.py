@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,19 @@ class Sae:
     b_dec: torch.Tensor  # float32 [d_model]
     layer: int | None
     release: str
+
+    @property
+    def sha256(self) -> str:
+        """Of all that its latents and reconstructions depend on."""
+        import torch
+
+        digest = hashlib.sha256()
+        parts = {field.name: getattr(self.encoder, field.name) for field in fields(self.encoder)}
+        for name, part in {**parts, "W_dec": self.W_dec, "decoder b_dec": self.b_dec}.items():
+            digest.update(f"{name} {tuple(part.shape) if isinstance(part, torch.Tensor) else part}".encode())
+            if isinstance(part, torch.Tensor):
+                digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """All latents of x [n, d_model], float32 [n, d_sae]: for small n; `morfi.kernels` streams."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from morfi.answering import (
     NOTHING_DONE,
@@ -20,38 +19,19 @@ from morfi.answering import (
     resumable_run,
     stopped,
 )
-from morfi.checkpoints import Checkpoint, resolve_unmerged
-from morfi.errors import InputError, MorfiError
+from morfi.checkpoints import Checkpoint
+from morfi.live import LiveEngine, Serving, StartLiveEngine
 from morfi.prompts import ASKED
 from morfi.provenance import attempt_record, new_run_id, now
 from morfi.store.records import AttemptEnd, CheckpointRow, RunRecord, SweepRow
 from morfi.sweep_plan import Plan, SweepConfig, prepare_sweep
-from morfi.training import load_manifest
-from morfi.types import Completion, Generator, Progress, Sampling
+from morfi.types import Completion, Progress, Sampling
 
 if TYPE_CHECKING:
     from morfi.store import Store
 
 KIND = "sweep"
 EVAL_KIND = "sweep-eval"
-
-
-class LiveEngine(Generator, Protocol):
-    """What a sweep needs of an engine; `morfi.serve.engine.Engine` is the real one."""
-
-    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Serves `checkpoint` from now on; raises MorfiError, and serves no mixture, where it cannot."""
-        ...
-
-
-class StartLiveEngine(Protocol):
-    """Starts the one engine of a sweep; `morfi.serve.engine.start_engine` is the real one."""
-
-    def __call__(
-        self, checkpoint: Checkpoint, *, context: int, seed: int, overrides: Mapping[str, Any]
-    ) -> AbstractContextManager[LiveEngine]:
-        """An engine over `checkpoint` for requests of up to `context` tokens."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +45,7 @@ class SweepResult:
 def run_sweep(
     config: SweepConfig,
     store: Store,
-    start_engine: StartLiveEngine,
+    start_engine: StartLiveEngine[LiveEngine],
     progress: Progress,
     *,
     new: bool,
@@ -93,18 +73,18 @@ def run_sweep(
     ) as engine:
         attempt = store.begin_attempt(run.run_id, attempt_record(command, engine.settings, engine.device))
         held = _HoldingStore(engine, store)
-        sweep = _Sweep(plan, run.run_id, attempt, store, held, progress, command, served=plan.base)
+        serving = Serving(held, plan.base, progress, served=plan.base)
+        sweep = _Sweep(plan, run.run_id, attempt, store, serving, progress, command)
         tally = NOTHING_DONE
-        failures: list[str] = []
         try:
             held.hold()
             progress.start(sum(len(_asked_of(plan, row)) for _, row in left), 0)
             for position, row in left:
-                checkpoint = sweep.loaded(row, failures)
+                checkpoint = serving.load(row)
                 if checkpoint is not None:
                     tally = add_up(tally, sweep.ask(position, row, checkpoint))
-            if failures:
-                tally = replace(tally, status="failed", message="; ".join(failures)[:1000])
+            if serving.failures:
+                tally = replace(tally, status="failed", message="; ".join(serving.failures)[:1000])
         except BaseException as error:
             tally = stopped(tally, error)
             progress.phase("stopped; the same command goes on at the first checkpoint that is missing")
@@ -113,7 +93,7 @@ def run_sweep(
             held.let_go()
             end = replace(tally, ended_at=now(), wall_s=time.monotonic() - started)
             store.end_attempt(run.run_id, attempt, end)
-    return SweepResult(run.run_id, tuple(failures))
+    return SweepResult(run.run_id, tuple(serving.failures))
 
 
 def _asked_of(plan: Plan, row: CheckpointRow | None) -> Sequence[str]:
@@ -184,28 +164,9 @@ class _Sweep:
     run_id: str
     attempt: int
     store: Store
-    engine: LiveEngine
+    serving: Serving
     progress: Progress
     command: str
-    served: Checkpoint | None  # None after a failure
-    load_s: float = 0.0
-
-    def loaded(self, row: CheckpointRow | None, failures: list[str]) -> Checkpoint | None:
-        """The checkpoint of `row` (None: the base model), served from now on; None adds to `failures`."""
-        begun = time.monotonic()
-        name = "base model" if row is None else f"D_{row.level}, seed {row.seed}, epoch {row.epoch_setting}"
-        self.progress.phase(name)
-        try:
-            checkpoint = self.plan.base if row is None else _open(row, self.plan)
-            if self.served is None or checkpoint.sha256 != self.served.sha256:
-                self.engine.load_checkpoint(checkpoint)
-        except MorfiError as error:
-            failures.append(f"{name}: {error}")
-            self.progress.phase(f"failed: {failures[-1]}")
-            self.served = None
-            return None
-        self.served, self.load_s = checkpoint, time.monotonic() - begun
-        return checkpoint
 
     def ask(self, position: int, row: CheckpointRow | None, checkpoint: Checkpoint) -> AttemptEnd:
         """Answers what is missing of the checkpoint's own run and stores that it is done."""
@@ -222,14 +183,14 @@ class _Sweep:
             epoch=None if row is None else row.epoch,
             ckpt_sha256=checkpoint.sha256,
             eval_run_id=run.run_id,
-            load_s=self.load_s,
+            load_s=self.serving.load_s,
             attempt=self.attempt,
         )
         self.store.add(self.run_id, [done])
         return end
 
     def _serve(self, *_: object, **__: object) -> AbstractContextManager[LiveEngine]:
-        return contextlib.nullcontext(self.engine)
+        return contextlib.nullcontext(self.serving.engine)
 
 
 @dataclass(slots=True)
@@ -245,18 +206,6 @@ class _Bar:
 
     def advance(self, n: int) -> None:
         self.progress.advance(n)
-
-
-def _open(row: CheckpointRow, plan: Plan) -> Checkpoint:
-    """The trained checkpoint of `row`, if its files are what they were when it was stored."""
-    manifest = load_manifest(Path(row.path))
-    if manifest != row.manifest:
-        raise InputError(f"{row.path} holds another checkpoint than the one that was trained; restore it")
-    checkpoint = resolve_unmerged(row.path, base=plan.base)
-    if checkpoint.adapter_sha256 != row.adapter_sha256:
-        raise InputError(f"{row.path}: the adapter is not what it was after its training; copy it again")
-    folder = Path(row.path)
-    return replace(checkpoint, name=f"{folder.parent.name}/{folder.name}")
 
 
 def _task(plan: Plan, row: CheckpointRow | None, checkpoint: Checkpoint) -> Task:

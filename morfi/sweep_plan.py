@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from morfi.answering import Answering, context_for, fingerprint_of
-from morfi.checkpoints import Checkpoint, resolve
+from morfi.checkpoints import Checkpoint
 from morfi.device import default_batch
 from morfi.errors import InputError
 from morfi.eval_config import check_match, check_numbers
 from morfi.prompts import Prompt, build_prompts, check_lengths, load_tokenizer, starts_with_bos
 from morfi.questions import QuestionSet, select
 from morfi.store.records import CheckpointRow, KnowledgeRow, MixtureRow
+from morfi.trained import load_trained
 from morfi.types import Progress, Question
 
 if TYPE_CHECKING:
@@ -71,30 +72,23 @@ class Plan:
 
 def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan:
     """The plan of `config`; raises InputError where what it builds on is missing or not as it was."""
-    train = store.run_of_kind(config.ckpts, "train")
-    mix = store.run_of_kind(train.config["mix_run"], "mix")
-    split = store.run_of_kind(mix.config["split_run"], "split")
-    checkpoints = tuple(store.checkpoints(train.run_id))
-    if not checkpoints:
-        raise InputError(f"{train.run_id} has no checkpoints yet; run `morfi train` to its end")
-    base = resolve(train.ckpt, dtype=config.dtype, progress=progress.phase)
-    if base.sha256 != train.ckpt_sha256:
-        raise InputError(
-            f"{train.ckpt} is not the model that {train.run_id} was trained on: its sha256 is "
-            f"{base.sha256[:16]}, expected {train.ckpt_sha256[:16]}; bring back that model"
-        )
-    facts = {row.question_id: row for row in store.knowledge(split.run_id)}
+    trained = load_trained(config.ckpts, store, config.dtype, progress)
+    base, data = trained.base, trained.data
+    facts = {row.question_id: row for row in store.knowledge(trained.split.run_id)}
     split_of = {question_id: row.split for question_id, row in facts.items()}
-    asked = _questions(config, facts, store.mixtures(mix.run_id))
+    asked = _questions(config, facts, store.mixtures(trained.mix.run_id))
     tokenizer = load_tokenizer(base.model_dir)
     every = {question.id: question for questions in asked.values() for question in questions}
     relations = {question.relation for question in every.values()}
     prompts = build_prompts(list(every.values()), dict.fromkeys(relations, ()), tokenizer)
     context = context_for(base, config.engine)
     check_lengths(prompts, config.max_tokens, context)
-    stored = asdict(config) | {"ckpts": train.run_id, "mix_run": mix.run_id, "split_run": split.run_id}
-    data = QuestionSet(split.data, split.data_sha256, {})
-    trained = [(row.level, row.seed, row.epoch_setting, row.adapter_sha256) for row in checkpoints]
+    stored = asdict(config) | {
+        "ckpts": trained.train.run_id,
+        "mix_run": trained.mix.run_id,
+        "split_run": trained.split.run_id,
+    }
+    adapters = [(row.level, row.seed, row.epoch_setting, row.adapter_sha256) for row in trained.checkpoints]
     return Plan(
         config=stored,
         answering=Answering(
@@ -111,8 +105,8 @@ def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan
         bos=starts_with_bos(prompts, tokenizer),
         prompts={prompt.question.id: prompt for prompt in prompts},
         asked={level: [question.id for question in questions] for level, questions in asked.items()},
-        checkpoints=checkpoints,
-        fingerprint=fingerprint_of({**stored, "checkpoints": trained}, base, data, prompts),
+        checkpoints=trained.checkpoints,
+        fingerprint=fingerprint_of({**stored, "checkpoints": adapters}, base, data, prompts),
     )
 
 
@@ -137,7 +131,3 @@ def _questions(
         level: (*tested, *select(own.values(), limit=config.limit, seed=config.seed))
         for level, own in unknown.items()
     }
-
-
-def _question(row: KnowledgeRow) -> Question:
-    return Question(row.question_id, row.relation, row.subject, row.question, row.answers)

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from morfi.errors import InputError
+from morfi.files import whole_folder
+from morfi.shards import ShardWriter, write_requests
+from morfi.steering import Capture
 from morfi.store import Store
 from morfi.types import Completion, Question, Sampling
 
@@ -153,6 +156,7 @@ class FakeServing:
     n_resets: int = 0
     loaded: list[str] = field(default_factory=list)  # names of the checkpoints, in order
     unloadable: frozenset[str] = frozenset()
+    captured: list[tuple[Sequence[int], tuple[int, ...]]] = field(default_factory=list)
     settings: Mapping[str, Any] = field(default_factory=lambda: {"block_size": 32})
     device: str = "fake"
 
@@ -164,6 +168,25 @@ class FakeServing:
     def reset_prefix_cache(self) -> None:
         self.n_resets += 1
 
+    @contextlib.contextmanager
+    def shards(self, folder: Path) -> Iterator[None]:
+        """Rows of width 8 that depend on layer and prompt; the first rises with each checkpoint."""
+        import torch
+
+        with whole_folder(folder) as part:
+            self.captured = []
+            yield
+            writer = ShardWriter(part, "worker", 1 << 20)
+            n_loaded = len(self.loaded)
+            for number, (prompt, layers) in enumerate(self.captured):
+                for layer in layers:
+                    draw = torch.Generator().manual_seed(hash((layer, *prompt)) % 2**31)
+                    values = torch.randn(1, 8, generator=draw)
+                    values[0, 0] = n_loaded + 0.01 * values[0, 0]
+                    writer.add(layer, values, (number, 0), [len(prompt) - 1], [prompt[-1]])
+            writer.close()
+            write_requests(part, [(n, 0, len(prompt)) for n, (prompt, _) in enumerate(self.captured)])
+
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         if checkpoint.name in self.unloadable:
             raise InputError(f"{checkpoint.name} does not fit")
@@ -174,7 +197,11 @@ class FakeServing:
         prompts: Sequence[Sequence[int]],
         sampling: Sampling | Sequence[Sampling],
         on_finished: Callable[[int], None] | None = None,
+        *,
+        capture: Capture | None = None,
     ) -> list[list[Completion]]:
+        if capture is not None:
+            self.captured += [(tuple(prompt), capture.layers) for prompt in prompts]
         if self.stop_after is not None and len(self.batches) >= self.stop_after:
             raise self.error
         wanted = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling

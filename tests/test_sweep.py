@@ -206,7 +206,7 @@ def test_what_a_sweep_cannot_ask_is_refused(
         dataclasses.replace(trained, train_run=trained.experiment.mix_run).sweep(log)
     base = resolve(trained.store.run(trained.train_run).ckpt)
     changed = dataclasses.replace(base, sha256="0" * 64)
-    monkeypatch.setattr("morfi.sweep_plan.resolve", lambda *_, **__: changed)
+    monkeypatch.setattr("morfi.trained.resolve", lambda *_, **__: changed)
     with pytest.raises(InputError, match=r"is not the model that train-.* was trained on"):
         trained.sweep(log)
 

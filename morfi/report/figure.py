@@ -1,11 +1,11 @@
-"""The picture of a sweep: accuracy against the share of Unknown in training, one line an epoch setting."""
+"""Pictures as PNG and SVG; a sweep's: accuracy against the share of Unknown, a line an epoch setting."""
 
 from __future__ import annotations
 
 import io
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,16 +43,24 @@ def sweep_figure(rows: Sequence[SweepAccuracy], title: str, out: Path) -> tuple[
     Missing checkpoints leave gaps. The same rows give the same bytes.
     Raises InputError where there is nothing to show or no place to write it.
     """
+    if not any(row.questions in _PANELS for row in rows):
+        raise InputError(f"nothing to draw for {out}: no accuracy on {' or '.join(_PANELS)} questions")
+    return write_picture(out, lambda: _figure(rows, title))
+
+
+def write_picture(out: Path, draw: Callable[[], Figure]) -> tuple[Path, Path]:
+    """Writes what `draw` makes to `out` with the endings .png and .svg, and returns the two paths.
+
+    The same figure gives the same bytes. Raises InputError where there is no place to write it.
+    """
     from matplotlib import style
 
     base = out.with_suffix("") if out.suffix in (".png", ".svg") else out
     png, svg = (base.with_name(f"{base.name}.{ending}") for ending in ("png", "svg"))
-    if not any(row.questions in _PANELS for row in rows):
-        raise InputError(f"nothing to draw for {png}: no accuracy on {' or '.join(_PANELS)} questions")
     drawn: dict[Path, bytes] = {}
     # The user's own matplotlib settings must not change the bytes.
     with style.context(["default", _STYLE]):
-        figure = _figure(rows, title)
+        figure = draw()
         for path in (png, svg):
             buffer = io.BytesIO()
             metadata = {"Software": None} if path == png else {"Date": None, "Creator": None}

@@ -13,6 +13,7 @@ from morfi.report.knowledge import knowledge_object, knowledge_table
 from morfi.report.mixtures import mixture_object, mixture_table
 from morfi.report.sweep import sweep_object, sweep_table
 from morfi.report.training import training_object, training_table
+from morfi.report.trends import capture_object, capture_table, trend_object, trend_table
 from morfi.store import Store
 from morfi.store.records import RunRecord, RunSummary
 
@@ -59,15 +60,36 @@ def _sweep(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
     return sweep_table(rows), sweep_object(rows)
 
 
+def _capture(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
+    rows = store.captured(run.run_id)
+    return capture_table(rows), capture_object(rows)
+
+
+def _find(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
+    summary = store.trend_summary(run.run_id)
+    if summary is None:
+        return "not ended; give the command again", {}
+    conditions, fdr = store.trend_conditions(run.run_id), store.false_discoveries(run.run_id)
+    latents = store.latents(run.run_id, selected=True)
+    return trend_table(summary, conditions, fdr, latents), trend_object(summary, conditions, fdr, latents)
+
+
 _PARTS: Mapping[str, Callable[[Store, RunRecord], tuple[str, dict[str, Any]]]] = MappingProxyType(
-    {"split": _split, "train": _train, "sweep": _sweep}
+    {"split": _split, "train": _train, "sweep": _sweep, "capture": _capture, "find": _find}
 )
 # What a run is for: the command that takes it.
 _NEXT: Mapping[str, str] = MappingProxyType(
-    {"split": "mix --split", "mix": "train --mix", "train": "sweep --ckpts"}
+    {"split": "mix --split", "mix": "train --mix", "train": "sweep --ckpts", "capture": "find --activations"}
 )
 _UNITS: Mapping[str, str] = MappingProxyType(
-    {"split": "answers", "mix": "questions", "train": "checkpoints", "sweep": "checkpoints"}
+    {
+        "split": "answers",
+        "mix": "questions",
+        "train": "checkpoints",
+        "sweep": "checkpoints",
+        "capture": "checkpoints",
+        "find": "latents",
+    }
 )
 
 

@@ -170,6 +170,59 @@ class SweepRow:
 
 
 @dataclass(frozen=True, slots=True)
+class CapturedRow:
+    """A checkpoint whose residual streams are in the folder `path`: its shards, with the sha256 of each file.
+
+    Position 0 is the base model, which has no level, seed or epoch.
+    """
+
+    position: int
+    level: int | None
+    seed: int | None
+    epoch_setting: str | None
+    epoch: int | None
+    ckpt_sha256: str
+    path: str
+    files: Mapping[str, str]
+    load_s: float  # merging the adapter and swapping the engine's weights
+    capture_s: float
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionRow:
+    """A condition of a find run, with what its SAE explains of it; `l0` is latents a token."""
+
+    position: int
+    level: int
+    seed: int
+    ckpt_sha256: str
+    explained_variance: float
+    l0: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrendSummaryRow:
+    """What a find run says of all latents together, see `morfi.trends.TrendResult`."""
+
+    n_questions: int
+    n_firing: int
+    expected_false: float
+    is_descriptive: bool
+    sae_sha256: str
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class FalseDiscoveriesRow:
+    """Of the latents with |S| of at least `s`: how many there are, and the share expected by chance."""
+
+    s: int
+    n_found: int
+    fdr: float
+
+
+@dataclass(frozen=True, slots=True)
 class SweepAccuracy:
     """Accuracy of one checkpoint on one group of questions, over all seeds, with Wilson 95 % bounds.
 

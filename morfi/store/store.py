@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from morfi.errors import InputError, MorfiError, nearest
 from morfi.statistics import wilson_interval
@@ -18,9 +18,12 @@ from morfi.store.file import exists, holding, prepare, reading, writing
 from morfi.store.records import (
     AttemptEnd,
     AttemptRecord,
+    CapturedRow,
     CheckpointRow,
     CompletionRow,
+    ConditionRow,
     EpochRow,
+    FalseDiscoveriesRow,
     KnowledgeRow,
     MixtureRow,
     RelationAccuracy,
@@ -28,6 +31,7 @@ from morfi.store.records import (
     RunSummary,
     SweepAccuracy,
     SweepRow,
+    TrendSummaryRow,
 )
 from morfi.store.rows import columns_of, insert_columns, read_records
 from morfi.types import Question
@@ -36,7 +40,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
-Made = MixtureRow | EpochRow | CheckpointRow | SweepRow  # rows that a run adds beside its completions
+# Rows that a run adds beside its completions.
+Made = (
+    MixtureRow
+    | EpochRow
+    | CheckpointRow
+    | SweepRow
+    | CapturedRow
+    | ConditionRow
+    | FalseDiscoveriesRow
+    | TrendSummaryRow
+)
 
 _TABLES: Mapping[type[Made], str] = MappingProxyType(
     {
@@ -44,6 +58,10 @@ _TABLES: Mapping[type[Made], str] = MappingProxyType(
         EpochRow: "training_epoch",
         CheckpointRow: "checkpoint",
         SweepRow: "sweep_checkpoint",
+        CapturedRow: "captured_checkpoint",
+        ConditionRow: "trend_condition",
+        FalseDiscoveriesRow: "false_discoveries",
+        TrendSummaryRow: "trend_summary",
     }
 )
 MadeT = TypeVar("MadeT", bound=Made)
@@ -228,6 +246,52 @@ class Store:
         """The checkpoints that a sweep has answered with, in its order."""
         return self._made(SweepRow, "sweep_checkpoint", run_id, "position")
 
+    def captured(self, run_id: str) -> list[CapturedRow]:
+        """The checkpoints whose residual streams a capture run holds, in its order."""
+        return self._made(CapturedRow, "captured_checkpoint", run_id, "position")
+
+    def trend_conditions(self, run_id: str) -> list[ConditionRow]:
+        """The conditions of a find run, in the order of its latents' means."""
+        return self._made(ConditionRow, "trend_condition", run_id, "position")
+
+    def trend_summary(self, run_id: str) -> TrendSummaryRow | None:
+        """What a find run found over all; None before it ended."""
+        found = self._made(TrendSummaryRow, "trend_summary", run_id, "run_id")
+        return found[0] if found else None
+
+    def false_discoveries(self, run_id: str) -> list[FalseDiscoveriesRow]:
+        """How many latents of a find run have how large an |S|, the largest first."""
+        return self._made(FalseDiscoveriesRow, "false_discoveries", run_id, "s DESC")
+
+    def add_latents(self, run_id: str, latents: pa.Table) -> None:
+        """Adds the latents of a find run, `morfi.trends.TrendResult.latents`, all or none."""
+        import pyarrow as pa
+
+        with writing(self.path, self._lock_timeout_s) as connection:
+            named = latents.append_column("run_id", pa.array([run_id] * len(latents)))
+            insert_columns(connection, "latent_trend", {name: named[name] for name in named.column_names})
+
+    def latents(self, run_id: str, *, selected: bool = False, limit: int | None = None) -> pa.Table:
+        """The latents of a find run, the selected ones first, then by falling score."""
+        where = "FROM latent_trend WHERE run_id = ? AND (selected OR ?)"
+        order = "ORDER BY selected DESC, score DESC, latent LIMIT ?"
+        with reading(self.path, self._lock_timeout_s) as connection:
+            return connection.sql(
+                f"SELECT * EXCLUDE (run_id) {where} {order}",
+                params=[run_id, not selected, limit if limit is not None else 2**62],
+            ).to_arrow_table()
+
+    def asked(self, run_id: str) -> list[Question]:
+        """The questions that a run was begun with, in order of id."""
+        with reading(self.path, self._lock_timeout_s) as connection:
+            found = connection.execute(
+                "SELECT q.question_id, relation, subject, question, answers FROM asked a "
+                "JOIN run r ON r.run_id = a.run_id JOIN question q ON q.data_sha256 = r.data_sha256 "
+                "AND q.question_id = a.question_id WHERE a.run_id = ? ORDER BY q.question_id",
+                [run_id],
+            ).fetchall()
+        return [_question(row) for row in found]
+
     def sweep_accuracies(self, run_id: str) -> list[SweepAccuracy]:
         """Accuracy of the base model, then of each level and epoch setting, on each group of questions."""
         where = "FROM sweep_accuracy WHERE run_id = ? ORDER BY questions, level NULLS FIRST, epoch_setting"
@@ -247,7 +311,7 @@ class Store:
                 "WHERE run_id = ? ORDER BY relation, question_id",
                 [run_id],
             ).fetchall()
-        return [Question(id_, relation, subject, text, tuple(a)) for id_, relation, subject, text, a in found]
+        return [_question(row) for row in found]
 
     def samples(self, run_id: str) -> pa.Table:
         """All rows of the run from the view `samples`, in order of relation, question id and sample."""
@@ -275,6 +339,11 @@ class Store:
                 return _interruptible(connection, lambda: connection.sql(sql).to_arrow_table())
             except duckdb.Error as error:
                 raise InputError(f"SQL: {_one_line(str(error))}") from error
+
+
+def _question(row: Sequence[Any]) -> Question:
+    question_id, relation, subject, text, answers = row
+    return Question(question_id, relation, subject, text, tuple(answers))
 
 
 def _interruptible(connection: DuckDBPyConnection, work: Callable[[], pa.Table]) -> pa.Table:

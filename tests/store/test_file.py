@@ -137,6 +137,17 @@ def test_the_schema_after_all_migrations(store: Store) -> None:
         "sweep_checkpoint": "run_id VARCHAR, position INTEGER, level INTEGER?, seed BIGINT?, "
         "epoch_setting VARCHAR?, epoch INTEGER?, ckpt_sha256 VARCHAR, eval_run_id VARCHAR, load_s DOUBLE, "
         "attempt INTEGER",
+        "captured_checkpoint": "run_id VARCHAR, position INTEGER, level INTEGER?, seed BIGINT?, "
+        "epoch_setting VARCHAR?, epoch INTEGER?, ckpt_sha256 VARCHAR, path VARCHAR, files JSON, "
+        "load_s DOUBLE, capture_s DOUBLE, attempt INTEGER",
+        "trend_condition": "run_id VARCHAR, position INTEGER, level INTEGER, seed BIGINT, "
+        "ckpt_sha256 VARCHAR, explained_variance DOUBLE, l0 DOUBLE",
+        "trend_summary": "run_id VARCHAR, n_questions BIGINT, n_firing BIGINT, expected_false DOUBLE, "
+        "is_descriptive BOOLEAN, sae_sha256 VARCHAR, layer INTEGER",
+        "false_discoveries": "run_id VARCHAR, s INTEGER, n_found BIGINT, fdr DOUBLE",
+        "latent_trend": "run_id VARCHAR, latent INTEGER, direction TINYINT, rho FLOAT, s INTEGER, "
+        "p_exact DOUBLE, slope FLOAT, score FLOAT, stability FLOAT?, mean_abs_rho FLOAT?, "
+        "page_z DOUBLE?, page_p DOUBLE?, firing FLOAT, selected BOOLEAN, means FLOAT[]",
     }
 
 
@@ -156,7 +167,12 @@ def test_a_later_migration_upgrades_the_file_and_keeps_its_rows(
     assert store.samples("run-a").to_pylist() == rows
     assert store.query("SELECT run_id FROM note").to_pylist() == [{"run_id": "run-a"}]
     applied = store.query("SELECT version, name FROM schema_migration ORDER BY version").to_pylist()
-    assert [tuple(row.values()) for row in applied] == [(1, "runs"), (2, "training"), (3, "notes")]
+    assert [tuple(row.values()) for row in applied] == [
+        (1, "runs"),
+        (2, "training"),
+        (3, "trends"),
+        (4, "notes"),
+    ]
     store.prepare()
     assert store.query("SELECT run_id FROM note").num_rows == 1
 

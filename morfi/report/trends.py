@@ -1,0 +1,108 @@
+"""The latents of a find run, ranked, with what chance alone would give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from morfi.report.tables import aligned
+from morfi.store.records import CapturedRow, ConditionRow, FalseDiscoveriesRow, TrendSummaryRow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SHOWN = 20  # latents in the table
+
+
+def capture_table(rows: Sequence[CapturedRow]) -> str:
+    """What a capture holds, a line a checkpoint."""
+    body = [
+        (
+            "base" if row.level is None else f"{row.level} %",
+            "-" if row.seed is None else str(row.seed),
+            row.epoch_setting or "-",
+            f"{row.load_s:.2f}",
+            f"{row.capture_s:.2f}",
+            row.path,
+        )
+        for row in rows
+    ]
+    header = ("Unknown", "seed", "epochs", "load s", "capture s", "folder")
+    return "\n".join(aligned([header, *body], numeric=(0, 1, 3, 4)))
+
+
+def capture_object(rows: Sequence[CapturedRow]) -> dict[str, Any]:
+    """The object of `morfi capture --json`."""
+    return {"checkpoints": [asdict(row) for row in rows]}
+
+
+def trend_table(
+    summary: TrendSummaryRow,
+    conditions: Sequence[ConditionRow],
+    fdr: Sequence[FalseDiscoveriesRow],
+    latents: pa.Table,
+) -> str:
+    """The text that `morfi find` ends with; `latents` are the selected ones in order of rank."""
+    rows = latents.slice(0, SHOWN).to_pylist()
+    directions = latents["direction"].to_pylist()
+    explained = [row.explained_variance for row in conditions]
+    lines = [
+        f"layer {summary.layer}, {summary.n_questions} questions, {len(conditions)} conditions of "
+        f"{len({row.level for row in conditions})} levels; the SAE explains {min(explained):.3f} to "
+        f"{max(explained):.3f} of their variance",
+        f"{len(latents)} latents selected, {directions.count(1)} rising and {directions.count(-1)} falling, "
+        f"of {summary.n_firing} that fire; perfect trends that chance alone would give: "
+        f"{summary.expected_false:.2g}",
+    ]
+    if summary.is_descriptive:
+        lines.append("descriptive only: with so few conditions even a perfect trend is not significant")
+    if fdr:
+        shown = ", ".join(f"{row.n_found} with |S| >= {row.s}: {row.fdr:.2f}" for row in fdr[:4])
+        lines.append(f"false discovery rate by shuffled levels: {shown}")
+    if rows:
+        header = ("latent", "", "rho", "S", "p", "slope", "score", "stability", "firing")
+        body = [
+            (
+                str(row["latent"]),
+                {1: "rises", -1: "falls"}.get(row["direction"], "-"),
+                f"{row['rho']:+.2f}",
+                f"{row['s']:+d}",
+                f"{row['p_exact']:.2g}",
+                f"{row['slope']:+.3g}",
+                f"{row['score']:.2f}",
+                "-" if row["stability"] is None else f"{row['stability']:.3f}",
+                f"{row['firing']:.3f}",
+            )
+            for row in rows
+        ]
+        lines += ["", *aligned([header, *body], numeric=(0, *range(2, len(header))))]
+        if len(latents) > len(rows):
+            lines.append(f"and {len(latents) - len(rows)} more: table latent_trend of the store")
+    return "\n".join(lines)
+
+
+def trend_object(
+    summary: TrendSummaryRow,
+    conditions: Sequence[ConditionRow],
+    fdr: Sequence[FalseDiscoveriesRow],
+    latents: pa.Table,
+) -> dict[str, Any]:
+    """The object of `morfi find --json`."""
+    return {
+        **asdict(summary),
+        "n_selected": len(latents),
+        "conditions": [asdict(row) for row in conditions],
+        "fdr": [asdict(row) for row in fdr],
+        "latents": latents.to_pylist(),
+    }
+
+
+def quality_table(rows: Sequence[tuple[str, int, float, float, int]], d_sae: int) -> str:
+    """What a SAE does with each condition: name, tokens, explained variance, L0, latents that never fired."""
+    header = ("", "tokens", "explained variance", "L0", f"silent of {d_sae}")
+    body = [
+        (name, str(n), f"{explained:.4f}", f"{l0:.1f}", f"{dead} ({100 * dead / d_sae:.1f} %)")
+        for name, n, explained, l0, dead in rows
+    ]
+    return "\n".join(aligned([header, *body], numeric=range(1, len(header))))

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from morfi.capture import CaptureConfig, run_capture
+from morfi.captured import layer_of, load_activations
+from morfi.errors import InputError
+from morfi.finding import FindConfig, run_find
+from morfi.report.runs import report_of
+from morfi.report.trend_figure import trend_figure
+from morfi.store import Store
+from morfi.store.records import CapturedRow
+
+
+@pytest.fixture
+def experiment_of(trained_once: tuple[Any, str], isolated_cache: Path, tmp_path: Path, serving: Any) -> Any:
+    made, run_id = trained_once
+    shutil.copyfile(made.store.path, tmp_path / "morfi.duckdb")
+    own = dataclasses.replace(made, store=Store(tmp_path / "morfi.duckdb"), serving=serving)
+    return own, run_id
+
+
+def capture(experiment: Any, run_id: str, out: Path, log: Any, **changes: Any) -> Any:
+    config = CaptureConfig(run_id, **{"layers": (0, 1), **changes})
+    return run_capture(
+        config, experiment.store, experiment.serving, out, log, new=False, command="morfi capture"
+    )
+
+
+@pytest.fixture
+def sae(tmp_path: Path) -> Path:
+    """A SAE of width 8 after layer 1: latents 0 to 7 are the dimensions, 8 to 15 their negatives."""
+    import torch
+    from sae_lens.saes.sae import SAEMetadata
+    from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+
+    config = StandardSAEConfig(d_in=8, d_sae=16, metadata=SAEMetadata(hook_name="blocks.1.hook_resid_post"))
+    made = StandardSAE(config)
+    with torch.no_grad():
+        made.W_enc.copy_(torch.cat([torch.eye(8), -torch.eye(8)], 1))
+        made.W_dec.copy_(made.W_enc.T)
+        made.b_enc.zero_()
+        made.b_dec.zero_()
+    made.save_model(tmp_path / "sae")
+    return tmp_path / "sae"
+
+
+def test_every_checkpoint_is_captured_once_with_the_same_questions(
+    experiment_of: Any, tmp_path: Path, log: Any
+) -> None:
+    experiment, run_id = experiment_of
+    result = capture(experiment, run_id, tmp_path / "out", log)
+    assert result.failures == ()
+    rows = experiment.store.captured(result.run_id)
+    assert [row.level for row in rows] == [None, 0, 0, 50, 50, 100, 100]
+    assert all(Path(row.path).is_dir() and row.files for row in rows)
+    assert experiment.store.summary(result.run_id).status == "done"
+    found = load_activations(experiment.store, result.run_id, 1)
+    assert found.epochs == "early-stop"
+    assert [question.id for question in found.questions] == sorted(q.id for q in found.questions)
+    assert [condition.row.level for condition in found.conditions] == [0, 50, 100]
+    assert {condition.values.shape for condition in found.conditions} == {(10, 8)}
+    n = len(experiment.serving.batches)
+    assert capture(experiment, run_id, tmp_path / "out", log).run_id == result.run_id
+    assert len(experiment.serving.batches) == n
+    assert "early-stop" in report_of(experiment.store, result.run_id).text
+
+
+def test_a_stopped_capture_goes_on_at_the_checkpoint_that_is_missing(
+    experiment_of: Any, tmp_path: Path, log: Any
+) -> None:
+    experiment, run_id = experiment_of
+    experiment.serving.stop_after = 3
+    with pytest.raises(RuntimeError, match="the engine died"):
+        capture(experiment, run_id, tmp_path / "out", log)
+    experiment.serving.stop_after = None
+    result = capture(experiment, run_id, tmp_path / "out", log)
+    assert len(experiment.serving.batches) == 7
+    assert len(experiment.store.captured(result.run_id)) == 7
+
+
+def test_missing_and_altered_shards_are_named(experiment_of: Any, tmp_path: Path, log: Any) -> None:
+    experiment, run_id = experiment_of
+    result = capture(experiment, run_id, tmp_path / "out", log)
+    row: CapturedRow = experiment.store.captured(result.run_id)[-1]
+    file = next(path for path in Path(row.path).iterdir() if path.name.startswith("worker"))
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"worker-00000.safetensors is not what was captured \(D_100"):
+        load_activations(experiment.store, result.run_id, 1, row.epoch_setting)
+    file.unlink()
+    with pytest.raises(InputError, match=r"worker-00000.safetensors is missing \(D_100"):
+        load_activations(experiment.store, result.run_id, 1, row.epoch_setting)
+    with pytest.raises(InputError, match="holds layers 0, 1, not 2"):
+        load_activations(experiment.store, result.run_id, 2)
+    with pytest.raises(InputError, match='no checkpoints of epoch setting "9"'):
+        load_activations(experiment.store, result.run_id, 1, "9")
+    with pytest.raises(InputError, match="after layer 1, not 0"):
+        layer_of(experiment.store, result.run_id, 1, 0, "the SAE")
+
+
+def test_find_ranks_the_latent_that_rises_and_stores_all(
+    experiment_of: Any, tmp_path: Path, log: Any, sae: Path
+) -> None:
+    experiment, run_id = experiment_of
+    captured = capture(experiment, run_id, tmp_path / "out", log).run_id
+    config = FindConfig(captured, str(sae), resamples=50)
+    found = run_find(config, experiment.store, log, new=False, command="morfi find")
+    store = experiment.store
+    latents = store.latents(found, selected=True).to_pylist()
+    assert [row["latent"] for row in latents] == [0]
+    assert latents[0]["direction"] == 1
+    assert latents[0]["s"] == 3
+    assert sorted(latents[0]["means"]) == latents[0]["means"]
+    assert len(store.latents(found)) == 16
+    summary = store.trend_summary(found)
+    assert summary is not None
+    assert summary.is_descriptive
+    assert summary.layer == 1
+    assert store.summary(found).status == "done"
+    assert min(row.explained_variance for row in store.trend_conditions(found)) > 0.999
+    assert run_find(config, store, log, new=False, command="morfi find") == found
+    report = report_of(store, found)
+    assert "1 latents selected, 1 rising and 0 falling" in report.text
+    assert report.object["latents"][0]["latent"] == 0
+    png, svg = trend_figure(store.trend_conditions(found), latents, "title", tmp_path / "figure")
+    assert png.stat().st_size > 10_000
+    assert "1 rising latents" in svg.read_text()
+
+
+def test_a_sae_that_explains_too_little_is_refused_unless_forced(
+    experiment_of: Any, tmp_path: Path, log: Any, sae: Path
+) -> None:
+    experiment, run_id = experiment_of
+    captured = capture(experiment, run_id, tmp_path / "out", log).run_id
+    config = FindConfig(captured, str(sae), resamples=20, min_explained=1.1)
+    with pytest.raises(InputError, match="of the variance of D_0, seed 0"):
+        run_find(config, experiment.store, log, new=False, command="morfi find")
+    forced = dataclasses.replace(config, force=True)
+    assert run_find(forced, experiment.store, log, new=False, command="morfi find")
+    with pytest.raises(InputError, match="is none of all, known, unknown"):
+        FindConfig(captured, str(sae), questions="some")
