@@ -1,12 +1,12 @@
 """Seconds and memory of `find_trends`, beside the straightforward way and beside the bare matrix product.
 
-Claims: at least 50 times as fast as the straightforward way (SAELens encodes and the [n_questions, d_sae]
+Claims: at least 50 times as fast as the straightforward way (SAELens encodes, the [n_questions, d_sae]
 activations are kept, NumPy resamples, SciPy's kendalltau and spearmanr for every latent and resample), at
 most twice the time of x @ W_enc alone for all conditions, and memory that grows with neither the questions
-nor the conditions. Both sides get the same inputs: a random SAELens SAE whose latents fire on about 1 % of
+nor the conditions. All sides get the same inputs: a random SAELens SAE whose latents fire on about 1 % of
 the questions, and conditions that drift along one direction beside a noise of their own. SciPy's time is
-extrapolated from a sample of series. Times of `find_trends` and of the bare product are taken in turns in
-one process; memory in a process for each size, above what the inputs take. Writes bench/results/trends.md.
+extrapolated from a sample of series. `find_trends` and the bare product take turns in one process; memory
+is the most that a process of its own takes above its inputs. Writes bench/results/trends.md.
 """
 
 from __future__ import annotations
@@ -222,9 +222,9 @@ def report(
         "",
         f"d_model {D_MODEL}, d_sae {D_SAE}, {100 * ours['zeros']:.1f} % zeros, 2,000 questions, 7 levels, "
         f"{N_RESAMPLES} resamples, float32; {device_name()}, {torch.get_num_threads()} threads. Medians of "
-        f"{len(ours['seconds']['ours'])} rounds in turn, with the lowest and highest. {n_candidates} latents have "  # noqa: E501
-        f"a trend in the full sample that may be selected, and only those are resampled; {ours['n_selected']} are "  # noqa: E501
-        "selected.",
+        f"{len(ours['seconds']['ours'])} rounds in turn, with the lowest and highest. {n_candidates} latents "
+        "have a trend in the full sample that may be selected, and only those are resampled; "
+        f"{ours['n_selected']} are selected.",
         "",
         "| | s | times the bare product | times find_trends |",
         "|---|---|---|---|",
@@ -235,8 +235,8 @@ def report(
         "Straightforward: SAELens encodes and all activations are kept "
         f"({slow['seconds']['encode']:.1f} s), NumPy resamples by a matrix product with the counts "
         f"({slow['seconds']['resample']:.1f} s), SciPy's kendalltau and spearmanr take "
-        f"{1e6 * a_series:.0f} us a series: extrapolated from {N_SAMPLED} series of latents that fire. rho of "  # noqa: E501
-        "those latents is the same both ways.",
+        f"{1e6 * a_series:.0f} us a series: extrapolated from {N_SAMPLED} series of latents that fire. "
+        "rho of those latents is the same both ways.",
         "",
         "| memory above the inputs | questions | conditions | MiB |",
         "|---|---|---|---|",
@@ -245,7 +245,7 @@ def report(
         f"| straightforward | 2000 | 7 | {slow['mib']:.0f} |",
         "",
         "Of what find_trends takes, the counts of the resamples are "
-        + " and ".join(f"{n * (1 + N_RESAMPLES) * 4 / 2**20:.0f} MiB at {n}" for n in (2000, 8000))
+        + " and ".join(f"{n * (1 + N_RESAMPLES) / 2**20:.0f} MiB at {n}" for n in (2000, 8000))
         + " questions.",
         "",
         ", ".join(f"{name} {version}" for name, version in versions().items())

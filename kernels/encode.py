@@ -172,8 +172,9 @@ def _places(flat: torch.Tensor) -> torch.Tensor:
     if flat.device.type != "cpu" or len(flat) % 8:
         return flat.nonzero()[:, 0]
     # Nearly all are false, so whole words of eight are looked at first: 3 times as fast.
-    words = flat.view(torch.int64).nonzero()[:, 0]
-    inside = flat.view(-1, 8)[words].view(-1).nonzero()[:, 0]
+    eights = flat.view(torch.int64)
+    words = eights.nonzero()[:, 0]
+    inside = eights[words].view(torch.bool).nonzero()[:, 0]
     return words[inside >> 3] * 8 + (inside & 7)
 
 
