@@ -32,8 +32,8 @@ import torch
 
 from morfi.checkpoints import resolve
 from morfi.device import device_name
+from morfi.directions import Direction
 from morfi.provenance import versions
-from morfi.serve.directions import Direction
 from morfi.serve.engine import Engine, start_engine
 from morfi.steering import Capture, Steering, to_json
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints.presets import PRESETS
+from morfi.directions import SaeLatents
 from morfi.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -74,6 +75,34 @@ class Sae:
         from morfi.kernels.encode import unscale
 
         return unscale(latents @ self.W_dec + self.b_dec, x, self.encoder)
+
+    def directions(self) -> SaeLatents:
+        """Its latents as directions to steer along, each computed from the residual stream alone.
+
+        Raises InputError for a SAE whose latents depend on each other (TopK), or on an input that is
+        centred (layer_norm): they have no such form.
+        """
+        encoder = self.encoder
+        if encoder.activation == "topk" or encoder.normalization == "layer_norm":
+            what = "TopK activation" if encoder.activation == "topk" else "layer_norm"
+            raise InputError(
+                f"{self.release}: the latents of a SAE with {what} cannot be computed one by one, so they "
+                "cannot be clamped or ablated; use a SAE saved as JumpReLU"
+            )
+        W_enc, bias = encoder.W_enc.float(), encoder.b_enc.float()
+        threshold = bias.new_zeros(len(bias))
+        if encoder.threshold is not None:
+            threshold = encoder.threshold.float().clamp_min(0)
+        shift = 0.0 if encoder.b_dec is None else encoder.b_dec.float() @ W_enc
+        if encoder.activation == "gated":
+            assert encoder.r_mag is not None
+            assert encoder.b_mag is not None
+            # The gate opens at p > -b_gate, where the magnitude is p e^r + b_mag.
+            scale = encoder.r_mag.float().exp()
+            threshold = (encoder.b_mag.float() - bias * scale).clamp_min(0)
+            W_enc, bias, shift = W_enc * scale, encoder.b_mag.float(), shift * scale
+        rescaled = encoder.normalization == "constant_norm_rescale"
+        return SaeLatents(self.W_dec, W_enc.T.contiguous(), bias - shift, threshold, rescaled)
 
 
 def load_sae(source: str) -> Sae:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from morfi.directions import Direction, SaeLatents, from_numbers, pack
 from morfi.errors import InputError
-from morfi.serve.directions import Direction, Registry, SaeLatents, from_numbers, pack
+from morfi.serve.directions import Registry
 from morfi.steering import Capture, Steering, from_json, salt
 
 # Decoder layers that return hidden states and residual, the residual stream being their sum; all are tested.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
     from morfi.checkpoints import Checkpoint
-    from morfi.serve.directions import Direction, SaeLatents
+    from morfi.directions import Direction, SaeLatents
 
 _LOAD_AGAIN = "it answers nothing until a checkpoint is loaded whole"
 

@@ -119,3 +119,32 @@ def test_saelens_pretrained_releases_of_the_three_models_exist() -> None:
     assert "l15r_8x" in known["llama_scope_lxr_8x"].saes_map
     assert "layer_20/width_16k/canonical" in known["gemma-scope-9b-pt-res-canonical"].saes_map
     assert "blocks.16.hook_resid_pre" in known["mistral-7b-res-wg"].saes_map
+
+
+@pytest.mark.parametrize(
+    ("kind", "normalization", "apply_b_dec"),
+    list(
+        itertools.product(["standard", "jumprelu", "gated"], ["none", "constant_norm_rescale"], [True, False])
+    ),
+)
+def test_the_directions_of_a_sae_compute_its_latents(
+    kind: str, normalization: str, apply_b_dec: bool
+) -> None:
+    sae = from_sae_lens(
+        make_sae(kind, normalize_activations=normalization, apply_b_dec_to_input=apply_b_dec), "made"
+    )
+    x = torch.randn(64, D_MODEL) * 3
+    found = sae.directions()
+    scaled = x * (D_MODEL**0.5 / x.norm(dim=1, keepdim=True)) if found.norm_rescaled else x
+    p = scaled @ found.encoders.T + found.biases
+    expected = sae.encode(x)
+    assert 0 < int((expected > 0).sum()) < expected.numel()
+    torch.testing.assert_close(torch.where(p > found.thresholds, p, 0.0), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.vectors, sae.W_dec)
+
+
+@pytest.mark.parametrize(("kind", "normalization"), [("topk", "none"), ("standard", "layer_norm")])
+def test_latents_that_cannot_be_computed_one_by_one_are_no_directions(kind: str, normalization: str) -> None:
+    sae = from_sae_lens(make_sae(kind, normalize_activations=normalization), "made")
+    with pytest.raises(InputError, match="one by one"):
+        sae.directions()

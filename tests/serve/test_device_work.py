@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
+from morfi.directions import Direction, pack
 from morfi.kernels.residual import residual_reference
 from morfi.serve.device_work import DeviceWork
-from morfi.serve.directions import Direction, pack
 from morfi.serve.residual import ResidualState
 from morfi.steering import Capture, Steering, to_json
 

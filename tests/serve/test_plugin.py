@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from morfi.directions import Direction, pack
 from morfi.errors import InputError, MorfiError
 from morfi.serve import plugin
-from morfi.serve.directions import Direction, pack
 from morfi.serve.engine import Engine
 from morfi.serve.reports import applied, captured
 from morfi.serve.residual import ResidualState
@@ -122,7 +122,7 @@ def test_what_cannot_be_steered_is_refused_by_name(
 CHILD = """
 import json, sys, torch
 from pathlib import Path
-from morfi.serve.directions import Direction
+from morfi.directions import Direction
 from morfi.serve.engine import Engine
 from morfi.steering import Capture, Steering
 from morfi.types import Sampling

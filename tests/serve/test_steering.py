@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from morfi.checkpoints import resolve, resolve_unmerged
+from morfi.directions import Direction, SaeLatents
 from morfi.errors import InputError, MorfiError
-from morfi.serve.directions import Direction, SaeLatents
 from morfi.serve.engine import Engine
 from morfi.serve.residual import ResidualState
 from morfi.shards import read_shards

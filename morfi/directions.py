@@ -1,0 +1,193 @@
+"""Directions of the residual stream to steer along, one or a SAE's, named by the sha256 of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from morfi.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Direction:
+    """A direction of the residual stream: float32 `vector` [d_model], and how its latent is computed, if any.
+
+    With an `encoder` [d_model] the direction is a SAE's latent: f(x) = p if p > `threshold` else 0, where
+    p = x . encoder + `bias`, all in the units of the residual stream, and `vector` is the decoder row in the
+    same units. "add" then goes along the unit vector. With `norm_rescaled` the SAE scales every x to the norm
+    sqrt(d_model) first, and f and its contribution are meant in those units.
+    """
+
+    vector: torch.Tensor
+    encoder: torch.Tensor | None = None
+    bias: float = 0.0
+    threshold: float = 0.0
+    norm_rescaled: bool = False
+
+    def __post_init__(self) -> None:
+        import torch
+
+        for name, tensor in (("vector", self.vector), ("encoder", self.encoder)):
+            if tensor is None:
+                continue
+            if tensor.ndim != 1 or tensor.shape != self.vector.shape or not len(tensor):
+                raise InputError(
+                    f"a direction's {name} has the shape {tuple(tensor.shape)}, expected [d_model]"
+                )
+            if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"a direction's {name} is not made of finite float32 numbers")
+        if not bool(self.vector.any()):
+            raise InputError("a direction of length 0 leads nowhere")
+        if not (math.isfinite(self.bias) and math.isfinite(self.threshold)) or self.threshold < 0:
+            raise InputError(
+                f"a latent's bias and threshold are finite, the threshold not negative; got {self.bias}, "
+                f"{self.threshold}"
+            )
+
+    @property
+    def sha256(self) -> str:
+        """The sha256 of its content: the name that requests use."""
+        return hashlib.sha256(pack(self)).hexdigest()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SaeLatents:
+    """The latents of a SAE as directions, a row each: float32 `vectors` and `encoders` [d_sae, d_model],
+    `biases` and `thresholds` [d_sae]; f and units as for a `Direction`.
+
+    Whatever scaling the SAE needs, other than `norm_rescaled`, is folded in. A latent whose activity depends
+    on the other latents' (TopK) has no such form.
+    """
+
+    vectors: torch.Tensor
+    encoders: torch.Tensor
+    biases: torch.Tensor
+    thresholds: torch.Tensor
+    norm_rescaled: bool = False
+
+    def __post_init__(self) -> None:
+        import torch
+
+        shape = self.vectors.shape
+        expected = {"vectors": shape, "encoders": shape, "biases": shape[:1], "thresholds": shape[:1]}
+        for name, wanted in expected.items():
+            tensor = getattr(self, name)
+            if len(shape) != 2 or not all(shape) or tensor.shape != wanted:
+                raise InputError(
+                    f"a SAE's {name} have the shape {tuple(tensor.shape)}; vectors and encoders are "
+                    "[d_sae, d_model], biases and thresholds [d_sae]"
+                )
+            if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"a SAE's {name} are not made of finite float32 numbers")
+        if bool((self.thresholds < 0).any()):
+            raise InputError("a SAE's thresholds are not negative")
+
+    def direction(self, index: int) -> Direction:
+        """Latent `index`; raises InputError where there is none, or its vector is 0."""
+        if index >= len(self.vectors):
+            raise InputError(f"latent {index}: the SAE has the latents 0 to {len(self.vectors) - 1}")
+        return Direction(
+            self.vectors[index],
+            self.encoders[index],
+            float(self.biases[index]),
+            float(self.thresholds[index]),
+            self.norm_rescaled,
+        )
+
+    @property
+    def sha256(self) -> str:
+        """The sha256 of its content: the name that requests use."""
+        parts = (self.vectors, self.encoders, self.biases, self.thresholds)
+        found = hashlib.sha256(f"sae {tuple(self.vectors.shape)} {self.norm_rescaled} ".encode())
+        for part in parts:
+            found.update(_bytes_of(part))
+        return found.hexdigest()
+
+
+def from_numbers(numbers: Iterable[object]) -> Direction:
+    """A direction to add or project out; raises InputError for anything but finite numbers."""
+    import torch
+
+    values = list(numbers)
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        raise InputError("a direction is a list of numbers")
+    return Direction(torch.tensor(values, dtype=torch.float32))
+
+
+def from_safetensors(data: bytes) -> Direction | SaeLatents:
+    """What a safetensors file holds: a direction, or all latents of a SAE.
+
+    Its tensors are "vector", and for a latent "encoder" (both [d_model]), "bias" and "threshold" (one number
+    each, 0 where absent); or the same with a dimension [d_sae] before. Its metadata may say
+    "norm_rescaled": "true". Raises InputError for anything else.
+    """
+    import safetensors
+    import torch
+    from safetensors.torch import load
+
+    try:
+        tensors = {name: tensor.float() for name, tensor in load(data).items()}
+        (head_size,) = struct.unpack_from("<Q", data)
+        metadata = json.loads(data[8 : 8 + head_size]).get("__metadata__") or {}
+    except (safetensors.SafetensorError, struct.error, ValueError) as error:
+        raise InputError(f"the bytes are no safetensors file: {error}") from error
+    if "vector" not in tensors or not set(tensors) <= {"vector", "encoder", "bias", "threshold"}:
+        raise InputError(
+            'a direction\'s tensors are "vector", "encoder", "bias" and "threshold"; got '
+            + ", ".join(sorted(tensors) or ["none"])
+        )
+    vector, encoder = tensors["vector"], tensors.get("encoder")
+    rescaled = metadata.get("norm_rescaled") == "true"
+    zeros = torch.zeros(vector.shape[:-1])
+    bias, threshold = (tensors.get(name, zeros) for name in ("bias", "threshold"))
+    if vector.ndim > 1:
+        if encoder is None:
+            raise InputError('several directions at once are the latents of a SAE and need "encoder"')
+        return SaeLatents(vector, encoder, bias, threshold, rescaled)
+    if bias.numel() != 1 or threshold.numel() != 1:
+        raise InputError("a latent's bias and threshold are one number each")
+    return Direction(vector, encoder, float(bias), float(threshold), rescaled)
+
+
+_HEAD = struct.Struct("<qdd??")
+
+
+def _bytes_of(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().numpy().astype("<f4").tobytes()
+
+
+def pack(direction: Direction) -> bytes:
+    """The direction as bytes, for another process; equal directions give equal bytes."""
+    encoder = direction.encoder
+    head = _HEAD.pack(
+        len(direction.vector),
+        direction.bias,
+        direction.threshold,
+        direction.norm_rescaled,
+        encoder is not None,
+    )
+    parts = [direction.vector] if encoder is None else [direction.vector, encoder]
+    return head + b"".join(map(_bytes_of, parts))
+
+
+def unpack(data: bytes) -> Direction:
+    """The direction that `pack` made `data` from; raises InputError for other bytes."""
+    import torch
+
+    try:
+        d_model, bias, threshold, norm_rescaled, is_latent = _HEAD.unpack_from(data)
+        n_rows = 1 + is_latent
+        if not d_model > 0 or len(data) != _HEAD.size + 4 * d_model * n_rows:
+            raise InputError("the bytes are no packed direction: their length does not fit")
+    except struct.error as error:
+        raise InputError(f"the bytes are no packed direction: {error}") from error
+    rows = torch.frombuffer(bytearray(data[_HEAD.size :]), dtype=torch.float32).reshape(n_rows, d_model)
+    return Direction(rows[0], rows[1] if is_latent else None, bias, threshold, norm_rescaled)
