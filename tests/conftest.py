@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,3 +307,30 @@ def trained_once(
             given, made.mix_run, made.store, folder / "out", Log(), new=False, command="morfi train"
         )
     return made, run_id
+
+
+@pytest.fixture
+def own_experiment(trained_once: tuple[Any, str], isolated_cache: Path, tmp_path: Path, serving: Any) -> Any:
+    """The trained experiment in a database of its own, with an engine of its own; and its train run."""
+    made, run_id = trained_once
+    shutil.copyfile(made.store.path, tmp_path / "morfi.duckdb")
+    own = replace(made, store=Store(tmp_path / "morfi.duckdb"), serving=serving)
+    return own, run_id
+
+
+@pytest.fixture
+def identity_sae(tmp_path: Path) -> Path:
+    """A SAE of width 8 after layer 1: latents 0 to 7 are the dimensions, 8 to 15 their negatives."""
+    import torch
+    from sae_lens.saes.sae import SAEMetadata
+    from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+
+    config = StandardSAEConfig(d_in=8, d_sae=16, metadata=SAEMetadata(hook_name="blocks.1.hook_resid_post"))
+    made = StandardSAE(config)
+    with torch.no_grad():
+        made.W_enc.copy_(torch.cat([torch.eye(8), -torch.eye(8)], 1))
+        made.W_dec.copy_(made.W_enc.T)
+        made.b_enc.zero_()
+        made.b_dec.zero_()
+    made.save_model(tmp_path / "sae")
+    return tmp_path / "sae"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import dataclasses
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,7 @@ from morfi.errors import InputError
 from morfi.finding import FindConfig, run_find
 from morfi.report.runs import report_of
 from morfi.report.trend_figure import trend_figure
-from morfi.store import Store
 from morfi.store.records import CapturedRow
-
-
-@pytest.fixture
-def experiment_of(trained_once: tuple[Any, str], isolated_cache: Path, tmp_path: Path, serving: Any) -> Any:
-    made, run_id = trained_once
-    shutil.copyfile(made.store.path, tmp_path / "morfi.duckdb")
-    own = dataclasses.replace(made, store=Store(tmp_path / "morfi.duckdb"), serving=serving)
-    return own, run_id
 
 
 def capture(experiment: Any, run_id: str, out: Path, log: Any, **changes: Any) -> Any:
@@ -32,28 +22,10 @@ def capture(experiment: Any, run_id: str, out: Path, log: Any, **changes: Any) -
     )
 
 
-@pytest.fixture
-def sae(tmp_path: Path) -> Path:
-    """A SAE of width 8 after layer 1: latents 0 to 7 are the dimensions, 8 to 15 their negatives."""
-    import torch
-    from sae_lens.saes.sae import SAEMetadata
-    from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
-
-    config = StandardSAEConfig(d_in=8, d_sae=16, metadata=SAEMetadata(hook_name="blocks.1.hook_resid_post"))
-    made = StandardSAE(config)
-    with torch.no_grad():
-        made.W_enc.copy_(torch.cat([torch.eye(8), -torch.eye(8)], 1))
-        made.W_dec.copy_(made.W_enc.T)
-        made.b_enc.zero_()
-        made.b_dec.zero_()
-    made.save_model(tmp_path / "sae")
-    return tmp_path / "sae"
-
-
 def test_every_checkpoint_is_captured_once_with_the_same_questions(
-    experiment_of: Any, tmp_path: Path, log: Any
+    own_experiment: Any, tmp_path: Path, log: Any
 ) -> None:
-    experiment, run_id = experiment_of
+    experiment, run_id = own_experiment
     result = capture(experiment, run_id, tmp_path / "out", log)
     assert result.failures == ()
     rows = experiment.store.captured(result.run_id)
@@ -72,9 +44,9 @@ def test_every_checkpoint_is_captured_once_with_the_same_questions(
 
 
 def test_a_stopped_capture_goes_on_at_the_checkpoint_that_is_missing(
-    experiment_of: Any, tmp_path: Path, log: Any
+    own_experiment: Any, tmp_path: Path, log: Any
 ) -> None:
-    experiment, run_id = experiment_of
+    experiment, run_id = own_experiment
     experiment.serving.stop_after = 3
     with pytest.raises(RuntimeError, match="the engine died"):
         capture(experiment, run_id, tmp_path / "out", log)
@@ -84,8 +56,8 @@ def test_a_stopped_capture_goes_on_at_the_checkpoint_that_is_missing(
     assert len(experiment.store.captured(result.run_id)) == 7
 
 
-def test_missing_and_altered_shards_are_named(experiment_of: Any, tmp_path: Path, log: Any) -> None:
-    experiment, run_id = experiment_of
+def test_missing_and_altered_shards_are_named(own_experiment: Any, tmp_path: Path, log: Any) -> None:
+    experiment, run_id = own_experiment
     result = capture(experiment, run_id, tmp_path / "out", log)
     row: CapturedRow = experiment.store.captured(result.run_id)[-1]
     file = next(path for path in Path(row.path).iterdir() if path.name.startswith("worker"))
@@ -105,11 +77,11 @@ def test_missing_and_altered_shards_are_named(experiment_of: Any, tmp_path: Path
 
 
 def test_find_ranks_the_latent_that_rises_and_stores_all(
-    experiment_of: Any, tmp_path: Path, log: Any, sae: Path
+    own_experiment: Any, tmp_path: Path, log: Any, identity_sae: Path
 ) -> None:
-    experiment, run_id = experiment_of
+    experiment, run_id = own_experiment
     captured = capture(experiment, run_id, tmp_path / "out", log).run_id
-    config = FindConfig(captured, str(sae), resamples=50)
+    config = FindConfig(captured, str(identity_sae), resamples=50)
     found = run_find(config, experiment.store, log, new=False, command="morfi find")
     store = experiment.store
     latents = store.latents(found, selected=True).to_pylist()
@@ -134,14 +106,14 @@ def test_find_ranks_the_latent_that_rises_and_stores_all(
 
 
 def test_a_sae_that_explains_too_little_is_refused_unless_forced(
-    experiment_of: Any, tmp_path: Path, log: Any, sae: Path
+    own_experiment: Any, tmp_path: Path, log: Any, identity_sae: Path
 ) -> None:
-    experiment, run_id = experiment_of
+    experiment, run_id = own_experiment
     captured = capture(experiment, run_id, tmp_path / "out", log).run_id
-    config = FindConfig(captured, str(sae), resamples=20, min_explained=1.1)
+    config = FindConfig(captured, str(identity_sae), resamples=20, min_explained=1.1)
     with pytest.raises(InputError, match="of the variance of D_0, seed 0"):
         run_find(config, experiment.store, log, new=False, command="morfi find")
-    forced = dataclasses.replace(config, force=True)
+    forced = replace(config, force=True)
     assert run_find(forced, experiment.store, log, new=False, command="morfi find")
     with pytest.raises(InputError, match="is none of all, known, unknown"):
-        FindConfig(captured, str(sae), questions="some")
+        FindConfig(captured, str(identity_sae), questions="some")
