@@ -130,7 +130,7 @@ def row_limits(prepared: torch.Tensor, encoder: Encoder, tile: int) -> torch.Ten
     assert encoder.k is not None
     best = torch.full((len(prepared), encoder.k), -torch.inf, device=prepared.device)
     for latents in tiles(encoder, tile):
-        pre = _product(prepared, encoder, latents).T + encoder.b_enc[latents].float()
+        pre = _pre_activations(prepared, encoder, latents)
         best = torch.cat([best, pre], 1).topk(encoder.k, dim=1).values
     return best[:, -1]
 
@@ -138,7 +138,11 @@ def row_limits(prepared: torch.Tensor, encoder: Encoder, tile: int) -> torch.Ten
 def encode_tile(
     prepared: torch.Tensor, encoder: Encoder, latents: slice, limits: torch.Tensor | None = None
 ) -> Nonzeros:
-    """The non-zero activations of some latents; `limits` from `row_limits`."""
+    """The non-zero activations of some latents; `limits` from `row_limits`, on the same device."""
+    if prepared.is_cuda:
+        from morfi.kernels import encode_triton
+
+        return encode_triton.encode_tile(prepared, encoder, latents, limits)
     p = _product(prepared, encoder, latents)  # [T, n]
     b_enc = encoder.b_enc[latents].float()[:, None]
     if encoder.activation == "gated":
@@ -180,6 +184,10 @@ def _places(flat: torch.Tensor) -> torch.Tensor:
 
 def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
     """Weighted sums over questions: float32 [T, R], where `counts` [n, R] are the weights."""
+    if counts.is_cuda:
+        from morfi.kernels import trend_triton
+
+        return trend_triton.resampled_sums(found, counts)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         rows = torch.sparse_csr_tensor(
@@ -192,6 +200,16 @@ def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
     return rows @ counts.float()
 
 
+def _pre_activations(prepared: torch.Tensor, encoder: Encoder, latents: slice) -> torch.Tensor:
+    """float32 [n, T]"""
+    if prepared.is_cuda:
+        from morfi.kernels import encode_triton
+
+        return encode_triton.encode_dense(prepared, encoder, latents)
+    return _product(prepared, encoder, latents).T + encoder.b_enc[latents].float()
+
+
 def _product(prepared: torch.Tensor, encoder: Encoder, latents: slice) -> torch.Tensor:
     """float32 [T, n]: a latent's activations lie side by side, so that its non-zeros come in order."""
-    return (encoder.W_enc[:, latents].T @ prepared.T).float()
+    # Halves are multiplied as float32, for torch would round their products to halves.
+    return encoder.W_enc[:, latents].float().T @ prepared.float().T

@@ -45,6 +45,6 @@ def check_rows(x: Rows, where: str, shape: tuple[int, int]) -> None:
             raise InputError(f"{where} holds NaN or infinity, first in question {question}; capture it again")
 
 
-def chunks(n: int) -> list[slice]:
-    """The questions 0 to n - 1 in slices of `CHUNK`."""
-    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]
+def chunks(n: int, size: int = CHUNK) -> list[slice]:
+    """The questions 0 to n - 1 in slices of `size`."""
+    return [slice(start, start + size) for start in range(0, n, size)]

@@ -10,7 +10,7 @@ from typing import Literal
 import pyarrow as pa
 import torch
 
-from morfi.activations import Rows, check_rows, chunks
+from morfi.activations import CHUNK, Rows, check_rows, chunks
 from morfi.errors import InputError
 from morfi.false_discoveries import FalseDiscoveries, Permutations, benjamini_hochberg
 from morfi.kernels.encode import Encoder, Nonzeros, encode_tile, prepare, row_limits, subtiles, tiles
@@ -18,11 +18,24 @@ from morfi.kernels.null import TrendNull, trend_null
 from morfi.kernels.page import PageSums
 from morfi.kernels.resample import resample_counts
 from morfi.kernels.sums import PartialSums
-from morfi.kernels.trend import PairwiseTrend, Trends
+from morfi.kernels.trend import Trends, pair_signs, reduce_trends
 
-TILE = 8192  # latents at a time
-ENCODED_TILE = 1024  # of those, on a CPU
-RESAMPLED_TILE = 128  # of those that are resampled: what their comparisons need stays in a core's cache
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiling:
+    """How much is done at a time."""
+
+    latents: int
+    encoded: int  # of those, at once
+    resampled: int  # latents
+    questions: int
+
+
+# What is encoded stays in the cache until it is compacted, and what a latent's comparisons need in a core's.
+_ON_CPU = _Tiling(latents=8192, encoded=1024, resampled=128, questions=CHUNK)
+# There each step must be worth its launches.
+_ON_GPU = _Tiling(latents=32768, encoded=32768, resampled=4096, questions=4 * CHUNK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +117,7 @@ def find_trends(
     limits = run.limits()
     permutations = Permutations(null, seed)
     found: list[dict[str, torch.Tensor]] = []
-    for latents in tiles(encoder, TILE):
+    for latents in tiles(encoder, run.tiling.latents):
         found.append(_full_sample(run, latents, limits, [float(level) for level in levels], method == "page"))
         signs = found[-1].pop("signs")
         permutations.add(signs[found[-1]["firing"] >= criteria.min_firing])
@@ -141,9 +154,14 @@ class _Run:
     device: torch.device
 
     @property
-    def encoded_tile(self) -> int:
-        """How many latents to encode at once: on a CPU, what stays in its cache until it is compacted."""
-        return ENCODED_TILE if self.device.type == "cpu" else TILE
+    def tiling(self) -> _Tiling:
+        """What suits the device."""
+        return _ON_CPU if self.device.type == "cpu" else _ON_GPU
+
+    @property
+    def chunks(self) -> list[slice]:
+        """All questions, some at a time."""
+        return chunks(self.n_questions, self.tiling.questions)
 
     def prepared(self, condition: int, rows: slice) -> torch.Tensor:
         """What the encoder multiplies of these questions."""
@@ -156,8 +174,8 @@ class _Run:
         found = []
         for condition in range(len(self.activations)):
             limits = (
-                row_limits(self.prepared(condition, rows), self.encoder, self.encoded_tile)
-                for rows in chunks(self.n_questions)
+                row_limits(self.prepared(condition, rows), self.encoder, self.tiling.encoded)
+                for rows in self.chunks
             )
             found.append(torch.cat([one for one in limits if one is not None]))
         return found
@@ -171,10 +189,10 @@ class _Run:
         page: PageSums | None = None,
     ) -> None:
         """Adds all questions of all conditions; `counts` [n_questions, B] for the resamples."""
-        parts = list(subtiles(sums.latents, self.encoded_tile))
-        for rows in chunks(self.n_questions):
+        parts = list(subtiles(sums.latents, self.tiling.encoded))
+        for rows in self.chunks:
             found: list[list[Nonzeros]] = [[] for _ in parts]
-            drawn = counts[rows].float()
+            drawn = counts[rows] if counts.is_cuda else counts[rows].float()
             for condition in range(len(self.activations)):
                 prepared = self.prepared(condition, rows)
                 limit = None if limits is None else limits[condition][rows]
@@ -186,13 +204,6 @@ class _Run:
             if page is not None:
                 for latents, by_condition in zip(parts, found, strict=True):
                     page.add(latents, by_condition, len(drawn))
-
-    def reduced(self, means: torch.Tensor) -> tuple[Trends, torch.Tensor]:
-        """What `PairwiseTrend` gives for means [C, T, R], and its signs."""
-        pairwise = PairwiseTrend(self.null)
-        for condition, one in enumerate(means):
-            pairwise.add(condition, one)
-        return pairwise.reduce(self.alpha), pairwise.signs()
 
 
 def _full_sample(
@@ -208,7 +219,7 @@ def _full_sample(
     page = PageSums(run.null, latents, run.device) if with_page else None
     run.add_to(sums, run.encoder, limits, torch.zeros(n, 0, device=run.device), page)
     means = sums.means(n)
-    trends, signs = run.reduced(means)
+    trends = reduce_trends(means, run.null, run.alpha)
     slope = _theil_sen(means[:, :, 0], levels)
     mean = sums.total.sum(0) / (n * n_conditions)
     variance = sums.squares.sum(0) / (n * n_conditions) - mean.square()
@@ -223,7 +234,7 @@ def _full_sample(
         "score": torch.where(variance > 0, slope.abs() * span, 0.0).float(),
         "firing": (sums.n_firing / n).amax(0),
         "means": means[:, :, 0].T,
-        "signs": signs,
+        "signs": pair_signs(means[:, :, 0]),
     }
     if page is not None:
         test = page.reduce(n)
@@ -251,11 +262,10 @@ def _selected_by_bootstrap(
     """The columns that resampling the candidates gives, NaN for all others."""
     stability, mean_abs_rho = (torch.full((run.encoder.d_sae,), torch.nan) for _ in range(2))
     counts = counts.to(run.device)
-    for start in range(0, len(candidates), RESAMPLED_TILE):
-        part = candidates[start : start + RESAMPLED_TILE]
+    for part in candidates.split(run.tiling.resampled):
         sums = PartialSums(len(run.activations), slice(0, len(part)), counts.shape[1], run.device)
         run.add_to(sums, run.encoder.select(part), limits, counts)
-        trends, _ = run.reduced(sums.means(run.n_questions))
+        trends = reduce_trends(sums.means(run.n_questions), run.null, run.alpha)
         stability[part.cpu()] = trends.stability.cpu()
         mean_abs_rho[part.cpu()] = trends.mean_abs_rho.cpu()
     selected = (stability >= criteria.stability) & (mean_abs_rho >= criteria.rho_min)
