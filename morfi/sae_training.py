@@ -60,7 +60,7 @@ class SaeTraining:
     k: int = 32  # latents a token, on average over a batch
     tokens: int = 1_000_000  # that the SAE sees, some of them several times
     lr: float = 1e-3
-    batch: int = 1024  # tokens a step
+    batch: int = 2048  # tokens a step
     seed: int = 0
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
@@ -254,15 +254,12 @@ def _fit(config: SaeTraining, work: Path, folder: Path, progress: Progress) -> N
         trainer.activation_scaler.estimate_scaling_factor(
             d_in=d_model, data_provider=batches, n_batches_for_norm_estimate=_BUFFER
         )
-    scale = trainer.activation_scaler.scaling_factor
-    assert scale is not None
-    with torch.no_grad():
-        # What all tokens share is no latent's work: from zero, thousands would learn it and then fall silent.
-        sae.b_dec.copy_(torch.stack([next(batches).mean(0) for _ in range(_BUFFER)]).mean(0) * scale)
     for _ in range(n_steps):
         trainer.step(next(batches))
         trainer.n_training_steps += 1
         progress.advance(config.batch)
+    scale = trainer.activation_scaler.scaling_factor
+    assert scale is not None
     sae.fold_activation_norm_scaling_factor(scale)
     trainer.set_final_sae_metadata()
     sae.save_inference_model(folder)
