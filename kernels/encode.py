@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -130,19 +130,36 @@ def row_limits(prepared: torch.Tensor, encoder: Encoder, tile: int) -> torch.Ten
     assert encoder.k is not None
     best = torch.full((len(prepared), encoder.k), -torch.inf, device=prepared.device)
     for latents in tiles(encoder, tile):
-        pre = _pre_activations(prepared, encoder, latents)
+        pre = encode_dense(prepared, encoder, latents)
         best = torch.cat([best, pre], 1).topk(encoder.k, dim=1).values
     return best[:, -1]
+
+
+def start_tile(
+    prepared: torch.Tensor, encoder: Encoder, latents: slice, limits: torch.Tensor | None = None
+) -> Callable[[], Nonzeros]:
+    """Starts to encode some latents, and returns what waits for their non-zero activations and gives them.
+
+    A GPU may be given other work before that is called, and then never waits for us. `limits` are those of
+    `row_limits`, on the same device.
+    """
+    if prepared.is_cuda:
+        from morfi.kernels import encode_triton
+
+        return encode_triton.start_tile(prepared, encoder, latents, limits)
+    return lambda: _encode_tile(prepared, encoder, latents, limits)
 
 
 def encode_tile(
     prepared: torch.Tensor, encoder: Encoder, latents: slice, limits: torch.Tensor | None = None
 ) -> Nonzeros:
-    """The non-zero activations of some latents; `limits` from `row_limits`, on the same device."""
-    if prepared.is_cuda:
-        from morfi.kernels import encode_triton
+    """The non-zero activations of some latents, see `start_tile`."""
+    return start_tile(prepared, encoder, latents, limits)()
 
-        return encode_triton.encode_tile(prepared, encoder, latents, limits)
+
+def _encode_tile(
+    prepared: torch.Tensor, encoder: Encoder, latents: slice, limits: torch.Tensor | None
+) -> Nonzeros:
     p = _product(prepared, encoder, latents)  # [T, n]
     b_enc = encoder.b_enc[latents].float()[:, None]
     if encoder.activation == "gated":
@@ -168,7 +185,7 @@ def _compact(z: torch.Tensor, keep: torch.Tensor) -> Nonzeros:
     n_latents, n = z.shape
     places = _places(keep.view(-1))
     starts = torch.searchsorted(places, torch.arange(n_latents + 1, device=z.device) * n)
-    return Nonzeros(starts, places % n, z.view(-1)[places])
+    return Nonzeros(starts, places % max(1, n), z.view(-1)[places])
 
 
 def _places(flat: torch.Tensor) -> torch.Tensor:
@@ -200,8 +217,8 @@ def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
     return rows @ counts.float()
 
 
-def _pre_activations(prepared: torch.Tensor, encoder: Encoder, latents: slice) -> torch.Tensor:
-    """float32 [n, T]"""
+def encode_dense(prepared: torch.Tensor, encoder: Encoder, latents: slice) -> torch.Tensor:
+    """Pre-activations of some latents, float32 [n, T]."""
     if prepared.is_cuda:
         from morfi.kernels import encode_triton
 

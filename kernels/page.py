@@ -44,7 +44,7 @@ class PageSums:
         """Adds questions of some latents: their non-zeros under each condition, of the same questions."""
         cells = slice(latents.start - self.latents.start, latents.stop - self.latents.start)
         latent, values = _blocks(found, n_questions)
-        numerator, spread = _ranks(values, self._null.midranks)
+        numerator, spread = page_blocks(values, self._null.midranks)
         for total, one in ((self.numerator, numerator), (self.spread, spread)):
             total[cells].index_add_(0, latent, one.double())
         self.n_seen[cells] += n_questions
@@ -78,7 +78,7 @@ class PageSums:
         return PageTrend(self.numerator + mean, z, torch.special.erfc(z.abs() / 2**0.5))
 
 
-def _ranks(values: torch.Tensor, midranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def page_blocks(values: torch.Tensor, midranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """D, and 12 times the sum of (r - mean r)^2, of the blocks values [C, U]: float32 [U], both exact."""
     if values.is_cuda:
         from morfi.kernels import trend_triton

@@ -59,29 +59,31 @@ def encode_resources(
     """Of `encode_kernel` for inputs that are "bf16", "fp16" or "fp32"."""
     import torch
 
-    from morfi.kernels.encode_triton import OPTIONS, block_of, encode_kernel
+    from morfi.kernels.encode_triton import block_of, encode_kernel
 
-    constants = {"IS_GATED": gated, "HAS_LIMITS": limits, "IS_DENSE": dense}
     block = block_of(torch.float32 if dtype == "fp32" else torch.bfloat16)
-    types = [f"*{dtype}"] * 2 + ["*fp32"] * 5 + ["*i32"] * 2 + ["*fp32"] + ["i32"] + ["i32:16"] * 2 + ["i32"]
-    types += ["i32:16"] * 2
-    return compiled_resources(encode_kernel, types, constants | block, capability, **OPTIONS)
+    options = {name: int(block.pop(name)) for name in ("num_warps", "num_stages")}
+    constants = {"IS_GATED": gated, "HAS_LIMITS": limits, "IS_DENSE": dense}
+    types = [f"*{dtype}"] * 2 + ["*fp32"] * 5 + ["*i32"] * 2 + ["*fp32"] + ["i32"] * 3
+    types += ["i32:16"] * 4
+    return compiled_resources(encode_kernel, types, constants | block, capability, **options)
 
 
 def sums_resources(capability: int) -> Resources:
     """Of `resampled_sums_kernel`."""
-    from morfi.kernels.trend_triton import BLOCK, resampled_sums_kernel
+    from morfi.kernels.trend_triton import BLOCK, ROWS, resampled_sums_kernel
 
-    types = ("*i64", "*i64", "*fp32", "*u8", "*fp32", "i32")
-    return compiled_resources(resampled_sums_kernel, types, {"BLOCK": BLOCK}, capability)
+    types = ("*i64", "*i64", "*fp32", "*u8", "*fp32", "i32", "i32:16", "i32:16")
+    return compiled_resources(resampled_sums_kernel, types, {"ROWS": ROWS, "BLOCK": BLOCK}, capability)
 
 
-def trend_resources(capability: int, n_conditions: int) -> Resources:
+def trend_resources(capability: int, n_conditions: int, *, has_table: bool) -> Resources:
     """Of `trend_kernel`."""
     from morfi.kernels.trend_triton import BLOCK, trend_kernel
 
-    types = ["*fp32"] * 3 + ["*i32", "*fp32"] + ["*i32"] * 3 + ["*fp32"] + ["i32"] * 3 + ["fp32"] * 2
-    return compiled_resources(trend_kernel, types, {"C": n_conditions, "BLOCK": BLOCK}, capability)
+    types = ["*fp32"] * 3 + ["*i32", "*fp32"] + ["*i32"] * 3 + ["*fp32"] + ["i32"] * 3 + ["fp32"] * 7
+    constants = {"C": n_conditions, "HAS_TABLE": has_table, "BLOCK": BLOCK}
+    return compiled_resources(trend_kernel, types, constants, capability)
 
 
 def page_resources(capability: int, n_conditions: int) -> Resources:

@@ -7,38 +7,67 @@ means pair by pair for a latent, a block of resamples at a time, and keeps two s
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
 from morfi.kernels.encode import Nonzeros
-from morfi.kernels.null import TrendNull
+from morfi.kernels.encode_triton import in_sixteens
+from morfi.kernels.null import TrendNull, normal_quantile
 from morfi.kernels.trend import Trends
 
-BLOCK = 256  # resamples at a time
+BLOCK = 256  # resamples, or questions, at a time
+ROWS = 16  # non-zeros of a latent at a time, so that as many rows of the counts are on their way at once
 
 
 @triton.jit
-def resampled_sums_kernel(starts, questions, values, counts, sums, n_resamples, BLOCK: tl.constexpr):
-    """One program a latent and BLOCK resamples: sums [T, R] of value times counts [n, R]."""
+def resampled_sums_kernel(
+    starts,
+    questions,
+    values,
+    counts,
+    sums,
+    n_resamples,
+    n_columns,
+    counts_stride,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program a latent and BLOCK resamples: sums [T, n_resamples] of value times counts [n, n_columns]."""
     latent = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < n_resamples
-    total = tl.zeros([BLOCK], dtype=tl.float32)
-    for place in range(tl.load(starts + latent), tl.load(starts + latent + 1)):
-        row = counts + tl.load(questions + place) * n_resamples
-        drawn = tl.load(row + columns, mask=inside, other=0)
-        total += drawn.to(tl.float32) * tl.load(values + place)
-    tl.store(sums + latent * n_resamples + columns, total, mask=inside)
+    stop = tl.load(starts + latent + 1)
+    total = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
+    for start in range(tl.load(starts + latent), stop, ROWS):
+        places = start + tl.arange(0, ROWS)
+        is_place = places < stop
+        rows = tl.load(questions + places, mask=is_place, other=0) * counts_stride
+        inside = is_place[:, None] & (columns < n_columns)[None, :]
+        drawn = tl.load(counts + rows[:, None] + columns[None, :], mask=inside, other=0)
+        total += drawn.to(tl.float32) * tl.load(values + places, mask=is_place, other=0.0)[:, None]
+    tl.store(sums + latent * n_resamples + columns, tl.sum(total, 0), mask=columns < n_resamples)
 
 
 def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
     """What `morfi.kernels.encode.resampled_sums` gives, for `counts` [n, R] of any dtype."""
     n_latents, n_resamples = len(found.starts) - 1, counts.shape[1]
     sums = torch.empty(n_latents, n_resamples, device=counts.device)
-    resampled_sums_kernel[(n_latents, triton.cdiv(n_resamples, BLOCK))](
-        found.starts, found.questions, found.values, counts.contiguous(), sums, n_resamples, BLOCK=BLOCK
-    )
+    wide = in_sixteens(counts)
+    if sums.numel():
+        resampled_sums_kernel[(n_latents, triton.cdiv(n_resamples, BLOCK))](
+            found.starts,
+            found.questions,
+            found.values,
+            wide,
+            sums,
+            n_resamples,
+            wide.shape[1],
+            wide.stride(0),
+            ROWS=ROWS,
+            BLOCK=BLOCK,
+        )
     return sums
 
 
@@ -46,7 +75,7 @@ def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
 def trend_kernel(
     means,
     midranks,
-    critical,
+    table,
     s_out,
     rho_out,
     a1_out,
@@ -58,10 +87,20 @@ def trend_kernel(
     n_a2,
     untied_spread,
     level_spread,
+    untied_critical,
+    z,
+    variance,
+    variance_a1,
+    variance_a2,
     C: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a latent of means [C, T, 1 + B]; `critical` [n_a1, n_a2] is the smallest |S| that passes."""
+    """One program a latent of means [C, T, 1 + B].
+
+    The smallest |S| that passes stands in `table` [n_a1, n_a2], or is untied_critical without ties and
+    1 + z sqrt(variance) with them.
+    """
     latent = tl.program_id(0).to(tl.int64)
     n_same = tl.zeros([BLOCK], dtype=tl.int32)
     rho_sum = tl.zeros([BLOCK], dtype=tl.float32)
@@ -89,7 +128,11 @@ def trend_kernel(
             a2 += (n_equal - 1) * (n_equal - 1)
         spread = untied_spread - (a2 + 2 * a1).to(tl.float32) / 12
         rho = tl.where(spread > 0, 0.5 * d / tl.sqrt(tl.maximum(spread, 1e-9) * level_spread), 0.0)
-        smallest = tl.load(critical + a1 * n_a2 + a2, mask=inside, other=0.0)
+        if HAS_TABLE:
+            smallest = tl.load(table + a1 * n_a2 + a2, mask=inside, other=0.0)
+        else:
+            tied = variance + variance_a1 * a1.to(tl.float32) + variance_a2 * a2.to(tl.float32)
+            smallest = tl.where(a1 > 0, 1 + z * tl.sqrt(tl.maximum(tied, 0.0)), untied_critical)
         is_first = columns == 0
         if start == 0:
             first_s = tl.sum(tl.where(is_first, s, 0.0))
@@ -114,12 +157,12 @@ def reduce_trends(means: torch.Tensor, null: TrendNull, alpha: float) -> Trends:
 
     s, a1, a2, n_same = integers(), integers(), integers(), integers()
     rho, rho_sum = (torch.empty(n_latents, device=device) for _ in range(2))
-    critical = _critical(null, alpha).to(device)
+    table, untied = _critical(null, alpha, device)
     none = torch.zeros(())
     trend_kernel[(n_latents,)](
         means.contiguous(),
         null.midranks.float().to(device),
-        critical,
+        rho if table is None else table,
         s,
         rho,
         a1,
@@ -128,22 +171,32 @@ def reduce_trends(means: torch.Tensor, null: TrendNull, alpha: float) -> Trends:
         rho_sum,
         n_latents,
         n_columns,
-        critical.shape[1],
+        0 if table is None else table.shape[1],
         float(null.spread(none, none)),
         null.level_spread,
+        untied,
+        normal_quantile(alpha),
+        *null.variance_terms,
         C=n,
+        HAS_TABLE=table is not None,
         BLOCK=min(BLOCK, triton.next_power_of_2(n_columns)),
     )
     n_resamples = max(1, n_columns - 1)
     return Trends(s, rho, a1, a2, n_same / n_resamples, rho_sum / n_resamples)
 
 
-def _critical(null: TrendNull, alpha: float) -> torch.Tensor:
-    """The smallest |S| that passes for every a1 and a2 that n conditions can have, float32."""
+@functools.lru_cache(maxsize=8)
+def _critical(null: TrendNull, alpha: float, device: torch.device) -> tuple[torch.Tensor | None, float]:
+    """The smallest |S| that passes: float32 by a1 and a2, where the null was enumerated, and without ties."""
+    none = torch.zeros(())
+    untied = float(null.critical(alpha, none, none))
+    if null.patterns is None:
+        return None, untied
     n = len(null.ranks)
     a1 = torch.arange(n * (n - 1) + 1.0)[:, None]
     a2 = torch.arange(n * (n - 1) ** 2 + 1.0)[None, :]
-    return null.critical(alpha, *(one.contiguous() for one in torch.broadcast_tensors(a1, a2)))
+    table = null.critical(alpha, *(one.contiguous() for one in torch.broadcast_tensors(a1, a2)))
+    return table.to(device), untied
 
 
 @triton.jit
@@ -172,6 +225,8 @@ def page_blocks(values: torch.Tensor, midranks: torch.Tensor) -> tuple[torch.Ten
     """Page's numerator and 12 times the sum of (r - mean r)^2 for each question of values [C, U]: float32 [U]."""
     n, n_blocks = values.shape
     numerator, spread = (torch.empty(n_blocks, device=values.device) for _ in range(2))
+    if values.numel() >= 2**31:
+        raise ValueError(f"{n} conditions x {n_blocks} questions of latents are too many at once")
     if n_blocks:
         page_kernel[(triton.cdiv(n_blocks, BLOCK),)](
             values.contiguous(),

@@ -10,32 +10,17 @@ from typing import Literal
 import pyarrow as pa
 import torch
 
-from morfi.activations import CHUNK, Rows, check_rows, chunks
+from morfi.activations import Rows, check_rows
 from morfi.errors import InputError
 from morfi.false_discoveries import FalseDiscoveries, Permutations, benjamini_hochberg
-from morfi.kernels.encode import Encoder, Nonzeros, encode_tile, prepare, row_limits, subtiles, tiles
+from morfi.kernels.encode import Encoder, tiles
 from morfi.kernels.null import TrendNull, trend_null
 from morfi.kernels.page import PageSums
 from morfi.kernels.resample import resample_counts
 from morfi.kernels.sums import PartialSums
 from morfi.kernels.trend import Trends, pair_signs, reduce_trends
+from morfi.trend_inputs import TrendInputs
 
-
-
-@dataclass(frozen=True, slots=True)
-class _Tiling:
-    """How much is done at a time."""
-
-    latents: int
-    encoded: int  # of those, at once
-    resampled: int  # latents
-    questions: int
-
-
-# What is encoded stays in the cache until it is compacted, and what a latent's comparisons need in a core's.
-_ON_CPU = _Tiling(latents=8192, encoded=1024, resampled=128, questions=CHUNK)
-# There each step must be worth its launches.
-_ON_GPU = _Tiling(latents=32768, encoded=32768, resampled=4096, questions=4 * CHUNK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +98,7 @@ def find_trends(
     on_device = [one.to(device) if isinstance(one, torch.Tensor) else one for one in activations]
     smallest_p = float(null.tail[-1])
     alpha = max(criteria.alpha, smallest_p)
-    run = _Run(on_device, encoder.to(device), n_questions, null, alpha, torch.device(device))
+    run = TrendInputs(on_device, encoder.to(device), n_questions, null, alpha, torch.device(device))
     limits = run.limits()
     permutations = Permutations(null, seed)
     found: list[dict[str, torch.Tensor]] = []
@@ -142,72 +127,8 @@ def find_trends(
     )
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Run:
-    """The inputs of one run."""
-
-    activations: list[Rows]
-    encoder: Encoder
-    n_questions: int
-    null: TrendNull
-    alpha: float
-    device: torch.device
-
-    @property
-    def tiling(self) -> _Tiling:
-        """What suits the device."""
-        return _ON_CPU if self.device.type == "cpu" else _ON_GPU
-
-    @property
-    def chunks(self) -> list[slice]:
-        """All questions, some at a time."""
-        return chunks(self.n_questions, self.tiling.questions)
-
-    def prepared(self, condition: int, rows: slice) -> torch.Tensor:
-        """What the encoder multiplies of these questions."""
-        return prepare(self.activations[condition][rows].to(self.device), self.encoder)
-
-    def limits(self) -> list[torch.Tensor] | None:
-        """What `row_limits` gives for all questions of each condition."""
-        if self.encoder.activation != "topk":
-            return None
-        found = []
-        for condition in range(len(self.activations)):
-            limits = (
-                row_limits(self.prepared(condition, rows), self.encoder, self.tiling.encoded)
-                for rows in self.chunks
-            )
-            found.append(torch.cat([one for one in limits if one is not None]))
-        return found
-
-    def add_to(
-        self,
-        sums: PartialSums,
-        encoder: Encoder,
-        limits: list[torch.Tensor] | None,
-        counts: torch.Tensor,
-        page: PageSums | None = None,
-    ) -> None:
-        """Adds all questions of all conditions; `counts` [n_questions, B] for the resamples."""
-        parts = list(subtiles(sums.latents, self.tiling.encoded))
-        for rows in self.chunks:
-            found: list[list[Nonzeros]] = [[] for _ in parts]
-            drawn = counts[rows] if counts.is_cuda else counts[rows].float()
-            for condition in range(len(self.activations)):
-                prepared = self.prepared(condition, rows)
-                limit = None if limits is None else limits[condition][rows]
-                for latents, by_condition in zip(parts, found, strict=True):
-                    nonzeros = encode_tile(prepared, encoder, latents, limit)
-                    sums.add(condition, latents, nonzeros, drawn)
-                    if page is not None:
-                        by_condition.append(nonzeros)
-            if page is not None:
-                for latents, by_condition in zip(parts, found, strict=True):
-                    page.add(latents, by_condition, len(drawn))
-
-
 def _full_sample(
-    run: _Run,
+    run: TrendInputs,
     latents: slice,
     limits: list[torch.Tensor] | None,
     levels: Sequence[float],
@@ -253,7 +174,7 @@ def _p_exact(trends: Trends, null: TrendNull) -> torch.Tensor:
 
 
 def _selected_by_bootstrap(
-    run: _Run,
+    run: TrendInputs,
     candidates: torch.Tensor,
     limits: list[torch.Tensor] | None,
     counts: torch.Tensor,
@@ -262,7 +183,7 @@ def _selected_by_bootstrap(
     """The columns that resampling the candidates gives, NaN for all others."""
     stability, mean_abs_rho = (torch.full((run.encoder.d_sae,), torch.nan) for _ in range(2))
     counts = counts.to(run.device)
-    for part in candidates.split(run.tiling.resampled):
+    for part in candidates.split(run.n_resampled) if len(candidates) else ():
         sums = PartialSums(len(run.activations), slice(0, len(part)), counts.shape[1], run.device)
         run.add_to(sums, run.encoder.select(part), limits, counts)
         trends = reduce_trends(sums.means(run.n_questions), run.null, run.alpha)

@@ -1,4 +1,4 @@
-"""Run with TRITON_INTERPRET=1 by test_trends_triton.py: encode, sums, trend and Page kernels by their references."""
+"""Run with TRITON_INTERPRET=1 by test_trends_triton.py: the kernels of trends beside their references."""
 
 from __future__ import annotations
 
@@ -6,19 +6,44 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any, Literal
 
+import numpy as np
 import torch
+import triton.language as tl
+from triton.runtime import interpreter
 
+from morfi import trend_inputs
 from morfi.kernels import encode_triton, trend_triton
-from morfi.kernels.encode import ACTIVATIONS, Encoder, Nonzeros, encode_reference, prepare, row_limits, tiles
+from morfi.kernels.encode import ACTIVATIONS, Encoder, Nonzeros, encode_reference, prepare, tiles
 from morfi.kernels.null import trend_null
 from morfi.kernels.page import page_reference
 from morfi.kernels.resample import resample_counts
 from morfi.kernels.trend import trend_reference
+from morfi.trends import Criteria, find_trends
 
-SHAPES = ((53, 24, 77), (130, 72, 131), (1, 8, 3))  # questions, d_model, d_sae
+# Questions, d_model, d_sae and tile: odd ones, more than a block, and sixteens that need no padding.
+SHAPES = ((53, 24, 77, 60), (130, 72, 300, 300), (1, 8, 3, 200), (144, 64, 288, 144))
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 RANKS = (tuple(range(7)), (1, 0, 2), tuple(range(10)), (0, 0, 1, 1, 2, 2, 2))
 KINDS = ("random", "tied", "sparse", "constant")
+
+
+def widen_bfloat16() -> None:
+    """Lets the interpreter multiply bfloat16: it holds their bits as integers, and would multiply those."""
+    plain = interpreter.InterpreterBuilder.create_dot
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return plain(self, _widened(a), _widened(b), *rest)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
+
+
+def _widened(handle: Any) -> Any:
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle
+    bits = handle.data.astype(np.uint32) << 16  # the upper half of the same float32
+    return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
 
 
 def make_encoder(activation: str, d_model: int, d_sae: int, dtype: torch.dtype, bias: float) -> Encoder:
@@ -48,21 +73,25 @@ def dense(found: Nonzeros, n: int) -> torch.Tensor:
     return values
 
 
-def encode(activation: str, shape: tuple[int, int, int], dtype: torch.dtype, bias: float, tile: int) -> int:
+def encode(
+    activation: str, shape: tuple[int, int, int, int], dtype: torch.dtype, bias: float, density: float = 1 / 64
+) -> int:
     """Compares the non-zeros of every tile; returns how many there were."""
-    n, d_model, d_sae = shape
+    n, d_model, d_sae, tile = shape
     encoder = make_encoder(activation, d_model, d_sae, dtype, bias)
     x = prepare(torch.randn(n, d_model, generator=torch.Generator().manual_seed(1)), encoder)
     plain = Encoder(**{name: getattr(encoder, name) for name in encoder.__slots__} | {"b_dec": None})
     expected = encode_reference(x, plain)
     limits = None
     if activation == "topk":
-        best = [encode_triton.encode_dense(x, encoder, latents) for latents in tiles(encoder, tile)]
-        limits = torch.cat(best, 1).topk(encoder.k or 0, 1).values[:, -1]
-        torch.testing.assert_close(limits, row_limits(x, encoder, tile), rtol=1e-4, atol=1e-4)
+        dense_tiles = [encode_triton.encode_dense(x, encoder, latents) for latents in tiles(encoder, tile)]
+        pre = torch.cat(dense_tiles, 1)
+        torch.testing.assert_close(pre, x.float() @ encoder.W_enc.float() + encoder.b_enc, rtol=1e-4, atol=1e-4)
+        limits = pre.topk(encoder.k or 0, 1).values[:, -1]
     n_found = 0
     for latents in tiles(encoder, tile):
-        found = encode_triton.encode_tile(x, encoder, latents, limits, density=1 / 64)
+        found = encode_triton.start_tile(x, encoder, latents, limits, density=density)()
+        assert (found.starts.dtype, found.questions.dtype) == (torch.int64, torch.int64)
         # A value next to its threshold may be kept by one side alone.
         close = torch.isclose(dense(found, n).T, expected[:, latents], rtol=1e-3, atol=1e-3)
         assert int((~close).sum()) <= close.numel() // 500, (activation, shape, dtype, int((~close).sum()))
@@ -121,13 +150,50 @@ def page(kind: str, ranks: Sequence[int]) -> float:
     return float(spread.sum())
 
 
+def run_whole(activation: str, method: Literal["bootstrap", "page"]) -> int:
+    """Compares all of `find_trends` with every step on a kernel and on none; returns how many are selected."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(16, 40, generator=generator)
+    encoder = Encoder(weights, torch.full((40,), -3.0), activation, k=6 if activation == "topk" else None)
+    questions = torch.randn(60, 16, generator=generator) * 1.5
+    away = weights[:, 0] / weights[:, 0].norm() - weights[:, 1] / weights[:, 1].norm()
+    noise = torch.randn(7, 60, 16, generator=generator) * 0.1
+    activations = [questions + step * 0.4 * away + noise[step] for step in range(7)]
+
+    def find() -> Any:
+        settings: dict[str, Any] = {"n_resamples": 40, "criteria": Criteria(alpha=0.05), "method": method}
+        return find_trends(activations, range(7), encoder, **settings).latents
+
+    expected = find()
+    kept = trend_inputs.ON_CPU, torch.Tensor.is_cuda
+    trend_inputs.ON_CPU = trend_inputs.Tiling(latents=24, encoded=16, resampled=35, questions=32)
+    torch.Tensor.is_cuda = property(lambda self: True)
+    try:
+        found = find()
+    finally:
+        trend_inputs.ON_CPU, torch.Tensor.is_cuda = kept
+    for name in expected.column_names:
+        one, other = (np.array(table[name].to_pylist(), dtype=float) for table in (found, expected))
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=name)
+    return sum(found["selected"].to_pylist())
+
+
 if __name__ == "__main__":
-    dtypes = (torch.float32, torch.float16)  # the interpreter multiplies the bits of bfloat16 as integers
-    cases = itertools.product(ACTIVATIONS, SHAPES, dtypes, (-4.0, 4.0), (60, 200))
+    widen_bfloat16()
+    cases = [
+        (activation, shape, dtype, (-4.0, 4.0)[number % 2])
+        for number, (activation, dtype, shape) in enumerate(itertools.product(ACTIVATIONS, DTYPES, SHAPES))
+    ]
     found = {
         "encoded": [encode(*case) for case in cases],
+        "silent": [encode("relu", shape, torch.float32, -100.0) for shape in SHAPES[:2]],
+        "empty": [encode("jumprelu", (0, 24, 77, 60), torch.float32, 4.0)],
+        "crowded": [encode("relu", (144, 64, 288, 144), torch.bfloat16, 4.0, density=0.0)],
         "resampled": [resample(*case) for case in ((37, 5, 300), (1, 1, 1), (64, 3, 256))],
         "stable": [trend(*case) for case in itertools.product(KINDS, RANKS, (1, 300), (0.05, 0.001))],
         "paged": [page(*case) for case in itertools.product(KINDS, RANKS)],
+        "whole": [
+            run_whole(*case) for case in itertools.product(("relu", "topk"), ("bootstrap", "page"))
+        ],
     }
     json.dump(found, sys.stdout)

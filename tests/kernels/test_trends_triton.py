@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from morfi.kernels.null import MAX_ENUMERATED
 from morfi.kernels.resources import (
     SHARED_LIMIT,
     Resources,
@@ -32,11 +33,20 @@ def test_the_kernels_equal_their_references_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert {name: len(cases) for name, cases in found.items()} == {
-        "encoded": 96,
+        "encoded": 48,
+        "silent": 2,
+        "empty": 1,
+        "crowded": 1,
         "resampled": 3,
         "stable": 64,
         "paged": 16,
+        "whole": 4,
     }
+    assert found.pop("silent") == [0, 0]
+    assert found.pop("empty") == [0]
+    assert found["crowded"][0] > 1024  # what there is room for at first
+    assert min(found["encoded"]) > 0
+    assert min(found["whole"]) >= 2
     for cases in found.values():
         assert max(cases) > 0
 
@@ -48,16 +58,18 @@ def check(found: Resources, capability: int) -> None:
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("epilogue", ["plain", "gated", "limits", "dense"])
 def test_encoding_compiles_without_spills(epilogue: str, dtype: str, capability: int) -> None:
     chosen = {} if epilogue == "plain" else {epilogue: True}
-    check(encode_resources(dtype, capability, **chosen), capability)
+    found = encode_resources(dtype, capability, **chosen)
+    check(found, capability)
+    assert found.shared >= 64 * 1024, "the loads are not pipelined"
 
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_what_follows_compiles_without_spills(capability: int) -> None:
     check(sums_resources(capability), capability)
-    for n_conditions in (7, 21):
-        check(trend_resources(capability, n_conditions), capability)
+    for n_conditions in (3, 7, 10, 21):
+        check(trend_resources(capability, n_conditions, has_table=n_conditions <= MAX_ENUMERATED), capability)
         check(page_resources(capability, n_conditions), capability)
