@@ -358,7 +358,7 @@ def sae_group() -> None:
 @click.option("--k", type=int, help="Latents a token, on average (default: 32).")
 @click.option("--tokens", type=int, help="Tokens that the SAE is trained on (default: 1,000,000).")
 @click.option("--lr", type=float, help="Learning rate (default: 0.001).")
-@click.option("--batch", type=int, help="Tokens a step (default: 2048).")
+@click.option("--batch", type=int, help="Tokens a step (default: 512).")
 @click.option("--seed", type=int, help="Chooses questions and initial weights (default: 0).")
 @click.option("--dtype", help="bfloat16, float16 or float32, of the model.")
 @click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
