@@ -323,6 +323,18 @@ def make_experiment(folder: Path, model: Path, data: Path) -> Experiment:
 
 
 @pytest.fixture(scope="session")
+def new_experiment() -> Callable[[Path, Path, Path], Experiment]:
+    """Makes the experiment of any model; its arguments are those of `make_experiment`."""
+    return make_experiment
+
+
+@pytest.fixture(scope="session")
+def new_log() -> Callable[[], Log]:
+    """Makes a progress that remembers, for fixtures of a wider scope."""
+    return Log
+
+
+@pytest.fixture(scope="session")
 def trained_once(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, data_file: Path
 ) -> tuple[Experiment, str]:
