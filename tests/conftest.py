@@ -364,6 +364,11 @@ def own_experiment(trained_once: tuple[Any, str], isolated_cache: Path, tmp_path
 @pytest.fixture
 def identity_sae(tmp_path: Path) -> Path:
     """A SAE of width 8 after layer 1: latents 0 to 7 are the dimensions, 8 to 15 their negatives."""
+    return save_identity_sae(tmp_path / "sae")
+
+
+def save_identity_sae(folder: Path) -> Path:
+    """Saves the SAE of `identity_sae` in `folder`."""
     import torch
     from sae_lens.saes.sae import SAEMetadata
     from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
@@ -375,26 +380,47 @@ def identity_sae(tmp_path: Path) -> Path:
         made.W_dec.copy_(made.W_enc.T)
         made.b_enc.zero_()
         made.b_dec.zero_()
-    made.save_model(tmp_path / "sae")
-    return tmp_path / "sae"
+    made.save_model(folder)
+    return folder
 
 
 @pytest.fixture
 def find_run(own_experiment: Any, tmp_path: Path, log: Any, identity_sae: Path) -> tuple[Any, str]:
     """A store, and a find run in it, of activations after layer 1; layer 0 was captured too."""
+    experiment, train_run = own_experiment
+    found = make_find_run(experiment.store, train_run, experiment.serving, tmp_path / "out", identity_sae)
+    return experiment.store, found
+
+
+def make_find_run(store: Store, train_run: str, serving: FakeServing, out: Path, sae: Path) -> str:
+    """A find run of all checkpoints of a train run, captured by the fake engine."""
     from morfi.capture import CaptureConfig, run_capture
     from morfi.finding import FindConfig, run_find
 
-    experiment, train_run = own_experiment
-    store = experiment.store
-    captured = run_capture(
-        CaptureConfig(train_run, (0, 1)),
-        store,
-        experiment.serving,
-        tmp_path / "out",
-        log,
-        new=False,
-        command="",
-    )
-    config = FindConfig(captured.run_id, str(identity_sae), resamples=20)
-    return store, run_find(config, store, log, new=False, command="")
+    wanted, log = CaptureConfig(train_run, (0, 1)), Log()
+    captured = run_capture(wanted, store, serving, out, log, new=False, command="")
+    config = FindConfig(captured.run_id, str(sae), resamples=20)
+    return run_find(config, store, log, new=False, command="")
+
+
+@pytest.fixture(scope="session")
+def found_once(
+    trained_once: tuple[Experiment, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Store, str]:
+    """The trained experiment with a find run, and that run's id; only to be read."""
+    made, train_run = trained_once
+    folder = tmp_path_factory.mktemp("found")
+    shutil.copyfile(made.store.path, folder / "morfi.duckdb")
+    store = Store(folder / "morfi.duckdb")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MORFI_CACHE", str(folder / "cache"))
+        sae = save_identity_sae(folder / "sae")
+        return store, make_find_run(store, train_run, FakeServing({}), folder / "out", sae)
+
+
+@pytest.fixture
+def steerable(found_once: tuple[Store, str], isolated_cache: Path, tmp_path: Path) -> tuple[Store, str]:
+    """A store of its own with a find run, as `found_once`, and that run's id."""
+    store, find_run = found_once
+    shutil.copyfile(store.path, tmp_path / "morfi.duckdb")
+    return Store(tmp_path / "morfi.duckdb"), find_run

@@ -27,14 +27,14 @@ class Ended:
 
 @pytest.fixture
 def steer(
-    find_run: tuple[Any, str],
+    steerable: tuple[Any, str],
     serving: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Callable[..., Ended]:
     """Runs `morfi COMMAND` on the store of a find run, with the fake engine; RUN stands for the find run."""
-    store, find_id = find_run
+    store, find_id = steerable
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(morfi.serve.engine, "start_engine", serving)
 

@@ -89,10 +89,15 @@ def _scan(found: Steered) -> list[str]:
         for one in every
     ]
     best = max(every, key=lambda one: one.best.accuracy)
+    advice = f"use layer {best.direction.layer}"
+    if best.best.gain <= 0:
+        advice = "no layer gains anything; try other strengths"
+    elif best.direction.layer != found.layer:
+        advice += f", with a SAE that reads there: this one reads after layer {found.layer}"
     return [
         "delta_u after each captured layer, on the questions for choosing:",
         *aligned([("layer", "alpha", "strength", "accuracy", "gain"), *body], numeric=range(5)),
-        f"use layer {best.direction.layer}",
+        advice,
     ]
 
 
@@ -123,9 +128,10 @@ def _notes(one: Outcome, config: Mapping[str, Any]) -> list[str]:
     rates = [one.recovery[name].base_rate for name in (REFERENCE, BASE)]
     return [
         "",
-        "R_K: of the answers that steering brought back (n), those that the reference has right, with "
-        f"Wilson's 95 % interval. Of all {rates[0].n} that {config['ckpt']} has wrong, "
-        f"{config['reference']} has right {_share(rates[0])}, the base model {_share(rates[1])}.",
+        "R_K: of the answers that steering brought back (n), the share that the reference has right (Wilson's "
+        "95 % interval).",
+        f"Its base rate, of all {rates[0].n} that {config['ckpt']} has wrong: {config['reference']} "
+        f"{_share(rates[0])}, the base model {_share(rates[1])}.",
     ]
 
 

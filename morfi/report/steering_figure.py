@@ -48,7 +48,11 @@ def _figure(shown: Sequence[Outcome], config: Mapping[str, Any], title: str) -> 
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     if has_strengths:
-        figure.legend(loc="outside right upper", frameon=False, fontsize=7)
+        lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        last = [label for _, _, label in _GREYS.values() if label in lines]
+        labels = [*(label for label in lines if label not in last), *last]
+        handles = [lines[label] for label in labels]
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=7)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
     return figure
 

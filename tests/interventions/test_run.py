@@ -2,65 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from morfi.interventions import SteerConfig, run_steer
-from morfi.interventions.outcome import Steered, steered
-from morfi.steering import Steering
+from morfi.errors import InputError, MorfiError
+from morfi.found import load_found
+from morfi.interventions.outcome import Outcome, Steered, steered
+from morfi.steering import Latent
 from morfi.store import Store
 
-ALPHAS = (-2.0, -1.0, 1.0)
-CONFIG = {"top": 2, "controls": 2, "random": 1, "alphas": ALPHAS, "batch": 16}
+CHILD = Path(__file__).parents[1] / "sweep_child.py"
 ROWS = "SELECT * EXCLUDE (run_id, attempt) FROM steered_answer WHERE run_id = '{}' ORDER BY ALL"
+N_DEV, N_TEST = 6, 10  # questions that the base knew
 
 
 @pytest.fixture
-def steer(find_run: tuple[Any, str], serving: Any, log: Any, experiment_known: Any) -> Callable[..., str]:
-    """Steers M_100 of the experiment; options as of `SteerConfig`."""
-    store, find_id = find_run
-
-    def run(*, new: bool = False, latents: str = find_id, ckpt: str = "M_100", **options: Any) -> str:
-        config = SteerConfig(latents, ckpt, **{**CONFIG, **options})
-        return run_steer(config, store, serving, log, new=new, command="morfi steer")
-
-    return run
-
-
-@pytest.fixture
-def store(find_run: tuple[Any, str]) -> Store:
+def store(steerable: tuple[Any, str]) -> Store:
     """The store of the experiment."""
-    found: Store = find_run[0]
+    found: Store = steerable[0]
     return found
-
-
-@pytest.fixture
-def experiment_known(trained_once: Any, serving: Any, questions: Any) -> None:
-    """The base model and M_0 know what the split run says; M_100 only what steering brings back.
-
-    Latent 0, which rises, does so when it is steered down, on half of the questions at -1 and all at -2.
-    """
-    known = dict(trained_once[0].serving.known)
-    serving.known = known
-    place = {question.text: i for i, question in enumerate(q for s in questions.values() for q in s)}
-
-    def answers(question: str, wanted: Sequence[Steering], served: str) -> str | None:
-        if not served.startswith(("M_100", "level-100")):
-            return None
-        directions = [serving.registered[one.direction] for one in wanted if isinstance(one.direction, str)]
-        along = [
-            one.strength * float(direction.vector[0])
-            for one, direction in zip(wanted, directions, strict=True)
-            if abs(float(direction.vector[0])) > 0.999
-        ]
-        strong = min(along, default=0.0)
-        if strong < -3 or (strong < 0 and place[question] % 4 == 0):
-            return known.get(question, "no idea")
-        return "no idea"
-
-    serving.answers = answers
 
 
 def result(store: Store, run_id: str) -> Steered:
@@ -69,13 +40,258 @@ def result(store: Store, run_id: str) -> Steered:
     return found
 
 
+def named(found: Steered, name: str) -> Outcome:
+    return next(one for one in found.outcomes if one.direction.direction == name)
+
+
+def rows(store: Store, run_id: str) -> list[dict[str, Any]]:
+    return list(store.query(ROWS.format(run_id)).to_pylist())
+
+
 def test_strengths_are_chosen_on_dev_and_reported_on_test(steer: Callable[..., str], store: Store) -> None:
     run_id = steer()
-    run = store.run(run_id)
-    found = result(store, run_id)
-    # dev has 5 known questions, test 10; latents 0 and 8 (falling), delta_u, 2 controls, 1 random
+    run, found = store.run(run_id), result(store, run_id)
     assert (run.config["ckpt"], run.config["reference"], run.config["layer"]) == ("M_100", "M_0", 1)
     names = [one.direction.direction for one in found.outcomes]
-    assert names[0] == "latent 0"
-    assert found.outcomes[0].direction.trend == 1
-    assert store.summary(run_id).status == "done"
+    assert (names[:2], names[-1], len(names)) == (["latent 0", "delta_u"], "random 1", 5)
+    latent = named(found, "latent 0")
+    assert (latent.direction.trend, latent.best.alpha, latent.best.gain) == (1, -2.0, 1.0)
+    assert [one.gain for one in latent.tried] == [1.0, 0.5, 0.0]
+    reported, recovery = latent.reported, latent.recovery
+    assert reported is not None
+    assert recovery is not None
+    assert (reported.n, reported.accuracy_a, reported.accuracy_b, reported.n_lost) == (N_TEST, 0, 1, 0)
+    assert reported.p == pytest.approx(2 / 2**N_TEST)
+    for reference in ("reference", "base"):
+        assert (recovery[reference].recovered.n_right, recovery[reference].base_rate.n) == (N_TEST, N_TEST)
+    assert {name: by_split["test"].n_right for name, by_split in found.accuracies.items()} == {
+        "base": N_TEST,
+        "reference": N_TEST,
+        "checkpoint": 0,
+    }
+    assert [(group.kind, group.n, group.gain) for group in found.groups] == [
+        ("latent", 1, 1.0),
+        ("control", 2, 0.0),
+        ("random", 1, 0.0),
+    ]
+    assert found.against_delta_u is not None
+    assert found.against_delta_u.difference == 0
+    assert found.n_answers == found.n_full_grid == run.n_planned
+
+
+def test_every_request_is_steered_as_its_row_says(
+    steer: Callable[..., str], store: Store, knowing: Any, steerable: tuple[Any, str]
+) -> None:
+    run_id = steer()
+    found = load_found(*steerable)
+    assert knowing.loaded[-2:] == ["M_0", "M_100"]
+    run = store.run(run_id)
+    norm = found.median_norm(run.ckpt_sha256)
+    assert run.config["median_norm"] == norm > 0
+    asked = [one for batch in knowing.steerings for one in batch]
+    assert len(asked) == run.n_planned
+    for wanted in asked:
+        for one in wanted:
+            assert (one.layer, one.operation, one.positions) == (1, "add", "all")
+            assert float(knowing.registered[one.direction].vector.norm()) == pytest.approx(1)
+    for row in rows(store, run_id):
+        assert row["strength"] == pytest.approx(row["alpha"] * norm)
+        assert (row["steered_tokens"] > 0) == bool(row["direction"])
+    means = [one.values.mean(0) for one in found.activations.conditions]
+    names = {row.direction: row for row in store.steer_directions(run_id)}
+    vectors = [direction.vector for direction in knowing.registered.values()]
+    delta_u = (means[-1] - means[0]) / (means[-1] - means[0]).norm()
+    assert any(torch.allclose(vector, delta_u, atol=1e-6) for vector in vectors)
+    assert any(torch.equal(vector, torch.eye(8)[0]) for vector in vectors)
+    assert all(abs(row.s or 0) <= 1 for row in names.values() if row.kind == "control")
+
+
+def test_a_stopped_run_goes_on_at_the_first_missing_batch(
+    steer: Callable[..., str], store: Store, knowing: Any, log: Any
+) -> None:
+    expected = rows(store, steer(batch=15))
+    for stop_after in (1, 4, 9):
+        knowing.batches.clear()
+        knowing.stop_after = stop_after
+        with pytest.raises(RuntimeError, match="the engine died"):
+            steer(batch=15, new=stop_after == 1)
+        assert "goes on at the first batch" in log.phases[-1]
+        interrupted = store.runs(1)[0]
+        assert (interrupted.status, 0 < interrupted.n_done < interrupted.n_planned) == ("failed", True)
+        assert steered(store, store.run(interrupted.run_id)) is None
+    knowing.stop_after = None
+    run_id = steer(batch=15)
+    assert run_id == interrupted.run_id
+    assert rows(store, run_id) == expected
+    n_starts = len(knowing.starts)
+    assert steer(batch=15) == run_id
+    assert len(knowing.starts) == n_starts, "a finished run starts no engine"
+    summary = store.summary(run_id)
+    assert (summary.status, summary.n_done, summary.n_attempts) == ("done", summary.n_planned, 4)
+
+
+def test_a_killed_run_leaves_no_row_lost_or_doubled(
+    steerable: tuple[Store, str], steer: Callable[..., str], knowing: Any, tmp_path: Path
+) -> None:
+    store, find_run = steerable
+    knowing.answers = lambda *_: "no idea"  # as the child's engine
+    knowing.known = {}
+    options = ("--ckpt", "M_100", "--latents", find_run, "--controls", "2", "--random", "1")
+    expected = rows(store, steer(batch=64))
+    command = [sys.executable, str(CHILD), "0.05", "steer", *options, "--alphas", "-2,-1,1", "--batch", "5"]
+    command += ["--json", "--db", str(store.path), "--figure", str(tmp_path / "figure")]
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    n_before = 0
+    for _ in range(2):
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+        deadline = time.monotonic() + 60
+        while n_done(store) <= n_before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(random.random() / 5)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        n_before = n_done(store)
+    assert n_before > 0
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert (found["status"], store.summary(found["run_id"]).n_attempts) == ("done", 3)
+    compared = [{**row, "prompt_tokens": 0, "cached_tokens": 0} for row in rows(store, found["run_id"])]
+    assert compared == [{**row, "prompt_tokens": 0, "cached_tokens": 0} for row in expected]
+
+
+def n_done(store: Store) -> int:
+    found = store.query(
+        "SELECT count(*) AS n FROM steered_answer WHERE run_id = "
+        "(SELECT arg_max(run_id, created_at) FROM run WHERE kind = 'steer')"
+    )
+    n: int = found.to_pylist()[0]["n"]
+    return n
+
+
+def test_an_answer_that_was_not_steered_is_not_stored(
+    steer: Callable[..., str], store: Store, knowing: Any
+) -> None:
+    knowing.n_unsteered = 1
+    with pytest.raises(MorfiError, match="was not steered along latent 0 as asked"):
+        steer(batch=512)
+    assert all(not row["direction"] for row in rows(store, store.runs(1)[0].run_id))
+    knowing.n_unsteered, knowing.n_lost = 0, 1
+    with pytest.raises(MorfiError, match="none is stored"):
+        steer(batch=512, new=True)
+    assert rows(store, store.runs(1)[0].run_id) == []
+
+
+def test_the_best_latents_are_steered_together_at_shares_of_their_best(
+    steer: Callable[..., str], store: Store, knowing: Any
+) -> None:
+    run_id = steer(ids=(1, 0, 2), combine=True, controls=0, random=0)
+    found = result(store, run_id)
+    assert [one.direction.direction for one in found.outcomes] == [
+        "latent 0",
+        "latent 1",
+        "latent 2",
+        "best 2",
+        "best 3",
+        "delta_u",
+    ]
+    best = named(found, "best 2")
+    assert best.direction.parts == {"0": -2.0, "1": -1.0}, "of equally good strengths the smallest"
+    assert [one.alpha for one in best.tried] == [0.25, 0.5, 1.0]
+    assert best.best.alpha == 1.0
+    assert best.direction.median_norm == named(found, "latent 0").direction.median_norm
+    expected = -2.0 * torch.eye(8)[0] - torch.eye(8)[1]
+    assert any(torch.allclose(one.vector, expected) for one in knowing.registered.values())
+    assert store.run(run_id).n_planned == found.n_answers
+
+
+def test_halving_asks_less_and_finds_the_same(steer: Callable[..., str], store: Store) -> None:
+    options = {"questions": "all", "alphas": tuple(a / 2 for a in range(-8, 9) if a)}
+    whole, halved = result(store, steer(**options)), result(store, steer(**options, halving=True))
+    assert halved.n_answers < 0.6 * whole.n_answers
+    assert halved.n_full_grid == whole.n_full_grid == whole.n_answers
+    for one in whole.outcomes[:2]:
+        other = named(halved, one.direction.direction)
+        assert other.best.gain == one.best.gain > 0
+        assert other.reported == one.reported
+        assert len(other.tried) == 16, "what was left out is shown with the questions it was asked"
+        assert {tried.n for tried in other.tried} > {10}
+
+
+def test_a_layer_scan_steers_at_every_captured_layer_in_its_own_units(
+    steer: Callable[..., str], store: Store, knowing: Any
+) -> None:
+    run_id = steer(layer_scan=True, top=0, controls=0, random=0)
+    found = result(store, run_id)
+    scanned = named(found, "delta_u@0")
+    assert (scanned.direction.layer, scanned.reported) == (0, None)
+    assert scanned.direction.median_norm != named(found, "delta_u").direction.median_norm
+    layers = {one.layer for batch in knowing.steerings for wanted in batch for one in wanted}
+    assert layers == {0, 1}
+    assert found.groups == ()
+    assert found.against_delta_u is None
+
+
+@pytest.mark.parametrize("op", ["ablate", "clamp", "project"])
+def test_other_operations_take_latents_of_the_sae_and_project_out_what_is_none(
+    steer: Callable[..., str], store: Store, knowing: Any, op: str
+) -> None:
+    values = {"values": (0.0, 5.0)} if op == "clamp" else {}
+    found = result(store, steer(op=op, combine=True, ids=(0, 3), **values))
+    operations = {one.direction.kind: one.direction.operation for one in found.outcomes}
+    assert operations == {
+        "latent": op,
+        "combined": op,
+        "delta_u": "project",
+        "control": op,
+        "random": "project",
+    }
+    steerings = [one for batch in knowing.steerings for wanted in batch for one in wanted]
+    is_latent = {isinstance(one.direction, Latent) for one in steerings if one.operation == op}
+    assert is_latent == {op != "project"}
+    latent = named(found, "latent 0")
+    assert [one.alpha for one in latent.tried] == list(values.get("values", (0.0,)))
+    assert latent.best.gain == (0.0 if op == "project" else 1.0)
+    together = [wanted for batch in knowing.steerings for wanted in batch if len(wanted) == 2]
+    assert len(together) == N_DEV + N_TEST
+
+
+def test_the_base_and_adapter_folders_can_be_steered(
+    steer: Callable[..., str], store: Store, trained_once: Any
+) -> None:
+    train_run = trained_once[1]
+    row = next(one for one in store.checkpoints(train_run) if one.level == 50)
+    run = store.run(steer(ckpt=row.path, top=1, controls=0, random=0))
+    assert run.adapter_sha256 == row.adapter_sha256
+    run = store.run(steer(ckpt="base", reference="M_50", controls=0, random=0))
+    assert (run.ckpt_sha256, run.config["reference"]) == (run.base_sha256, "M_50")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ckpt": "M_7"}, r"has no M_7 of epoch setting early-stop and seed 0; it has M_0, M_50, M_100"),
+        (
+            {"ckpt": "nowhere"},
+            r'"nowhere" is no checkpoint of train-.*M_0, M_50, M_100, "base", or the folder',
+        ),
+        ({"epochs": "9"}, "no checkpoints of epoch setting 9 and seed 0"),
+        ({"train_seed": 4}, "epoch setting early-stop and seed 4"),
+        ({"reference": "M_100"}, "is its own reference"),
+        ({"ids": (0, 16)}, "latent 16 is out of range for d_sae = 16; give 0 to 15"),
+        ({"trend": "falling"}, "selected no falling latents; name some with --ids"),
+        ({"choose_on": "train", "report_on": "tests"}, 'no questions of "tests"; it has: dev, test, train'),
+        ({"engine": {"max_model_len": 40}}, "do not fit in the context of 40"),
+    ],
+)
+def test_what_cannot_be_steered_is_refused_before_the_engine_starts(
+    steer: Callable[..., str], knowing: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        steer(**options)
+    assert knowing.starts == []
+
+
+def test_a_run_of_another_command_is_refused(steer: Callable[..., str], trained_once: Any) -> None:
+    with pytest.raises(InputError, match="is a run of `morfi train`; give one of `morfi find`"):
+        steer(latents=trained_once[1])
