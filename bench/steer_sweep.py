@@ -1,4 +1,4 @@
-"""Requests a second of a steer sweep: 20 directions x 8 strengths x 300 questions, each with its own steering.
+"""Requests a second of a steer sweep: 20 directions x 8 strengths x 300 questions, each steered on its own.
 
 Claims: at least 90 % of the requests a second of as many unsteered requests with the same prompts, and at
 least five times those of transformers with a forward hook at its best batch size. SmolLM2 in the dtype it is
@@ -219,8 +219,8 @@ def table(found: dict[str, Any], options: argparse.Namespace) -> str:
         "",
         f"{size} = {found['n']} requests, each with its own steering after layer {LAYER} at all positions; "
         f"prompts of {low} to {high} tokens, {N_OUTPUT} answered; SmolLM2-135M in {found['dtype']}; "
-        f"{device_name()}; batches of {options.batch}; {len(steered)} slices of {options.slice} requests, the "
-        "sides in turn, medians.",
+        f"{device_name()}; batches of {options.batch}; {len(steered)} slices of {options.slice} requests, "
+        "the sides in turn, medians.",
         "",
         "| side | requests/s | lowest and highest | steered against it | target |",
         "|---|---|---|---|---|",
