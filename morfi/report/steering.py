@@ -128,8 +128,8 @@ def _notes(one: Outcome, config: Mapping[str, Any]) -> list[str]:
     rates = [one.recovery[name].base_rate for name in (REFERENCE, BASE)]
     return [
         "",
-        "R_K: of the answers that steering brought back (n), the share that the reference has right, with its "
-        "Wilson interval.",
+        "R_K: of the answers that steering brought back (n), the share that the reference has right, with "
+        "Wilson's interval.",
         f"Its base rate, of all {rates[0].n} that {config['ckpt']} has wrong: {config['reference']} "
         f"{_share(rates[0])}, the base model {_share(rates[1])}.",
     ]
