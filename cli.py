@@ -486,7 +486,9 @@ def find_command(common: Common, new: bool, figure: Path | None, **given: Any) -
 @click.option("--positions", help="all (default), prompt, generated or last_prompt.")
 @click.option("--choose-on", help="The split on which strengths are chosen (default: dev).")
 @click.option("--report-on", help="The split that is reported (default: test).")
-@click.option("--questions", help="known (default): to the base model; or all.")
+@click.option(
+    "--questions", help="known (default): to the base model; all; or such as HighlyKnown,MaybeKnown."
+)
 @click.option("--reference", help="Whose answers count as knowledge (default: the lowest level, M_0).")
 @click.option("--epochs", help="Epoch setting of M_ names (default: the find run's).")
 @click.option("--train-seed", type=int, help="Replicate training of M_ names (default: 0).")

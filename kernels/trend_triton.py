@@ -117,7 +117,9 @@ def trend_kernel(
             q = tl.load(midranks + high)
             n_equal = tl.zeros([BLOCK], dtype=tl.int32)
             for low in range(C):
-                its = tl.load(means + (low * n_latents + latent) * n_columns + columns, mask=inside, other=0.0)
+                its = tl.load(
+                    means + (low * n_latents + latent) * n_columns + columns, mask=inside, other=0.0
+                )
                 n_equal += (mean == its).to(tl.int32)
                 step = q - tl.load(midranks + low)
                 sign = (mean > its).to(tl.float32) - (mean < its).to(tl.float32)

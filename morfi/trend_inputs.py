@@ -13,7 +13,9 @@ from morfi.kernels.null import TrendNull
 from morfi.kernels.page import PageSums
 from morfi.kernels.sums import PartialSums
 
-_Started = tuple[int, int, Callable[[], Nonzeros]]  # condition, number of the part, and what ends its encoding
+_Started = tuple[
+    int, int, Callable[[], Nonzeros]
+]  # condition, number of the part, and what ends its encoding
 
 
 @dataclass(frozen=True, slots=True)

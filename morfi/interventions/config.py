@@ -10,11 +10,12 @@ from typing import Any
 from morfi.device import is_gpu
 from morfi.errors import InputError, nearest
 from morfi.eval_config import check_match, check_numbers
+from morfi.mixtures import KNOWN_CATEGORIES, UNKNOWN
 from morfi.steering import NAMED_POSITIONS, OPERATIONS
 
 ALPHAS = (-2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0)
 TRENDS = {"any": (1, -1), "rising": (1,), "falling": (-1,)}
-QUESTIONS = ("known", "all")
+QUESTIONS = {"known": KNOWN_CATEGORIES, "all": (*KNOWN_CATEGORIES, UNKNOWN)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class SteerConfig:
     positions: str = "all"
     choose_on: str = "dev"
     report_on: str = "test"
-    questions: str = "known"  # those that the base model knew, or all
+    questions: str = "known"  # those that the base model knew, "all", or some categories between commas
     limit: int | None = None  # of each split
     controls: int = 5
     random: int = 5
@@ -57,16 +58,23 @@ class SteerConfig:
         for name, known in (
             ("op", OPERATIONS),
             ("trend", tuple(TRENDS)),
-            ("questions", QUESTIONS),
             ("positions", NAMED_POSITIONS),
         ):
             _check_one_of(name, getattr(self, name), known)
+        if self.questions not in QUESTIONS:
+            for category in self.questions.split(","):
+                _check_one_of("questions", category, (*QUESTIONS, *QUESTIONS["all"]))
         if self.choose_on == self.report_on:
             raise InputError(
                 f'--choose-on and --report-on are both "{self.choose_on}"; strengths that are chosen on the '
                 "questions that are reported look better than they are, so give two splits"
             )
         _check_amounts(self)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The categories of the split run whose questions are asked."""
+        return QUESTIONS.get(self.questions) or tuple(self.questions.split(","))
 
     @property
     def amounts(self) -> tuple[float, ...]:

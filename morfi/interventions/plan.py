@@ -216,8 +216,10 @@ def _questions(config: SteerConfig, store: Store, trained: Trained) -> dict[str,
         if not own:
             there = ", ".join(sorted({row.split for row in facts}))
             raise InputError(f'the split run asked no questions of "{split}"; it has: {there}')
-        kept = [row.asked for row in own if row.known or config.questions == "all"]
+        kept = [row.asked for row in own if row.category in config.categories]
         if not kept:
-            raise InputError(f'the base model knew none of the questions of "{split}"; give --questions all')
+            raise InputError(
+                f'no question of "{split}" is {config.questions} to the base model; give --questions all'
+            )
         asked[split] = select(kept, limit=config.limit, seed=config.seed)
     return asked

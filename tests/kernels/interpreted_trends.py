@@ -74,7 +74,11 @@ def dense(found: Nonzeros, n: int) -> torch.Tensor:
 
 
 def encode(
-    activation: str, shape: tuple[int, int, int, int], dtype: torch.dtype, bias: float, density: float = 1 / 64
+    activation: str,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    bias: float,
+    density: float = 1 / 64,
 ) -> int:
     """Compares the non-zeros of every tile; returns how many there were."""
     n, d_model, d_sae, tile = shape
@@ -86,7 +90,9 @@ def encode(
     if activation == "topk":
         dense_tiles = [encode_triton.encode_dense(x, encoder, latents) for latents in tiles(encoder, tile)]
         pre = torch.cat(dense_tiles, 1)
-        torch.testing.assert_close(pre, x.float() @ encoder.W_enc.float() + encoder.b_enc, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            pre, x.float() @ encoder.W_enc.float() + encoder.b_enc, rtol=1e-4, atol=1e-4
+        )
         limits = pre.topk(encoder.k or 0, 1).values[:, -1]
     n_found = 0
     for latents in tiles(encoder, tile):
@@ -192,8 +198,6 @@ if __name__ == "__main__":
         "resampled": [resample(*case) for case in ((37, 5, 300), (1, 1, 1), (64, 3, 256))],
         "stable": [trend(*case) for case in itertools.product(KINDS, RANKS, (1, 300), (0.05, 0.001))],
         "paged": [page(*case) for case in itertools.product(KINDS, RANKS)],
-        "whole": [
-            run_whole(*case) for case in itertools.product(("relu", "topk"), ("bootstrap", "page"))
-        ],
+        "whole": [run_whole(*case) for case in itertools.product(("relu", "topk"), ("bootstrap", "page"))],
     }
     json.dump(found, sys.stdout)
