@@ -82,12 +82,12 @@ def steered_side(
 ) -> tuple[_Stream, Callable[[Sequence[Request]], float]]:
     """The stream of a steer run, and what says how long it takes over some requests."""
     config = SimpleNamespace(batch=batch, max_tokens=N_OUTPUT, match="squad")
-    plan: Any = SimpleNamespace(config=config, prompts=prompts)
+    checkpoint = resolve(MODEL)
+    plan: Any = SimpleNamespace(config=config, prompts=prompts, served={CHECKPOINT: checkpoint})
     steerer = Steerer(engine, None, "all")  # type: ignore[arg-type] # no latents of a SAE
     for target in targets:
         steerer.register(target)
-    stream = _Stream(plan, "bench", 1, store, steerer, Silent(), Verdicts(), "")
-    stream._serve = lambda name: None  # type: ignore[method-assign] # it serves the one checkpoint
+    stream = _Stream(plan, "bench", 1, store, steerer, Silent(), Verdicts(), checkpoint.sha256)
 
     def run(requests: Sequence[Request]) -> float:
         begun = time.perf_counter()

@@ -40,9 +40,9 @@ def find_targets(found: Found, config: SteerConfig, median_norm: float) -> list[
     controls = control_latents(rows, chosen, config.controls, found.activations)
     draw = torch.Generator().manual_seed(config.seed)
     d_model = found.sae.W_dec.shape[1]
-    rising = [("latent", row) for row in chosen] + [("control", row) for row in controls]
+    latents = [("latent", row) for row in chosen] + [("control", row) for row in controls]
     named: list[tuple[str, str, Mapping[str, Any], torch.Tensor]] = [
-        (f"{kind} {row['latent']}", kind, row, found.sae.W_dec[row["latent"]]) for kind, row in rising
+        (f"{kind} {row['latent']}", kind, row, found.sae.W_dec[row["latent"]]) for kind, row in latents
     ]
     named.insert(len(chosen), ("delta_u", "delta_u", {}, composite(found.activations)))
     for number in range(config.random):

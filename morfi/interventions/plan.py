@@ -63,11 +63,6 @@ class Plan:
         """The ids of the questions that are reported."""
         return tuple(question.id for question in self.questions[self.config.report_on])
 
-    @property
-    def median_norm(self) -> float:
-        """The unit of alphas at the SAE's layer."""
-        return self.found.median_norm(self.served[CHECKPOINT].sha256)
-
     def arms(self, targets: Sequence[Target]) -> list[Arm]:
         """Every strength of every one of `targets`."""
         return [Arm(one.row.direction, alpha) for one in targets for alpha in amounts(one.row, self.config)]
@@ -149,14 +144,6 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
         "train_run": trained.train.run_id,
         "split_run": trained.split.run_id,
     }
-    decided = {key: value for key, value in stored.items() if key not in ("latents", "ckpt", "reference")}
-    decided |= {name: checkpoint.sha256 for name, checkpoint in served.items()}
-    decided |= {"kind": KIND, "find": found.run.fingerprint}
-    of_choosing = questions[config.choose_on]
-    rungs = [
-        {question.id for question in select(of_choosing, limit=size, seed=config.seed)}
-        for size in rung_sizes(len(of_choosing))
-    ]
     return Plan(
         config=config,
         stored=stored,
@@ -166,12 +153,28 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
         targets=tuple(targets),
         scan=tuple(scan),
         questions=questions,
-        rungs=tuple(tuple(one.id for one in of_choosing if one.id in rung) for rung in rungs),
+        rungs=tuple(_rungs(questions[config.choose_on], config.seed)),
         prompts={prompt.question.id: prompt for prompt in prompts},
         context=context,
         bos=starts_with_bos(prompts, tokenizer),
-        fingerprint=fingerprint_of(decided, trained.base, trained.data, prompts),
+        fingerprint=fingerprint_of(_decided(stored, found, served), trained.base, trained.data, prompts),
     )
+
+
+def _decided(stored: Mapping[str, Any], found: Found, served: Mapping[str, Checkpoint]) -> dict[str, Any]:
+    """What decides the rows of a run: its settings, with content in place of names."""
+    kept = {key: value for key, value in stored.items() if key not in ("latents", "ckpt", "reference")}
+    by_content = {name: checkpoint.sha256 for name, checkpoint in served.items()}
+    return {**kept, **by_content, "kind": KIND, "find": found.run.fingerprint}
+
+
+def _rungs(questions: Sequence[Question], seed: int) -> list[tuple[str, ...]]:
+    """The ids that each round of a halving has asked when it ends, in the order of `questions`."""
+    found = []
+    for size in rung_sizes(len(questions)):
+        part = {question.id for question in select(questions, limit=size, seed=seed)}
+        found.append(tuple(question.id for question in questions if question.id in part))
+    return found
 
 
 def _served(

@@ -43,7 +43,7 @@ def steer_table(found: Steered, config: Mapping[str, Any]) -> str:
             f"R_K of {config['reference']}",
             "of base",
         )
-        body = [_line(one) for one in shown]
+        body = [_line(one, config["op"]) for one in shown]
         lines += ["", *aligned([header, *body], numeric=range(2, len(header))), *_notes(shown[0], config)]
     lines += _groups(found)
     if config["halving"]:
@@ -101,7 +101,7 @@ def _scan(found: Steered) -> list[str]:
     ]
 
 
-def _line(one: Outcome) -> tuple[str, ...]:
+def _line(one: Outcome, op: str) -> tuple[str, ...]:
     reported = one.reported
     assert reported is not None
     assert one.recovery is not None
@@ -109,7 +109,7 @@ def _line(one: Outcome) -> tuple[str, ...]:
     takes_amount = row.operation in ("add", "clamp")
     return (
         row.direction,
-        _TRENDS.get(row.trend, "") if row.operation != "project" else row.operation,
+        _TRENDS.get(row.trend, "") if row.operation == op else f"{row.operation}ed out",
         f"{one.best.alpha:+g}" if takes_amount else "",
         f"{one.best.strength:+.4g}" if takes_amount else "",
         percent(one.best.accuracy),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -266,6 +267,18 @@ def test_the_base_and_adapter_folders_can_be_steered(
     assert run.adapter_sha256 == row.adapter_sha256
     run = store.run(steer(ckpt="base", reference="M_50", controls=0, random=0))
     assert (run.ckpt_sha256, run.config["reference"]) == (run.base_sha256, "M_50")
+
+
+def test_latents_of_a_topk_sae_can_be_added_but_not_clamped(
+    steer: Callable[..., str], store: Store, steerable: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = load_found(*steerable)
+    encoder = dataclasses.replace(found.sae.encoder, activation="topk", k=2)
+    topk = dataclasses.replace(found, sae=dataclasses.replace(found.sae, encoder=encoder))
+    monkeypatch.setattr("morfi.interventions.plan.load_found", lambda *_: topk)
+    with pytest.raises(InputError, match="TopK activation cannot be computed one by one"):
+        steer(op="clamp", values=(0.0,))
+    assert result(store, steer()).outcomes[0].best.gain == 1.0
 
 
 @pytest.mark.parametrize(
