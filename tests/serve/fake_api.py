@@ -169,11 +169,14 @@ class FakeApi:
         base = {"id": "base", "name": "base", "level": None, "seed": None, "epochs": None, "accuracy": None}
         return [base, *made]
 
-    def check(self, request: Request, *, is_admin: bool = False) -> None:
-        """Raises what the server would refuse this request with, and what a test wants refused."""
+    async def check(self, request: Request, *, is_admin: bool = False) -> None:
+        """Notes a request; raises what the server would refuse it with, and what a test wants refused."""
+        body = await request.body()
+        target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        self.requests.append((request.method, target, json.loads(body) if body else None))
         key = request.headers.get("authorization", "").removeprefix("Bearer ")
         self.keys_seen.append(key)
-        if self.user_key and key not in (self.user_key, self.admin_key):
+        if self.user_key and (not key or key not in (self.user_key, self.admin_key)):
             message = "this server needs an API key: send it as Authorization: Bearer KEY"
             raise Refused(401, "that key is not known here" if key else message, "Unauthorized")
         if self.user_key and is_admin and key != self.admin_key:
@@ -190,13 +193,6 @@ def make_app(api: FakeApi) -> FastAPI:
     async def refused(request: Request, error: Refused) -> Response:
         return error.response
 
-    @app.middleware("http")
-    async def remember(request: Request, call_next: Any) -> Response:
-        body = await request.body()
-        target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        api.requests.append((request.method, target, json.loads(body) if body else None))
-        return await call_next(request)
-
     @app.get("/")
     async def page() -> Response:
         text = resources.files("morfi.serve").joinpath("page.html").read_text(encoding="utf-8")
@@ -207,7 +203,7 @@ def make_app(api: FakeApi) -> FastAPI:
 
     @app.post("/v1/morfi/compare")
     async def compare(request: Request) -> Response:
-        api.check(request)
+        await api.check(request)
         body = await request.json()
         runs = _runs(api, body)
         if body.get("stream"):
@@ -226,7 +222,7 @@ def make_app(api: FakeApi) -> FastAPI:
 def _add_reading(app: FastAPI, api: FakeApi) -> None:
     @app.get("/v1/morfi/capabilities")
     async def capabilities(request: Request) -> Response:
-        api.check(request)
+        await api.check(request)
         limits = {
             "max_alpha": MAX_ALPHA,
             "max_latents": 8,
@@ -259,7 +255,7 @@ def _add_reading(app: FastAPI, api: FakeApi) -> None:
 
     @app.get("/v1/morfi/latents")
     async def latents(request: Request) -> Response:
-        api.check(request)
+        await api.check(request)
         query = request.query_params
         wanted, selected = _choice(query, "direction", ("any", "rising", "falling")), query.get("selected", "any")
         sort = _choice(query, "sort", ("score", "id", "rho", "slope", "firing"))
@@ -274,7 +270,7 @@ def _add_reading(app: FastAPI, api: FakeApi) -> None:
 
     @app.get("/v1/morfi/latents/{latent_id}")
     async def latent(request: Request, latent_id: str) -> Response:
-        api.check(request)
+        await api.check(request)
         row = _found(api, latent_id)
         draw = random.Random(row["id"])
         near = [
@@ -291,7 +287,7 @@ def _add_reading(app: FastAPI, api: FakeApi) -> None:
 
     @app.get("/v1/morfi/questions")
     async def questions(request: Request) -> Response:
-        api.check(request)
+        await api.check(request)
         query = request.query_params
         is_lost = query.get("lost", "false") == "true"
         if is_lost and not api.has_sweep:
@@ -307,12 +303,12 @@ def _add_reading(app: FastAPI, api: FakeApi) -> None:
 def _add_checkpoints(app: FastAPI, api: FakeApi) -> None:
     @app.get("/v1/morfi/checkpoints")
     async def checkpoints(request: Request) -> Response:
-        api.check(request)
+        await api.check(request)
         return JSONResponse({"served": api.served, "checkpoints": api.checkpoints()})
 
     @app.post("/v1/morfi/checkpoints/{checkpoint}/load")
     async def load(request: Request, checkpoint: str) -> Response:
-        api.check(request, is_admin=True)
+        await api.check(request, is_admin=True)
         if checkpoint not in [one["id"] for one in api.checkpoints()]:
             raise Refused(404, f"no checkpoint {checkpoint}", "NotFoundError")
         started = time.monotonic()
@@ -390,6 +386,7 @@ async def _stream(api: FakeApi, runs: list[tuple[float | None, str, Any]]) -> As
         for place, event in enumerate(events):
             await asyncio.sleep(api.delay_s)
             if api.stream_ends and place == api.n_sent:
+                await asyncio.sleep(0.2)  # what was sent has been read by then
                 if api.stream_ends == "breaks":
                     raise ConnectionError("the test wants this stream broken")
                 if api.stream_ends == "fails":
