@@ -257,7 +257,10 @@ def _add_reading(app: FastAPI, api: FakeApi) -> None:
     async def latents(request: Request) -> Response:
         await api.check(request)
         query = request.query_params
-        wanted, selected = _choice(query, "direction", ("any", "rising", "falling")), query.get("selected", "any")
+        wanted, selected = (
+            _choice(query, "direction", ("any", "rising", "falling")),
+            query.get("selected", "any"),
+        )
         sort = _choice(query, "sort", ("score", "id", "rho", "slope", "firing"))
         descends = _choice(query, "order", ("desc", "asc")) == "desc"
         rows = [
@@ -291,7 +294,9 @@ def _add_reading(app: FastAPI, api: FakeApi) -> None:
         query = request.query_params
         is_lost = query.get("lost", "false") == "true"
         if is_lost and not api.has_sweep:
-            raise Refused(409, "no sweep of this train run is in the store; run `morfi sweep --ckpts RUN`", "Conflict")
+            raise Refused(
+                409, "no sweep of this train run is in the store; run `morfi sweep --ckpts RUN`", "Conflict"
+            )
         rows = api.questions()
         if is_lost:
             rows = [row for row in rows if row["reference_answer"] != row["answer"]]
@@ -334,7 +339,9 @@ def _page(query: Mapping[str, str], rows: list[Any], name: str) -> dict[str, Any
 def _found(api: FakeApi, latent_id: object) -> dict[str, Any]:
     rows = [row for row in api.latents if str(row["id"]) == str(latent_id)]
     if not rows:
-        raise Refused(404, api.text(f"latent {latent_id} is out of range for d_sae = {D_SAE}"), "NotFoundError")
+        raise Refused(
+            404, api.text(f"latent {latent_id} is out of range for d_sae = {D_SAE}"), "NotFoundError"
+        )
     return rows[0]
 
 
@@ -390,7 +397,11 @@ async def _stream(api: FakeApi, runs: list[tuple[float | None, str, Any]]) -> As
                 if api.stream_ends == "breaks":
                     raise ConnectionError("the test wants this stream broken")
                 if api.stream_ends == "fails":
-                    error = {"message": api.text("the engine stopped"), "type": "InternalServerError", "code": 500}
+                    error = {
+                        "message": api.text("the engine stopped"),
+                        "type": "InternalServerError",
+                        "code": 500,
+                    }
                     yield f"data: {json.dumps({'error': error})}\n\n"
                 is_whole = True
                 return
@@ -409,7 +420,9 @@ def serving(api: FakeApi, port: int = 0) -> Iterator[FakeApi]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         api.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        config = uvicorn.Config(make_app(api), log_level="critical", timeout_graceful_shutdown=1, lifespan="off")
+        config = uvicorn.Config(
+            make_app(api), log_level="critical", timeout_graceful_shutdown=1, lifespan="off"
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -28,10 +28,8 @@ ARGUMENTS = (
     "--disable-sync",
     "--no-first-run",
 )
-WHOLE = """() => ["default-answer", "steered-answer"].every((id) => {
-  const cell = document.getElementById(id);
-  return cell.getAttribute("aria-busy") === "false" && !cell.querySelector(".said").classList.contains("old");
-}) && document.getElementById("stop").disabled"""
+# Both answers when they are whole. No `wait_for_function`: the page's policy forbids the `eval` in it.
+WHOLE = '#ask:has(#stop:disabled) #pair:not(:has(.answer:not([aria-busy="false"]), .said.old))'
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def wait_for_list(page: Page, name: str) -> None:
 def wait_for_answers(page: Page, strength: str) -> None:
     """Returns when both answers are whole, the steered one at `strength` as its title has it."""
     page.locator("#steered-title", has_text=strength).wait_for()
-    page.wait_for_function(WHOLE)
+    page.locator(WHOLE).wait_for()
 
 
 def walk(page: Page, url: str, key: str = "", *, alpha: float = -4.0, timeout_s: float = 60.0) -> Walk:
@@ -114,7 +112,8 @@ def walk(page: Page, url: str, key: str = "", *, alpha: float = -4.0, timeout_s:
     page.locator("#strength-number").fill(f"{alpha:g}")
     wait_for_answers(page, f"Steered, {alpha:+g}".replace("-", "\N{MINUS SIGN}"))
     page.get_by_role("button", name="All strengths").click()
-    page.wait_for_function(f"document.getElementById('all').hidden === false && ({WHOLE})()")
+    page.locator("#all").wait_for()
+    page.locator(WHOLE).wait_for()
     return _read(page, latent)
 
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 def _beside(name: str) -> Any:
     """The module `name` of this folder, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"morfi_tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(
+        f"morfi_tests_{name}", Path(__file__).with_name(f"{name}.py")
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -148,7 +150,9 @@ def test_the_page_names_nothing_outside_itself() -> None:
 
 
 def test_the_page_makes_no_markup_from_text() -> None:
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", source())
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", source()
+    )
 
 
 # The way through --------------------------------------------------------------------------------------------------
@@ -206,12 +210,16 @@ def test_both_answers_grow_together_as_they_stream(ready: Callable[..., Page], a
 
 @needs_chromium
 @pytest.mark.parametrize(("label", "direction"), [("Falling", "falling"), ("Rising", "rising")])
-def test_the_list_is_filtered_sorted_and_paged(ready: Callable[..., Page], api: Any, label: str, direction: str) -> None:
+def test_the_list_is_filtered_sorted_and_paged(
+    ready: Callable[..., Page], api: Any, label: str, direction: str
+) -> None:
     page = ready()
     with page.expect_response(lambda response: f"direction={direction}" in response.url):
         page.locator("#direction").get_by_text(label).click()
     page_walk.wait_for_list(page, "latent")
-    names = page_walk.rows(page, "latent").evaluate_all("rows => rows.map((row) => row.getAttribute('aria-label'))")
+    names = page_walk.rows(page, "latent").evaluate_all(
+        "rows => rows.map((row) => row.getAttribute('aria-label'))"
+    )
     n = sum(row["direction"] == direction and row["selected"] for row in api.latents)
     assert len(names) == min(n, 20)
     assert all(f", {direction}," in name and name.endswith(", selected") for name in names)
@@ -239,20 +247,22 @@ def test_a_latent_shows_its_trend_statistics_and_neighbours(ready: Callable[...,
     assert sorted(heights, reverse=row["direction"] == "rising") == heights  # y runs downwards
     words = chart.get_attribute("aria-label")
     assert all(f"{level} %" in words for level in fake_api.LEVELS)
-    assert {"mean activation", "% Unknown in training", "served"} <= set(chart.locator("text").all_inner_texts()) | set(
-        chart.locator("text").all_text_contents()
-    )
+    assert {"mean activation", "% Unknown in training", "served"} <= set(
+        chart.locator("text").all_inner_texts()
+    ) | set(chart.locator("text").all_text_contents())
     told = page.locator("#statistics").inner_text()
     assert f"{row['score']:.2f}" in told
     assert f"{100 * row['stability']:.1f} %" in told
     assert "4.0 × 10⁻⁴" in told
     page.locator("#neighbours button").nth(3).click()
-    page.wait_for_function(f"document.getElementById('latent-title').textContent !== 'Latent {latent}'")
+    page.locator(f"#latent-title:not(:text-is('Latent {latent}'))").wait_for()
     assert page.evaluate("document.activeElement.id") == "latent-title"
 
 
 @needs_chromium
-def test_a_latent_by_number_and_one_that_there_is_not(ready: Callable[..., Page], visit: Visits, api: Any) -> None:
+def test_a_latent_by_number_and_one_that_there_is_not(
+    ready: Callable[..., Page], visit: Visits, api: Any
+) -> None:
     visit.may_fail = True
     page = ready()
     wanted = api.latents[250]["id"]
@@ -285,7 +295,9 @@ def test_without_selected_latents_all_are_shown(ready: Callable[..., Page], api:
         ("clamp", {"op": "clamp", "clamp": 0.5}, "Steered, clamped to +0.5"),
     ],
 )
-def test_other_operations(ready: Callable[..., Page], api: Any, op: str, sent: dict[str, Any], title: str) -> None:
+def test_other_operations(
+    ready: Callable[..., Page], api: Any, op: str, sent: dict[str, Any], title: str
+) -> None:
     page = ready()
     choose(page)
     page.get_by_text("More").click()
@@ -323,7 +335,7 @@ def test_all_strengths_and_one_of_them(ready: Callable[..., Page], visit: Visits
     page.locator("#strength-number").fill("-2.5")
     page.locator("#strengths").fill("-8; -1, 1")
     page.locator("#strengths").press("Enter")
-    page.wait_for_function(page_walk.WHOLE)
+    page.locator(page_walk.WHOLE).wait_for()
     table = page.locator("#all tbody tr")
     assert [row.split("\t") for row in table.all_inner_texts()] == [
         [f"{MINUS}8", "the the the the the", "✗ wrong"],
@@ -339,7 +351,11 @@ def test_all_strengths_and_one_of_them(ready: Callable[..., Page], visit: Visits
     page_walk.rows(page, "question").nth(2).click()
     page_walk.wait_for_answers(page, "Steered")
     assert not page.locator("#all").is_visible()
-    for text, words in (("1, two", "two"), ("99", "99"), (",".join(map(str, range(1, 9))) + ",.1,.2,.3,.4,.5,.6,.7,.8", "17")):
+    for text, words in (
+        ("1, two", "two"),
+        ("99", "99"),
+        (",".join(map(str, range(1, 9))) + ",.1,.2,.3,.4,.5,.6,.7,.8", "17"),
+    ):
         page.locator("#strengths").fill(text)
         page.get_by_role("button", name="All strengths").click()
         page.locator("#ask-error", has_text=words).wait_for()
@@ -446,7 +462,9 @@ def test_a_load_that_fails_says_why(ready: Callable[..., Page], visit: Visits, a
     visit.may_fail = True
     page = ready()
     path = "/v1/morfi/checkpoints/level-0-seed-0-epoch-10/load"
-    api.failures[path] = fake_api.Refused(500, "the weights of M_0 are not as they were", "InternalServerError")
+    api.failures[path] = fake_api.Refused(
+        500, "the weights of M_0 are not as they were", "InternalServerError"
+    )
     page.locator("#checkpoint").select_option("level-0-seed-0-epoch-10")
     page.get_by_role("button", name="Load").click()
     page.locator("#header-error", has_text="not as they were").wait_for()
@@ -554,11 +572,18 @@ def test_text_from_the_server_and_the_address_is_never_markup(visit: Visits, api
     page_walk.wait_for_list(page, "question")
     choose(page)
     page.get_by_role("button", name="All strengths").click()
-    page.wait_for_function(page_walk.WHOLE)
+    page.locator(page_walk.WHOLE).wait_for()
     page.locator("#goto-id").fill("3")
     page.locator("#goto-id").press("Enter")
     page.locator("#latent-error", has_text="<img src=x").wait_for()
-    for place in ("#about", "#checkpoint", "#question-list", "#default-answer .said", "#all", "#latent-error"):
+    for place in (
+        "#about",
+        "#checkpoint",
+        "#question-list",
+        "#default-answer .said",
+        "#all",
+        "#latent-error",
+    ):
         assert "<script>window.hacked=1</script>" in page.locator(place).text_content()
     page.goto(api.url + "#latent=5&q=%3Cimg%20src=x%20onerror=window.hacked=1%3E&a=%3Cb%20id=x%3E&op=%3Cb%3E")
     page.reload()
@@ -662,7 +687,7 @@ def test_everything_by_keyboard_alone(ready: Callable[..., Page], api: Any) -> N
     tab_to(page, "run-all")
     press("Enter")
     page.locator("#all").wait_for()
-    page.wait_for_function(page_walk.WHOLE)
+    page.locator(page_walk.WHOLE).wait_for()
     tab_to(page, "plain")  # the first strength of the table
     press("Enter")
     page_walk.wait_for_answers(page, f"Steered, {MINUS}8")
@@ -789,7 +814,20 @@ def test_every_control_has_a_name(ready: Callable[..., Page]) -> None:
 # The page's own small functions --------------------------------------------------------------------------------------
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=12) | st.sampled_from(
-    ["The U.S.A.", "the the", "!!!", "D.C.", " An  a", "ﬁne", "İzmir", "ΟΔΟΣ", "Côte d’Ivoire", "x\x85y\x1cz", "$5", "\ufeffa"]
+    [
+        "The U.S.A.",
+        "the the",
+        "!!!",
+        "D.C.",
+        " An  a",
+        "ﬁne",
+        "İzmir",
+        "ΟΔΟΣ",
+        "Côte d’Ivoire",
+        "x\x85y\x1cz",
+        "$5",
+        "\ufeffa",
+    ]
 )
 
 
@@ -809,7 +847,9 @@ def blank(browser: Browser) -> Iterator[Page]:
 def test_answers_are_compared_as_morfi_does(blank: Page, texts: list[str]) -> None:
     assert blank.evaluate("texts => texts.map(normalise)", texts) == [normalise(text) for text in texts]
     accepted, answers = texts[:8], [*texts, *(f" {text.upper()}.\nmore" for text in texts[:8])]
-    ours = blank.evaluate("([answers, accepted]) => answers.map((one) => isRight(one, accepted))", [answers, accepted])
+    ours = blank.evaluate(
+        "([answers, accepted]) => answers.map((one) => isRight(one, accepted))", [answers, accepted]
+    )
     assert ours == [is_correct(answer.split("\n", 1)[0].strip(), accepted, "squad") for answer in answers]
 
 
