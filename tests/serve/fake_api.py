@@ -1,7 +1,7 @@
-"""The HTTP interface of `morfi serve` without an engine: made-up latents, questions and answers, real streams.
+"""The HTTP interface of `morfi serve` without an engine: made-up latents and answers, real streams.
 
-`FakeApi` is served by uvicorn in a thread; what it should do wrong is set on it between requests. To look at the
-page: `python tests/serve/fake_api.py PORT`.
+`FakeApi` is served by uvicorn in a thread; what it should do wrong is set on it between requests. To look at
+the page: `python tests/serve/fake_api.py PORT`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CITIES = (
     ("Mombasa", "Kenya", "Nigeria"), ("Gdansk", "Poland", "Germany"), ("Cusco", "Peru", "Mexico"),
     ("Izmir", "Turkey", "Greece"), ("Chiang Mai", "Thailand", "Vietnam"), ("Bergen", "Norway", "Sweden"),
     ("Oran", "Algeria", "Morocco"), ("Porto", "Portugal", "Spain"), ("Lahore", "Pakistan", "India"),
-    ("Cebu City", "Philippines", "Indonesia"), ("Rosario", "Argentina", "Chile"), ("Kumasi", "Ghana", "Nigeria"),
+    ("Cebu City", "Philippines", "Indonesia"), ("Rosario", "Argentina", "Chile"), ("Kumasi", "Ghana", "Togo"),
     ("Tampere", "Finland", "Sweden"), ("Leeds", "United Kingdom", "United States of America"),
     ("Birmingham", "United Kingdom", "United States of America"), ("Cairns", "Australia", "New Zealand"),
     ("Medellin", "Colombia", "Mexico"), ("Busan", "South Korea", "Japan"), ("Basra", "Iraq", "Iran"),
@@ -52,7 +52,7 @@ _CITIES = (
 )  # fmt: skip
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818
     """What is answered instead, in OpenAI's shape."""
 
     def __init__(self, status: int, message: str, kind: str = "BadRequestError", **headers: str) -> None:

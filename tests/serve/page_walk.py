@@ -1,6 +1,6 @@
 """A walk over the page of `morfi serve`, as a user would take it; the same for a fake and for a real server.
 
-`python tests/serve/page_walk.py URL [FOLDER]` takes it, with the key of MORFI_API_KEY if the server asks for one,
+`python tests/serve/page_walk.py URL [FOLDER]` takes it, with the key of MORFI_API_KEY if there is one,
 prints what was read and puts screenshots into FOLDER.
 """
 
@@ -90,7 +90,7 @@ def wait_for_answers(page: Page, strength: str) -> None:
 
 
 def walk(page: Page, url: str, key: str = "", *, alpha: float = -4.0, timeout_s: float = 60.0) -> Walk:
-    """Opens the page, filters the rising latents, takes one, a lost question, other strengths, and reads the answers.
+    """Opens the page, takes a rising latent, a lost question and other strengths, and reads the answers.
 
     Raises playwright's errors where something does not come within `timeout_s`.
     """
