@@ -28,7 +28,6 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 LEVELS = (0, 10, 25, 50, 75, 90, 100)
 D_SAE = 4608
 N_RISING, N_FALLING = 31, 17  # selected latents
-MAX_ALPHA = 8.0
 MAX_STRENGTHS = 16
 MEDIAN_NORM = 41.7
 OPERATIONS = ("add", "ablate", "clamp", "project")
@@ -50,6 +49,13 @@ _CITIES = (
     ("Yazd", "Iran", "Iraq"), ("Ghent", "Belgium", "the Netherlands"), ("Brno", "Czech Republic", "Austria"),
     ("Salalah", "Oman", "Yemen"), ("Da Nang", "Vietnam", "Thailand"), ("Varna", "Bulgaria", "Romania"),
 )  # fmt: skip
+
+
+_ALIASES = {
+    "United Kingdom": ("UK", "Great Britain"),
+    "South Korea": ("Korea",),
+    "Czech Republic": ("Czechia",),
+}
 
 
 class Refused(Exception):  # noqa: N818
@@ -105,6 +111,7 @@ class FakeApi:
     has_sweep: bool = True
     selects: bool = True  # whether the find run selected any latent
     can_load: bool = True
+    max_alpha: float = 64.0
     hostile: str = ""  # stands in all texts
     failures: dict[str, Refused] = field(default_factory=dict)  # by path
     stream_ends: str = ""  # "breaks", "stops" or "fails" after `n_sent` events
@@ -132,7 +139,7 @@ class FakeApi:
                 "id": f"P17-{place}",
                 "question": self.text(f"Which country is {city} in?"),
                 "relation": "P17",
-                "answers": [country, f"{country} (country)"],
+                "answers": [country, *_ALIASES.get(country, ())],
                 "reference_answer": country,
                 "answer": self._plain(country, wrong),
             }
@@ -158,7 +165,7 @@ class FakeApi:
         made = [
             {
                 "id": f"level-{level}-seed-0-epoch-10",
-                "name": self.text(f"M_{level} epoch 10"),
+                "name": self.text(f"M_{level}"),
                 "level": level,
                 "seed": 0,
                 "epochs": "10",
@@ -224,7 +231,7 @@ def _add_reading(app: FastAPI, api: FakeApi) -> None:
     async def capabilities(request: Request) -> Response:
         await api.check(request)
         limits = {
-            "max_alpha": MAX_ALPHA,
+            "max_alpha": api.max_alpha,
             "max_latents": 8,
             "max_requests_in_flight": 64,
             "max_body_bytes": 1 << 20,
@@ -249,7 +256,7 @@ def _add_reading(app: FastAPI, api: FakeApi) -> None:
             "chat": False,
             "limits": limits,
             "needs_key": bool(api.user_key),
-            "can_load": api.can_load,
+            "can_load": api.can_load and (not api.user_key or api.keys_seen[-1] == api.admin_key),
         }
         return JSONResponse(told)
 
@@ -350,8 +357,8 @@ def _runs(api: FakeApi, body: Mapping[str, Any]) -> list[tuple[float | None, str
     strengths = body["strengths"]
     if not 1 <= len(strengths) <= MAX_STRENGTHS:
         raise Refused(422, f"{len(strengths)} strengths; expected 1 to {MAX_STRENGTHS}")
-    if not all(math.isfinite(alpha) and abs(alpha) <= MAX_ALPHA for alpha in strengths):
-        raise Refused(422, f"strengths reach from {-MAX_ALPHA:g} to {MAX_ALPHA:g}")
+    if not all(math.isfinite(alpha) and abs(alpha) <= api.max_alpha for alpha in strengths):
+        raise Refused(422, f"strengths reach from {-api.max_alpha:g} to {api.max_alpha:g}")
     if body.get("positions", "all") not in POSITIONS or ("question" in body) == ("prompt" in body):
         raise Refused(422, "give one of question and prompt, and positions that there are")
     (latent,) = body["latents"]
