@@ -2,7 +2,7 @@
 
 Claims: at least 90 % of the requests a second of as many unsteered requests with the same prompts, and at
 least five times those of transformers with a forward hook at its best batch size. SmolLM2, or a checkpoint of
-it, in the dtype it is served in here; one engine. The steered side is the product's own: it judges the answers
+it, in the dtype it is served in here; one engine. The steered side is the product's own: it judges answers
 and stores them, a batch in one transaction; the unsteered side only generates. For the first claim every
 answer has as many tokens on both sides, so that neither gains by stopping early. For the second both sides
 answer as a sweep does, to the end of the line or 16 tokens, a sample of the questions along one direction at
@@ -240,22 +240,23 @@ def table(found: dict[str, Any], options: argparse.Namespace, checkpoint: Checkp
         "# A steer sweep beside unsteered requests and transformers hooks",
         "",
         f"{size} = {found['n']} requests, each with its own steering after layer {LAYER} at all positions; "
-        f"prompts of {low} to {high} tokens; {checkpoint.name} in {checkpoint.dtype}; {device_name()}; batches "
-        f"of {options.batch}{seqs}; {len(steered)} slices of {options.slice} requests, the sides in turn, "
-        "medians.",
+        f"prompts of {low} to {high} tokens; {checkpoint.name} in {checkpoint.dtype}; {device_name()}; "
+        f"batches of {options.batch}{seqs}; {len(steered)} slices of {options.slice} requests, the sides in "
+        "turn, medians.",
         "",
         "| side | requests/s | lowest and highest | steered against it | target |",
         "|---|---|---|---|---|",
         f"| steered, judged and stored, {N_FIXED} tokens each | {_cells(steered)} | | |",
-        f"| unsteered, generated only, {N_FIXED} tokens each | {_cells(plain)} | {_spread(shares, ' %')} | 90 % |",
+        f"| unsteered, generated only, {N_FIXED} tokens each | {_cells(plain)} | "
+        f"{_spread(shares, ' %')} | 90 % |",
         f"| steered, judged and stored, to the end of the line | {_cells(own)} | | |",
         f"| transformers with a forward hook, batches of {found['batch']} | {_cells(hooks)} | "
         f"{_spread(times, ' x')} | 5 x |",
         "",
-        f"Transformers, and steered beside it, were given {found['n_hooked']} questions along one direction at "
-        f"{options.strengths} strengths, {len(hooks)} times; answers to the end of the line had "
-        f"{found['own_tokens']:.1f} tokens, at most {N_MOST}. Its requests/s by batch size, once: {tried}. Of "
-        f"the unsteered prompts {found['n_cached']} tokens came from the prefix cache.",
+        f"Transformers, and steered beside it, were given {found['n_hooked']} questions along one direction "
+        f"at {options.strengths} strengths, {len(hooks)} times; answers to the end of the line had "
+        f"{found['own_tokens']:.1f} tokens, at most {N_MOST}. Its requests/s by batch size, once: {tried}. "
+        f"Of the unsteered prompts {found['n_cached']} tokens came from the prefix cache.",
         "",
         ", ".join(f"{name} {version}" for name, version in versions().items()),
     ]
