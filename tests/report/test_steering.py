@@ -1,0 +1,100 @@
+"""The table and the picture of a steer run, from numbers made up for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from morfi.compare import difference
+from morfi.errors import InputError
+from morfi.interventions.outcome import Group, Outcome, Steered, Tried, recovery, share_of
+from morfi.report.steering import steer_object, steer_table
+from morfi.report.steering_figure import steer_figure
+from morfi.statistics import Interval
+from morfi.store.records import DirectionRow
+
+BEFORE, AFTER = [True] * 5 + [False] * 5, [True] * 4 + [False] + [True] * 3 + [False] * 2
+REFERENCE = [True] * 7 + [False] * 3
+CONFIG = {
+    "op": "add",
+    "choose_on": "dev",
+    "report_on": "test",
+    "ckpt": "M_100",
+    "reference": "M_0",
+    "positions": "all",
+    "median_norm": 81.25,
+    "questions": "known",
+    "layer_scan": False,
+    "halving": False,
+}
+
+
+def outcome(position: int, kind: str, *, operation: str = "add", layer: int = 25) -> Outcome:
+    name = kind if kind == "delta_u" else f"{kind} {position}"
+    row = DirectionRow(position, name, kind, position, layer, operation, 81.25, 1, 21, 0.2, {})
+    alphas = (-1.0, -0.5, 0.5, 1.0) if operation == "add" else (0.0,)
+    tried = tuple(Tried(alpha, 81.25 * alpha, 10, 0.5 + alpha / 8, alpha / 8) for alpha in alphas)
+    by_reference = {name: recovery(BEFORE, AFTER, REFERENCE) for name in ("reference", "base")}
+    reported = None if kind == "scan" else difference(BEFORE, AFTER)
+    return Outcome(row, tried, tried[-1], reported, None if kind == "scan" else by_reference)
+
+
+def steered(outcomes: list[Outcome]) -> Steered:
+    both = {"dev": share_of(BEFORE), "test": share_of(BEFORE)}
+    groups = (Group("latent", 1, 0.2, None), Group("random", 2, -0.05, Interval(-0.1, 0.01)))
+    accuracies = dict.fromkeys(("base", "reference", "checkpoint"), both)
+    return Steered(25, accuracies, tuple(outcomes), groups, difference(AFTER, BEFORE), 600, 1000)
+
+
+def test_a_line_has_strength_gain_interval_p_and_recovery() -> None:
+    text = steer_table(steered([outcome(7, "latent"), outcome(8, "delta_u")]), CONFIG)
+    line = next(line for line in text.splitlines() if line.startswith("latent 7 "))
+    for cell in ("rises", "+1", "+81.25", "62.5 %", "50.0 %", "70.0 %", "+20.0", "0.62"):
+        assert f" {cell} " in line, (cell, line)
+    assert "66.7 % (21 to 94, n 3)" in line
+    assert "M_0 40.0 % (2 of 5), the base model 40.0 % (2 of 5)" in text
+    assert "latents: 1, mean gain +20.0 points\n" in text
+    assert "random directions: 2, mean gain -5.0 points (95 % over directions: -10.0 to +1.0)" in text
+    assert "latent 7, the best by what was chosen on, against delta_u: -20.0 points" in text
+    assert max(map(len, text.splitlines())) < 180
+
+
+def test_a_scan_names_the_layer_and_says_where_the_sae_reads() -> None:
+    rows = [outcome(8, "delta_u"), outcome(9, "scan", layer=10), outcome(7, "latent")]
+    better = Tried(1.0, 81.25, 10, 0.9, 0.4)
+    scanned = Outcome(rows[1].direction, rows[1].tried, better, None, None)
+    text = steer_table(steered([rows[0], scanned, rows[2]]), {**CONFIG, "layer_scan": True})
+    assert "use layer 10, with a SAE that reads there: this one reads after layer 25" in text
+    assert "\nscan 9" not in text
+
+
+def test_a_halving_says_what_it_saved_and_other_operations_have_no_strength() -> None:
+    rows = [outcome(7, "latent", operation="ablate"), outcome(8, "random", operation="project")]
+    text = steer_table(steered(rows), {**CONFIG, "op": "ablate", "halving": True})
+    assert "successive halving: 600 answers instead of 1000, 40 % fewer" in text
+    assert "random 8   projected out " in text
+    assert "+0 " not in text
+
+
+def test_the_object_is_plain(tmp_path: Path) -> None:
+    found = steer_object(steered([outcome(7, "latent")]))
+    assert found["outcomes"][0]["reported"]["n_gained"] == 3
+    assert steer_object(None) == {}
+
+
+@pytest.mark.parametrize("op", ["add", "ablate", "clamp"])
+def test_the_picture_is_the_same_every_time(tmp_path: Path, op: str) -> None:
+    kinds = ["latent"] * 12 + ["delta_u", "control", "random", "combined"]
+    rows = [
+        outcome(place, kind, operation="add" if op == "clamp" else op) for place, kind in enumerate(kinds)
+    ]
+    config: dict[str, Any] = {**CONFIG, "op": op}
+    first, again = (steer_figure(steered(rows), config, "M_100", tmp_path / name) for name in "ab")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
+    svg = first[1].read_text()
+    assert "latent 0" in svg
+    assert ("further latents" in svg) == (op != "ablate")
+    with pytest.raises(InputError, match="nothing to draw"):
+        steer_figure(steered([outcome(0, "scan")]), config, "M_100", tmp_path / "c")
