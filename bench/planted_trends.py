@@ -7,14 +7,14 @@ among the remaining dimensions. Questions are Gaussian vectors, the same under e
 levels is given, and moves every question a little by itself.
 
 Two things can hide a planted trend. Training noise puts the conditions out of order: at K levels a gap of g
-leaves the fraction P(all K - 1 steps of g + sqrt(2) noise are positive) in order, and no method that asks for
-a perfect trend finds more. Question noise makes the order hang on which questions were drawn, which the
+leaves the fraction P(all K - 1 steps of g + sqrt(2) noise are positive) in order, and no method that asks
+for a perfect trend finds more. Question noise makes the order hang on which questions were drawn, which the
 stability criterion rejects. How large it is, is the model's choice: with "relu" latents a shift moves all
 questions on which a latent fires, so there is little of it, and what is measured is the training noise that
-the gap is given in; "jumprelu" latents jump at their threshold, so that a mean rests on the few questions that
-cross it, and is measured beside it. Claims: recall of at least 0.95 at a realised FDR of at most 0.10, with
-one training a level at a gap of 3.5 and with three at 1.5; without planted trends no more are selected than
-chance gives. Writes bench/results/planted_trends.md.
+the gap is given in; "jumprelu" latents jump at their threshold, so that a mean rests on the few questions
+that cross it, and is measured beside it. Claims: recall of at least 0.95 at a realised FDR of at most 0.10,
+with one training a level at a gap of 3.5 and with three at 1.5; without planted trends no more are selected
+than chance gives. Writes bench/results/planted_trends.md.
 """
 
 from __future__ import annotations
@@ -159,9 +159,9 @@ def table(found: dict[Case, list[Outcome]]) -> str:
         "In order: the share of planted trends whose S is significant if there were no questions, only the "
         "trainings' noise; recall cannot pass it. Means over draws, with the lowest and highest.",
         "",
-        f"Questions have standard deviation 1 in every dimension, a training shifts each by {NOISE:g}, and each "
-        f"question moves by {OWN:g} under each training. A latent fires above {THRESHOLD:g}, on 7 % of the "
-        "questions: as relu(x - threshold), or as x itself (jumprelu), which jumps there.",
+        f"Questions have standard deviation 1 in every dimension, a training shifts each by {NOISE:g}, and "
+        f"each question moves by {OWN:g} under each training. A latent fires above {THRESHOLD:g}, on 7 % of "
+        "the questions: as relu(x - threshold), or as x itself (jumprelu), which jumps there.",
         "",
         "| latents | gap | trainings a level | draws | in order | recall | realised FDR | selected | "
         "perfect by chance | s |",

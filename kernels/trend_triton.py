@@ -1,8 +1,9 @@
 """Resampled sums, the trends of their means, and Page's ranks within questions, on a GPU.
 
-`resampled_sums_kernel` adds, for a latent and a block of resamples, the rows of the counts that the latent's few
-non-zeros point at; the counts are bytes and stay in the L2 cache. `trend_kernel` compares the conditions'
-means pair by pair for a latent, a block of resamples at a time, and keeps two sums over resamples.
+`resampled_sums_kernel` adds, for a latent and a block of resamples, the rows of the counts that the latent's
+few non-zeros point at; the counts are bytes and stay in the L2 cache. `trend_kernel` compares the
+conditions' means pair by pair for a latent, a block of resamples at a time, and keeps two sums over
+resamples.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def resampled_sums_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a latent and BLOCK resamples: sums [T, n_resamples] of value times counts [n, n_columns]."""
+    """One program a latent and BLOCK resamples: sums [T, n_resamples] of values times counts."""
     latent = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     stop = tl.load(starts + latent + 1)
@@ -117,11 +118,13 @@ def trend_kernel(
             q = tl.load(midranks + high)
             n_equal = tl.zeros([BLOCK], dtype=tl.int32)
             for low in range(C):
-                its = tl.load(means + (low * n_latents + latent) * n_columns + columns, mask=inside, other=0.0)
+                its = tl.load(
+                    means + (low * n_latents + latent) * n_columns + columns, mask=inside, other=0.0
+                )
                 n_equal += (mean == its).to(tl.int32)
                 step = q - tl.load(midranks + low)
                 sign = (mean > its).to(tl.float32) - (mean < its).to(tl.float32)
-                # Every pair comes twice, once from each side; only where this condition is the higher it counts.
+                # Every pair comes twice and counts once: where this condition is the higher.
                 s += tl.where(step > 0, sign, 0.0)
                 d += tl.where(step > 0, step, 0.0) * sign
             a1 += n_equal - 1
@@ -222,7 +225,7 @@ def page_kernel(values, midranks, numerator_out, spread_out, n_blocks, C: tl.con
 
 
 def page_blocks(values: torch.Tensor, midranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Page's numerator and 12 times the sum of (r - mean r)^2 for each question of values [C, U]: float32 [U]."""
+    """What `morfi.kernels.page.page_blocks` gives for the questions of values [C, U]."""
     n, n_blocks = values.shape
     numerator, spread = (torch.empty(n_blocks, device=values.device) for _ in range(2))
     if values.numel() >= 2**31:

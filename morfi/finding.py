@@ -64,7 +64,7 @@ class FindConfig:
 
 
 def configure_find(given: Mapping[str, Any]) -> FindConfig:
-    """The configuration of the options that were given (those not None); refuses those of the other method."""
+    """The configuration of the options that were given (those not None), none of them the other method's."""
     config = FindConfig(**{key: value for key, value in given.items() if value is not None})
     for name in _OF_OTHER_METHOD[config.method]:
         if given.get(name) is not None:
@@ -139,9 +139,7 @@ def _trends(
         [condition.row.level or 0 for condition in found.conditions],
         sae.encoder,
         strata=[found.questions[place].relation for place in kept],
-        criteria=Criteria(
-            config.alpha, config.stability, config.rho_min, config.min_firing, config.page_fdr
-        ),
+        criteria=Criteria(config.alpha, config.stability, config.rho_min, config.min_firing, config.page_fdr),
         method="page" if config.method == "page" else "bootstrap",
         n_resamples=config.resamples,
         seed=config.seed,

@@ -1,4 +1,4 @@
-"""The conditions that `find_trends` compares, and the passes over all their questions, a tile of latents at a time."""
+"""The conditions that `find_trends` compares, and the passes over their questions, some latents at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from morfi.kernels.null import TrendNull
 from morfi.kernels.page import PageSums
 from morfi.kernels.sums import PartialSums
 
-_Started = tuple[int, int, Callable[[], Nonzeros]]  # condition, number of the part, and what ends its encoding
+_Started = tuple[
+    int, int, Callable[[], Nonzeros]
+]  # condition, number of the part, and what ends its encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class TrendInputs:
 
     @property
     def n_resampled(self) -> int:
-        """How many latents are resampled at a time: fewer for more conditions, so that memory stays the same."""
+        """How many latents are resampled at a time: fewer of more conditions, for the same memory."""
         return max(1, self.tiling.resampled // len(self.activations))
 
     @property

@@ -22,7 +22,6 @@ from morfi.kernels.trend import Trends, pair_signs, reduce_trends
 from morfi.trend_inputs import TrendInputs
 
 
-
 @dataclass(frozen=True, slots=True)
 class Criteria:
     """When a latent is selected, see `find_trends`; `page_fdr` is for the method "page" alone."""

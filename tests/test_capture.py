@@ -111,7 +111,13 @@ def test_pages_test_is_chosen_stored_and_reported(
     experiment, run_id = own_experiment
     store = experiment.store
     captured = capture(experiment, run_id, tmp_path / "out", log).run_id
-    given = {"activations": captured, "sae": str(identity_sae), "method": "page", "page_fdr": 0.1, "seed": None}
+    given = {
+        "activations": captured,
+        "sae": str(identity_sae),
+        "method": "page",
+        "page_fdr": 0.1,
+        "seed": None,
+    }
     config = configure_find(given)
     found = run_find(config, store, log, new=False, command="morfi find")
     assert store.run(found).config["method"] == "page"

@@ -77,8 +77,8 @@ def _criteria(config: Mapping[str, Any]) -> str:
             f"rho >= {config['rho_min']:g} in its direction, firing >= {config['min_firing']:g}"
         )
     return (
-        f"selected: p <= {config['alpha']:g} in {config['stability']:g} of {config['resamples']} resamples of "
-        f"the questions, mean |rho| >= {config['rho_min']:g}, firing >= {config['min_firing']:g}"
+        f"selected: p <= {config['alpha']:g} in {config['stability']:g} of {config['resamples']} resamples "
+        f"of the questions, mean |rho| >= {config['rho_min']:g}, firing >= {config['min_firing']:g}"
     )
 
 

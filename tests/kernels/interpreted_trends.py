@@ -74,7 +74,11 @@ def dense(found: Nonzeros, n: int) -> torch.Tensor:
 
 
 def encode(
-    activation: str, shape: tuple[int, int, int, int], dtype: torch.dtype, bias: float, density: float = 1 / 64
+    activation: str,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    bias: float,
+    density: float = 1 / 64,
 ) -> int:
     """Compares the non-zeros of every tile; returns how many there were."""
     n, d_model, d_sae, tile = shape
@@ -86,7 +90,9 @@ def encode(
     if activation == "topk":
         dense_tiles = [encode_triton.encode_dense(x, encoder, latents) for latents in tiles(encoder, tile)]
         pre = torch.cat(dense_tiles, 1)
-        torch.testing.assert_close(pre, x.float() @ encoder.W_enc.float() + encoder.b_enc, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            pre, x.float() @ encoder.W_enc.float() + encoder.b_enc, rtol=1e-4, atol=1e-4
+        )
         limits = pre.topk(encoder.k or 0, 1).values[:, -1]
     n_found = 0
     for latents in tiles(encoder, tile):
@@ -152,7 +158,7 @@ def page(kind: str, ranks: Sequence[int]) -> float:
 
 
 def run_whole(activation: str, method: Literal["bootstrap", "page"]) -> int:
-    """Compares all of `find_trends` with every step on a kernel and on none; returns how many are selected."""
+    """Compares `find_trends` with every step on a kernel and on none; returns how many are selected."""
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(16, 20, generator=generator)
     encoder = Encoder(weights, torch.full((20,), -3.0), activation, k=4 if activation == "topk" else None)
