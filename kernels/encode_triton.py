@@ -239,7 +239,7 @@ def _keep(prepared: torch.Tensor, weights: torch.Tensor, epilogue: _Epilogue, ca
     on_host = n_kept.to("cpu", non_blocking=True)
     if device.type == "cpu":  # in the interpreter
         return _Kept(places, values, on_host, None)
-    copied = torch.cuda.Event()
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record(torch.cuda.current_stream(device))
     return _Kept(places, values, on_host, copied)
 

@@ -196,9 +196,10 @@ def _critical(null: TrendNull, alpha: float, device: torch.device) -> tuple[torc
     if null.patterns is None:
         return None, untied
     n = len(null.ranks)
-    a1 = torch.arange(n * (n - 1) + 1.0)[:, None]
-    a2 = torch.arange(n * (n - 1) ** 2 + 1.0)[None, :]
-    table = null.critical(alpha, *(one.contiguous() for one in torch.broadcast_tensors(a1, a2)))
+    a1 = torch.arange(n * (n - 1) + 1.0)
+    a2 = torch.arange(n * (n - 1) ** 2 + 1.0)
+    shape = len(a1), len(a2)
+    table = null.critical(alpha, a1[:, None].expand(shape), a2.expand(shape))
     return table.to(device), untied
 
 
