@@ -43,11 +43,16 @@ NOISE = 0.05  # of a condition, in standard deviations of the questions
 OWN = 0.02  # of a question under a condition
 THRESHOLD = 1.5  # so that a latent fires on 7 % of the questions
 Case = tuple[str, float, int]  # the latents' activation, the gap, trainings a level
-CASES: list[Case] = [
-    *(("relu", gap, 1) for gap in (0, 1, 2, 2.75, 3.5, 5)),
-    *(("relu", gap, 3) for gap in (0, 0.75, 1, 1.5)),
-    *(("jumprelu", gap, n) for gap, n in ((0, 1), (3.5, 1), (5, 1), (1.5, 3))),
-]
+# How many draws of each, those that the claims are about first.
+CASES: dict[Case, int] = {
+    ("relu", 3.5, 1): 5,
+    ("relu", 0, 1): 3,
+    ("relu", 1.5, 3): 2,
+    **{("relu", gap, 1): 2 for gap in (2, 2.75, 5, 1)},
+    ("jumprelu", 3.5, 1): 2,
+    **{("relu", gap, 3): 1 for gap in (0.75, 0)},
+    ("jumprelu", 1.5, 3): 1,
+}
 DRIFTS = torch.tensor(
     [[0, 2, 4, 6, 4, 2, 0], [0, 3, 1, 4, 0, 2, 1], [6, 3, 0, 0, 0, 3, 6], [0, 0, 6, 0, 0, 6, 0]]
 )
@@ -166,7 +171,10 @@ def table(found: dict[Case, list[Outcome]]) -> str:
         "| latents | gap | trainings a level | draws | in order | recall | realised FDR | selected | "
         "perfect by chance | s |",
         "|---|---|---|---|---|---|---|---|---|---|",
-        *(row(case, outcomes) for case, outcomes in found.items()),
+        *(
+            row(case, found[case])
+            for case in sorted(found, key=lambda case: (case[0] != "relu", case[2], case[1]))
+        ),
         "",
         ", ".join(f"{name} {version}" for name, version in versions().items()),
     ]
@@ -176,16 +184,16 @@ def table(found: dict[Case, list[Outcome]]) -> str:
 def main() -> None:
     """Measures, prints the table and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--times", type=int, default=1, help="so many times as many draws")
     options = parser.parse_args()
     found: dict[Case, list[Outcome]] = {}
-    for case in CASES:
-        for seed in range(options.draws):
+    for case, n_draws in CASES.items():
+        for seed in range(n_draws * options.times):
             one = run(*case, seed)
             found.setdefault(case, []).append(one)
             print(f"{case}: {one}", file=sys.stderr)
-    text = table(found)
-    RESULTS.write_text(text)
+        text = table(found)  # what there is so far, should it be stopped
+        RESULTS.write_text(text)
     print(text)
 
 

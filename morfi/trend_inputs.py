@@ -29,7 +29,7 @@ class Tiling:
 
 
 # What is encoded stays in the cache until it is compacted, and what a latent's comparisons need in a core's.
-ON_CPU = Tiling(latents=8192, encoded=1024, resampled=896, questions=CHUNK)
+ON_CPU = Tiling(latents=16384, encoded=1024, resampled=896, questions=CHUNK)
 # There each step must be worth its launches.
 ON_GPU = Tiling(latents=32768, encoded=32768, resampled=28672, questions=4 * CHUNK)
 
