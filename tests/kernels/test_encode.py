@@ -86,7 +86,7 @@ def test_resamples_draw_evenly_and_apart() -> None:
     expected = n_resamples  # a question is drawn once a resample on average
     z = (counts.sum(1) - expected) / (n_resamples * (1 - 1 / n)) ** 0.5
     assert 0.6 < float(z.square().mean()) < 1.5  # chi square over its degrees of freedom, n - 1
-    # Neither resamples nor questions follow each other: correlations are those of a multinomial, -1 / (n - 1).
+    # Questions hang together as in a multinomial, by -1 / (n - 1); resamples do not.
     between = torch.corrcoef(counts)
     assert float(between.fill_diagonal_(0).sum() / (n * (n - 1))) == pytest.approx(-1 / (n - 1), abs=0.002)
     following = torch.corrcoef(torch.stack([counts[:, :-1].flatten(), counts[:, 1:].flatten()]))[0, 1]
