@@ -133,24 +133,10 @@ def encode_kernel(
     quarters = _halves(left) + _halves(right)
     for place in tl.static_range(4):
         _store(
-            quarters[place],
-            rows,
-            first_column + place * (BLOCK_T // 4),
-            scale,
-            shift,
-            gate,
-            floor,
-            limits,
-            n_kept,
-            places,
-            values,
-            n,
-            n_latents,
-            capacity,
-            IS_GATED,
-            HAS_LIMITS,
-            IS_DENSE,
-        )
+            quarters[place], rows, first_column + place * (BLOCK_T // 4),
+            scale, shift, gate, floor, limits, n_kept, places, values,
+            n, n_latents, capacity, IS_GATED, HAS_LIMITS, IS_DENSE,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, slots=True)

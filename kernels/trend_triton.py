@@ -73,6 +73,30 @@ def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
+def _compare(values, stride, midranks, inside, C: tl.constexpr, BLOCK: tl.constexpr):
+    """S, twice Spearman's numerator, a1 and a2 of BLOCK series, whose C values lie `stride` apart."""
+    s = tl.zeros([BLOCK], dtype=tl.float32)
+    d = tl.zeros([BLOCK], dtype=tl.float32)
+    a1 = tl.zeros([BLOCK], dtype=tl.int32)
+    a2 = tl.zeros([BLOCK], dtype=tl.int32)
+    for high in range(C):
+        value = tl.load(values + high * stride, mask=inside, other=0.0)
+        q = tl.load(midranks + high)
+        n_equal = tl.zeros([BLOCK], dtype=tl.int32)
+        for low in range(C):
+            its = tl.load(values + low * stride, mask=inside, other=0.0)
+            n_equal += (value == its).to(tl.int32)
+            step = q - tl.load(midranks + low)
+            sign = (value > its).to(tl.float32) - (value < its).to(tl.float32)
+            # Every pair comes twice and counts once: where this condition is the higher.
+            s += tl.where(step > 0, sign, 0.0)
+            d += tl.where(step > 0, step, 0.0) * sign
+        a1 += n_equal - 1
+        a2 += (n_equal - 1) * (n_equal - 1)
+    return s, d, a1, a2
+
+
+@triton.jit
 def trend_kernel(
     means,
     midranks,
@@ -109,26 +133,8 @@ def trend_kernel(
     for start in range(0, n_columns, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < n_columns
-        s = tl.zeros([BLOCK], dtype=tl.float32)
-        d = tl.zeros([BLOCK], dtype=tl.float32)
-        a1 = tl.zeros([BLOCK], dtype=tl.int32)
-        a2 = tl.zeros([BLOCK], dtype=tl.int32)
-        for high in range(C):
-            mean = tl.load(means + (high * n_latents + latent) * n_columns + columns, mask=inside, other=0.0)
-            q = tl.load(midranks + high)
-            n_equal = tl.zeros([BLOCK], dtype=tl.int32)
-            for low in range(C):
-                its = tl.load(
-                    means + (low * n_latents + latent) * n_columns + columns, mask=inside, other=0.0
-                )
-                n_equal += (mean == its).to(tl.int32)
-                step = q - tl.load(midranks + low)
-                sign = (mean > its).to(tl.float32) - (mean < its).to(tl.float32)
-                # Every pair comes twice and counts once: where this condition is the higher.
-                s += tl.where(step > 0, sign, 0.0)
-                d += tl.where(step > 0, step, 0.0) * sign
-            a1 += n_equal - 1
-            a2 += (n_equal - 1) * (n_equal - 1)
+        values = means + latent * n_columns + columns
+        s, d, a1, a2 = _compare(values, tl.cast(n_latents, tl.int64) * n_columns, midranks, inside, C, BLOCK)
         spread = untied_spread - (a2 + 2 * a1).to(tl.float32) / 12
         rho = tl.where(spread > 0, 0.5 * d / tl.sqrt(tl.maximum(spread, 1e-9) * level_spread), 0.0)
         if HAS_TABLE:
@@ -208,29 +214,16 @@ def page_kernel(values, midranks, numerator_out, spread_out, n_blocks, C: tl.con
     """One program BLOCK questions of values [C, U]: Page's numerator and 12 times the spread of the ranks."""
     columns = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < n_blocks
-    numerator = tl.zeros([BLOCK], dtype=tl.float32)
-    ties = tl.zeros([BLOCK], dtype=tl.int32)
-    for high in range(C):
-        value = tl.load(values + high * n_blocks + columns, mask=inside, other=0.0)
-        q = tl.load(midranks + high)
-        n_equal = tl.zeros([BLOCK], dtype=tl.int32)
-        for low in range(C):
-            its = tl.load(values + low * n_blocks + columns, mask=inside, other=0.0)
-            n_equal += (value == its).to(tl.int32)
-            step = q - tl.load(midranks + low)
-            sign = (value > its).to(tl.float32) - (value < its).to(tl.float32)
-            numerator += tl.where(step > 0, 0.5 * step, 0.0) * sign
-        ties += n_equal * n_equal - 1  # that is t^2 - 1 = (t - 1)^2 + 2 (t - 1)
-    tl.store(numerator_out + columns, numerator, mask=inside)
-    tl.store(spread_out + columns, (C * C * C - C - ties).to(tl.float32), mask=inside)
+    stride = tl.cast(n_blocks, tl.int64)
+    _, d, a1, a2 = _compare(values + columns, stride, midranks, inside, C, BLOCK)
+    tl.store(numerator_out + columns, 0.5 * d, mask=inside)
+    tl.store(spread_out + columns, (C * C * C - C - a2 - 2 * a1).to(tl.float32), mask=inside)
 
 
 def page_blocks(values: torch.Tensor, midranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What `morfi.kernels.page.page_blocks` gives for the questions of values [C, U]."""
     n, n_blocks = values.shape
     numerator, spread = (torch.empty(n_blocks, device=values.device) for _ in range(2))
-    if values.numel() >= 2**31:
-        raise ValueError(f"{n} conditions x {n_blocks} questions of latents are too many at once")
     if n_blocks:
         page_kernel[(triton.cdiv(n_blocks, BLOCK),)](
             values.contiguous(),
