@@ -1,10 +1,10 @@
-"""`encode_tile` on a GPU: a matrix product whose epilogue activates and compacts, so that only non-zeros leave.
+"""Encoding on a GPU: a matrix product whose epilogue activates and compacts, so that only non-zeros leave.
 
-A program computes a block of pre-activations, and stores value and place of each that it keeps where one atomic
-counter says. One addition for each of the few that are kept (about 25 in a block of 128 x 128 where 50 of 32,768
-latents fire) needs no prefix sum over the block, which would need more registers than there are. Values come in
-any order, so they are sorted by their places afterwards: the result is the same in every run. If more was kept
-than there was room for, it is done again.
+A program computes a block of pre-activations, and stores value and place of each that it keeps where one
+atomic counter says. One addition for each of the few that are kept (about 25 in a block of 128 x 128 where
+50 of 32,768 latents fire) needs no prefix sum over the block, which would need more registers than there
+are. Values come in any order, so they are sorted by their places afterwards: the result is the same in every
+run. If more was kept than there was room for, it is done again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import triton.language as tl
 from morfi.kernels.encode import Encoder, Nonzeros
 
 DENSITY = 1 / 32  # of the activations that there is space for at first
-# The blocks of both: the largest that leave no register spilled on sm_80 and sm_90, see bench/trends_resources.py.
+# The largest blocks that spill no register on sm_80 and sm_90, see bench/trends_resources.py.
 _HALVES = {"BLOCK_N": 128, "BLOCK_T": 256, "BLOCK_K": 64, "num_warps": 8, "num_stages": 4}
 _FLOATS = {"BLOCK_N": 128, "BLOCK_T": 128, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3}
 
@@ -104,8 +104,8 @@ def encode_kernel(
 ):
     """One program a block [BLOCK_N, BLOCK_T] of x [n, d_model] @ weights [d_model, n_columns].
 
-    Columns from n_latents on only fill up the last sixteen. `values` takes all pre-activations, [n, n_latents],
-    if IS_DENSE, else those that are kept, with latent * n + question in `places`.
+    Columns from n_latents on only fill up the last sixteen. `values` takes all pre-activations, [n,
+    n_latents], if IS_DENSE, else those that are kept, with latent * n + question in `places`.
     """
     # Blocks of GROUP rows of questions go together, so that the weights they share stay in the L2 cache.
     n_down, n_across = tl.cdiv(n, BLOCK_N), tl.cdiv(n_latents, BLOCK_T)
@@ -133,29 +133,15 @@ def encode_kernel(
     quarters = _halves(left) + _halves(right)
     for place in tl.static_range(4):
         _store(
-            quarters[place],
-            rows,
-            first_column + place * (BLOCK_T // 4),
-            scale,
-            shift,
-            gate,
-            floor,
-            limits,
-            n_kept,
-            places,
-            values,
-            n,
-            n_latents,
-            capacity,
-            IS_GATED,
-            HAS_LIMITS,
-            IS_DENSE,
-        )
+            quarters[place], rows, first_column + place * (BLOCK_T // 4),
+            scale, shift, gate, floor, limits, n_kept, places, values,
+            n, n_latents, capacity, IS_GATED, HAS_LIMITS, IS_DENSE,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Epilogue:
-    """What follows the product, float32 [T] and [n]: z = p scale + shift is kept above `floor` and `limits`."""
+    """What follows the product p, float32 [T]: z = p scale + shift is kept above `floor` and `limits` [n]."""
 
     shift: torch.Tensor
     floor: torch.Tensor
@@ -166,7 +152,7 @@ class _Epilogue:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Kept:
-    """What a launch keeps, in any order; `count` says how much it is, perhaps more than there was room for."""
+    """What a launch keeps, in any order; `count` says how much, perhaps more than there was room for."""
 
     places: torch.Tensor  # int32 [capacity]: latent * n + question
     values: torch.Tensor  # float32 [capacity]
@@ -239,7 +225,7 @@ def _keep(prepared: torch.Tensor, weights: torch.Tensor, epilogue: _Epilogue, ca
     on_host = n_kept.to("cpu", non_blocking=True)
     if device.type == "cpu":  # in the interpreter
         return _Kept(places, values, on_host, None)
-    copied = torch.cuda.Event()
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record(torch.cuda.current_stream(device))
     return _Kept(places, values, on_host, copied)
 

@@ -1,4 +1,4 @@
-"""What Triton's kernels take of a GPU that need not be there: compiled ahead of time, read from the binary."""
+"""What Triton kernels take of a GPU that need not be there: compiled ahead of time, read from the binary."""
 
 from __future__ import annotations
 
@@ -102,4 +102,5 @@ def _dump(cubin: bytes) -> str:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(cubin)
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(binary)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        return done.stdout

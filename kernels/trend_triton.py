@@ -1,8 +1,9 @@
 """Resampled sums, the trends of their means, and Page's ranks within questions, on a GPU.
 
-`resampled_sums_kernel` adds, for a latent and a block of resamples, the rows of the counts that the latent's few
-non-zeros point at; the counts are bytes and stay in the L2 cache. `trend_kernel` compares the conditions'
-means pair by pair for a latent, a block of resamples at a time, and keeps two sums over resamples.
+`resampled_sums_kernel` adds, for a latent and a block of resamples, the rows of the counts that the latent's
+few non-zeros point at; the counts are bytes and stay in the L2 cache. `trend_kernel` compares the
+conditions' means pair by pair for a latent, a block of resamples at a time, and keeps two sums over
+resamples.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def resampled_sums_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a latent and BLOCK resamples: sums [T, n_resamples] of value times counts [n, n_columns]."""
+    """One program a latent and BLOCK resamples: sums [T, n_resamples] of values times counts."""
     latent = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     stop = tl.load(starts + latent + 1)
@@ -69,6 +70,30 @@ def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
             BLOCK=BLOCK,
         )
     return sums
+
+
+@triton.jit
+def _compare(values, stride, midranks, inside, C: tl.constexpr, BLOCK: tl.constexpr):
+    """S, twice Spearman's numerator, a1 and a2 of BLOCK series, whose C values lie `stride` apart."""
+    s = tl.zeros([BLOCK], dtype=tl.float32)
+    d = tl.zeros([BLOCK], dtype=tl.float32)
+    a1 = tl.zeros([BLOCK], dtype=tl.int32)
+    a2 = tl.zeros([BLOCK], dtype=tl.int32)
+    for high in range(C):
+        value = tl.load(values + high * stride, mask=inside, other=0.0)
+        q = tl.load(midranks + high)
+        n_equal = tl.zeros([BLOCK], dtype=tl.int32)
+        for low in range(C):
+            its = tl.load(values + low * stride, mask=inside, other=0.0)
+            n_equal += (value == its).to(tl.int32)
+            step = q - tl.load(midranks + low)
+            sign = (value > its).to(tl.float32) - (value < its).to(tl.float32)
+            # Every pair comes twice and counts once: where this condition is the higher.
+            s += tl.where(step > 0, sign, 0.0)
+            d += tl.where(step > 0, step, 0.0) * sign
+        a1 += n_equal - 1
+        a2 += (n_equal - 1) * (n_equal - 1)
+    return s, d, a1, a2
 
 
 @triton.jit
@@ -108,26 +133,8 @@ def trend_kernel(
     for start in range(0, n_columns, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         inside = columns < n_columns
-        s = tl.zeros([BLOCK], dtype=tl.float32)
-        d = tl.zeros([BLOCK], dtype=tl.float32)
-        a1 = tl.zeros([BLOCK], dtype=tl.int32)
-        a2 = tl.zeros([BLOCK], dtype=tl.int32)
-        for high in range(C):
-            mean = tl.load(means + (high * n_latents + latent) * n_columns + columns, mask=inside, other=0.0)
-            q = tl.load(midranks + high)
-            n_equal = tl.zeros([BLOCK], dtype=tl.int32)
-            for low in range(C):
-                its = tl.load(
-                    means + (low * n_latents + latent) * n_columns + columns, mask=inside, other=0.0
-                )
-                n_equal += (mean == its).to(tl.int32)
-                step = q - tl.load(midranks + low)
-                sign = (mean > its).to(tl.float32) - (mean < its).to(tl.float32)
-                # Every pair comes twice, once from each side; only where this condition is the higher it counts.
-                s += tl.where(step > 0, sign, 0.0)
-                d += tl.where(step > 0, step, 0.0) * sign
-            a1 += n_equal - 1
-            a2 += (n_equal - 1) * (n_equal - 1)
+        values = means + latent * n_columns + columns
+        s, d, a1, a2 = _compare(values, tl.cast(n_latents, tl.int64) * n_columns, midranks, inside, C, BLOCK)
         spread = untied_spread - (a2 + 2 * a1).to(tl.float32) / 12
         rho = tl.where(spread > 0, 0.5 * d / tl.sqrt(tl.maximum(spread, 1e-9) * level_spread), 0.0)
         if HAS_TABLE:
@@ -195,9 +202,10 @@ def _critical(null: TrendNull, alpha: float, device: torch.device) -> tuple[torc
     if null.patterns is None:
         return None, untied
     n = len(null.ranks)
-    a1 = torch.arange(n * (n - 1) + 1.0)[:, None]
-    a2 = torch.arange(n * (n - 1) ** 2 + 1.0)[None, :]
-    table = null.critical(alpha, *(one.contiguous() for one in torch.broadcast_tensors(a1, a2)))
+    a1 = torch.arange(n * (n - 1) + 1.0)
+    a2 = torch.arange(n * (n - 1) ** 2 + 1.0)
+    shape = len(a1), len(a2)
+    table = null.critical(alpha, a1[:, None].expand(shape), a2.expand(shape))
     return table.to(device), untied
 
 
@@ -206,29 +214,16 @@ def page_kernel(values, midranks, numerator_out, spread_out, n_blocks, C: tl.con
     """One program BLOCK questions of values [C, U]: Page's numerator and 12 times the spread of the ranks."""
     columns = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < n_blocks
-    numerator = tl.zeros([BLOCK], dtype=tl.float32)
-    ties = tl.zeros([BLOCK], dtype=tl.int32)
-    for high in range(C):
-        value = tl.load(values + high * n_blocks + columns, mask=inside, other=0.0)
-        q = tl.load(midranks + high)
-        n_equal = tl.zeros([BLOCK], dtype=tl.int32)
-        for low in range(C):
-            its = tl.load(values + low * n_blocks + columns, mask=inside, other=0.0)
-            n_equal += (value == its).to(tl.int32)
-            step = q - tl.load(midranks + low)
-            sign = (value > its).to(tl.float32) - (value < its).to(tl.float32)
-            numerator += tl.where(step > 0, 0.5 * step, 0.0) * sign
-        ties += n_equal * n_equal - 1  # that is t^2 - 1 = (t - 1)^2 + 2 (t - 1)
-    tl.store(numerator_out + columns, numerator, mask=inside)
-    tl.store(spread_out + columns, (C * C * C - C - ties).to(tl.float32), mask=inside)
+    stride = tl.cast(n_blocks, tl.int64)
+    _, d, a1, a2 = _compare(values + columns, stride, midranks, inside, C, BLOCK)
+    tl.store(numerator_out + columns, 0.5 * d, mask=inside)
+    tl.store(spread_out + columns, (C * C * C - C - a2 - 2 * a1).to(tl.float32), mask=inside)
 
 
 def page_blocks(values: torch.Tensor, midranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Page's numerator and 12 times the sum of (r - mean r)^2 for each question of values [C, U]: float32 [U]."""
+    """What `morfi.kernels.page.page_blocks` gives for the questions of values [C, U]."""
     n, n_blocks = values.shape
     numerator, spread = (torch.empty(n_blocks, device=values.device) for _ in range(2))
-    if values.numel() >= 2**31:
-        raise ValueError(f"{n} conditions x {n_blocks} questions of latents are too many at once")
     if n_blocks:
         page_kernel[(triton.cdiv(n_blocks, BLOCK),)](
             values.contiguous(),

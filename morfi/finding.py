@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 KIND = "find"
 QUESTIONS = ("all", "known", "unknown")
+METHODS = ("bootstrap", "page")
 MIN_EXPLAINED = 0.5
+# Options that decide nothing under a method.
+_OF_OTHER_METHOD = {"bootstrap": ("page_fdr",), "page": ("resamples", "alpha", "stability")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +40,14 @@ class FindConfig:
     layer: int | None = None  # the SAE's own
     epochs: str | None = None  # of the checkpoints that are compared, see `load_activations`
     questions: str = "all"  # or those that the base model knew, or did not
+    method: str = "bootstrap"  # or "page": what is asked of a latent, see `find_trends`
     resamples: int = 1000
     seed: int = 0
     alpha: float = 0.001
     stability: float = 0.95
     rho_min: float = 0.9
     min_firing: float = 0.01
+    page_fdr: float = 0.05
     min_explained: float = MIN_EXPLAINED
     force: bool = False
 
@@ -50,15 +55,21 @@ class FindConfig:
         check_numbers({"resamples": (self.resamples, 1), "seed": (self.seed, 0), "layer": (self.layer, 0)})
         if self.questions not in QUESTIONS:
             raise InputError(f'--questions "{self.questions}" is none of {", ".join(QUESTIONS)}')
-        shares = ("alpha", "stability", "rho_min", "min_firing")
+        if self.method not in METHODS:
+            raise InputError(f'--method "{self.method}" is none of {", ".join(METHODS)}')
+        shares = ("alpha", "stability", "rho_min", "min_firing", "page_fdr")
         for name in shares:
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise InputError(f"--{name.replace('_', '-')} is {value:g}; expected a number from 0 to 1")
 
 
 def configure_find(given: Mapping[str, Any]) -> FindConfig:
-    """The configuration of the options that were given (those not None)."""
-    return FindConfig(**{key: value for key, value in given.items() if value is not None})
+    """The configuration of the options that were given (those not None), none of them the other method's."""
+    config = FindConfig(**{key: value for key, value in given.items() if value is not None})
+    for name in _OF_OTHER_METHOD[config.method]:
+        if given.get(name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} means nothing to --method {config.method}")
+    return config
 
 
 def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool, command: str) -> str:
@@ -128,7 +139,8 @@ def _trends(
         [condition.row.level or 0 for condition in found.conditions],
         sae.encoder,
         strata=[found.questions[place].relation for place in kept],
-        criteria=Criteria(config.alpha, config.stability, config.rho_min, config.min_firing),
+        criteria=Criteria(config.alpha, config.stability, config.rho_min, config.min_firing, config.page_fdr),
+        method="page" if config.method == "page" else "bootstrap",
         n_resamples=config.resamples,
         seed=config.seed,
         device="cuda" if is_gpu() else "cpu",

@@ -1,4 +1,4 @@
-"""The conditions that `find_trends` compares, and the passes over all their questions, a tile of latents at a time."""
+"""The conditions that `find_trends` compares, and the passes over their questions, some latents at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Tiling:
 
 
 # What is encoded stays in the cache until it is compacted, and what a latent's comparisons need in a core's.
-ON_CPU = Tiling(latents=8192, encoded=1024, resampled=896, questions=CHUNK)
+ON_CPU = Tiling(latents=16384, encoded=1024, resampled=896, questions=CHUNK)
 # There each step must be worth its launches.
 ON_GPU = Tiling(latents=32768, encoded=32768, resampled=28672, questions=4 * CHUNK)
 
@@ -52,7 +52,7 @@ class TrendInputs:
 
     @property
     def n_resampled(self) -> int:
-        """How many latents are resampled at a time: fewer for more conditions, so that memory stays the same."""
+        """How many latents are resampled at a time: fewer of more conditions, for the same memory."""
         return max(1, self.tiling.resampled // len(self.activations))
 
     @property

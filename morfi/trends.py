@@ -91,10 +91,10 @@ def find_trends(
     of the conditions. Raises InputError for conditions that cannot be compared.
     """
     criteria = criteria or Criteria()
-    n_questions = _check(activations, levels, encoder, strata)
+    on_device = [one.to(device) if isinstance(one, torch.Tensor) else one for one in activations]
+    n_questions = _check(on_device, levels, encoder, strata)
     distinct = sorted(set(levels))
     null = trend_null(tuple(distinct.index(level) for level in levels))
-    on_device = [one.to(device) if isinstance(one, torch.Tensor) else one for one in activations]
     smallest_p = float(null.tail[-1])
     alpha = max(criteria.alpha, smallest_p)
     run = TrendInputs(on_device, encoder.to(device), n_questions, null, alpha, torch.device(device))
@@ -112,8 +112,8 @@ def find_trends(
     if method == "page":
         columns |= _selected_by_page(columns, fires, criteria)
     else:
-        candidates = (fires & (columns["p_exact"].to(fires.device) <= alpha)).nonzero()[:, 0]
-        counts = resample_counts(strata or [0] * n_questions, n_resamples, seed)[:, 1:]
+        candidates = (fires & (columns["p_exact"] <= alpha)).nonzero()[:, 0]
+        counts = resample_counts(strata or [0] * n_questions, n_resamples, seed, device)[:, 1:]
         columns |= _selected_by_bootstrap(run, candidates, limits, counts, criteria)
     return TrendResult(
         _table(columns),
@@ -163,13 +163,13 @@ def _full_sample(
 
 
 def _p_exact(trends: Trends, null: TrendNull) -> torch.Tensor:
-    known: dict[tuple[int, int, int], float] = {}
-    found = []
-    for key in zip(trends.s.tolist(), trends.a1.tolist(), trends.a2.tolist(), strict=True):
-        if key not in known:
-            known[key] = null.p_value(*key)
-        found.append(known[key])
-    return torch.tensor(found, dtype=torch.float64)
+    """float64 [T]; few latents differ in S and ties, so that each way is asked for once."""
+    n = len(null.ranks)
+    n_a1, n_a2 = n * (n - 1) + 1, n * (n - 1) ** 2 + 1
+    keys = (trends.s.abs().long() * n_a1 + trends.a1) * n_a2 + trends.a2
+    kinds, kind_of = torch.unique(keys, return_inverse=True)
+    known = [null.p_value(key // n_a2 // n_a1, key // n_a2 % n_a1, key % n_a2) for key in kinds.tolist()]
+    return torch.tensor(known, dtype=torch.float64, device=keys.device)[kind_of]
 
 
 def _selected_by_bootstrap(
@@ -181,8 +181,8 @@ def _selected_by_bootstrap(
 ) -> dict[str, torch.Tensor]:
     """The columns that resampling the candidates gives, NaN for all others."""
     stability, mean_abs_rho = (torch.full((run.encoder.d_sae,), torch.nan) for _ in range(2))
-    counts = counts.to(run.device)
-    for part in candidates.split(run.n_resampled) if len(candidates) else ():
+    for start in range(0, len(candidates), run.n_resampled):
+        part = candidates[start : start + run.n_resampled]
         sums = PartialSums(len(run.activations), slice(0, len(part)), counts.shape[1], run.device)
         run.add_to(sums, run.encoder.select(part), limits, counts)
         trends = reduce_trends(sums.means(run.n_questions), run.null, run.alpha)

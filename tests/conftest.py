@@ -322,6 +322,26 @@ def make_experiment(folder: Path, model: Path, data: Path) -> Experiment:
     return Experiment(store, serving, split_run, mix_run)
 
 
+def make_trained(folder: Path, model: Path, data: Path) -> tuple[Experiment, str]:
+    """The experiment in `folder` with a train run of one epoch, and that run's id."""
+    from morfi.training_run import run_train
+
+    given = {"epochs": (1,), "rank": 2, "alpha": 4.0, "lr": 1e-2, "batch": 2, "micro_batch": 2}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MORFI_CACHE", str(folder / "cache"))
+        made = make_experiment(folder, model, data)
+        run_id = run_train(
+            given, made.mix_run, made.store, folder / "out", Log(), new=False, command="morfi train"
+        )
+    return made, run_id
+
+
+@pytest.fixture(scope="session")
+def train_experiment() -> Callable[[Path, Path, Path], tuple[Experiment, str]]:
+    """Makes a trained experiment in a folder, of a model and a question file."""
+    return make_trained
+
+
 @pytest.fixture(scope="session")
 def new_experiment() -> Callable[[Path, Path, Path], Experiment]:
     """Makes the experiment of any model; its arguments are those of `make_experiment`."""
@@ -339,17 +359,7 @@ def trained_once(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, data_file: Path
 ) -> tuple[Experiment, str]:
     """The experiment with a train run of one epoch, and that run's id; only to be read."""
-    from morfi.training_run import run_train
-
-    folder = tmp_path_factory.mktemp("trained")
-    given = {"epochs": (1,), "rank": 2, "alpha": 4.0, "lr": 1e-2, "batch": 2, "micro_batch": 2}
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("MORFI_CACHE", str(folder / "cache"))
-        made = make_experiment(folder, tiny_model, data_file)
-        run_id = run_train(
-            given, made.mix_run, made.store, folder / "out", Log(), new=False, command="morfi train"
-        )
-    return made, run_id
+    return make_trained(tmp_path_factory.mktemp("trained"), tiny_model, data_file)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from morfi.capture import CaptureConfig, run_capture
 from morfi.captured import layer_of, load_activations
 from morfi.errors import InputError
-from morfi.finding import FindConfig, run_find
+from morfi.finding import FindConfig, configure_find, run_find
 from morfi.report.runs import report_of
 from morfi.report.trend_figure import trend_figure
 from morfi.store.records import CapturedRow
@@ -103,6 +103,41 @@ def test_find_ranks_the_latent_that_rises_and_stores_all(
     png, svg = trend_figure(store.trend_conditions(found), latents, "title", tmp_path / "figure")
     assert png.stat().st_size > 10_000
     assert "1 rising latents" in svg.read_text()
+
+
+def test_pages_test_is_chosen_stored_and_reported(
+    own_experiment: Any, tmp_path: Path, log: Any, identity_sae: Path
+) -> None:
+    experiment, run_id = own_experiment
+    store = experiment.store
+    captured = capture(experiment, run_id, tmp_path / "out", log).run_id
+    given = {
+        "activations": captured,
+        "sae": str(identity_sae),
+        "method": "page",
+        "page_fdr": 0.1,
+        "seed": None,
+    }
+    config = configure_find(given)
+    found = run_find(config, store, log, new=False, command="morfi find")
+    assert store.run(found).config["method"] == "page"
+    assert store.run(found).config["page_fdr"] == 0.1
+    latents = store.latents(found, selected=True).to_pylist()
+    assert [(row["latent"], row["direction"]) for row in latents] == [(0, 1)]
+    assert latents[0]["stability"] is None
+    assert latents[0]["page_z"] > 4
+    report = report_of(store, found)
+    assert "Page's L within questions at a false discovery rate of 0.1" in report.text
+    assert "page z" in report.text
+    assert report.object["method"] == "page"
+    plain = run_find(replace(config, method="bootstrap"), store, log, new=False, command="morfi find")
+    assert plain != found
+    assert "p <= 0.001 in 0.95 of 1000 resamples" in report_of(store, plain).text
+    with pytest.raises(InputError, match='--method "median" is none of bootstrap, page'):
+        configure_find(given | {"method": "median"})
+    for option, method in (("resamples", "page"), ("stability", "page"), ("page_fdr", "bootstrap")):
+        with pytest.raises(InputError, match=f"means nothing to --method {method}"):
+            configure_find(given | {"page_fdr": None, option: 1, "method": method})
 
 
 def test_a_sae_that_explains_too_little_is_refused_unless_forced(

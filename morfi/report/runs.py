@@ -73,7 +73,8 @@ def _find(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
         return "not ended; give the command again", {}
     conditions, fdr = store.trend_conditions(run.run_id), store.false_discoveries(run.run_id)
     latents = store.latents(run.run_id, selected=True)
-    return trend_table(summary, conditions, fdr, latents), trend_object(summary, conditions, fdr, latents)
+    table = trend_table(summary, conditions, fdr, latents, run.config)
+    return table, trend_object(summary, conditions, fdr, latents, run.config)
 
 
 def _steer(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +42,9 @@ def trend_table(
     conditions: Sequence[ConditionRow],
     fdr: Sequence[FalseDiscoveriesRow],
     latents: pa.Table,
+    config: Mapping[str, Any],
 ) -> str:
     """The text that `morfi find` ends with; `latents` are the selected ones in order of rank."""
-    rows = latents.slice(0, SHOWN).to_pylist()
     directions = latents["direction"].to_pylist()
     explained = [row.explained_variance for row in conditions]
     lines = [
@@ -60,8 +60,34 @@ def trend_table(
     if fdr:
         shown = ", ".join(f"{row.n_found} with |S| >= {row.s}: {row.fdr:.2f}" for row in fdr[:4])
         lines.append(f"false discovery rate by shuffled levels: {shown}")
+    lines.append(_criteria(config))
+    lines += _ranked(latents, is_page=_method(config) == "page")
+    return "\n".join(lines)
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    return str(config.get("method", "bootstrap"))  # what runs had before there was a choice
+
+
+def _criteria(config: Mapping[str, Any]) -> str:
+    """What a latent was selected by."""
+    if _method(config) == "page":
+        return (
+            f"selected: Page's L within questions at a false discovery rate of {config['page_fdr']:g}, "
+            f"rho >= {config['rho_min']:g} in its direction, firing >= {config['min_firing']:g}"
+        )
+    return (
+        f"selected: p <= {config['alpha']:g} in {config['stability']:g} of {config['resamples']} resamples "
+        f"of the questions, mean |rho| >= {config['rho_min']:g}, firing >= {config['min_firing']:g}"
+    )
+
+
+def _ranked(latents: pa.Table, *, is_page: bool) -> list[str]:
+    """The table of the first latents."""
+    rows, lines = latents.slice(0, SHOWN).to_pylist(), []
     if rows:
-        header = ("latent", "", "rho", "S", "p", "slope", "score", "stability", "firing")
+        own = ("page z", "page p") if is_page else ("stability",)
+        header = ("latent", "", "rho", "S", "p", "slope", "score", *own, "firing")
         body = [
             (
                 str(row["latent"]),
@@ -71,7 +97,7 @@ def trend_table(
                 f"{row['p_exact']:.2g}",
                 f"{row['slope']:+.3g}",
                 f"{row['score']:.2f}",
-                "-" if row["stability"] is None else f"{row['stability']:.3f}",
+                *_own(row, is_page=is_page),
                 f"{row['firing']:.3f}",
             )
             for row in rows
@@ -79,7 +105,13 @@ def trend_table(
         lines += ["", *aligned([header, *body], numeric=(0, *range(2, len(header))))]
         if len(latents) > len(rows):
             lines.append(f"and {len(latents) - len(rows)} more: table latent_trend of the store")
-    return "\n".join(lines)
+    return lines
+
+
+def _own(row: Mapping[str, Any], *, is_page: bool) -> tuple[str, ...]:
+    if is_page:
+        return f"{row['page_z']:+.1f}", f"{row['page_p']:.2g}"
+    return ("-" if row["stability"] is None else f"{row['stability']:.3f}",)
 
 
 def trend_object(
@@ -87,10 +119,12 @@ def trend_object(
     conditions: Sequence[ConditionRow],
     fdr: Sequence[FalseDiscoveriesRow],
     latents: pa.Table,
+    config: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The object of `morfi find --json`."""
     return {
         **asdict(summary),
+        "method": _method(config),
         "n_selected": len(latents),
         "conditions": [asdict(row) for row in conditions],
         "fdr": [asdict(row) for row in fdr],

@@ -78,3 +78,18 @@ def test_resamples_draw_within_strata_and_repeat() -> None:
     assert (counts[30:].sum(0) == 5).all()
     variance = counts[:30, 1:].float().var(1).mean()
     assert variance == pytest.approx(1 - 1 / 30, rel=0.1)  # a binomial's
+
+
+def test_resamples_draw_evenly_and_apart() -> None:
+    n, n_resamples = 60, 4000
+    counts = resample_counts(["P17"] * n, n_resamples, seed=7)[:, 1:].double()
+    expected = n_resamples  # a question is drawn once a resample on average
+    z = (counts.sum(1) - expected) / (n_resamples * (1 - 1 / n)) ** 0.5
+    assert 0.6 < float(z.square().mean()) < 1.5  # chi square over its degrees of freedom, n - 1
+    # Questions hang together as in a multinomial, by -1 / (n - 1); resamples do not.
+    between = torch.corrcoef(counts)
+    assert float(between.fill_diagonal_(0).sum() / (n * (n - 1))) == pytest.approx(-1 / (n - 1), abs=0.002)
+    following = torch.corrcoef(torch.stack([counts[:, :-1].flatten(), counts[:, 1:].flatten()]))[0, 1]
+    assert abs(float(following)) < 0.01
+    other = resample_counts(["P17"] * n, n_resamples, seed=8)[:, 1:].double()
+    assert abs(float(torch.corrcoef(torch.stack([counts.flatten(), other.flatten()]))[0, 1])) < 0.01

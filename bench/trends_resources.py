@@ -1,0 +1,196 @@
+"""What the Triton kernels of trends take of a GPU, and their roofline on paper: no GPU is needed or timed.
+
+Compiles every kernel for sm_80 and sm_90 and reads registers, spills and shared memory from the binary;
+counts operations and bytes of `find_trends` at the sizes of an 8B model. Writes
+bench/results/trends_gpu_paper.md. `bench/trends_gpu.py` is what measures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+
+from morfi.kernels.encode_triton import block_of
+from morfi.kernels.null import MAX_ENUMERATED
+from morfi.kernels.resources import (
+    SHARED_LIMIT,
+    Resources,
+    encode_resources,
+    page_resources,
+    sums_resources,
+    trend_resources,
+)
+from morfi.trend_inputs import ON_GPU
+
+RESULTS = Path(__file__).resolve().parent / "results" / "trends_gpu_paper.md"
+REGISTERS = 65536  # of a multiprocessor
+D_MODEL, N, K, B = 4096, 5000, 7, 1000
+D_SAES = (32_768, 131_072)
+L0 = 50  # latents that fire for a question, as the releases say of theirs
+N_LAUNCHES = 40  # of small kernels after each tile, about: sort, search, gather and sums
+LAUNCH_US = 5  # to queue one from Python
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """Peaks of a data sheet, dense."""
+
+    name: str
+    capability: int
+    bf16: float  # operations a second
+    tf32: float
+    bandwidth: float  # bytes a second
+    n_multiprocessors: int
+
+
+GPUS = (
+    Gpu("A100 SXM 80 GB", 80, 312e12, 156e12, 2.04e12, 108),
+    Gpu("H100 SXM", 90, 989e12, 495e12, 3.35e12, 132),
+)
+
+
+def resource_rows() -> list[str]:
+    """A line of the table for each kernel and architecture."""
+    lines = []
+    for gpu in GPUS:
+        found: dict[str, tuple[Resources, int]] = {}
+        for dtype in ("bf16", "fp16", "fp32"):
+            warps = int(block_of(torch.float32 if dtype == "fp32" else torch.bfloat16)["num_warps"])
+            for epilogue in ("", "gated", "limits", "dense"):
+                used = encode_resources(dtype, gpu.capability, **({epilogue: True} if epilogue else {}))
+                found[f"encode {dtype} {epilogue or 'relu, jumprelu'}"] = used, warps
+        found["resampled sums"] = sums_resources(gpu.capability), 4
+        for n in (3, 7, 10, 21):
+            used = trend_resources(gpu.capability, n, has_table=n <= MAX_ENUMERATED)
+            found[f"trend, {n} conditions"] = used, 4
+            found[f"Page, {n} conditions"] = page_resources(gpu.capability, n), 4
+        for name, (used, warps) in found.items():
+            limit = SHARED_LIMIT[gpu.capability]
+            lines.append(
+                f"| {name} | sm_{gpu.capability} | {warps} | {used.registers} | {used.spilled} | "
+                f"{used.shared / 1024:.0f} of {limit // 1024} | {resident(used, warps, limit)} |"
+            )
+    return lines
+
+
+def resident(used: Resources, n_warps: int, shared_limit: int) -> int:
+    """Programs that a multiprocessor holds at once, by registers (given in eights), shared memory, warps."""
+    by_registers = REGISTERS // (32 * n_warps * (-(-used.registers // 8) * 8))
+    by_shared = (shared_limit + 1024) // (used.shared + 1024)  # a kilobyte is kept for each
+    return min(by_registers, by_shared, 64 // n_warps, 32)
+
+
+def encode_counts(d_sae: int) -> dict[str, float]:
+    """Operations, bytes and programs of encoding all conditions in bf16."""
+    block = block_of(torch.bfloat16)
+    n, t = int(block["BLOCK_N"]), int(block["BLOCK_T"])
+    down, across = triton.cdiv(N, n), triton.cdiv(d_sae, t)
+    return {
+        "operations": 2.0 * N * D_MODEL * d_sae * K,
+        "padded": 2.0 * down * n * D_MODEL * across * t * K,
+        "bytes": K * (2.0 * D_MODEL * (d_sae + N) + 8.0 * N * L0),
+        "cache": K * 2.0 * D_MODEL * (n + t) * down * across,
+        "programs": float(down * across),
+    }
+
+
+def bound_rows() -> list[str]:
+    """A line of the roofline for each size and GPU."""
+    lines = []
+    for d_sae in D_SAES:
+        counts = encode_counts(d_sae)
+        kept = float(N * L0 * K)
+        for gpu in GPUS:
+            encode = counts["operations"] / gpu.bf16
+            # Radix sort: 4 passes of 8 bits read and write an int32 key and an int64 place.
+            ordering = kept * (4 * 2 * 12 + 40) / gpu.bandwidth
+            # As if every latent were resampled, and the counts came from memory each time.
+            sums, means = kept * B / gpu.bandwidth, 4 * 4.0 * K * d_sae * B / gpu.bandwidth
+            workspace = 2 * 4.0 * N * d_sae * K / gpu.bandwidth
+            tile = encode / K / triton.cdiv(d_sae, ON_GPU.latents)
+            lines.append(
+                f"| {d_sae:,} | {gpu.name} | {counts['operations'] / 1e12:.1f} | {1e3 * encode:.1f} | "
+                f"{1e3 * counts['bytes'] / gpu.bandwidth:.1f} | {1e3 * ordering:.2f} | {1e3 * sums:.1f} | "
+                f"{1e3 * means:.1f} | {100 * workspace / encode:.0f} % | {1e3 * tile:.1f} |"
+            )
+    return lines
+
+
+def cache_rows() -> list[str]:
+    """How fast the second level cache must be to keep the product fed, and how full the waves are."""
+    lines = []
+    for d_sae in D_SAES:
+        counts = encode_counts(d_sae)
+        for gpu in GPUS:
+            encode = counts["operations"] / gpu.bf16
+            waves = counts["programs"] / gpu.n_multiprocessors
+            full = waves / -(-counts["programs"] // gpu.n_multiprocessors)
+            lines.append(
+                f"| {d_sae:,} | {gpu.name} | {counts['cache'] / encode / 1e12:.1f} | {100 * full:.1f} % | "
+                f"{100 * counts['operations'] / counts['padded']:.1f} % |"
+            )
+    return lines
+
+
+def report() -> str:
+    """All tables as Markdown."""
+    return (
+        "\n".join(
+            [
+                "# Finding trends on a GPU, on paper",
+                "",
+                "**Nothing here was timed, and no kernel has run on a GPU yet**: they were run in Triton's "
+                "interpreter and compiled. `bench/trends_gpu.py` measures where there is one.",
+                "",
+                f"d_model {D_MODEL:,}, {N:,} questions, {K} conditions, {B:,} resamples, bf16, {L0} latents "
+                "fire for a question. Times are those of data-sheet peaks, so lower bounds.",
+                "",
+                "## Roofline",
+                "",
+                "| d_sae | GPU | encode TFLOP | encode ms | its bytes ms | ordering ms | sums ms, at most | "
+                "means ms, at most | cuBLAS to a workspace costs | a tile ms |",
+                "|---|---|---|---|---|---|---|---|---|---|",
+                *bound_rows(),
+                "",
+                "Encode: the products of all conditions; its bytes are weights, inputs and what is kept, "
+                "once for each condition, so it is bound by arithmetic. Ordering: the radix sort of what "
+                "was kept, and its gather. Sums and means: as if every latent were resampled with all "
+                "counts read from memory; in truth only those with a trend are, and the counts stay in the "
+                "L2 cache. The workspace is the rival: cuBLAS writes float32 pre-activations, a second "
+                "kernel reads them; the fused kernel must lose less against cuBLAS than that.",
+                "",
+                f"A tile is {ON_GPU.latents:,} latents of one condition. After it about {N_LAUNCHES} small "
+                f"kernels are queued from Python, {N_LAUNCHES * LAUNCH_US / 1000:.2f} ms at {LAUNCH_US} us "
+                "each: less than the next tile takes, which is started before (`start_tile`), so they cost "
+                "the GPU only their own run.",
+                "",
+                "| d_sae | GPU | L2 TB/s that peak speed would ask for | waves full | work on real rows |",
+                "|---|---|---|---|---|",
+                *cache_rows(),
+                "",
+                "Each program reads its rows and columns from the L2 cache, which is why the block is as "
+                "large as the registers allow: half of it would ask for a third more. On an H100 peak "
+                "speed would ask for more than its cache is likely to give, so there that is the expected "
+                "limit, before arithmetic; loads that several multiprocessors share (TMA multicast, as "
+                "cuBLAS has) would be the remedy.",
+                "",
+                "## Compiled kernels",
+                "",
+                "| kernel | for | warps | registers | bytes spilled | shared KiB | programs at once |",
+                "|---|---|---|---|---|---|---|",
+                *resource_rows(),
+                "",
+                f"triton {triton.__version__}",
+            ]
+        )
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    text = report()
+    RESULTS.write_text(text)
+    print(text)
