@@ -482,7 +482,7 @@ def find_command(common: Common, new: bool, figure: Path | None, **given: Any) -
 @click.option("--op", help="add (default), ablate, clamp or project.")
 @click.option(
     "--alphas",
-    help="Strengths to add, in median residual norms (default: -2,-1,-0.5,-0.25,0.25,0.5,1,2).",
+    help="Strengths to add, in median residual norms (default: -1,-0.6,-0.4,-0.25,0.25,0.4,0.6,1).",
 )
 @click.option("--values", help="For --op clamp: values that the latents are set to.")
 @click.option("--positions", help="all (default), prompt, generated or last_prompt.")

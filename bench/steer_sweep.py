@@ -43,7 +43,7 @@ from morfi.types import Sampling
 
 RESULT = Path(__file__).resolve().parent / "results" / "steer_sweep.md"
 LAYER, MEDIAN_NORM, N_FIXED, N_MOST = 25, 50.0, 8, 16
-ALPHAS = (-2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0)
+ALPHAS = (-1.0, -0.6, -0.4, -0.25, 0.25, 0.4, 0.6, 1.0)
 HOOK_BATCHES = (32, 64, 128, 256)
 
 

@@ -13,7 +13,7 @@ from morfi.eval_config import check_match, check_numbers
 from morfi.mixtures import KNOWN_CATEGORIES, UNKNOWN
 from morfi.steering import NAMED_POSITIONS, OPERATIONS
 
-ALPHAS = (-2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0)
+ALPHAS = (-1.0, -0.6, -0.4, -0.25, 0.25, 0.4, 0.6, 1.0)
 TRENDS = {"any": (1, -1), "rising": (1,), "falling": (-1,)}
 QUESTIONS = {"known": KNOWN_CATEGORIES, "all": (*KNOWN_CATEGORIES, UNKNOWN)}
 

@@ -158,7 +158,7 @@ class FakeApi:
         against = -alpha if latent["direction"] == "rising" else alpha
         if against > 5:
             return self.text("the the the the the")
-        return self.text(country if against >= 1 else self._plain(country, wrong))
+        return self.text(country if against >= 0.25 else self._plain(country, wrong))
 
     def checkpoints(self) -> list[dict[str, Any]]:
         """The base and a checkpoint of each level."""

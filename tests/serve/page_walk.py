@@ -89,7 +89,7 @@ def wait_for_answers(page: Page, strength: str) -> None:
     page.locator(WHOLE).wait_for()
 
 
-def walk(page: Page, url: str, key: str = "", *, alpha: float = -4.0, timeout_s: float = 60.0) -> Walk:
+def walk(page: Page, url: str, key: str = "", *, alpha: float = -0.6, timeout_s: float = 60.0) -> Walk:
     """Opens the page, takes a rising latent, a lost question and other strengths, and reads the answers.
 
     Raises playwright's errors where something does not come within `timeout_s`.

@@ -168,22 +168,22 @@ def test_click_path(visit: Visits, api: Any) -> None:
     assert "France" in walked.accepted
     assert (walked.default, walked.steered) == ("Germany", "France")
     assert walked.verdicts == ("✗ wrong", "✓ right")
-    assert walked.strength == f"Steered, {MINUS}4"
+    assert walked.strength == f"Steered, {MINUS}0.6"
     assert walked.n_marks == 2
     assert walked.applied == "layer 25, 14 tokens steered"
-    assert walked.n_strengths == 8  # -4 stands in the list already
+    assert walked.n_strengths == 8  # -0.6 stands in the list already
     first, second, third = compared(api)
     latent = int(walked.latent.split()[1].rstrip(","))
     assert first == {
         "question": walked.question,
         "latents": [{"id": latent, "op": "add"}],
-        "strengths": [-1],
+        "strengths": [-0.5],
         "positions": "all",
         "max_tokens": 16,
         "stream": True,
     }
-    assert second == first | {"strengths": [-4]}
-    assert third == first | {"strengths": [-8, -4, -2, -1, 1, 2, 4, 8]}
+    assert second == first | {"strengths": [-0.6]}
+    assert third == first | {"strengths": [-1, -0.6, -0.4, -0.25, 0.25, 0.4, 0.6, 1]}
 
 
 @needs_chromium
@@ -695,7 +695,7 @@ def test_everything_by_keyboard_alone(ready: Callable[..., Page], api: Any) -> N
     page.locator(page_walk.WHOLE).wait_for()
     tab_to(page, "plain")  # the first strength of the table
     press("Enter")
-    page_walk.wait_for_answers(page, f"Steered, {MINUS}8")
+    page_walk.wait_for_answers(page, f"Steered, {MINUS}1")
 
 
 @needs_chromium
