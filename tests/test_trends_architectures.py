@@ -40,6 +40,7 @@ SIZES = {
     "max_position_embeddings": 512,
     "bos_token_id": 0,
     "eos_token_id": 1,
+    "pad_token_id": 2,  # Gemma's own is token 0, the first of every text here, and embedded as zero
     "initializer_range": 0.1,
 }
 # Deep enough to have the layer that the release's SAE reads.
