@@ -1,0 +1,98 @@
+"""The HTTP app: vLLM's, without the routes that could answer unsteered or show files, and with morfi's."""
+
+from __future__ import annotations
+
+import json
+import logging
+from argparse import Namespace
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+from morfi import __version__
+from morfi.errors import InputError, MorfiError
+from morfi.serve import metrics
+from morfi.serve.gate import Refused
+from morfi.serve.guard import Guard, error_object, refusal_headers
+from morfi.serve.keys import Keys
+from morfi.serve.routes import ERRORS, router
+from morfi.serve.state import ServerState
+
+# All that is left of vLLM's own: none of them generates, and none takes or shows a path.
+KEPT = frozenset({"/health", "/version", "/ping", "/v1/models", "/openapi.json"})
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_log = logging.getLogger("morfi.serve")
+
+
+async def make_app(state: ServerState, args: Namespace, keys: Keys, *, local: bool) -> FastAPI:
+    """The app that serves `state`; `args` are those of vLLM's own server."""
+    engine = state.engine
+    tasks = await engine.get_supported_tasks()
+    app: FastAPI = build_app(args, tasks, engine.model_config)
+    await init_app_state(engine, app.state, args, tasks)
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in KEPT]
+    app.title, app.version = "morfi", __version__
+    app.state.morfi = state
+    app.include_router(router)
+    _add_own_routes(app)
+    _add_error_handlers(app)
+    app.add_middleware(Guard, keys=keys, limits=state.gate.limits, local=local)
+    return app
+
+
+def _add_own_routes(app: FastAPI) -> None:
+    page = files("morfi.serve").joinpath("page.html").read_bytes()
+
+    @app.get("/", include_in_schema=False)
+    async def show_page() -> Response:
+        headers = {"content-security-policy": _PAGE_POLICY, "cache-control": "no-cache"}
+        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
+
+    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}}, response_class=Response)
+    async def show_metrics(raw_request: Request) -> Response:
+        """vLLM's and morfi's metrics, for Prometheus."""
+        await measure(raw_request.app.state.morfi)
+        return Response(generate_latest(get_prometheus_registry()), media_type=CONTENT_TYPE_LATEST)
+
+
+async def measure(state: ServerState) -> None:
+    """Brings the gauges up to date."""
+    metrics.IN_FLIGHT.set(state.gate.n_in_flight)
+    metrics.VECTORS.set(state.gate.n_vectors)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refuse(_: Request, refused: Refused) -> Response:
+        metrics.REFUSED.labels(refused.reason).inc()
+        content = error_object(str(refused), refused.reason, refused.status, refused.param)
+        return JSONResponse(content, refused.status, refusal_headers(refused))
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_invalid(_: Request, error: RequestValidationError) -> Response:
+        metrics.REFUSED.labels("invalid").inc()
+        # Never what was given: it may be NaN, which JSON cannot say, or megabytes long.
+        lines = [f"{_place(one['loc'])}: {one['msg']}" for one in error.errors()[:10]]
+        param = _place(error.errors()[0]["loc"])
+        return JSONResponse(error_object("; ".join(lines)[:2000], "invalid", 422, param), 422)
+
+    @app.exception_handler(MorfiError)
+    async def fail(_: Request, error: MorfiError) -> Response:
+        _log.error("a request failed: %s", error)
+        status = 422 if isinstance(error, InputError) else 500
+        return JSONResponse(error_object(str(error), type(error).__name__, status), status)
+
+
+def _place(loc: tuple[Any, ...]) -> str:
+    # The parts that pydantic adds for the members of a union are not the client's.
+    return ".".join(str(part) for part in loc[1:] if not str(part).startswith(("list[", "constrained"))) or "body"

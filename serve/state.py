@@ -1,0 +1,188 @@
+"""What the routes share: the engine, the find run's catalog, and which checkpoint is served."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from morfi.errors import InputError, MorfiError
+from morfi.serve.admission import admission_of
+from morfi.serve.async_engine import Followed, SteeringLLM
+from morfi.serve.gate import Gate, Refused
+from morfi.serve.metrics import SWAPS
+from morfi.serve.wire import AppliedLatent, Latent, Steering, SteeringApplied
+from morfi.steering import OPERATIONS
+from morfi.steering import Latent as SaeLatent
+from morfi.steering import Steering as Entry
+
+if TYPE_CHECKING:
+    from morfi.catalog import Catalog
+
+_log = logging.getLogger("morfi.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A checked steering: the entries for the engine, and what the answer will say of them."""
+
+    entries: tuple[Entry, ...]
+    positions: str
+    latents: list[AppliedLatent]
+    layer: int
+    checkpoint: str
+
+    def applied(self, followed: Sequence[Followed]) -> SteeringApplied:
+        """What was done to all prompts of a request, whose reports have been checked."""
+        n_tokens = [n for one in followed for n in one.n_tokens]
+        if not n_tokens or not all(one.n_tokens for one in followed):
+            raise MorfiError("the workers have not reported what they steered; the answer is not given")
+        return SteeringApplied(
+            layer=self.layer,
+            positions=self.positions,
+            checkpoint=self.checkpoint,
+            latents=self.latents,
+            n_tokens=n_tokens,
+        )
+
+
+@dataclass(eq=False)
+class ServerState:
+    """Everything behind the routes; `sae` is the name of the catalog's SAE in the engine."""
+
+    engine: SteeringLLM
+    catalog: Catalog
+    gate: Gate
+    model: str
+    served: str  # id of the checkpoint that is served
+    served_sha256: str
+    sae: str
+    operations: tuple[str, ...]
+    tokenizer: Any
+    needs_key: bool
+
+    @property
+    def median_norm(self) -> float:
+        """The unit of strengths, for the checkpoint that is served."""
+        return self.catalog.median_norm(self.served_sha256)
+
+    def plan(self, steering: Steering) -> Planned:
+        """The engine's entries for a steering; raises Refused (422) for what cannot be done here."""
+        if steering.layer is not None and steering.layer != self.catalog.layer:
+            raise Refused(
+                422,
+                "layer",
+                f"layer {steering.layer}: the latents of this find run are steered after layer "
+                f"{self.catalog.layer}",
+                param="steering.layer",
+            )
+        unit = self.median_norm
+        applied = [self._applied(latent, unit) for latent in steering.latents]
+        entries = tuple(
+            Entry(
+                self.catalog.layer,
+                SaeLatent(self.sae, one.id),
+                one.op,
+                one.strength if one.op in ("add", "clamp") else 0.0,
+                steering.positions,
+            )
+            for one in applied
+        )
+        return Planned(entries, steering.positions, applied, self.catalog.layer, self.served)
+
+    def _applied(self, latent: Latent, unit: float) -> AppliedLatent:
+        operation, limit = latent.operation, self.gate.limits.max_alpha
+        if latent.id >= self.catalog.d_sae:
+            raise Refused(
+                422,
+                "latent",
+                f"latent {latent.id}: there are the latents 0 to {self.catalog.d_sae - 1}",
+                param="steering.latents",
+            )
+        if operation not in self.operations:
+            raise Refused(
+                422,
+                "operation",
+                f'"{operation}" cannot be done with this SAE; {", ".join(self.operations)} can',
+                param="steering.latents",
+            )
+        if not self.catalog.row_norm(latent.id):
+            raise Refused(422, "latent", f"latent {latent.id} has an empty decoder row; it leads nowhere")
+        strength = 0.0
+        if operation == "add":
+            strength, size = (latent.alpha or 0.0) * unit, abs(latent.alpha or 0.0)
+        elif operation == "clamp":
+            strength = latent.clamp or 0.0
+            size = abs(strength) * self.catalog.row_norm(latent.id) / unit
+        else:
+            size = 0.0
+        if size > limit:
+            raise Refused(
+                422,
+                "alpha",
+                f"latent {latent.id} would be moved by {size:g} median residual norms; at most {limit:g}",
+                param="steering.latents",
+            )
+        return AppliedLatent(
+            id=latent.id, op=operation, alpha=latent.alpha, clamp=latent.clamp, strength=strength
+        )
+
+    async def load(self, name: str) -> float:
+        """Serves the checkpoint of this id once running requests have ended; returns the seconds it took.
+
+        Raises Refused where it cannot; then what was served is served still, or, after a load that failed half
+        way, nothing is until one succeeds.
+        """
+        begun = time.monotonic()
+        async with self.gate.closed(f"checkpoint {name} is being loaded"):
+            try:
+                checkpoint = await asyncio.to_thread(self.catalog.open, name)
+                await asyncio.to_thread(self.catalog.median_norm, checkpoint.sha256)
+                if checkpoint.sha256 != self.engine.served.sha256 or not self.engine.served.answers:
+                    await self.engine.load_checkpoint(checkpoint)
+                    SWAPS.inc()
+            except InputError as error:
+                # What is wrong with files, and where they are, is for those who run the server.
+                _log.error("%s was not loaded: %s", name, error)
+                message = f"{name} is not as it was when it was trained; the server's log says more"
+                raise Refused(409, "checkpoint", message) from error
+            except MorfiError as error:
+                _log.error("%s could not be loaded: %s", name, error)
+                message = f"{name} could not be loaded; the server's log says more"
+                raise Refused(503, "checkpoint", message, retry_after_s=5) from error
+            self.served, self.served_sha256 = name, checkpoint.sha256
+        return time.monotonic() - begun
+
+    def check_answers(self) -> None:
+        """Raises Refused after a load that failed half way."""
+        if not self.engine.served.answers:
+            raise Refused(
+                503,
+                "checkpoint",
+                "the last load failed half way; nothing is answered until a checkpoint is loaded",
+                retry_after_s=5,
+            )
+
+
+def start_state(
+    engine: SteeringLLM, catalog: Catalog, gate: Gate, model: str, served: str, *, needs_key: bool
+) -> ServerState:
+    """The state of a server whose engine serves the checkpoint `served`; makes the SAE known to the engine."""
+    directions = catalog.directions()
+    sha256 = engine.served.sha256
+    assert sha256 is not None
+    return ServerState(
+        engine=engine,
+        catalog=catalog,
+        gate=gate,
+        model=model,
+        served=served,
+        served_sha256=sha256,
+        sae=admission_of(engine.input_processor).register(directions),
+        operations=OPERATIONS,
+        tokenizer=engine.get_tokenizer(),
+        needs_key=needs_key,
+    )
