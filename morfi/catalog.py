@@ -1,4 +1,4 @@
-"""What a server shows of a find run: its latents, with their neighbours and the questions that they fire on."""
+"""What a server shows of a find run: latents, with their neighbours and the questions that they fire on."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Catalog:
         return self.found.sae.directions()
 
     def open(self, name: str) -> Checkpoint:
-        """The checkpoint of an id, its files checked; raises InputError for files that are not as they were."""
+        """The checkpoint of an id; raises InputError for files that are not as they were."""
         row = self.checkpoints[name]
         return self.trained.base if row is None else open_checkpoint(row, self.trained.base)
 

@@ -61,9 +61,7 @@ def serve(config: ServeConfig, store: Store, run_server: RunServer, progress: Pr
     )
 
 
-def chosen(
-    ckpt: str, catalog: Catalog, dtype: str | None, progress: Progress
-) -> tuple[str, Checkpoint]:
+def chosen(ckpt: str, catalog: Catalog, dtype: str | None, progress: Progress) -> tuple[str, Checkpoint]:
     """The checkpoint that --ckpt names, with its id: one of the train run, an adapter folder, or a model."""
     known = catalog.id_of(ckpt)
     if known is not None:

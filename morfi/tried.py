@@ -32,8 +32,8 @@ def captured_questions(catalog: Catalog) -> list[Tried]:
 def lost_questions(catalog: Catalog, served: str) -> list[Tried]:
     """The questions of the newest sweep that M_0 answered right and the checkpoint `served` (an id) wrong.
 
-    M_0 is the checkpoint of the lowest level with the same seed and epoch setting; with the base model served,
-    the find run's setting and the lowest seed. Raises InputError where no sweep asked both.
+    M_0 is the checkpoint of the lowest level with the same seed and epoch setting; with the base model
+    served, the find run's setting and the lowest seed. Raises InputError where no sweep asked both.
     """
     store, row = catalog.store, catalog.checkpoints[served]
     rows = newest_sweep(store, catalog.trained.train.run_id)
@@ -44,7 +44,8 @@ def lost_questions(catalog: Catalog, served: str) -> list[Tried]:
     asked = next((one for one in rows if _is(one, catalog, served)), None)
     if reference is None or asked is None:
         raise InputError(
-            f"no sweep has asked {served} and its M_0 yet; run: morfi sweep --ckpts {catalog.trained.train.run_id}"
+            f"no sweep has asked {served} and its M_0 yet; run: morfi sweep --ckpts "
+            f"{catalog.trained.train.run_id}"
         )
     before = {sample["question_id"]: sample for sample in _answers(store, reference)}
     return [

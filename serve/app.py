@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
+import contextlib
 import logging
 from argparse import Namespace
 from importlib.resources import files
@@ -14,15 +15,16 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from morfi import __version__
 from morfi.errors import InputError, MorfiError
-from morfi.serve import metrics
+from morfi.serve import compare, listings, metrics
 from morfi.serve.gate import Refused
 from morfi.serve.guard import Guard, error_object, refusal_headers
 from morfi.serve.keys import Keys
-from morfi.serve.routes import ERRORS, router
+from morfi.serve.routes import router
 from morfi.serve.state import ServerState
 
 # All that is left of vLLM's own: none of them generates, and none takes or shows a path.
@@ -43,7 +45,8 @@ async def make_app(state: ServerState, args: Namespace, keys: Keys, *, local: bo
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in KEPT]
     app.title, app.version = "morfi", __version__
     app.state.morfi = state
-    app.include_router(router)
+    for own in (router, listings.router, compare.router):
+        app.include_router(own)
     _add_own_routes(app)
     _add_error_handlers(app)
     app.add_middleware(Guard, keys=keys, limits=state.gate.limits, local=local)
@@ -69,6 +72,13 @@ async def measure(state: ServerState) -> None:
     """Brings the gauges up to date."""
     metrics.IN_FLIGHT.set(state.gate.n_in_flight)
     metrics.VECTORS.set(state.gate.n_vectors)
+    # Workers answer nothing while they load weights; the last numbers are shown then.
+    with contextlib.suppress(TimeoutError, EngineDeadError):
+        async with asyncio.timeout(2):
+            slots = await state.engine.collective_rpc("morfi_slots")
+            metrics.SLOTS.set(slots[0]["n"])
+            metrics.SLOTS_USED.set(slots[0]["used"])
+            metrics.FOLLOWED.set(slots[0]["followed"])
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -95,4 +105,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 def _place(loc: tuple[Any, ...]) -> str:
     # The parts that pydantic adds for the members of a union are not the client's.
-    return ".".join(str(part) for part in loc[1:] if not str(part).startswith(("list[", "constrained"))) or "body"
+    return (
+        ".".join(str(part) for part in loc[1:] if not str(part).startswith(("list[", "constrained")))
+        or "body"
+    )

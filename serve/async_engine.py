@@ -1,7 +1,8 @@
 """vLLM's asynchronous engine as a server uses it: no steered answer leaves it before workers have reported.
 
 The engine core is another process. A steered request asks for a report; when it has ended its reports are
-fetched, those of all requests that end meanwhile in one call, and checked before its last output is handed on.
+fetched, with those of all requests that end meanwhile in one call, and checked before its last output goes
+on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from morfi.checkpoints import Checkpoint
 from morfi.errors import InputError, MorfiError
+from morfi.serve.metrics import STEERED_TOKENS, SWAPS
 from morfi.serve.reports import Report, applied
 from morfi.serve.served import Served, check_swapped, first_refusal
 from morfi.steering import Steering, to_json
@@ -27,7 +29,7 @@ _FOLLOWED = "morfi_followed"
 
 @dataclass(slots=True)
 class Followed:
-    """One prompt that is steered; `n_tokens` says of each of its answers how many tokens were, once checked."""
+    """One prompt that is steered; once checked, `n_tokens` says how many tokens were, of each answer."""
 
     steering: tuple[Steering, ...]
     n_tokens: list[int] = field(default_factory=list)
@@ -46,7 +48,9 @@ class Followed:
             return []
         return [f"{number}_{self.request_id}" for number in range(n)] if n > 1 else [self.request_id]
 
-    def check(self, reports: Sequence[Sequence[Report | None]], n_prompt: int, n_output: Sequence[int]) -> None:
+    def check(
+        self, reports: Sequence[Sequence[Report | None]], n_prompt: int, n_output: Sequence[int]
+    ) -> None:
         """Keeps how many tokens were steered; raises MorfiError unless all that were to be are."""
         found = []
         for each, n in zip(reports, n_output, strict=True):
@@ -56,19 +60,17 @@ class Followed:
 
 
 class SteeringLLM(AsyncLLM):  # type: ignore[misc]
-    """vLLM's `AsyncLLM`, which follows the requests that a `Followed` is attached to, and takes new weights."""
+    """vLLM's `AsyncLLM`, which follows requests that have a `Followed` attached, and takes new weights."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reports = Reports(self)
-        self.n_steered_tokens = 0
-        self.n_swaps = 0
         self.served: Served
 
     def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[Any, None]:
-        """As vLLM's; a followed request raises MorfiError in place of its end unless all of it was steered."""
+        """As vLLM's; a followed request raises MorfiError in place of its end unless it was steered."""
         outputs = super().generate(prompt, sampling_params, request_id, **options)
         followed: Followed | None = getattr(sampling_params, _FOLLOWED, None)
         return outputs if followed is None else self._follow(outputs, followed, sampling_params.n)
@@ -95,7 +97,7 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
                     reports = await self.reports.take(followed.request_ids(n))
                     taken = True
                     followed.check(reports, n_prompt, n_output)
-                    self.n_steered_tokens += sum(followed.n_tokens)
+                    STEERED_TOKENS.inc(sum(followed.n_tokens))
                 yield output
         finally:
             await outputs.aclose()
@@ -119,7 +121,7 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
             if not await self.reset_prefix_cache():
                 raise MorfiError("vLLM did not reset its prefix cache; are requests still running?")
             check_swapped(refusals)
-        self.n_swaps += 1
+        SWAPS.inc()
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 from morfi.serve.async_engine import Followed
-from morfi.serve.wire import Body, Finite, Steering, Wire
+from morfi.serve.wire import Body, Steering, Wire
 
 MAX_ANSWERS = 16  # n
 MAX_PROMPTS = 64  # of one request

@@ -31,7 +31,7 @@ class Limits:
     drain_s: float = 60.0  # for running requests to end before a load
 
 
-class Refused(MorfiError):
+class Refused(MorfiError):  # noqa: N818 - it is what happens, not what is wrong
     """A request that is not served: an HTTP status, a reason in one word, and what to say."""
 
     def __init__(

@@ -61,7 +61,7 @@ class Guard:
                 await self._app(scope, _replayed(body, receive), self._impatient(send))
 
     def _check_names(self, headers: Headers) -> None:
-        """A page of another site can send requests here from a visitor's browser, even under a name of its own."""
+        """Other sites' pages can send requests here from a visitor's browser, even under their own names."""
         host = headers.get("host", "")
         if self._local and urlsplit(f"//{host}").hostname not in _LOCAL_NAMES:
             raise Refused(403, "host", "this server answers to localhost and 127.0.0.1 only")

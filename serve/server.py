@@ -29,10 +29,9 @@ class Address:
     keys: Keys = field(default_factory=Keys)
 
     @property
-    def url(self) -> str:
-        """What to open."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}/"
+    def shown(self) -> str:
+        """The host as a URL has it."""
+        return f"[{self.host}]" if ":" in self.host else self.host
 
 
 def run_server(
@@ -70,8 +69,9 @@ def run_server(
         checkpoint.model_dir, dtype=checkpoint.dtype, context=context, seed=0, gpu=gpu, overrides=overrides
     )
     settings |= {"disable_log_stats": False, "served_model_name": [model]}
+    job = _Job(catalog, checkpoint, served, address, sock, settings, on_ready, limits, verbose)
     with sock:
-        uvloop.run(_serve(catalog, checkpoint, served, address, sock, settings, on_ready, limits, verbose))
+        uvloop.run(_serve(job))
 
 
 def listen(address: Address) -> socket.socket:
@@ -89,17 +89,22 @@ def listen(address: Address) -> socket.socket:
     return found
 
 
-async def _serve(
-    catalog: Catalog,
-    checkpoint: Checkpoint,
-    served: str,
-    address: Address,
-    sock: socket.socket,
-    settings: Mapping[str, Any],
-    on_ready: Callable[[str], None],
-    limits: Limits | None,
-    verbose: bool,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """All that the server's event loop needs."""
+
+    catalog: Catalog
+    checkpoint: Checkpoint
+    served: str
+    address: Address
+    sock: socket.socket
+    settings: Mapping[str, Any]
+    on_ready: Callable[[str], None]
+    limits: Limits | None
+    verbose: bool
+
+
+async def _serve(job: _Job) -> None:
     from vllm.entrypoints.launchers.launcher import serve_http
 
     from morfi.serve.app import make_app
@@ -108,23 +113,24 @@ async def _serve(
     from morfi.serve.protocol import impatient_protocol
     from morfi.serve.state import start_state
 
-    engine = start_async_engine(checkpoint, settings)
+    address = job.address
+    engine = start_async_engine(job.checkpoint, job.settings)
     try:
-        if checkpoint.adapter_dir is not None:
-            await engine.load_checkpoint(checkpoint)
-        gate = Gate(limits or Limits())
-        (model,) = settings["served_model_name"]
-        state = start_state(engine, catalog, gate, model, served, needs_key=address.keys.needed)
-        args = frontend_arguments(settings, address)
+        if job.checkpoint.adapter_dir is not None:
+            await engine.load_checkpoint(job.checkpoint)
+        gate = Gate(job.limits or Limits())
+        (model,) = job.settings["served_model_name"]
+        state = start_state(engine, job.catalog, gate, model, job.served, needs_key=address.keys.needed)
+        args = frontend_arguments(job.settings, address)
         app = await make_app(state, args, address.keys, local=is_loopback(address.host))
-        on_ready(address.url)
+        job.on_ready(f"http://{address.shown}:{job.sock.getsockname()[1]}/")
         shutdown = await serve_http(
             app,
-            sock,
+            job.sock,
             host=address.host,
             port=address.port,
-            log_level="info" if verbose else "warning",
-            access_log=verbose,
+            log_level="info" if job.verbose else "warning",
+            access_log=job.verbose,
             timeout_keep_alive=10,
             http=impatient_protocol(gate.limits.read_s),
             ws="none",

@@ -7,13 +7,13 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from morfi.errors import InputError, MorfiError
 from morfi.serve.admission import admission_of
 from morfi.serve.async_engine import Followed, SteeringLLM
 from morfi.serve.gate import Gate, Refused
-from morfi.serve.metrics import SWAPS
 from morfi.serve.wire import AppliedLatent, Latent, Steering, SteeringApplied
 from morfi.steering import OPERATIONS
 from morfi.steering import Latent as SaeLatent
@@ -63,6 +63,16 @@ class ServerState:
     operations: tuple[str, ...]
     tokenizer: Any
     needs_key: bool
+
+    @property
+    def sae_name(self) -> str:
+        """What the find run calls its SAE, without the folder it lies in."""
+        return PurePath(self.catalog.found.run.config["sae"]).name
+
+    @property
+    def can_load(self) -> bool:
+        """Whether the catalog's checkpoints fit the model that the engine was started on."""
+        return self.engine.served.started_on == self.catalog.trained.base.sha256
 
     @property
     def median_norm(self) -> float:
@@ -133,8 +143,8 @@ class ServerState:
     async def load(self, name: str) -> float:
         """Serves the checkpoint of this id once running requests have ended; returns the seconds it took.
 
-        Raises Refused where it cannot; then what was served is served still, or, after a load that failed half
-        way, nothing is until one succeeds.
+        Raises Refused where it cannot; then what was served is served still, or, after a load that failed
+        half way, nothing is until one succeeds.
         """
         begun = time.monotonic()
         async with self.gate.closed(f"checkpoint {name} is being loaded"):
@@ -143,7 +153,6 @@ class ServerState:
                 await asyncio.to_thread(self.catalog.median_norm, checkpoint.sha256)
                 if checkpoint.sha256 != self.engine.served.sha256 or not self.engine.served.answers:
                     await self.engine.load_checkpoint(checkpoint)
-                    SWAPS.inc()
             except InputError as error:
                 # What is wrong with files, and where they are, is for those who run the server.
                 _log.error("%s was not loaded: %s", name, error)
@@ -170,7 +179,7 @@ class ServerState:
 def start_state(
     engine: SteeringLLM, catalog: Catalog, gate: Gate, model: str, served: str, *, needs_key: bool
 ) -> ServerState:
-    """The state of a server whose engine serves the checkpoint `served`; makes the SAE known to the engine."""
+    """The state of a server whose engine serves the checkpoint `served`; registers the SAE with it."""
     directions = catalog.directions()
     sha256 = engine.served.sha256
     assert sha256 is not None

@@ -1,4 +1,4 @@
-"""What goes over the wire in steering and comparing, as pydantic models: nothing they do not name is taken."""
+"""What goes over the wire in steering and comparing, as pydantic models; nothing else is taken."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ class Latent(Wire):
     id: LatentId
     op: Operation | None = Field(
         default=None,
-        description='"add": x + alpha u d, u the median residual norm; "ablate": x - f d; "clamp": the latent '
-        'is set to `clamp`; "project": x without its component along d. Default "add", "clamp" with `clamp`.',
+        description='"add": x + alpha u d, u the median residual norm; "ablate": x - f d; "clamp": the '
+        'latent is set to `clamp`; "project": x without its component along d. Default "add", or "clamp" '
+        "with `clamp`.",
     )
     alpha: Finite | None = Field(default=None, description='Strength of "add" in median residual norms.')
     clamp: Finite | None = Field(default=None, description='The value of the latent for "clamp".')
@@ -66,7 +67,7 @@ class Steering(Wire):
 
     latents: list[Latent] = Field(min_length=1, max_length=MAX_ENTRIES)
     positions: Positions = "all"
-    layer: int | None = Field(default=None, description="The find run's layer, the only one; may be left out.")
+    layer: int | None = Field(default=None, description="May be left out: there is only the find run's.")
 
 
 class ComparedLatent(Wire):
@@ -79,9 +80,7 @@ class ComparedLatent(Wire):
     def at(self, alpha: float) -> Latent:
         """The latent at one of the strengths."""
         operation = self.op or ("add" if self.clamp is None else "clamp")
-        return Latent(
-            id=self.id, op=operation, alpha=alpha if operation == "add" else None, clamp=self.clamp
-        )
+        return Latent(id=self.id, op=operation, alpha=alpha if operation == "add" else None, clamp=self.clamp)
 
     @model_validator(mode="after")
     def _has_its_strength(self) -> Self:
@@ -92,7 +91,9 @@ class ComparedLatent(Wire):
 class Comparison(Body):
     """A prompt answered as it is, and steered at each of some strengths."""
 
-    question: str | None = Field(default=None, min_length=1, description="Asked in the form of the experiment.")
+    question: str | None = Field(
+        default=None, min_length=1, description="Asked in the form of the experiment."
+    )
     prompt: str | None = Field(default=None, min_length=1, description="Continued as it is.")
     latents: list[ComparedLatent] = Field(min_length=1, max_length=MAX_ENTRIES)
     strengths: list[Finite] = Field(min_length=1, max_length=16, description="alpha of each comparison.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -74,7 +73,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(made: Made, log: Path, settings: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[Running]:
+def running(
+    made: Made, log: Path, settings: Mapping[str, Any], environment: Mapping[str, str]
+) -> Iterator[Running]:
     """A server of server_child.py with these settings."""
     port = free_port()
     job = {"db": str(made.db), "latents": made.find_run, "port": port, **settings}
@@ -203,7 +204,12 @@ def made(
         find_run = run_find(find, store, log, new=False, command="")
         every = [question for split in questions.values() for question in split]
         sweep = run_sweep(
-            configure_sweep({"ckpts": train_run}), store, forgetful(found.serving, every), log, new=False, command=""
+            configure_sweep({"ckpts": train_run}),
+            store,
+            forgetful(found.serving, every),
+            log,
+            new=False,
+            command="",
         )
         assert not sweep.failures
     return Made(store.path, find_run, train_run, folder / "cache")

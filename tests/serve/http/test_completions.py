@@ -20,6 +20,5 @@ def test_a_steered_completion_says_what_was_applied(server: Any) -> None:
     plain = server.post("/v1/completions", body)
     steered = server.post("/v1/completions", {**body, "steering": steering})
     assert plain.status_code == steered.status_code == 200, (plain.text, steered.text)
-    print(plain.json(), steered.json())
     assert "steering_applied" not in plain.json()
     assert steered.json()["steering_applied"]["n_tokens"] == [18]
