@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
-from morfi.directions import SaeLatents
+from morfi.directions import DecoderRows, SaeLatents
 from morfi.found import Found, load_found
+from morfi.steering import OPERATIONS
 from morfi.store.records import CheckpointRow
 from morfi.trained import Trained, load_trained, open_checkpoint
 from morfi.types import Progress, Question
@@ -79,9 +80,15 @@ class Catalog:
         """The length of a latent's decoder row."""
         return float(self.found.sae.W_dec[latent].norm())
 
-    def directions(self) -> SaeLatents:
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """What can be done along its latents."""
+        return OPERATIONS if self.found.sae.has_own_latents else ("add", "project")
+
+    def directions(self) -> SaeLatents | DecoderRows:
         """The latents as directions to steer along."""
-        return self.found.sae.directions()
+        sae = self.found.sae
+        return sae.directions() if sae.has_own_latents else sae.decoder_rows()
 
     def open(self, name: str) -> Checkpoint:
         """The checkpoint of an id; raises InputError for files that are not as they were."""

@@ -40,12 +40,16 @@ class Side:
     finish_reason: str = ""
     outputs: Any = field(default=None, repr=False)
 
-    @property
-    def applied(self) -> dict[str, Any] | None:
-        """What was done, once it has ended."""
-        if self.planned is None or self.followed is None:
-            return None
-        return self.planned.applied([self.followed]).model_dump(exclude_none=True)
+    def answer(self) -> Answer | SteeredAnswer:
+        """What came of it, once it has ended."""
+        if self.planned is None or self.followed is None or self.strength is None:
+            return Answer(text=self.text, finish_reason=self.finish_reason)
+        return SteeredAnswer(
+            text=self.text,
+            finish_reason=self.finish_reason,
+            strength=self.strength,
+            steering_applied=self.planned.applied([self.followed]),
+        )
 
 
 @router.post(
@@ -73,22 +77,10 @@ async def compare(body: Comparison, raw_request: Request) -> Response:
                 group.create_task(run(side))
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from failed
-    default, *steered = sides
-    found = Compared(
-        prompt=prompt,
-        checkpoint=state.served,
-        default=Answer(text=default.text, finish_reason=default.finish_reason),
-        steered=[
-            SteeredAnswer(
-                text=side.text,
-                finish_reason=side.finish_reason,
-                strength=side.strength,
-                steering_applied=side.applied,
-            )
-            for side in steered
-        ],
+    default, *steered = (side.answer().model_dump(exclude_none=True) for side in sides)
+    return JSONResponse(
+        {"prompt": prompt, "checkpoint": state.served, "default": default, "steered": steered}
     )
-    return JSONResponse(found.model_dump(exclude_none=True))
 
 
 def start(state: ServerState, body: Comparison, token_ids: Sequence[int]) -> list[Side]:
@@ -143,8 +135,8 @@ async def events(sides: Sequence[Side]) -> AsyncIterator[str]:
         name = {"strength": side.strength, "index": side.index}
         async for text in deltas(side):
             queue.put_nowait({**name, "text": text})
-        applied = {} if side.applied is None else {"steering_applied": side.applied}
-        queue.put_nowait({**name, "done": True, "finish_reason": side.finish_reason, **applied})
+        ended = side.answer().model_dump(exclude={"text", "strength"}, exclude_none=True)
+        queue.put_nowait({**name, "done": True, **ended})
 
     tasks = [asyncio.ensure_future(feed(side)) for side in sides]
     ended = asyncio.gather(*tasks)

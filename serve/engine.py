@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
     from morfi.checkpoints import Checkpoint
-    from morfi.directions import Direction, SaeLatents
+    from morfi.directions import DecoderRows, Direction, SaeLatents
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ class Engine:
                 raise MorfiError(f"{folder} cannot be written: {failure}; make room and capture again")
             write_requests(part, shards.computed)
 
-    def register(self, what: Direction | SaeLatents) -> str:
+    def register(self, what: Direction | SaeLatents | DecoderRows) -> str:
         """Makes a direction or SAE known; returns the name, its sha256, that `Steering` or `Latent` take.
 
         Registered twice, it must be released twice. Raises InputError where it does not fit the model.

@@ -14,8 +14,7 @@ from morfi.errors import InputError, MorfiError
 from morfi.serve.admission import admission_of
 from morfi.serve.async_engine import Followed, SteeringLLM
 from morfi.serve.gate import Gate, Refused
-from morfi.serve.wire import AppliedLatent, Latent, Steering, SteeringApplied
-from morfi.steering import OPERATIONS
+from morfi.serve.wire import AppliedLatent, Latent, Positions, Steering, SteeringApplied
 from morfi.steering import Latent as SaeLatent
 from morfi.steering import Steering as Entry
 
@@ -30,7 +29,7 @@ class Planned:
     """A checked steering: the entries for the engine, and what the answer will say of them."""
 
     entries: tuple[Entry, ...]
-    positions: str
+    positions: Positions
     latents: list[AppliedLatent]
     layer: int
     checkpoint: str
@@ -180,7 +179,6 @@ def start_state(
     engine: SteeringLLM, catalog: Catalog, gate: Gate, model: str, served: str, *, needs_key: bool
 ) -> ServerState:
     """The state of a server whose engine serves the checkpoint `served`; registers the SAE with it."""
-    directions = catalog.directions()
     sha256 = engine.served.sha256
     assert sha256 is not None
     return ServerState(
@@ -190,8 +188,8 @@ def start_state(
         model=model,
         served=served,
         served_sha256=sha256,
-        sae=admission_of(engine.input_processor).register(directions),
-        operations=OPERATIONS,
+        sae=admission_of(engine.input_processor).register(catalog.directions()),
+        operations=catalog.operations,
         tokenizer=engine.get_tokenizer(),
         needs_key=needs_key,
     )
