@@ -9,10 +9,12 @@ from argparse import Namespace
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.routing import Route
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -24,11 +26,11 @@ from morfi.serve import compare, listings, metrics
 from morfi.serve.gate import Refused
 from morfi.serve.guard import Guard, error_object, refusal_headers
 from morfi.serve.keys import Keys
-from morfi.serve.routes import router
+from morfi.serve.routes import ERRORS, router
 from morfi.serve.state import ServerState
 
 # All that is left of vLLM's own: none of them generates, and none takes or shows a path.
-KEPT = frozenset({"/health", "/version", "/ping", "/v1/models", "/openapi.json"})
+KEPT = frozenset({"/health", "/version", "/v1/models"})
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -42,11 +44,18 @@ async def make_app(state: ServerState, args: Namespace, keys: Keys, *, local: bo
     tasks = await engine.get_supported_tasks()
     app: FastAPI = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
-    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in KEPT]
+    kept = [route for route in app.router.routes if getattr(route, "path", None) in KEPT]
+    # What FastAPI serves its document by is a plain route; all of vLLM's are of other kinds.
+    app.router.routes[:] = [route for route in app.router.routes if type(route) is Route]
     app.title, app.version = "morfi", __version__
     app.state.morfi = state
+    bearer = [Security(HTTPBearer(auto_error=False))]  # for the document; the guard looks at the key
+    for route in kept:
+        app.add_api_route(
+            route.path, route.endpoint, methods=route.methods, responses=ERRORS, dependencies=bearer
+        )
     for own in (router, listings.router, compare.router):
-        app.include_router(own)
+        app.include_router(own, dependencies=bearer)
     _add_own_routes(app)
     _add_error_handlers(app)
     app.add_middleware(Guard, keys=keys, limits=state.gate.limits, local=local)
@@ -61,7 +70,7 @@ def _add_own_routes(app: FastAPI) -> None:
         headers = {"content-security-policy": _PAGE_POLICY, "cache-control": "no-cache"}
         return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
-    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}}, response_class=Response)
+    @app.get("/metrics", responses=ERRORS | {200: {"content": {"text/plain": {}}}}, response_class=Response)
     async def show_metrics(raw_request: Request) -> Response:
         """vLLM's and morfi's metrics, for Prometheus."""
         await measure(raw_request.app.state.morfi)

@@ -20,7 +20,7 @@ from morfi.prompts import ASKED
 from morfi.serve.async_engine import Followed
 from morfi.serve.gate import Refused
 from morfi.serve.guard import error_object
-from morfi.serve.routes import ERRORS
+from morfi.serve.routes import ERRORS, answers
 from morfi.serve.state import Planned, ServerState
 from morfi.serve.wire import Answer, Compared, Comparison, SteeredAnswer, Steering
 
@@ -52,12 +52,7 @@ class Side:
         )
 
 
-@router.post(
-    "/compare",
-    response_model=Compared,
-    response_model_exclude_none=True,
-    responses={200: {"content": {"text/event-stream": {}}}},
-)
+@router.post("/compare", responses=answers(Compared))
 @with_cancellation  # type: ignore[untyped-decorator]
 async def compare(body: Comparison, raw_request: Request) -> Response:
     """The default answer and one for each strength: greedy, up to the end of the line."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
+from vllm.entrypoints.openai.completion.protocol import CompletionResponse
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 
@@ -16,7 +18,7 @@ from morfi.serve.async_engine import Followed
 from morfi.serve.bodies import ChatBody, CompletionBody, Sampled, SteeredChat, SteeredCompletion
 from morfi.serve.guard import error_object
 from morfi.serve.state import Planned, ServerState
-from morfi.serve.wire import ErrorAnswer
+from morfi.serve.wire import ErrorAnswer, SteeringApplied
 
 router = APIRouter()
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -33,12 +35,29 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (503, "A checkpoint is being loaded; try again later."),
     )
 }
-_STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The answer, or a stream of its parts.", "content": {"text/event-stream": {}}}
-}
 
 
-@router.post("/v1/completions", responses=ERRORS | _STREAM, summary="OpenAI's completions, with steering")
+class CompletionAnswer(CompletionResponse):  # type: ignore[misc]
+    """OpenAI's answer, with what was applied."""
+
+    steering_applied: SteeringApplied | None = None
+
+
+class ChatAnswer(ChatCompletionResponse):  # type: ignore[misc]
+    """OpenAI's answer, with what was applied."""
+
+    steering_applied: SteeringApplied | None = None
+
+
+def answers(model: type[Any]) -> dict[int | str, dict[str, Any]]:
+    """For the document: an answer as JSON, or a stream of its parts."""
+    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    return ERRORS | {200: {"model": model, "description": "The answer, or its parts.", "content": stream}}
+
+
+@router.post(
+    "/v1/completions", responses=answers(CompletionAnswer), summary="OpenAI's completions, with steering"
+)
 @with_cancellation  # type: ignore[untyped-decorator]
 async def complete(body: CompletionBody, raw_request: Request) -> Response:
     """A completion of each prompt, steered if the request says so; `steering_applied` says what was done."""
@@ -49,7 +68,7 @@ async def complete(body: CompletionBody, raw_request: Request) -> Response:
     return answer(found, planned, request._followed, body.n_answers)
 
 
-@router.post("/v1/chat/completions", responses=ERRORS | _STREAM, summary="OpenAI's chat, with steering")
+@router.post("/v1/chat/completions", responses=answers(ChatAnswer), summary="OpenAI's chat, with steering")
 @with_cancellation  # type: ignore[untyped-decorator]
 async def chat(body: ChatBody, raw_request: Request) -> Response:
     """An answer in a chat, steered if the request says so; `steering_applied` says what was done."""

@@ -224,3 +224,25 @@ def serve_made(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Callable
         return running(made, log, settings, environment or {})
 
     return start
+
+
+@pytest.fixture(scope="session")
+def server(serve_made: Callable[..., Any]) -> Iterator[Running]:
+    """M_100, with the usual limits and without keys; tests leave M_100 served."""
+    with serve_made() as server:
+        yield server
+
+
+@pytest.fixture
+def clean(server: Running) -> Iterator[Running]:
+    """The server, which after the test has nothing in flight and answers as before."""
+    body = {"prompt": "Q: Where is it?\nA:", "max_tokens": 6, "temperature": 0, "return_token_ids": True}
+    before = server.post("/v1/completions", body).json()["choices"]
+    yield server
+    deadline = time.monotonic() + 30
+    names = ("morfi_answers_in_flight", "morfi_followed_requests", "vllm:num_requests_running")
+    while any(server.metric(name) for name in names) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert {name: server.metric(name) for name in names} == dict.fromkeys(names, 0)
+    assert server.post("/v1/completions", body).json()["choices"] == before
+    assert server.process.poll() is None
