@@ -74,8 +74,9 @@ def chosen(ckpt: str, catalog: Catalog, dtype: str | None, progress: Progress) -
     base = catalog.trained.base
     if (Path(ckpt).expanduser() / "adapter_config.json").is_file():
         checkpoint = resolve_unmerged(ckpt, base=base)
-    else:
-        checkpoint = resolve(ckpt, dtype=dtype, progress=progress.phase)
-    if checkpoint.sha256 == base.sha256:
-        return BASE, base
-    return checkpoint.name, checkpoint
+        for name, row in catalog.checkpoints.items():
+            if row is not None and row.adapter_sha256 == checkpoint.adapter_sha256:
+                return name, catalog.open(name)
+        return checkpoint.name, checkpoint
+    checkpoint = resolve(ckpt, dtype=dtype, progress=progress.phase)
+    return (BASE, base) if checkpoint.sha256 == base.sha256 else (checkpoint.name, checkpoint)

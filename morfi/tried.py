@@ -35,6 +35,8 @@ def lost_questions(catalog: Catalog, served: str) -> list[Tried]:
     M_0 is the checkpoint of the lowest level with the same seed and epoch setting; with the base model
     served, the find run's setting and the lowest seed. Raises InputError where no sweep asked both.
     """
+    if served not in catalog.checkpoints:
+        raise InputError(f"{served} is no checkpoint of {catalog.trained.train.run_id}, so no sweep asked it")
     store, row = catalog.store, catalog.checkpoints[served]
     rows = newest_sweep(store, catalog.trained.train.run_id)
     setting = catalog.found.activations.epochs if row is None else row.epoch_setting

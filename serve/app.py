@@ -9,9 +9,12 @@ from argparse import Namespace
 from importlib.resources import files
 from typing import Any
 
+import fastapi
+import starlette.exceptions
 from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.routing import Route
@@ -44,7 +47,7 @@ async def make_app(state: ServerState, args: Namespace, keys: Keys, *, local: bo
     tasks = await engine.get_supported_tasks()
     app: FastAPI = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
-    kept = [route for route in app.router.routes if getattr(route, "path", None) in KEPT]
+    kept = [route for route in app.router.routes if isinstance(route, APIRoute) and route.path in KEPT]
     # What FastAPI serves its document by is a plain route; all of vLLM's are of other kinds.
     app.router.routes[:] = [route for route in app.router.routes if type(route) is Route]
     app.title, app.version = "morfi", __version__
@@ -52,12 +55,17 @@ async def make_app(state: ServerState, args: Namespace, keys: Keys, *, local: bo
     bearer = [Security(HTTPBearer(auto_error=False))]  # for the document; the guard looks at the key
     for route in kept:
         app.add_api_route(
-            route.path, route.endpoint, methods=route.methods, responses=ERRORS, dependencies=bearer
+            route.path,
+            route.endpoint,
+            methods=list(route.methods or ()),
+            responses=ERRORS,
+            dependencies=bearer,
         )
     for own in (router, listings.router, compare.router):
         app.include_router(own, dependencies=bearer)
     _add_own_routes(app)
     _add_error_handlers(app)
+    app.middleware_stack = None  # vLLM has it built before its time; it is built anew with what follows
     app.add_middleware(Guard, keys=keys, limits=state.gate.limits, local=local)
     return app
 
@@ -104,6 +112,12 @@ def _add_error_handlers(app: FastAPI) -> None:
         lines = [f"{_place(one['loc'])}: {one['msg']}" for one in error.errors()[:10]]
         param = _place(error.errors()[0]["loc"])
         return JSONResponse(error_object("; ".join(lines)[:2000], "invalid", 422, param), 422)
+
+    @app.exception_handler(fastapi.HTTPException)
+    @app.exception_handler(starlette.exceptions.HTTPException)
+    async def refuse_plainly(_: Request, error: starlette.exceptions.HTTPException) -> Response:
+        content = error_object(str(error.detail), "http", error.status_code)
+        return JSONResponse(content, error.status_code, error.headers)
 
     @app.exception_handler(MorfiError)
     async def fail(_: Request, error: MorfiError) -> Response:
