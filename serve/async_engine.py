@@ -25,6 +25,7 @@ from morfi.serve.served import Served, check_swapped, first_refusal
 from morfi.steering import Steering, to_json
 
 _FOLLOWED = "morfi_followed"
+ENDING_S = 10.0
 
 
 @dataclass(slots=True)
@@ -108,11 +109,15 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
     async def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Serves `checkpoint` from now on, as `morfi.serve.engine.Engine.load_checkpoint`.
 
-        The caller sees to it that no request runs.
+        The caller sees to it that no request comes; those of clients that hung up just now may still end.
         """
         arguments = self.served.load_arguments(checkpoint)
-        if self.output_processor.has_unfinished_requests():
-            raise MorfiError(f"{checkpoint.name} cannot be loaded while requests are running; let them end")
+        try:
+            async with asyncio.timeout(ENDING_S):
+                while self.output_processor.has_unfinished_requests():
+                    await asyncio.sleep(0.01)
+        except TimeoutError as error:
+            raise MorfiError(f"{checkpoint.name} cannot be loaded while requests are running") from error
         if refusal := first_refusal(await self.collective_rpc("morfi_prepare_weights", args=arguments)):
             raise InputError(refusal)
         with self.served.becoming(checkpoint):

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from vllm import SamplingParams
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
+from vllm.exceptions import VLLMError
 from vllm.sampling_params import RequestOutputKind
 
 from morfi.errors import MorfiError
@@ -140,7 +141,7 @@ async def events(sides: Sequence[Side]) -> AsyncIterator[str]:
         while (event := await queue.get()) is not None:
             yield f"data: {json.dumps(event)}\n\n"
         await ended
-    except MorfiError as error:
+    except (MorfiError, VLLMError) as error:
         yield f"data: {json.dumps(error_object(str(error), 'steering', 500))}\n\n"
     finally:
         for task in tasks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -69,6 +70,7 @@ def run_server(
         checkpoint.model_dir, dtype=checkpoint.dtype, context=context, seed=0, gpu=gpu, overrides=overrides
     )
     settings |= {"disable_log_stats": False, "served_model_name": [model]}
+    signal.signal(signal.SIGTERM, _interrupt)  # until vLLM's server has its own handler
     job = _Job(catalog, checkpoint, served, address, sock, settings, on_ready, limits, verbose)
     with sock:
         uvloop.run(_serve(job))
@@ -87,6 +89,10 @@ def listen(address: Address) -> socket.socket:
             f"{address.host} port {address.port} cannot be used: {error}; give another --host or --port"
         ) from error
     return found
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @dataclass(frozen=True, slots=True)

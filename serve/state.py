@@ -181,6 +181,7 @@ def start_state(
     """The state of a server whose engine serves the checkpoint `served`; registers the SAE with it."""
     sha256 = engine.served.sha256
     assert sha256 is not None
+    catalog.median_norm(sha256)  # so that no request waits for it
     return ServerState(
         engine=engine,
         catalog=catalog,
