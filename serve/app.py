@@ -129,6 +129,10 @@ def _add_error_handlers(app: FastAPI) -> None:
 def _place(loc: tuple[Any, ...]) -> str:
     # The parts that pydantic adds for the members of a union are not the client's.
     return (
-        ".".join(str(part) for part in loc[1:] if not str(part).startswith(("list[", "constrained")))
+        ".".join(
+            str(part)
+            for part in loc[1:]
+            if part != "str" and not str(part).startswith(("list[", "constrained"))
+        )
         or "body"
     )

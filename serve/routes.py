@@ -29,9 +29,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (403, "A key that may not do this, or a page of another site."),
         (404, "No such thing."),
         (408, "The request came too slowly."),
+        (409, "What it needs is not there as it was, or is being loaded."),
         (413, "The body is too large."),
         (422, "A field is wrong."),
         (429, "Too much is in flight; try again later."),
+        (500, "The answer could not be given as asked: what workers report is not all that was to be done."),
         (503, "A checkpoint is being loaded; try again later."),
     )
 }
