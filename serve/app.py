@@ -127,12 +127,6 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _place(loc: tuple[Any, ...]) -> str:
-    # The parts that pydantic adds for the members of a union are not the client's.
-    return (
-        ".".join(
-            str(part)
-            for part in loc[1:]
-            if part != "str" and not str(part).startswith(("list[", "constrained"))
-        )
-        or "body"
-    )
+    # Names that pydantic adds for the members of a union are not the client's.
+    own = [str(part) for part in loc[1:]]
+    return ".".join(part for part in own if part != "str" and not part.startswith("list[")) or "body"
