@@ -92,7 +92,7 @@ def listen(address: Address) -> socket.socket:
 
 
 def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+    raise SystemExit(130)  # vLLM's start swallows a KeyboardInterrupt
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,12 @@ class ServerState:
                 param="steering.latents",
             )
         if not self.catalog.row_norm(latent.id):
-            raise Refused(422, "latent", f"latent {latent.id} has an empty decoder row; it leads nowhere")
+            raise Refused(
+                422,
+                "latent",
+                f"latent {latent.id} has an empty decoder row; it leads nowhere",
+                param="steering.latents",
+            )
         strength = 0.0
         if operation == "add":
             strength, size = (latent.alpha or 0.0) * unit, abs(latent.alpha or 0.0)

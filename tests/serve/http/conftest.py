@@ -100,7 +100,7 @@ def running(
                 raise
 
 
-def wait_until_ready(server: Running, limit_s: float = 120) -> None:
+def wait_until_ready(server: Running, limit_s: float = 300) -> None:
     begun = time.monotonic()
     while time.monotonic() - begun < limit_s:
         if server.process.poll() is not None:
