@@ -135,6 +135,9 @@ def make_model(folder: Path, make_tokenizer: Callable[..., Any]) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
+        # Answers are printable: the logits of all other tokens (byte b is token b + 3) are 0.
+        printable = {b"\n"[0] + 3, *(byte + 3 for byte in range(32, 127))}
+        model.lm_head.weight[[token for token in range(259) if token not in printable]] = 0
     model.save_pretrained(folder)
     make_tokenizer(chat_template=TEMPLATE).save_pretrained(folder)
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import pickle
 import socket
 import time
@@ -43,7 +44,7 @@ def test_huge_strengths_are_refused(clean: Any) -> None:
     for value in (limit * 1.001, -limit * 1.001, 1e30, -1e308):
         error = refused(clean.post("/v1/completions", steered(alpha=value)))
         assert f"at most {limit:g}" in error["message"]
-        latents = [{"id": 3, "clamp": value * 1e3}]
+        latents = [{"id": 3, "clamp": math.copysign(1e300, value)}]
         refused(clean.post("/v1/completions", {**BODY, "steering": {"latents": latents}}))
         body = {"prompt": "Q", "latents": [{"id": 3}], "strengths": [0, value]}
         refused(clean.post("/v1/morfi/compare", body))
@@ -159,7 +160,7 @@ def test_ids_like_paths_name_nothing(clean: Any) -> None:
         "%2e%2e%2fetc",
         "../../etc/passwd",
         "..%2F..%2Fetc%2Fpasswd",
-        "base/../base",
+        "base%2F..%2Fbase",
         "%00",
         "base%0a",
     ):
@@ -179,7 +180,7 @@ def test_ids_like_paths_name_nothing(clean: Any) -> None:
 
 
 def test_a_client_that_hangs_up_in_the_middle_of_a_stream_leaves_nothing(clean: Any) -> None:
-    body = {**steered(), "stream": True, "max_tokens": 200, "ignore_eos": True, "n": 4}
+    body = {**steered(), "stream": True, "max_tokens": 200, "ignore_eos": True, "temperature": 1, "n": 4}
     for _ in range(5):
         with clean.client() as client, client.stream("POST", "/v1/completions", json=body) as answer:
             assert answer.status_code == 200
