@@ -358,7 +358,7 @@ def sae_group() -> None:
 @click.option("--k", type=int, help="Latents a token, on average (default: 32).")
 @click.option("--tokens", type=int, help="Tokens that the SAE is trained on (default: 1,000,000).")
 @click.option("--lr", type=float, help="Learning rate (default: 0.001).")
-@click.option("--batch", type=int, help="Tokens a step (default: 2048).")
+@click.option("--batch", type=int, help="Tokens a step (default: 512).")
 @click.option("--seed", type=int, help="Chooses questions and initial weights (default: 0).")
 @click.option("--dtype", help="bfloat16, float16 or float32, of the model.")
 @click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
@@ -468,6 +468,75 @@ def find_command(common: Common, new: bool, figure: Path | None, **given: Any) -
         f"{run.base} on {run.data}, layer {run.config['layer']}",
         figure or common.db.parent / run_id,
     )
+    report_run(common, run_id, pictures=pictures)
+
+
+@cli.command("steer")
+@click.option("--ckpt", required=True, help='What is steered: M_100, "base", or a LoRA adapter\'s folder.')
+@click.option("--latents", metavar="RUN", required=True, help="The run of `morfi find`.")
+@click.option("--top", type=int, help="Latents, the selected ones with the highest score (default: 20).")
+@click.option("--ids", help="These latents instead, comma-separated.")
+@click.option("--trend", help="any (default), rising or falling latents.")
+@click.option("--op", help="add (default), ablate, clamp or project.")
+@click.option(
+    "--alphas",
+    help="Strengths to add, in median residual norms (default: -2,-1,-0.5,-0.25,0.25,0.5,1,2).",
+)
+@click.option("--values", help="For --op clamp: values that the latents are set to.")
+@click.option("--positions", help="all (default), prompt, generated or last_prompt.")
+@click.option("--choose-on", help="The split on which strengths are chosen (default: dev).")
+@click.option("--report-on", help="The split that is reported (default: test).")
+@click.option(
+    "--questions", help="known (default): to the base model; all; or such as HighlyKnown,MaybeKnown."
+)
+@click.option("--reference", help="Whose answers count as knowledge (default: the lowest level, M_0).")
+@click.option("--epochs", help="Epoch setting of M_ names (default: the find run's).")
+@click.option("--train-seed", type=int, help="Replicate training of M_ names (default: 0).")
+@click.option("--controls", type=int, help="Latents without a trend, for comparison (default: 5).")
+@click.option("--random", type=int, help="Random directions, for comparison (default: 5).")
+@click.option("--combine", is_flag=True, default=None, help="Also the best 2, 4, ... latents together.")
+@click.option("--halving", is_flag=True, default=None, help="Successive halving over latents and strengths.")
+@click.option("--layer-scan", is_flag=True, default=None, help="First delta_u after every captured layer.")
+@click.option("--limit", type=int, help="At most this many questions of each split.")
+@click.option("--match", help="How answers are compared: squad (default), strict or contains.")
+@click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
+@click.option("--seed", type=int, help="Chooses questions and random directions (default: 0).")
+@click.option("--dtype", help="bfloat16, float16 or float32 (default: the capture's).")
+@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
+@click.option("--batch", type=int, help="Requests stored together (default: 2048, or 8192 on a GPU).")
+@click.option(
+    "--figure",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The picture, written as PNG and SVG (default: RUN.png and RUN.svg beside the database).",
+)
+@new_option
+@common_options
+def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) -> None:
+    """Steers a checkpoint along latents and baselines: which of them bring known answers back?"""
+    from morfi.interventions import configure_steer, run_steer
+    from morfi.interventions.outcome import steered
+    from morfi.report.steering_figure import steer_figure
+    from morfi.serve.engine import engine_overrides, start_engine
+    from morfi.terminal import TerminalProgress
+
+    given["engine"] = engine_overrides(given["engine"], verbose=common.verbose) or None
+    given["ids"] = _numbers("ids", given["ids"])
+    for name in ("alphas", "values"):
+        given[name] = _reals(name, given[name])
+    with TerminalProgress() as progress:
+        run_id = run_steer(
+            configure_steer(given),
+            common.store,
+            functools.partial(start_engine, verbose=common.verbose),
+            progress,
+            new=new,
+            command=_command(),
+        )
+    run = common.store.run(run_id)
+    found = steered(common.store, run)
+    assert found is not None
+    title = f"{run.config['ckpt']} of {run.base}, layer {found.layer}"
+    pictures = steer_figure(found, run.config, title, figure or common.db.parent / run_id)
     report_run(common, run_id, pictures=pictures)
 
 
@@ -632,6 +701,15 @@ def _numbers(option: str, listed: str | None) -> tuple[int, ...] | None:
         return None if names is None else tuple(int(name) for name in names)
     except ValueError as error:
         raise InputError(f'--{option} is "{listed}"; expected whole numbers between commas') from error
+
+
+def _reals(option: str, listed: str | None) -> tuple[float, ...] | None:
+    """The numbers of a comma-separated option, None where it is not given."""
+    names = _names(option, listed)
+    try:
+        return None if names is None else tuple(float(name) for name in names)
+    except ValueError as error:
+        raise InputError(f'--{option} is "{listed}"; expected numbers between commas') from error
 
 
 def _command() -> str:

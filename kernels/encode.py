@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -130,15 +130,36 @@ def row_limits(prepared: torch.Tensor, encoder: Encoder, tile: int) -> torch.Ten
     assert encoder.k is not None
     best = torch.full((len(prepared), encoder.k), -torch.inf, device=prepared.device)
     for latents in tiles(encoder, tile):
-        pre = _product(prepared, encoder, latents).T + encoder.b_enc[latents].float()
+        pre = encode_dense(prepared, encoder, latents)
         best = torch.cat([best, pre], 1).topk(encoder.k, dim=1).values
     return best[:, -1]
+
+
+def start_tile(
+    prepared: torch.Tensor, encoder: Encoder, latents: slice, limits: torch.Tensor | None = None
+) -> Callable[[], Nonzeros]:
+    """Starts to encode some latents, and returns what waits for their non-zero activations and gives them.
+
+    A GPU may be given other work before that is called, and then never waits for us. `limits` are those of
+    `row_limits`, on the same device.
+    """
+    if prepared.is_cuda:
+        from morfi.kernels import encode_triton
+
+        return encode_triton.start_tile(prepared, encoder, latents, limits)
+    return lambda: _encode_tile(prepared, encoder, latents, limits)
 
 
 def encode_tile(
     prepared: torch.Tensor, encoder: Encoder, latents: slice, limits: torch.Tensor | None = None
 ) -> Nonzeros:
-    """The non-zero activations of some latents; `limits` from `row_limits`."""
+    """The non-zero activations of some latents, see `start_tile`."""
+    return start_tile(prepared, encoder, latents, limits)()
+
+
+def _encode_tile(
+    prepared: torch.Tensor, encoder: Encoder, latents: slice, limits: torch.Tensor | None
+) -> Nonzeros:
     p = _product(prepared, encoder, latents)  # [T, n]
     b_enc = encoder.b_enc[latents].float()[:, None]
     if encoder.activation == "gated":
@@ -164,7 +185,7 @@ def _compact(z: torch.Tensor, keep: torch.Tensor) -> Nonzeros:
     n_latents, n = z.shape
     places = _places(keep.view(-1))
     starts = torch.searchsorted(places, torch.arange(n_latents + 1, device=z.device) * n)
-    return Nonzeros(starts, places % n, z.view(-1)[places])
+    return Nonzeros(starts, places % max(1, n), z.view(-1)[places])
 
 
 def _places(flat: torch.Tensor) -> torch.Tensor:
@@ -180,6 +201,10 @@ def _places(flat: torch.Tensor) -> torch.Tensor:
 
 def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
     """Weighted sums over questions: float32 [T, R], where `counts` [n, R] are the weights."""
+    if counts.is_cuda:
+        from morfi.kernels import trend_triton
+
+        return trend_triton.resampled_sums(found, counts)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         rows = torch.sparse_csr_tensor(
@@ -192,6 +217,16 @@ def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
     return rows @ counts.float()
 
 
+def encode_dense(prepared: torch.Tensor, encoder: Encoder, latents: slice) -> torch.Tensor:
+    """Pre-activations of some latents, float32 [n, T]."""
+    if prepared.is_cuda:
+        from morfi.kernels import encode_triton
+
+        return encode_triton.encode_dense(prepared, encoder, latents)
+    return _product(prepared, encoder, latents).T + encoder.b_enc[latents].float()
+
+
 def _product(prepared: torch.Tensor, encoder: Encoder, latents: slice) -> torch.Tensor:
     """float32 [T, n]: a latent's activations lie side by side, so that its non-zeros come in order."""
-    return (encoder.W_enc[:, latents].T @ prepared.T).float()
+    # Halves are multiplied as float32, for torch would round their products to halves.
+    return encoder.W_enc[:, latents].float().T @ prepared.float().T

@@ -47,22 +47,27 @@ class TrendNull:
         """The smallest |S| whose p-value is at most `alpha`, float32 like `a1` and `a2`."""
         found = torch.full(a1.shape, _smallest(self.tail, alpha), device=a1.device)
         if self.patterns is None:
-            z = math.sqrt(2) * _erfc_inverse(alpha)
-            return torch.where(a1 > 0, 1 + z * self.variance(a1, a2).sqrt(), found)
+            tied = 1 + normal_quantile(alpha) * self.variance(a1, a2).sqrt()
+            return torch.where(a1 > 0, tied, found)
         for (one, two), tail in self.patterns.items():
             found[(a1 == one) & (a2 == two)] = _smallest(tail, alpha)
         return found
 
     def variance(self, a1: torch.Tensor, a2: torch.Tensor) -> torch.Tensor:
         """Kendall's variance of S with ties among the values and among the levels."""
+        constant, by_a1, by_a2 = self.variance_terms
+        return (constant + by_a1 * a1 + by_a2 * a2).clamp_min(0)
+
+    @property
+    def variance_terms(self) -> tuple[float, float, float]:
+        """What the variance is without ties among the values, and what a unit of a1 and of a2 adds."""
         n = len(self.ranks)
         u1 = sum(size * (size - 1) for size in Counter(self.ranks).values())
         u2 = sum(size * (size - 1) * (size - 2) for size in Counter(self.ranks).values())
         u3 = sum(size * (size - 1) * (2 * size + 5) for size in Counter(self.ranks).values())
-        found = (n * (n - 1) * (2 * n + 5) - (2 * a2 + 7 * a1) - u3) / 18
-        if n > 2:
-            found = found + (a2 - a1) * u2 / (9 * n * (n - 1) * (n - 2))
-        return (found + a1 * u1 / (2 * n * (n - 1))).clamp_min(0)
+        triples = u2 / (9 * n * (n - 1) * (n - 2)) if n > 2 else 0.0
+        pairs = u1 / (2 * n * (n - 1))
+        return (n * (n - 1) * (2 * n + 5) - u3) / 18, pairs - triples - 7 / 18, triples - 1 / 9
 
     def spread(self, a1: torch.Tensor, a2: torch.Tensor) -> torch.Tensor:
         """Sum of (rank - mean rank)^2 of the values."""
@@ -151,5 +156,6 @@ def _smallest(tail: torch.Tensor, alpha: float) -> float:
     return float((tail > alpha).sum())
 
 
-def _erfc_inverse(alpha: float) -> float:
-    return float(torch.special.ndtri(torch.tensor(1 - alpha / 2, dtype=torch.float64))) / math.sqrt(2)
+def normal_quantile(alpha: float) -> float:
+    """What a standard normal's size passes with the probability `alpha`."""
+    return float(torch.special.ndtri(torch.tensor(1 - alpha / 2, dtype=torch.float64)))

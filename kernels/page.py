@@ -44,17 +44,7 @@ class PageSums:
         """Adds questions of some latents: their non-zeros under each condition, of the same questions."""
         cells = slice(latents.start - self.latents.start, latents.stop - self.latents.start)
         latent, values = _blocks(found, n_questions)
-        numerator, spread = (torch.zeros(values.shape[1], device=values.device) for _ in range(2))
-        q, n = self._null.midranks.tolist(), len(found)
-        for high in range(n):
-            others = torch.zeros_like(spread)
-            for low in range(n):
-                others += values[high] == values[low]
-                if q[low] < q[high]:
-                    numerator += torch.sub(values[high], values[low]).sign_() * ((q[high] - q[low]) / 2)
-            others -= 1
-            spread -= others * others + 2 * others
-        spread += n**3 - n
+        numerator, spread = page_blocks(values, self._null.midranks)
         for total, one in ((self.numerator, numerator), (self.spread, spread)):
             total[cells].index_add_(0, latent, one.double())
         self.n_seen[cells] += n_questions
@@ -86,6 +76,25 @@ class PageSums:
         z = torch.where(variance > 0, self.numerator / variance.clamp_min(1e-30).sqrt(), 0.0)
         mean = n_questions * n * (n + 1) ** 2 / 4
         return PageTrend(self.numerator + mean, z, torch.special.erfc(z.abs() / 2**0.5))
+
+
+def page_blocks(values: torch.Tensor, midranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """D, and 12 times the sum of (r - mean r)^2, of the blocks values [C, U]: float32 [U], both exact."""
+    if values.is_cuda:
+        from morfi.kernels import trend_triton
+
+        return trend_triton.page_blocks(values, midranks)
+    numerator, spread = (torch.zeros(values.shape[1]) for _ in range(2))
+    q, n = midranks.tolist(), len(values)
+    for high in range(n):
+        others = torch.zeros_like(spread)
+        for low in range(n):
+            others += values[high] == values[low]
+            if q[low] < q[high]:
+                numerator += torch.sub(values[high], values[low]).sign_() * ((q[high] - q[low]) / 2)
+        others -= 1
+        spread -= others * others + 2 * others
+    return numerator, spread + (n**3 - n)
 
 
 def _blocks(found: Sequence[Nonzeros], n_questions: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -53,12 +53,6 @@ class PairwiseTrend:
                 self._d.add_(sign, alpha=step)
         self._means[condition] = means
 
-    def signs(self) -> torch.Tensor:
-        """The signs of the full sample's differences, float32 [T, C(C-1)/2], in order of pairs c < c'."""
-        full = torch.stack([self._means[c][:, 0] for c in range(len(self._null.ranks))], 1)
-        first, second = torch.triu_indices(full.shape[1], full.shape[1], 1)
-        return (full[:, second] - full[:, first]).sign_()
-
     def reduce(self, alpha: float) -> Trends:
         """The statistics; all conditions must have come."""
         null, n = self._null, len(self._null.ranks)
@@ -88,6 +82,24 @@ class PairwiseTrend:
             same.sum(1) / n_resamples,
             rho[:, 1:].abs().sum(1) / n_resamples,
         )
+
+
+def reduce_trends(means: torch.Tensor, null: TrendNull, alpha: float) -> Trends:
+    """The trends of all conditions' means at once, float32 [C, T, 1 + n_resamples]."""
+    if means.is_cuda:
+        from morfi.kernels import trend_triton
+
+        return trend_triton.reduce_trends(means, null, alpha)
+    state = PairwiseTrend(null)
+    for condition, one in enumerate(means):
+        state.add(condition, one)
+    return state.reduce(alpha)
+
+
+def pair_signs(means: torch.Tensor) -> torch.Tensor:
+    """The signs of the differences of means [C, T], float32 [T, C(C-1)/2], in order of pairs c < c'."""
+    first, second = torch.triu_indices(len(means), len(means), 1)
+    return (means[second] - means[first]).sign_().T
 
 
 def _tied(means: list[torch.Tensor]) -> torch.Tensor:

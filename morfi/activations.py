@@ -33,7 +33,7 @@ def check_rows(x: Rows, where: str, shape: tuple[int, int]) -> None:
         raise InputError(f"{where} has the shape {tuple(x.shape)}; the SAE reads [n_questions, {shape[1]}]")
     if x.shape[0] != shape[0] or not shape[0]:
         raise InputError(f"{where} has {x.shape[0]} questions, the first condition {shape[0]}")
-    for rows in chunks(shape[0]):
+    for rows in chunks(shape[0], CHUNK):
         chunk = x[rows]
         if not chunk.is_floating_point():
             raise InputError(f"{where} holds {chunk.dtype}; activations are floats")
@@ -45,6 +45,6 @@ def check_rows(x: Rows, where: str, shape: tuple[int, int]) -> None:
             raise InputError(f"{where} holds NaN or infinity, first in question {question}; capture it again")
 
 
-def chunks(n: int) -> list[slice]:
-    """The questions 0 to n - 1 in slices of `CHUNK`."""
-    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]
+def chunks(n: int, size: int) -> list[slice]:
+    """The questions 0 to n - 1 in slices of `size`."""
+    return [slice(start, start + size) for start in range(0, n, size)]

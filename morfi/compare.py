@@ -101,13 +101,12 @@ def _greedy(store: Store, run_id: str) -> dict[str, dict[str, Any]]:
     return {row["question_id"]: row for row in rows if row["sample"] == 0}
 
 
-def _difference(
-    relation: str | None, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], seed: int
+def difference(
+    before: Sequence[bool], after: Sequence[bool], *, relation: str | None = None, seed: int = 0
 ) -> Difference:
-    n = len(pairs)
-    n_correct_a = sum(a["correct"] for a, _ in pairs)
-    n_correct_b = sum(b["correct"] for _, b in pairs)
-    changes = [int(b["correct"]) - int(a["correct"]) for a, b in pairs]
+    """How verdicts `after` differ from those `before`, of the same questions; `seed` draws the bootstrap."""
+    n, n_correct_a, n_correct_b = len(before), sum(before), sum(after)
+    changes = [int(b) - int(a) for a, b in zip(before, after, strict=True)]
     n_gained, n_lost = changes.count(1), changes.count(-1)
     return Difference(
         relation=relation,
@@ -122,6 +121,13 @@ def _difference(
         n_gained=n_gained,
         n_lost=n_lost,
     )
+
+
+def _difference(
+    relation: str | None, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], seed: int
+) -> Difference:
+    before, after = [a["correct"] for a, _ in pairs], [b["correct"] for _, b in pairs]
+    return difference(before, after, relation=relation, seed=seed)
 
 
 def _flip(a: dict[str, Any], b: dict[str, Any]) -> Flip:

@@ -23,7 +23,7 @@ from morfi.cache import Cache, Manifest
 from morfi.capture import CapturingEngine
 from morfi.checkpoints import Checkpoint, resolve
 from morfi.checkpoints.model_files import canonical_sha256
-from morfi.device import is_gpu
+from morfi.device import is_gpu, serving_dtype
 from morfi.errors import InputError, MorfiError
 from morfi.eval_config import check_numbers
 from morfi.live import Serving, StartLiveEngine
@@ -60,7 +60,7 @@ class SaeTraining:
     k: int = 32  # latents a token, on average over a batch
     tokens: int = 1_000_000  # that the SAE sees, some of them several times
     lr: float = 1e-3
-    batch: int = 2048  # tokens a step
+    batch: int = 512  # tokens a step: large ones leave many latents dead
     seed: int = 0
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
@@ -245,6 +245,7 @@ def _fit(config: SaeTraining, work: Path, folder: Path, progress: Progress) -> N
             lr_decay_steps=n_steps // 3,
             dead_feature_window=max(1, n_steps // 20),
             device=device,
+            autocast=serving_dtype("bfloat16") == "bfloat16",
         ),
         sae,
         batches,
@@ -254,12 +255,15 @@ def _fit(config: SaeTraining, work: Path, folder: Path, progress: Progress) -> N
         trainer.activation_scaler.estimate_scaling_factor(
             d_in=d_model, data_provider=batches, n_batches_for_norm_estimate=_BUFFER
         )
+    scale = trainer.activation_scaler.scaling_factor
+    assert scale is not None
+    with torch.no_grad():
+        # What all tokens share is no latent's work: from zero, thousands would learn it and then fall silent.
+        sae.b_dec.copy_(torch.stack([next(batches).mean(0) for _ in range(_BUFFER)]).mean(0) * scale)
     for _ in range(n_steps):
         trainer.step(next(batches))
         trainer.n_training_steps += 1
         progress.advance(config.batch)
-    scale = trainer.activation_scaler.scaling_factor
-    assert scale is not None
     sae.fold_activation_norm_scaling_factor(scale)
     trainer.set_final_sae_metadata()
     sae.save_inference_model(folder)

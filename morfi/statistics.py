@@ -82,6 +82,20 @@ def paired_bootstrap_interval(
     return Interval(float(low), float(high))
 
 
+def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """Student's t interval of the mean of at least two independent values; raises ValueError for fewer."""
+    from scipy.stats import t
+
+    _check_confidence(confidence)
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"{n} values; expected at least 2")
+    mean = math.fsum(values) / n
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    half = float(t.ppf((1 + confidence) / 2, n - 1)) * math.sqrt(variance / n)
+    return Interval(mean - half, mean + half)
+
+
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence = {confidence}; expected a number between 0 and 1")

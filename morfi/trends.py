@@ -10,19 +10,16 @@ from typing import Literal
 import pyarrow as pa
 import torch
 
-from morfi.activations import Rows, check_rows, chunks
+from morfi.activations import Rows, check_rows
 from morfi.errors import InputError
 from morfi.false_discoveries import FalseDiscoveries, Permutations, benjamini_hochberg
-from morfi.kernels.encode import Encoder, Nonzeros, encode_tile, prepare, row_limits, subtiles, tiles
+from morfi.kernels.encode import Encoder, tiles
 from morfi.kernels.null import TrendNull, trend_null
 from morfi.kernels.page import PageSums
 from morfi.kernels.resample import resample_counts
 from morfi.kernels.sums import PartialSums
-from morfi.kernels.trend import PairwiseTrend, Trends
-
-TILE = 8192  # latents at a time
-ENCODED_TILE = 1024  # of those, on a CPU
-RESAMPLED_TILE = 128  # of those that are resampled: what their comparisons need stays in a core's cache
+from morfi.kernels.trend import Trends, pair_signs, reduce_trends
+from morfi.trend_inputs import TrendInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +97,11 @@ def find_trends(
     on_device = [one.to(device) if isinstance(one, torch.Tensor) else one for one in activations]
     smallest_p = float(null.tail[-1])
     alpha = max(criteria.alpha, smallest_p)
-    run = _Run(on_device, encoder.to(device), n_questions, null, alpha, torch.device(device))
+    run = TrendInputs(on_device, encoder.to(device), n_questions, null, alpha, torch.device(device))
     limits = run.limits()
     permutations = Permutations(null, seed)
     found: list[dict[str, torch.Tensor]] = []
-    for latents in tiles(encoder, TILE):
+    for latents in tiles(encoder, run.tiling.latents):
         found.append(_full_sample(run, latents, limits, [float(level) for level in levels], method == "page"))
         signs = found[-1].pop("signs")
         permutations.add(signs[found[-1]["firing"] >= criteria.min_firing])
@@ -129,74 +126,8 @@ def find_trends(
     )
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Run:
-    """The inputs of one run."""
-
-    activations: list[Rows]
-    encoder: Encoder
-    n_questions: int
-    null: TrendNull
-    alpha: float
-    device: torch.device
-
-    @property
-    def encoded_tile(self) -> int:
-        """How many latents to encode at once: on a CPU, what stays in its cache until it is compacted."""
-        return ENCODED_TILE if self.device.type == "cpu" else TILE
-
-    def prepared(self, condition: int, rows: slice) -> torch.Tensor:
-        """What the encoder multiplies of these questions."""
-        return prepare(self.activations[condition][rows].to(self.device), self.encoder)
-
-    def limits(self) -> list[torch.Tensor] | None:
-        """What `row_limits` gives for all questions of each condition."""
-        if self.encoder.activation != "topk":
-            return None
-        found = []
-        for condition in range(len(self.activations)):
-            limits = (
-                row_limits(self.prepared(condition, rows), self.encoder, self.encoded_tile)
-                for rows in chunks(self.n_questions)
-            )
-            found.append(torch.cat([one for one in limits if one is not None]))
-        return found
-
-    def add_to(
-        self,
-        sums: PartialSums,
-        encoder: Encoder,
-        limits: list[torch.Tensor] | None,
-        counts: torch.Tensor,
-        page: PageSums | None = None,
-    ) -> None:
-        """Adds all questions of all conditions; `counts` [n_questions, B] for the resamples."""
-        parts = list(subtiles(sums.latents, self.encoded_tile))
-        for rows in chunks(self.n_questions):
-            found: list[list[Nonzeros]] = [[] for _ in parts]
-            drawn = counts[rows].float()
-            for condition in range(len(self.activations)):
-                prepared = self.prepared(condition, rows)
-                limit = None if limits is None else limits[condition][rows]
-                for latents, by_condition in zip(parts, found, strict=True):
-                    nonzeros = encode_tile(prepared, encoder, latents, limit)
-                    sums.add(condition, latents, nonzeros, drawn)
-                    if page is not None:
-                        by_condition.append(nonzeros)
-            if page is not None:
-                for latents, by_condition in zip(parts, found, strict=True):
-                    page.add(latents, by_condition, len(drawn))
-
-    def reduced(self, means: torch.Tensor) -> tuple[Trends, torch.Tensor]:
-        """What `PairwiseTrend` gives for means [C, T, R], and its signs."""
-        pairwise = PairwiseTrend(self.null)
-        for condition, one in enumerate(means):
-            pairwise.add(condition, one)
-        return pairwise.reduce(self.alpha), pairwise.signs()
-
-
 def _full_sample(
-    run: _Run,
+    run: TrendInputs,
     latents: slice,
     limits: list[torch.Tensor] | None,
     levels: Sequence[float],
@@ -208,7 +139,7 @@ def _full_sample(
     page = PageSums(run.null, latents, run.device) if with_page else None
     run.add_to(sums, run.encoder, limits, torch.zeros(n, 0, device=run.device), page)
     means = sums.means(n)
-    trends, signs = run.reduced(means)
+    trends = reduce_trends(means, run.null, run.alpha)
     slope = _theil_sen(means[:, :, 0], levels)
     mean = sums.total.sum(0) / (n * n_conditions)
     variance = sums.squares.sum(0) / (n * n_conditions) - mean.square()
@@ -223,7 +154,7 @@ def _full_sample(
         "score": torch.where(variance > 0, slope.abs() * span, 0.0).float(),
         "firing": (sums.n_firing / n).amax(0),
         "means": means[:, :, 0].T,
-        "signs": signs,
+        "signs": pair_signs(means[:, :, 0]),
     }
     if page is not None:
         test = page.reduce(n)
@@ -242,7 +173,7 @@ def _p_exact(trends: Trends, null: TrendNull) -> torch.Tensor:
 
 
 def _selected_by_bootstrap(
-    run: _Run,
+    run: TrendInputs,
     candidates: torch.Tensor,
     limits: list[torch.Tensor] | None,
     counts: torch.Tensor,
@@ -251,11 +182,10 @@ def _selected_by_bootstrap(
     """The columns that resampling the candidates gives, NaN for all others."""
     stability, mean_abs_rho = (torch.full((run.encoder.d_sae,), torch.nan) for _ in range(2))
     counts = counts.to(run.device)
-    for start in range(0, len(candidates), RESAMPLED_TILE):
-        part = candidates[start : start + RESAMPLED_TILE]
+    for part in candidates.split(run.n_resampled) if len(candidates) else ():
         sums = PartialSums(len(run.activations), slice(0, len(part)), counts.shape[1], run.device)
         run.add_to(sums, run.encoder.select(part), limits, counts)
-        trends, _ = run.reduced(sums.means(run.n_questions))
+        trends = reduce_trends(sums.means(run.n_questions), run.null, run.alpha)
         stability[part.cpu()] = trends.stability.cpu()
         mean_abs_rho[part.cpu()] = trends.mean_abs_rho.cpu()
     selected = (stability >= criteria.stability) & (mean_abs_rho >= criteria.rho_min)

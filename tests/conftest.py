@@ -16,7 +16,7 @@ import pytest
 from morfi.errors import InputError
 from morfi.files import whole_folder
 from morfi.shards import ShardWriter, write_requests
-from morfi.steering import Capture
+from morfi.steering import Applied, Capture, Steering, n_positions
 from morfi.store import Store
 from morfi.types import Completion, Question, Sampling
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from morfi.checkpoints import Checkpoint
+    from morfi.directions import Direction, SaeLatents
 
 CONTEXT = 512
 SPECIAL = ("<s>", "</s>", "<unk>")
@@ -158,12 +159,19 @@ class FakeServing:
     loaded: list[str] = field(default_factory=list)  # names of the checkpoints, in order
     unloadable: frozenset[str] = frozenset()
     captured: list[tuple[Sequence[int], tuple[int, ...]]] = field(default_factory=list)
+    registered: dict[str, Any] = field(default_factory=dict)  # directions and SAEs, by name
+    served: str = "base"
+    # What a question is answered with when steered (or not: no steerings) in a checkpoint, by its name.
+    answers: Callable[[str, Sequence[Steering], str], str | None] = lambda *_: None
+    n_unsteered: int = 0  # requests of each batch whose steering is not followed
+    steerings: list[list[Sequence[Steering]]] = field(default_factory=list)
     settings: Mapping[str, Any] = field(default_factory=lambda: {"block_size": 32})
     device: str = "fake"
 
     @contextlib.contextmanager
     def __call__(self, checkpoint: Checkpoint, **options: Any) -> Iterator[FakeServing]:
         self.starts.append({"checkpoint": checkpoint, **options})
+        self.served = "base"
         yield self
 
     def reset_prefix_cache(self) -> None:
@@ -188,10 +196,15 @@ class FakeServing:
             writer.close()
             write_requests(part, [(n, 0, len(prompt)) for n, (prompt, _) in enumerate(self.captured)])
 
+    def register(self, what: Direction | SaeLatents) -> str:
+        self.registered[what.sha256] = what
+        return what.sha256
+
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         if checkpoint.name in self.unloadable:
             raise InputError(f"{checkpoint.name} does not fit")
         self.loaded.append(checkpoint.name)
+        self.served = checkpoint.name
 
     def generate(
         self,
@@ -200,6 +213,7 @@ class FakeServing:
         on_finished: Callable[[int], None] | None = None,
         *,
         capture: Capture | None = None,
+        steering: Sequence[Sequence[Steering]] | None = None,
     ) -> list[list[Completion]]:
         if capture is not None:
             self.captured += [(tuple(prompt), capture.layers) for prompt in prompts]
@@ -215,7 +229,24 @@ class FakeServing:
             [self._complete(question, each, number) for number in range(each.n)]
             for question, each in zip(asked, wanted, strict=True)
         ]
+        if steering is not None:
+            self.steerings.append(list(steering))
+            completions = [
+                [self._steer(each[0], question, prompt, wanted)]
+                for each, question, prompt, wanted in zip(completions, asked, prompts, steering, strict=True)
+            ]
+            completions[: self.n_unsteered] = [
+                [replace(one, applied=())] for (one,) in completions[: self.n_unsteered]
+            ]
         return completions[: len(completions) - self.n_lost]
+
+    def _steer(
+        self, plain: Completion, question: str, prompt: Sequence[int], wanted: Sequence[Steering]
+    ) -> Completion:
+        answer = self.answers(question, wanted, self.served)
+        n_computed = len(prompt) + len(plain.token_ids) - 1
+        applied = tuple(Applied(one, n_positions(one.positions, len(prompt), n_computed)) for one in wanted)
+        return replace(plain, text=plain.text if answer is None else answer, applied=applied)
 
     def _complete(self, question: str, sampling: Sampling, number: int) -> Completion:
         answer = self.known.get(question, "no idea")
@@ -298,6 +329,18 @@ def make_experiment(folder: Path, model: Path, data: Path) -> Experiment:
 
 
 @pytest.fixture(scope="session")
+def new_experiment() -> Callable[[Path, Path, Path], Experiment]:
+    """Makes the experiment of any model; its arguments are those of `make_experiment`."""
+    return make_experiment
+
+
+@pytest.fixture(scope="session")
+def new_log() -> Callable[[], Log]:
+    """Makes a progress that remembers, for fixtures of a wider scope."""
+    return Log
+
+
+@pytest.fixture(scope="session")
 def trained_once(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, data_file: Path
 ) -> tuple[Experiment, str]:
@@ -327,6 +370,11 @@ def own_experiment(trained_once: tuple[Any, str], isolated_cache: Path, tmp_path
 @pytest.fixture
 def identity_sae(tmp_path: Path) -> Path:
     """A SAE of width 8 after layer 1: latents 0 to 7 are the dimensions, 8 to 15 their negatives."""
+    return save_identity_sae(tmp_path / "sae")
+
+
+def save_identity_sae(folder: Path) -> Path:
+    """Saves the SAE of `identity_sae` in `folder`."""
     import torch
     from sae_lens.saes.sae import SAEMetadata
     from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
@@ -338,5 +386,47 @@ def identity_sae(tmp_path: Path) -> Path:
         made.W_dec.copy_(made.W_enc.T)
         made.b_enc.zero_()
         made.b_dec.zero_()
-    made.save_model(tmp_path / "sae")
-    return tmp_path / "sae"
+    made.save_model(folder)
+    return folder
+
+
+@pytest.fixture
+def find_run(own_experiment: Any, tmp_path: Path, log: Any, identity_sae: Path) -> tuple[Any, str]:
+    """A store, and a find run in it, of activations after layer 1; layer 0 was captured too."""
+    experiment, train_run = own_experiment
+    found = make_find_run(experiment.store, train_run, experiment.serving, tmp_path / "out", identity_sae)
+    return experiment.store, found
+
+
+def make_find_run(store: Store, train_run: str, serving: FakeServing, out: Path, sae: Path) -> str:
+    """A find run of all checkpoints of a train run, captured by the fake engine."""
+    from morfi.capture import CaptureConfig, run_capture
+    from morfi.finding import FindConfig, run_find
+
+    wanted, log = CaptureConfig(train_run, (0, 1)), Log()
+    captured = run_capture(wanted, store, serving, out, log, new=False, command="")
+    config = FindConfig(captured.run_id, str(sae), resamples=20)
+    return run_find(config, store, log, new=False, command="")
+
+
+@pytest.fixture(scope="session")
+def found_once(
+    trained_once: tuple[Experiment, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Store, str]:
+    """The trained experiment with a find run, and that run's id; only to be read."""
+    made, train_run = trained_once
+    folder = tmp_path_factory.mktemp("found")
+    shutil.copyfile(made.store.path, folder / "morfi.duckdb")
+    store = Store(folder / "morfi.duckdb")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MORFI_CACHE", str(folder / "cache"))
+        sae = save_identity_sae(folder / "sae")
+        return store, make_find_run(store, train_run, FakeServing({}), folder / "out", sae)
+
+
+@pytest.fixture
+def steerable(found_once: tuple[Store, str], isolated_cache: Path, tmp_path: Path) -> tuple[Store, str]:
+    """A store of its own with a find run, as `found_once`, and that run's id."""
+    store, find_run = found_once
+    shutil.copyfile(store.path, tmp_path / "morfi.duckdb")
+    return Store(tmp_path / "morfi.duckdb"), find_run

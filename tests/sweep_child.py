@@ -9,10 +9,12 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import morfi.serve.engine
 from morfi.cli import main
+from morfi.steering import Applied, Steering
 from morfi.types import Completion
 
 PAUSE_S = float(sys.argv.pop(1))
@@ -24,9 +26,21 @@ class Slow:
     settings: Mapping[str, Any] = {}
     device = "slow"
 
-    def generate(self, prompts: Sequence[Sequence[int]], *_: Any) -> list[list[Completion]]:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *_: Any,
+        steering: Sequence[Sequence[Steering]] | None = None,
+    ) -> list[list[Completion]]:
         time.sleep(PAUSE_S)
-        return [[Completion(" no idea ", tuple(b"no idea"), "stop", 5)] for _ in prompts]
+        wrong = Completion(" no idea ", tuple(b"no idea"), "stop", 5)
+        return [
+            [replace(wrong, applied=tuple(Applied(one, 7) for one in wanted))]
+            for wanted in steering or [()] * len(prompts)
+        ]
+
+    def register(self, what: Any) -> str:
+        return str(what.sha256)
 
     def reset_prefix_cache(self) -> None:
         pass

@@ -9,28 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from morfi.capture import CaptureConfig, run_capture
 from morfi.errors import InputError
-from morfi.finding import FindConfig, run_find
 from morfi.found import load_found
-
-
-@pytest.fixture
-def find_run(own_experiment: Any, tmp_path: Path, log: Any, identity_sae: Path) -> tuple[Any, str]:
-    """A store, and a find run in it."""
-    experiment, train_run = own_experiment
-    store = experiment.store
-    captured = run_capture(
-        CaptureConfig(train_run, (1,)),
-        store,
-        experiment.serving,
-        tmp_path / "out",
-        log,
-        new=False,
-        command="",
-    )
-    config = FindConfig(captured.run_id, str(identity_sae), resamples=20)
-    return store, run_find(config, store, log, new=False, command="")
 
 
 def test_latents_sae_and_norms_are_those_of_the_run(find_run: tuple[Any, str]) -> None:

@@ -12,13 +12,14 @@ import scipy.stats
 import torch
 
 from morfi import activations as activations_module
-from morfi import trends
+from morfi import trend_inputs
 from morfi.errors import InputError
 from morfi.kernels.encode import Encoder, encode_reference
 from morfi.kernels.null import trend_null
 from morfi.kernels.page import page_reference
 from morfi.kernels.resample import resample_counts
 from morfi.kernels.trend import trend_reference
+from morfi.trend_inputs import Tiling
 from morfi.trends import Criteria, TrendResult, find_trends
 
 LEVELS = [0, 10, 25, 50, 75, 90, 100]
@@ -94,10 +95,7 @@ def test_order_of_conditions_and_size_of_tiles_change_nothing(monkeypatch: pytes
     expected = find(activations, LEVELS).latents
     order = [4, 0, 6, 2, 5, 1, 3]
     shuffled = find([activations[place] for place in order], [LEVELS[place] for place in order]).latents
-    monkeypatch.setattr(trends, "TILE", 17)
-    monkeypatch.setattr(trends, "ENCODED_TILE", 7)
-    monkeypatch.setattr(trends, "RESAMPLED_TILE", 3)
-    monkeypatch.setattr(activations_module, "CHUNK", 13)
+    monkeypatch.setattr(trend_inputs, "ON_CPU", Tiling(latents=17, encoded=7, resampled=21, questions=13))
     tiled = find(activations, LEVELS).latents
     for other in (shuffled, tiled):
         for name in ("latent", "direction", "s", "p_exact", "firing", "selected"):
@@ -123,7 +121,8 @@ class OnDisk:
 def test_rows_are_read_in_chunks(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     activations, encoder = make_activations(), make_encoder(activation)
     expected = find_trends(activations, LEVELS, encoder, n_resamples=50).latents
-    monkeypatch.setattr(activations_module, "CHUNK", 13)
+    monkeypatch.setattr(trend_inputs, "ON_CPU", Tiling(latents=40, encoded=40, resampled=40, questions=13))
+    monkeypatch.setattr(activations_module, "CHUNK", 13)  # of what is checked
     on_disk = [OnDisk(x) for x in activations]
     found = find_trends(on_disk, LEVELS, encoder, n_resamples=50).latents
     assert [x.largest for x in on_disk] == [13] * 7

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from morfi.interventions.outcome import steered
 from morfi.report.evaluation import run_object, run_report, run_table
 from morfi.report.knowledge import knowledge_object, knowledge_table
 from morfi.report.mixtures import mixture_object, mixture_table
+from morfi.report.steering import steer_object, steer_table
 from morfi.report.sweep import sweep_object, sweep_table
 from morfi.report.training import training_object, training_table
 from morfi.report.trends import capture_object, capture_table, trend_object, trend_table
@@ -74,12 +76,32 @@ def _find(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
     return trend_table(summary, conditions, fdr, latents), trend_object(summary, conditions, fdr, latents)
 
 
+def _steer(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
+    found = steered(store, run)
+    if found is None:
+        return "not ended; give the command again to go on", {}
+    return steer_table(found, run.config), steer_object(found)
+
+
 _PARTS: Mapping[str, Callable[[Store, RunRecord], tuple[str, dict[str, Any]]]] = MappingProxyType(
-    {"split": _split, "train": _train, "sweep": _sweep, "capture": _capture, "find": _find}
+    {
+        "split": _split,
+        "train": _train,
+        "sweep": _sweep,
+        "capture": _capture,
+        "find": _find,
+        "steer": _steer,
+    }
 )
 # What a run is for: the command that takes it.
 _NEXT: Mapping[str, str] = MappingProxyType(
-    {"split": "mix --split", "mix": "train --mix", "train": "sweep --ckpts", "capture": "find --activations"}
+    {
+        "split": "mix --split",
+        "mix": "train --mix",
+        "train": "sweep --ckpts",
+        "capture": "find --activations",
+        "find": "steer --ckpt M_100 --latents",
+    }
 )
 _UNITS: Mapping[str, str] = MappingProxyType(
     {
@@ -89,6 +111,7 @@ _UNITS: Mapping[str, str] = MappingProxyType(
         "sweep": "checkpoints",
         "capture": "checkpoints",
         "find": "latents",
+        "steer": "answers",
     }
 )
 

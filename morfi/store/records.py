@@ -223,6 +223,51 @@ class FalseDiscoveriesRow:
 
 
 @dataclass(frozen=True, slots=True)
+class DirectionRow:
+    """What a steer run steers along: `kind` is one of `morfi.interventions.KINDS`.
+
+    Alphas are in units of `median_norm`. `trend` is the latent's direction, 0 where there is none; `parts`
+    are the alphas (for clamp the values) of the latents that are combined, by latent.
+    """
+
+    position: int
+    direction: str  # its name
+    kind: str
+    latent: int | None
+    layer: int
+    operation: str
+    median_norm: float
+    trend: int
+    s: int | None
+    firing: float | None
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SteeredRow:
+    """One judged answer of a steer run, from the checkpoint, its reference or the base model (`served`).
+
+    Unsteered answers have the direction "" and the alpha 0. For clamp `alpha` is the latent's value; ablate
+    and project have 0. `strength` is what was added, in raw units.
+    """
+
+    served: str
+    direction: str
+    alpha: float
+    question_id: str
+    strength: float
+    text: str
+    answer: str
+    finish_reason: str
+    correct: bool
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    steered_tokens: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class SweepAccuracy:
     """Accuracy of one checkpoint on one group of questions, over all seeds, with Wilson 95 % bounds.
 

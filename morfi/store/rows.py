@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     RecordT = TypeVar("RecordT", bound=DataclassInstance)
 
-_JSON = ("config", "engine", "files", "manifest", "versions")  # columns
+_JSON = ("config", "engine", "files", "manifest", "parts", "versions")  # columns
 
 
 def columns_of(records: Sequence[DataclassInstance], **keys: str | int) -> dict[str, Sequence[Any]]:

@@ -22,6 +22,7 @@ from morfi.store.records import (
     CheckpointRow,
     CompletionRow,
     ConditionRow,
+    DirectionRow,
     EpochRow,
     FalseDiscoveriesRow,
     KnowledgeRow,
@@ -29,6 +30,7 @@ from morfi.store.records import (
     RelationAccuracy,
     RunRecord,
     RunSummary,
+    SteeredRow,
     SweepAccuracy,
     SweepRow,
     TrendSummaryRow,
@@ -50,6 +52,8 @@ Made = (
     | ConditionRow
     | FalseDiscoveriesRow
     | TrendSummaryRow
+    | DirectionRow
+    | SteeredRow
 )
 
 _TABLES: Mapping[type[Made], str] = MappingProxyType(
@@ -62,6 +66,8 @@ _TABLES: Mapping[type[Made], str] = MappingProxyType(
         ConditionRow: "trend_condition",
         FalseDiscoveriesRow: "false_discoveries",
         TrendSummaryRow: "trend_summary",
+        DirectionRow: "steer_direction",
+        SteeredRow: "steered_answer",
     }
 )
 MadeT = TypeVar("MadeT", bound=Made)
@@ -286,6 +292,20 @@ class Store:
             return connection.sql(
                 f"SELECT * EXCLUDE (run_id) {where} {order}",
                 params=[run_id, not selected, limit if limit is not None else 2**62],
+            ).to_arrow_table()
+
+    def steer_directions(self, run_id: str) -> list[DirectionRow]:
+        """What a steer run steers along, in its order."""
+        return self._made(DirectionRow, "steer_direction", run_id, "position")
+
+    def steered(self, run_id: str) -> pa.Table:
+        """Verdicts of a steer run: served, direction, alpha, strength, split, question_id, correct."""
+        with reading(self.path, self._lock_timeout_s) as connection:
+            return connection.sql(
+                "SELECT served, direction, alpha, strength, split, question_id, correct "
+                "FROM steered_answer JOIN asked USING (run_id, question_id) WHERE run_id = ? "
+                "ORDER BY served, direction, alpha, split, question_id",
+                params=[run_id],
             ).to_arrow_table()
 
     def asked(self, run_id: str) -> list[Question]:

@@ -148,6 +148,13 @@ def test_the_schema_after_all_migrations(store: Store) -> None:
         "latent_trend": "run_id VARCHAR, latent INTEGER, direction TINYINT, rho FLOAT, s INTEGER, "
         "p_exact DOUBLE, slope FLOAT, score FLOAT, stability FLOAT?, mean_abs_rho FLOAT?, "
         "page_z DOUBLE?, page_p DOUBLE?, firing FLOAT, selected BOOLEAN, means FLOAT[]",
+        "steer_direction": "run_id VARCHAR, position INTEGER, direction VARCHAR, kind VARCHAR, "
+        "latent INTEGER?, layer INTEGER, operation VARCHAR, median_norm DOUBLE, trend TINYINT, s INTEGER?, "
+        "firing DOUBLE?, parts JSON",
+        "steered_answer": "run_id VARCHAR, served VARCHAR, direction VARCHAR, alpha DOUBLE, "
+        "question_id VARCHAR, strength DOUBLE, text VARCHAR, answer VARCHAR, finish_reason VARCHAR, "
+        "correct BOOLEAN, prompt_tokens INTEGER, cached_tokens INTEGER, output_tokens INTEGER, "
+        "steered_tokens INTEGER, attempt INTEGER",
     }
 
 
@@ -171,7 +178,8 @@ def test_a_later_migration_upgrades_the_file_and_keeps_its_rows(
         (1, "runs"),
         (2, "training"),
         (3, "trends"),
-        (4, "notes"),
+        (4, "steering"),
+        (5, "notes"),
     ]
     store.prepare()
     assert store.query("SELECT run_id FROM note").num_rows == 1

@@ -1,0 +1,119 @@
+"""The settings of `morfi steer`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from morfi.device import is_gpu
+from morfi.errors import InputError, nearest
+from morfi.eval_config import check_match, check_numbers
+from morfi.mixtures import KNOWN_CATEGORIES, UNKNOWN
+from morfi.steering import NAMED_POSITIONS, OPERATIONS
+
+ALPHAS = (-2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0)
+TRENDS = {"any": (1, -1), "rising": (1,), "falling": (-1,)}
+QUESTIONS = {"known": KNOWN_CATEGORIES, "all": (*KNOWN_CATEGORIES, UNKNOWN)}
+
+
+@dataclass(frozen=True, slots=True)
+class SteerConfig:
+    """Everything that decides what a steer run asks; stored with it."""
+
+    latents: str  # the find run
+    ckpt: str  # what is steered: "M_100", "base" or a folder, see `morfi.interventions.served`
+    reference: str | None = None  # the lowest level's
+    epochs: str | None = None  # the find run's
+    train_seed: int = 0  # which of the replicate trainings M_100 is
+    top: int = 20  # latents, those that the find run selected first
+    ids: tuple[int, ...] | None = None  # these latents instead
+    trend: str = "any"
+    op: str = "add"
+    alphas: tuple[float, ...] | None = None  # for "add", in median residual norms
+    values: tuple[float, ...] | None = None  # for "clamp", of the latent
+    positions: str = "all"
+    choose_on: str = "dev"
+    report_on: str = "test"
+    questions: str = "known"  # those that the base model knew, "all", or some categories between commas
+    limit: int | None = None  # of each split
+    controls: int = 5
+    random: int = 5
+    combine: bool = False
+    halving: bool = False
+    layer_scan: bool = False
+    match: str = "squad"
+    max_tokens: int = 16
+    seed: int = 0
+    dtype: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 2048
+
+    def __post_init__(self) -> None:
+        check_match(self.match)
+        least = {"limit": 1, "max_tokens": 1, "batch": 1, "seed": 0, "train_seed": 0}
+        least |= {"top": 0, "controls": 0, "random": 0}
+        check_numbers({name.replace("_", "-"): (getattr(self, name), low) for name, low in least.items()})
+        for name, known in (
+            ("op", OPERATIONS),
+            ("trend", tuple(TRENDS)),
+            ("positions", NAMED_POSITIONS),
+        ):
+            _check_one_of(name, getattr(self, name), known)
+        if self.questions not in QUESTIONS:
+            for category in self.questions.split(","):
+                _check_one_of("questions", category, (*QUESTIONS, *QUESTIONS["all"]))
+        if self.choose_on == self.report_on:
+            raise InputError(
+                f'--choose-on and --report-on are both "{self.choose_on}"; strengths that are chosen on the '
+                "questions that are reported look better than they are, so give two splits"
+            )
+        _check_amounts(self)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The categories of the split run whose questions are asked."""
+        return QUESTIONS.get(self.questions) or tuple(self.questions.split(","))
+
+    @property
+    def amounts(self) -> tuple[float, ...]:
+        """The strengths of each direction: alphas, for clamp values, and one 0 for the other operations."""
+        given = {"add": self.alphas or ALPHAS, "clamp": self.values}.get(self.op)
+        return (0.0,) if given is None else given
+
+
+def configure_steer(given: Mapping[str, Any]) -> SteerConfig:
+    """The configuration of the options that were given (those not None)."""
+    options = {key: value for key, value in given.items() if value is not None}
+    return SteerConfig(**{"batch": 8192 if is_gpu() else 2048, **options})
+
+
+def _check_one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InputError(f'--{name} "{value}" is none of {", ".join(known)}.{nearest(value, known)}')
+
+
+def _check_amounts(config: SteerConfig) -> None:
+    """Raises InputError for strengths that mean nothing, or that the operation does not take."""
+    for name, operation in (("alphas", "add"), ("values", "clamp")):
+        given: tuple[float, ...] | None = getattr(config, name)
+        if given is None:
+            continue
+        if config.op != operation:
+            raise InputError(f"--{name} belongs to --op {operation}, not to {config.op}; leave it out")
+        if not given or not all(math.isfinite(value) for value in given):
+            raise InputError(f"--{name} is {_listed(given)}; expected finite numbers")
+        if len(set(given)) < len(given):
+            raise InputError(f"--{name} is {_listed(given)}; expected each number once")
+    if config.op == "clamp" and config.values is None:
+        raise InputError("--op clamp needs --values, what the latents are set to, such as 0,5,10")
+    if config.alphas is not None and 0 in config.alphas:
+        raise InputError(
+            f"--alphas is {_listed(config.alphas)}; 0 changes nothing, and unsteered answers are asked for "
+            "anyway; leave it out"
+        )
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:g}" for number in numbers) or "empty"

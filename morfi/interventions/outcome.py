@@ -1,0 +1,198 @@
+"""What a steer run found, from its stored answers alone: the best strengths, gains and knowledge recovery."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from morfi.compare import Difference, difference
+from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE, UNSTEERED, Arm, Verdicts, read_verdicts
+from morfi.statistics import Interval, mean_interval, wilson_interval
+from morfi.store.records import DirectionRow, RunRecord
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`n_right` of `n`, with its Wilson 95 % interval; `share` is None for n = 0."""
+
+    n: int
+    n_right: int
+    share: float | None
+    interval: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """R_K: of the questions that steering brought back (wrong before, right steered), those that a reference
+    answers right; and `base_rate`, the same of all that was wrong before.
+    """
+
+    recovered: Share
+    base_rate: Share
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One direction at one strength on the questions for choosing: accuracy against that unsteered."""
+
+    alpha: float
+    strength: float
+    n: int
+    accuracy: float
+    gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One direction: every strength that was tried, the best one, and what that does as reported.
+
+    `reported` and `recovery` (by reference: "reference" and "base") are None where it was not asked there.
+    """
+
+    direction: DirectionRow
+    tried: tuple[Tried, ...]
+    best: Tried
+    reported: Difference | None
+    recovery: Mapping[str, Recovery] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The directions of one kind together: the mean of their gains, with the t interval over directions."""
+
+    kind: str
+    n: int
+    gain: float
+    interval: Interval | None  # None for fewer than two
+
+
+@dataclass(frozen=True, slots=True)
+class Steered:
+    """All that a steer run found; `accuracies` are unsteered ones, by what answered and split."""
+
+    layer: int
+    accuracies: Mapping[str, Mapping[str, Share]]
+    outcomes: tuple[Outcome, ...]  # the best of each kind first, by what was chosen on
+    groups: tuple[Group, ...]
+    against_delta_u: Difference | None  # the first latent's answers against delta_u's, as reported
+    n_answers: int
+    n_full_grid: int  # answers that every strength of every direction on all questions would have taken
+
+
+def steered(store: Store, run: RunRecord) -> Steered | None:
+    """What the run has found; None while answers are missing."""
+    rows = store.steered(run.run_id)
+    if len(rows) < run.n_planned:
+        return None
+    verdicts = read_verdicts(rows)
+    splits: dict[str, list[str]] = {}
+    strengths: dict[Arm, float] = {}
+    names = ("served", "direction", "alpha", "strength", "split", "question_id")
+    for served, direction, alpha, strength, split, question_id in zip(
+        *(rows[name].to_pylist() for name in names), strict=True
+    ):
+        strengths[Arm(direction, alpha)] = strength
+        if served == BASE:
+            splits.setdefault(split, []).append(question_id)
+    choosing, reporting = splits[run.config["choose_on"]], splits[run.config["report_on"]]
+    directions = store.steer_directions(run.run_id)
+    outcomes = [_outcome(one, verdicts, strengths, choosing, reporting) for one in directions]
+    outcomes.sort(key=_rank)
+    arms = [arm for served, arm in verdicts.right if served == CHECKPOINT and arm != UNSTEERED]
+    return Steered(
+        layer=run.config["layer"],
+        accuracies={
+            served: {
+                split: share_of([verdicts.of(UNSTEERED, served)[one] for one in ids])
+                for split, ids in splits.items()
+            }
+            for served in (BASE, REFERENCE, CHECKPOINT)
+        },
+        outcomes=tuple(outcomes),
+        groups=tuple(_groups(outcomes)),
+        against_delta_u=_against_delta_u(outcomes, verdicts, reporting),
+        n_answers=len(rows),
+        n_full_grid=3 * (len(choosing) + len(reporting))
+        + len(arms) * len(choosing)
+        + sum(one.reported is not None for one in outcomes) * len(reporting),
+    )
+
+
+def share_of(right: Sequence[bool]) -> Share:
+    """How many of these are right."""
+    n, n_right = len(right), sum(right)
+    return Share(n, n_right, n_right / n if n else None, wilson_interval(n_right, n))
+
+
+def recovery(before: Sequence[bool], after: Sequence[bool], reference: Sequence[bool]) -> Recovery:
+    """R_K of one reference; the verdicts are of the same questions in the same order."""
+    wrong = [(b, r) for a, b, r in zip(before, after, reference, strict=True) if not a]
+    return Recovery(share_of([r for b, r in wrong if b]), share_of([r for _, r in wrong]))
+
+
+def _outcome(
+    row: DirectionRow,
+    verdicts: Verdicts,
+    strengths: Mapping[Arm, float],
+    choosing: Sequence[str],
+    reporting: Sequence[str],
+) -> Outcome:
+    own = [arm for served, arm in verdicts.right if served == CHECKPOINT and arm.direction == row.direction]
+    plain = verdicts.of(UNSTEERED)
+    tried = []
+    for arm in sorted(own, key=lambda arm: arm.alpha):
+        found = verdicts.of(arm)
+        asked = [one for one in choosing if one in found]
+        n_right, n_plain = sum(found[one] for one in asked), sum(plain[one] for one in asked)
+        n = len(asked)
+        tried.append(Tried(arm.alpha, strengths[arm], n, n_right / n, (n_right - n_plain) / n))
+    on_report = [arm for arm in own if all(one in verdicts.of(arm) for one in reporting)]
+    if not on_report:
+        most = max(one.n for one in tried)
+        best = max((one for one in tried if one.n == most), key=lambda one: (one.accuracy, -abs(one.alpha)))
+        return Outcome(row, tuple(tried), best, None, None)
+    (arm,) = on_report
+    before, after = [plain[one] for one in reporting], [verdicts.of(arm)[one] for one in reporting]
+    by_reference = {
+        served: recovery(before, after, [verdicts.of(UNSTEERED, served)[one] for one in reporting])
+        for served in (REFERENCE, BASE)
+    }
+    best = next(one for one in tried if one.alpha == arm.alpha)
+    return Outcome(row, tuple(tried), best, difference(before, after), by_reference)
+
+
+def _rank(outcome: Outcome) -> tuple[int, float, int]:
+    from morfi.interventions.directions import KINDS
+
+    return KINDS.index(outcome.direction.kind), -outcome.best.gain, outcome.direction.position
+
+
+def _groups(outcomes: Sequence[Outcome]) -> list[Group]:
+    by_kind: dict[str, list[float]] = {}
+    for one in outcomes:
+        if one.reported is not None and one.direction.kind in ("latent", "control", "random"):
+            by_kind.setdefault(one.direction.kind, []).append(one.reported.difference)
+    return [
+        Group(
+            kind, len(gains), math.fsum(gains) / len(gains), mean_interval(gains) if len(gains) > 1 else None
+        )
+        for kind, gains in by_kind.items()
+    ]
+
+
+def _against_delta_u(
+    outcomes: Sequence[Outcome], verdicts: Verdicts, reporting: Sequence[str]
+) -> Difference | None:
+    ends = []
+    for kind in ("delta_u", "latent"):
+        own = [one for one in outcomes if one.direction.kind == kind and one.reported is not None]
+        if not own:
+            return None
+        found = verdicts.of(Arm(own[0].direction.direction, own[0].best.alpha))
+        ends.append([found[one] for one in reporting])
+    return difference(*ends)

@@ -1,0 +1,228 @@
+"""What a steer run will ask: checkpoints, directions, strengths and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from morfi.answering import context_for, fingerprint_of
+from morfi.captured import load_activations
+from morfi.checkpoints import Checkpoint
+from morfi.errors import InputError
+from morfi.found import Found, load_found
+from morfi.interventions.config import ALPHAS, SteerConfig
+from morfi.interventions.directions import Target, find_targets, scan_target
+from morfi.interventions.served import lowest, open_named
+from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE, Arm, n_surviving, rung_sizes
+from morfi.prompts import Prompt, build_prompts, check_lengths, load_tokenizer, starts_with_bos
+from morfi.questions import QuestionSet, select
+from morfi.steering import MAX_ENTRIES
+from morfi.store.records import DirectionRow
+from morfi.trained import Trained, load_trained
+from morfi.types import Progress, Question
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+
+KIND = "steer"
+SHARES = (0.25, 0.5, 1.0)  # of their own best alphas, at which latents are added together
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A steer run made ready; `rungs` are nested parts of the questions for choosing, by id."""
+
+    config: SteerConfig
+    stored: Mapping[str, Any]
+    found: Found
+    trained: Trained
+    served: Mapping[str, Checkpoint]  # "checkpoint", "reference" and "base"
+    targets: tuple[Target, ...]
+    scan: tuple[Target, ...]  # delta_u at the other layers
+    questions: Mapping[str, tuple[Question, ...]]  # by split
+    rungs: tuple[tuple[str, ...], ...]
+    prompts: Mapping[str, Prompt]  # by question id
+    context: int
+    bos: bool
+    fingerprint: str
+
+    @property
+    def data(self) -> QuestionSet:
+        """Name and sha256 of the questions."""
+        return self.trained.data
+
+    @property
+    def choosing(self) -> tuple[str, ...]:
+        """The ids of the questions on which strengths are chosen."""
+        return tuple(question.id for question in self.questions[self.config.choose_on])
+
+    @property
+    def reporting(self) -> tuple[str, ...]:
+        """The ids of the questions that are reported."""
+        return tuple(question.id for question in self.questions[self.config.report_on])
+
+    def arms(self, targets: Sequence[Target]) -> list[Arm]:
+        """Every strength of every one of `targets`."""
+        return [Arm(one.row.direction, alpha) for one in targets for alpha in amounts(one.row, self.config)]
+
+    @property
+    def n_answers(self) -> int:
+        """The answers that the whole run has."""
+        n_choosing, n_reporting = len(self.choosing), len(self.reporting)
+        combined = combined_sizes(self)
+        n_combined = len(combined) * len(combined_amounts(self.config))
+        return (
+            len(self.served) * (n_choosing + n_reporting)
+            + (len(self.arms(self.scan)) + n_combined) * n_choosing
+            + n_chosen_answers(self)
+            + (len(self.targets) + len(combined)) * n_reporting
+        )
+
+
+def amounts(row: DirectionRow, config: SteerConfig) -> tuple[float, ...]:
+    """The strengths at which a direction is tried."""
+    if row.operation == "add":
+        return config.alphas or ALPHAS
+    return config.amounts if row.operation == config.op else (0.0,)
+
+
+def combined_sizes(plan: Plan) -> list[int]:
+    """How many latents are steered along together: the best 2, 4, ..., and all; a request takes only so many.
+
+    Directions that are added need no such limit: their sum is one direction.
+    """
+    n = sum(one.row.kind == "latent" for one in plan.targets) if plan.config.combine else 0
+    if plan.config.op != "add":
+        n = min(n, MAX_ENTRIES)
+    return sorted({*(2**power for power in range(1, n.bit_length()) if 2**power < n), n} if n > 1 else ())
+
+
+def combined_amounts(config: SteerConfig) -> tuple[float, ...]:
+    """The shares of their own best alphas at which latents are added together; 0 for other operations."""
+    return SHARES if config.op == "add" else (0.0,)
+
+
+def n_chosen_answers(plan: Plan) -> int:
+    """The answers from which the strengths of the targets are chosen."""
+    n_arms = len(plan.arms(plan.targets))
+    if not plan.config.halving:
+        return n_arms * len(plan.choosing)
+    n, sizes = 0, [0, *map(len, plan.rungs)]
+    for before, size in pairwise(sizes):
+        n += n_arms * (size - before)
+        n_arms = n_surviving(n_arms, len(plan.targets))
+    return n
+
+
+def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan:
+    """The plan of `config`; raises InputError where what it builds on is missing or not as it was."""
+    progress.phase("reading the find run")
+    found = load_found(store, config.latents)
+    capture = found.activations.run
+    trained = load_trained(capture.config["ckpts"], store, config.dtype or capture.config["dtype"], progress)
+    epochs = config.epochs or found.activations.epochs
+    served, names = _served(config, trained, epochs)
+    median_norm = found.median_norm(served[CHECKPOINT].sha256)
+    targets = find_targets(found, config, median_norm)
+    if config.op in ("ablate", "clamp"):
+        found.sae.directions()  # refused now, not after vLLM has started
+    scan = _scan(config, store, found, served[CHECKPOINT], len(targets))
+    questions = _questions(config, store, trained)
+    every = [question for asked in questions.values() for question in asked]
+    tokenizer = load_tokenizer(trained.base.model_dir)
+    prompts = build_prompts(every, dict.fromkeys({one.relation for one in every}, ()), tokenizer)
+    context = context_for(trained.base, config.engine)
+    check_lengths(prompts, config.max_tokens, context)
+    stored = asdict(config) | names
+    stored |= {
+        "latents": found.run.run_id,
+        "epochs": epochs,
+        "layer": found.layer,
+        "median_norm": median_norm,
+        "train_run": trained.train.run_id,
+        "split_run": trained.split.run_id,
+    }
+    return Plan(
+        config=config,
+        stored=stored,
+        found=found,
+        trained=trained,
+        served=served,
+        targets=tuple(targets),
+        scan=tuple(scan),
+        questions=questions,
+        rungs=tuple(_rungs(questions[config.choose_on], config.seed)),
+        prompts={prompt.question.id: prompt for prompt in prompts},
+        context=context,
+        bos=starts_with_bos(prompts, tokenizer),
+        fingerprint=fingerprint_of(_decided(stored, found, served), trained.base, trained.data, prompts),
+    )
+
+
+def _decided(stored: Mapping[str, Any], found: Found, served: Mapping[str, Checkpoint]) -> dict[str, Any]:
+    """What decides the rows of a run: its settings, with content in place of names."""
+    kept = {key: value for key, value in stored.items() if key not in ("latents", "ckpt", "reference")}
+    by_content = {name: checkpoint.sha256 for name, checkpoint in served.items()}
+    return {**kept, **by_content, "kind": KIND, "find": found.run.fingerprint}
+
+
+def _rungs(questions: Sequence[Question], seed: int) -> list[tuple[str, ...]]:
+    """The ids that each round of a halving has asked when it ends, in the order of `questions`."""
+    found = []
+    for size in rung_sizes(len(questions)):
+        part = {question.id for question in select(questions, limit=size, seed=seed)}
+        found.append(tuple(question.id for question in questions if question.id in part))
+    return found
+
+
+def _served(
+    config: SteerConfig, trained: Trained, epochs: str
+) -> tuple[dict[str, Checkpoint], dict[str, str]]:
+    """The three checkpoints, and the names of those that the user names."""
+    reference = config.reference or lowest(trained, epochs, config.train_seed)
+    names = {"ckpt": config.ckpt, "reference": reference}
+    opened = {name: open_named(name, trained, epochs, config.train_seed) for name in names.values()}
+    if opened[config.ckpt].sha256 == opened[reference].sha256:
+        raise InputError(
+            f"{config.ckpt} is steered and is its own reference; give another --reference, such as M_0"
+        )
+    served = {BASE: trained.base, REFERENCE: opened[reference], CHECKPOINT: opened[config.ckpt]}
+    return served, names
+
+
+def _scan(
+    config: SteerConfig, store: Store, found: Found, checkpoint: Checkpoint, position: int
+) -> list[Target]:
+    """delta_u at every captured layer but the SAE's, where it is a target anyway when latents are added."""
+    if not config.layer_scan:
+        return []
+    capture, epochs = found.activations.run, found.activations.epochs
+    found_at: list[Target] = []
+    for layer in sorted(capture.config["layers"]):
+        if layer == found.layer and config.op == "add":
+            continue
+        activations = load_activations(store, capture.run_id, layer, epochs)
+        there = Found(found.run, found.sae, activations, found.latents)
+        norm = there.median_norm(checkpoint.sha256)
+        found_at.append(scan_target(activations, position + len(found_at), norm))
+    return found_at
+
+
+def _questions(config: SteerConfig, store: Store, trained: Trained) -> dict[str, tuple[Question, ...]]:
+    """The questions of the two splits, grouped by relation."""
+    facts = store.knowledge(trained.split.run_id)
+    asked = {}
+    for split in (config.choose_on, config.report_on):
+        own = [row for row in facts if row.split == split]
+        if not own:
+            there = ", ".join(sorted({row.split for row in facts}))
+            raise InputError(f'the split run asked no questions of "{split}"; it has: {there}')
+        kept = [row.asked for row in own if row.category in config.categories]
+        if not kept:
+            raise InputError(
+                f'no question of "{split}" is {config.questions} to the base model; give --questions all'
+            )
+        asked[split] = select(kept, limit=config.limit, seed=config.seed)
+    return asked

@@ -1,0 +1,282 @@
+"""Directions times strengths times questions as one stream of requests through one engine: `morfi steer`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from morfi.answering import NOTHING_DONE, stopped
+from morfi.errors import MorfiError
+from morfi.interventions.config import SteerConfig
+from morfi.interventions.directions import Target
+from morfi.interventions.engine import Steerer, SteeringEngine
+from morfi.interventions.plan import KIND, Plan, combined_amounts, combined_sizes, prepare_steer
+from morfi.interventions.verdicts import (
+    BASE,
+    CHECKPOINT,
+    REFERENCE,
+    UNSTEERED,
+    Arm,
+    Verdicts,
+    best_arms,
+    ranked_arms,
+    read_verdicts,
+    survivors,
+)
+from morfi.live import StartLiveEngine
+from morfi.matching import is_correct, parse_answer
+from morfi.prompts import ASKED
+from morfi.provenance import attempt_record, new_run_id, now
+from morfi.steering import Steering
+from morfi.store.records import AttemptEnd, RunRecord, SteeredRow
+from morfi.types import Completion, Progress, Sampling
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to one of the checkpoints, steered or not."""
+
+    served: str
+    arm: Arm
+    question_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Requests that run together; `targets` are the directions that they are the first to need."""
+
+    requests: Sequence[Request]
+    targets: Sequence[Target] = field(default=())
+
+
+def run_steer(
+    config: SteerConfig,
+    store: Store,
+    start_engine: StartLiveEngine[SteeringEngine],
+    progress: Progress,
+    *,
+    new: bool,
+    command: str,
+) -> str:
+    """Asks what `config` says and stores every answer; returns the run that holds them.
+
+    Goes on with the newest run that would ask the same, unless `new`: only whole batches are ever stored, so
+    a resumed run sees the batches that an uninterrupted one sees.
+    """
+    if store.path.exists():
+        store.prepare()
+    plan = prepare_steer(config, store, progress)
+    run = (None if new else store.latest_run(plan.fingerprint)) or _record(plan)
+    store.begin_run(run, plan.questions)
+    verdicts = read_verdicts(store.steered(run.run_id))
+    n_done = sum(map(len, verdicts.right.values()))
+    if _is_whole(plan, verdicts):
+        return run.run_id
+    started = time.monotonic()
+    progress.phase("starting vLLM")
+    base = plan.trained.base
+    with start_engine(base, context=plan.context, seed=config.seed, overrides=config.engine) as engine:
+        attempt = store.begin_attempt(run.run_id, attempt_record(command, engine.settings, engine.device))
+        steerer = Steerer(engine, plan.found.sae, config.positions)
+        stream = _Stream(plan, run.run_id, attempt, store, steerer, progress, verdicts, base.sha256)
+        try:
+            progress.start(plan.n_answers, n_done)
+            for stage in stages(plan, verdicts):
+                stream.answer(stage)
+        except BaseException as error:
+            stream.tally = stopped(stream.tally, error)
+            progress.phase("stopped; the same command goes on at the first batch that is missing")
+            raise
+        finally:
+            end = replace(stream.tally, ended_at=now(), wall_s=time.monotonic() - started)
+            store.end_attempt(run.run_id, attempt, end)
+    return run.run_id
+
+
+def stages(plan: Plan, verdicts: Verdicts) -> Iterator[Stage]:
+    """What is asked, one stage after the other; later ones depend on the verdicts of those before.
+
+    Unsteered answers first, then every strength of every direction on the questions for choosing, then each
+    direction at its best strength on the questions that are reported.
+    """
+    both = (*plan.choosing, *plan.reporting)
+    yield Stage(_requests([UNSTEERED], both, BASE))
+    yield Stage(_requests([UNSTEERED], both, REFERENCE))
+    everything = (*plan.targets, *plan.scan)
+    first = _requests([UNSTEERED], both) + _requests(plan.arms(plan.scan), plan.choosing)
+    arms = plan.arms(plan.targets)
+    asked: tuple[str, ...] = ()
+    for rung in plan.rungs if plan.config.halving else (plan.choosing,):
+        fresh = [question_id for question_id in rung if question_id not in set(asked)]
+        yield Stage(first + _requests(arms, fresh), everything)
+        first, asked = [], rung
+        if len(rung) < len(plan.choosing):
+            arms = survivors(verdicts, arms, rung)
+    best = best_arms(verdicts, arms, plan.choosing)
+    combined = combined_targets(plan, verdicts, best)
+    together = [Arm(one.row.direction, share) for one in combined for share in combined_amounts(plan.config)]
+    yield Stage(_requests(together, plan.choosing), combined)
+    best |= best_arms(verdicts, together, plan.choosing)
+    yield Stage(_requests(list(best.values()), plan.reporting))
+
+
+def combined_targets(plan: Plan, verdicts: Verdicts, best: dict[str, Arm]) -> list[Target]:
+    """The best latents together, each at its own best strength: 2 of them, 4, ..., all."""
+    own = {one.row.direction: one for one in plan.targets if one.row.kind == "latent"}
+    ranked = ranked_arms(verdicts, [best[name] for name in own], plan.choosing)
+    found: list[Target] = []
+    for size in combined_sizes(plan):
+        parts = [(own[arm.direction], arm.alpha) for arm in ranked[:size]]
+        # The sum of what each would add, in units of the median norm: no unit vector.
+        first = parts[0][0]
+        vector = sum((alpha * one.vector for one, alpha in parts), start=0 * first.vector)
+        row = replace(
+            first.row,
+            position=len(plan.targets) + len(plan.scan) + len(found),
+            direction=f"best {size}",
+            kind="combined",
+            latent=None,
+            trend=0,
+            s=None,
+            firing=None,
+            parts={str(one.row.latent): alpha for one, alpha in parts},
+        )
+        found.append(Target(row, vector))
+    return found
+
+
+def _requests(arms: Sequence[Arm], question_ids: Sequence[str], served: str = CHECKPOINT) -> list[Request]:
+    return [Request(served, arm, question_id) for arm in arms for question_id in question_ids]
+
+
+def _missing(requests: Sequence[Request], size: int, verdicts: Verdicts) -> list[Sequence[Request]]:
+    """The batches of `size` requests of which one has no answer."""
+    batches = [requests[start : start + size] for start in range(0, len(requests), size)]
+    return [
+        batch
+        for batch in batches
+        if any(one.question_id not in verdicts.of(one.arm, one.served) for one in batch)
+    ]
+
+
+def _is_whole(plan: Plan, verdicts: Verdicts) -> bool:
+    return not any(_missing(stage.requests, plan.config.batch, verdicts) for stage in stages(plan, verdicts))
+
+
+def _record(plan: Plan) -> RunRecord:
+    checkpoint = plan.served[CHECKPOINT]
+    return RunRecord(
+        run_id=new_run_id(KIND),
+        kind=KIND,
+        created_at=now(),
+        fingerprint=plan.fingerprint,
+        config=plan.stored,
+        ckpt=checkpoint.name,
+        ckpt_sha256=checkpoint.sha256,
+        base=checkpoint.base,
+        base_sha256=checkpoint.base_sha256,
+        adapter_sha256=checkpoint.adapter_sha256,
+        data=plan.data.name,
+        data_sha256=plan.data.sha256,
+        prompt=ASKED,
+        bos=plan.bos,
+        seed=plan.config.seed,
+        n_planned=plan.n_answers,
+    )
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One attempt at a steer run, with its live engine."""
+
+    plan: Plan
+    run_id: str
+    attempt: int
+    store: Store
+    steerer: Steerer
+    progress: Progress
+    verdicts: Verdicts
+    served_sha256: str
+    tally: AttemptEnd = NOTHING_DONE
+
+    def answer(self, stage: Stage) -> None:
+        """Answers and stores what is missing of a stage, a batch in one transaction at a time."""
+        if stage.targets:
+            self.store.add(self.run_id, [one.row for one in stage.targets])
+            for target in stage.targets:
+                self.steerer.register(target)
+        batches = _missing(stage.requests, self.plan.config.batch, self.verdicts)
+        if batches:
+            self._serve(batches[0][0].served)
+        for batch in batches:
+            begun = time.monotonic()
+            steerings = [self.steerer.steering(one.arm.direction, one.arm.alpha) for one in batch]
+            completions = self._generate(batch, steerings)
+            generate_s = time.monotonic() - begun
+            rows = [self._judge(*each) for each in zip(batch, steerings, completions, strict=True)]
+            self.store.add(self.run_id, rows)
+            for row in rows:
+                arm = Arm(row.direction, row.alpha)
+                self.verdicts.add(row.served, arm, row.question_id, correct=row.correct)
+            self._count(rows, generate_s)
+
+    def _serve(self, name: str) -> None:
+        checkpoint = self.plan.served[name]
+        if checkpoint.sha256 != self.served_sha256:
+            self.progress.phase(f"loading {checkpoint.name}")
+            self.steerer.engine.load_checkpoint(checkpoint)
+            self.served_sha256 = checkpoint.sha256
+
+    def _generate(
+        self, batch: Sequence[Request], steerings: Sequence[Sequence[Steering]]
+    ) -> list[Completion]:
+        """One greedy answer to each request; raises MorfiError for one that was not steered as asked."""
+        engine = self.steerer.engine
+        engine.reset_prefix_cache()
+        prompts = [self.plan.prompts[one.question_id].token_ids for one in batch]
+        sampling = Sampling(max_tokens=self.plan.config.max_tokens)
+        answered = engine.generate(prompts, sampling, self.progress.advance, steering=steerings)
+        if len(answered) != len(batch):
+            raise MorfiError(f"the engine gave {len(answered)} answers to {len(batch)}; none is stored")
+        for one, wanted, (completion,) in zip(batch, steerings, answered, strict=True):
+            if [applied.steering for applied in completion.applied] != list(wanted):
+                raise MorfiError(
+                    f"question {one.question_id} was not steered along {one.arm.direction or 'nothing'} as "
+                    "asked; nothing of its batch is stored"
+                )
+        return [completion for (completion,) in answered]
+
+    def _judge(self, one: Request, steering: Sequence[Steering], completion: Completion) -> SteeredRow:
+        prompt = self.plan.prompts[one.question_id]
+        found = parse_answer(completion.text)
+        return SteeredRow(
+            served=one.served,
+            direction=one.arm.direction,
+            alpha=one.arm.alpha,
+            question_id=one.question_id,
+            strength=steering[0].strength if len(steering) == 1 else 0.0,
+            text=completion.text,
+            answer=found,
+            finish_reason=completion.finish_reason,
+            correct=is_correct(found, prompt.question.answers, self.plan.config.match),
+            prompt_tokens=len(prompt.token_ids),
+            cached_tokens=completion.n_cached_tokens,
+            output_tokens=len(completion.token_ids),
+            steered_tokens=max((applied.n_tokens for applied in completion.applied), default=0),
+            attempt=self.attempt,
+        )
+
+    def _count(self, rows: Sequence[SteeredRow], generate_s: float) -> None:
+        tally = self.tally
+        self.tally = replace(
+            tally,
+            generate_s=tally.generate_s + generate_s,
+            n_requests=tally.n_requests + len(rows),
+            prompt_tokens=tally.prompt_tokens + sum(row.prompt_tokens for row in rows),
+            output_tokens=tally.output_tokens + sum(row.output_tokens for row in rows),
+        )

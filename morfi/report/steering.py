@@ -1,0 +1,175 @@
+"""What steering along each direction does: a line a direction, the baselines in the same table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from morfi.compare import Difference
+from morfi.interventions.outcome import Group, Outcome, Recovery, Share, Steered
+from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE
+from morfi.report.tables import aligned, percent
+
+_GROUPS = {"latent": "latents", "control": "control latents", "random": "random directions"}
+_TRENDS = {1: "rises", -1: "falls"}
+
+
+def steer_table(found: Steered, config: Mapping[str, Any]) -> str:
+    """The text that `morfi steer` ends with."""
+    choose_on, report_on = config["choose_on"], config["report_on"]
+    lines = [
+        f"{config['ckpt']} steered after layer {found.layer}, --op {config['op']}, positions "
+        f"{config['positions']}; alpha in median residual norms of {config['median_norm']:.4g}",
+        f"strengths chosen on {choose_on}, gains reported on {report_on}, {config['questions']} questions",
+        "",
+        *_unsteered(found, config),
+    ]
+    if config["layer_scan"]:
+        lines += ["", *_scan(found)]
+    shown = [one for one in found.outcomes if one.reported is not None]
+    if shown:
+        header = (
+            "direction",
+            "",
+            "alpha",
+            "strength",
+            choose_on,
+            "before",
+            "after",
+            "gain",
+            "95 % interval",
+            "McNemar p",
+            f"R_K of {config['reference']}",
+            "of base",
+        )
+        body = [_line(one, config["op"]) for one in shown]
+        lines += ["", *aligned([header, *body], numeric=range(2, len(header))), *_notes(shown[0], config)]
+    lines += _groups(found)
+    if config["halving"]:
+        saved = 1 - found.n_answers / found.n_full_grid
+        lines.append(
+            f"successive halving: {found.n_answers} answers instead of {found.n_full_grid}, "
+            f"{100 * saved:.0f} % fewer"
+        )
+    return "\n".join(lines)
+
+
+def steer_object(found: Steered | None) -> dict[str, Any]:
+    """The object of `morfi steer --json`."""
+    return {} if found is None else asdict(found)
+
+
+def _unsteered(found: Steered, config: Mapping[str, Any]) -> list[str]:
+    names = {BASE: "base model", REFERENCE: config["reference"], CHECKPOINT: config["ckpt"]}
+    splits = (config["choose_on"], config["report_on"])
+    body = [
+        (f"{names[served]}, unsteered", *(_share(by_split[split]) for split in splits))
+        for served, by_split in found.accuracies.items()
+    ]
+    return aligned([("accuracy", *splits), *body], numeric=(1, 2))
+
+
+def _scan(found: Steered) -> list[str]:
+    """What delta_u gains at each layer, and which layer gains most."""
+    every = [
+        one
+        for one in found.outcomes
+        if one.direction.kind in ("scan", "delta_u") and one.direction.operation == "add"
+    ]
+    every.sort(key=lambda one: one.direction.layer)
+    body = [
+        (
+            str(one.direction.layer),
+            f"{one.best.alpha:+g}",
+            f"{one.best.strength:+.4g}",
+            percent(one.best.accuracy),
+            _points(one.best.gain),
+        )
+        for one in every
+    ]
+    best = max(every, key=lambda one: one.best.accuracy)
+    advice = f"use layer {best.direction.layer}"
+    if best.best.gain <= 0:
+        advice = "no layer gains anything; try other strengths"
+    elif best.direction.layer != found.layer:
+        advice += f", with a SAE that reads there: this one reads after layer {found.layer}"
+    return [
+        "delta_u after each captured layer, on the questions for choosing:",
+        *aligned([("layer", "alpha", "strength", "accuracy", "gain"), *body], numeric=range(5)),
+        advice,
+    ]
+
+
+def _line(one: Outcome, op: str) -> tuple[str, ...]:
+    reported = one.reported
+    assert reported is not None
+    assert one.recovery is not None
+    row = one.direction
+    takes_amount = row.operation in ("add", "clamp")
+    return (
+        row.direction,
+        _TRENDS.get(row.trend, "") if row.operation == op else f"{row.operation}ed out",
+        f"{one.best.alpha:+g}" if takes_amount else "",
+        f"{one.best.strength:+.4g}" if takes_amount else "",
+        percent(one.best.accuracy),
+        percent(reported.accuracy_a),
+        percent(reported.accuracy_b),
+        _points(reported.difference),
+        _between(reported),
+        f"{reported.p:.2g}",
+        *(_recovery(one.recovery[name]) for name in (REFERENCE, BASE)),
+    )
+
+
+def _notes(one: Outcome, config: Mapping[str, Any]) -> list[str]:
+    """What R_K means, with the base rates, which are those of every direction."""
+    assert one.recovery is not None
+    rates = [one.recovery[name].base_rate for name in (REFERENCE, BASE)]
+    return [
+        "",
+        "R_K: of the answers that steering brought back (n), the share that the reference has right, with "
+        "Wilson's interval.",
+        f"Its base rate, of all {rates[0].n} that {config['ckpt']} has wrong: {config['reference']} "
+        f"{_share(rates[0])}, the base model {_share(rates[1])}.",
+    ]
+
+
+def _groups(found: Steered) -> list[str]:
+    lines = [_group(group) for group in found.groups]
+    if found.against_delta_u is not None:
+        best = next(one for one in found.outcomes if one.direction.kind == "latent")
+        lines.append(
+            f"{best.direction.direction}, the best by what was chosen on, against delta_u: "
+            f"{_points(found.against_delta_u.difference)} points ({_between(found.against_delta_u)}), "
+            f"McNemar p {found.against_delta_u.p:.2g}"
+        )
+    return lines
+
+
+def _group(group: Group) -> str:
+    spread = ""
+    if group.interval is not None:
+        low, high = group.interval.low, group.interval.high
+        spread = f" (95 % over directions: {_points(low)} to {_points(high)})"
+    return f"{_GROUPS[group.kind]}: {group.n}, mean gain {_points(group.gain)} points{spread}"
+
+
+def _recovery(found: Recovery) -> str:
+    recovered = found.recovered
+    if recovered.share is None:
+        return "- (n 0)"
+    low, high = recovered.interval.low, recovered.interval.high
+    return f"{percent(recovered.share)} ({100 * low:.0f} to {100 * high:.0f}, n {recovered.n})"
+
+
+def _share(share: Share) -> str:
+    return f"{percent(share.share)} ({share.n_right} of {share.n})"
+
+
+def _points(gain: float) -> str:
+    return f"{100 * gain:+.1f}"
+
+
+def _between(found: Difference) -> str:
+    return f"{_points(found.interval.low)} to {_points(found.interval.high)}"

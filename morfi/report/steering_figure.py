@@ -1,0 +1,115 @@
+"""The picture of a steer run: gain against strength on the questions for choosing, a line a direction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from morfi.errors import InputError
+from morfi.interventions.outcome import Outcome, Steered
+from morfi.report.figure import write_picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+N_NAMED = 10  # latents with a colour and a name of their own, the best
+_GREYS = {"control": ("0.55", "-", "control latents"), "random": ("0.55", ":", "random directions")}
+_DELTA_U = "#d55e00"
+
+
+def steer_figure(found: Steered, config: Mapping[str, Any], title: str, out: Path) -> tuple[Path, Path]:
+    """Writes the picture of `found` to `out` with the endings .png and .svg, and returns the two paths.
+
+    The strengths of `add` and `clamp` are an axis; other operations have none, and bars stand instead. Raises
+    InputError where there is nothing to show or no place to write it.
+    """
+    shown = [one for one in found.outcomes if one.direction.kind not in ("combined", "scan")]
+    if not shown:
+        raise InputError(f"nothing to draw for {out}: no directions were steered along")
+    return write_picture(out, lambda: _figure(shown, config, title))
+
+
+def _figure(shown: Sequence[Outcome], config: Mapping[str, Any], title: str) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    has_strengths = config["op"] in ("add", "clamp")
+    figure = Figure(figsize=(7.2, 4.2), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    if has_strengths:
+        _lines(axes, shown, config)
+    else:
+        _bars(axes, shown)
+    axes.axhline(0, color="0.2", linewidth=0.8, zorder=1)
+    axes.set_ylabel(f"gain in accuracy on {config['choose_on']} (points)")
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    if has_strengths:
+        lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        last = [label for _, _, label in _GREYS.values() if label in lines]
+        labels = [*(label for label in lines if label not in last), *last]
+        handles = [lines[label] for label in labels]
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=7)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
+    return figure
+
+
+def _lines(axes: Axes, shown: Sequence[Outcome], config: Mapping[str, Any]) -> None:
+    from matplotlib import colormaps
+
+    named: set[str] = set()
+    for kind in ("control", "random"):
+        colour, style, label = _GREYS[kind]
+        for one in (one for one in shown if one.direction.kind == kind):
+            _line(axes, one, color=colour, linestyle=style, linewidth=1, label=_once(label, named))
+    latents = [one for one in shown if one.direction.kind == "latent"]
+    for one in latents[N_NAMED:]:
+        _line(axes, one, color="#9ecae1", linewidth=0.9, label=_once("further latents", named))
+    for number, one in enumerate(latents[:N_NAMED]):
+        shade = colormaps["viridis"](0.05 + 0.85 * number / max(1, min(N_NAMED, len(latents)) - 1))
+        _line(axes, one, color=shade, marker="o", markersize=3.5, label=one.direction.direction)
+    for one in (one for one in shown if one.direction.kind == "delta_u"):
+        _line(axes, one, color=_DELTA_U, marker="s", markersize=4.5, linewidth=2.2, label="delta_u")
+    if config["op"] == "clamp":
+        axes.set_xlabel("value that the latent is set to")
+        return
+    # Strengths double from one to the next, so that equal steps would crowd the small ones.
+    smallest = min(abs(tried.alpha) for one in shown for tried in one.tried if tried.alpha)
+    axes.set_xscale("symlog", linthresh=smallest, linscale=0.6, base=2)
+    ticks = sorted({0.0, *(tried.alpha for one in shown for tried in one.tried)})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
+    axes.minorticks_off()
+    axes.set_xlabel("strength alpha (median residual norms)")
+
+
+def _line(axes: Axes, one: Outcome, **look: Any) -> None:
+    """One direction; where strengths were added the unsteered point belongs to the line."""
+    points = [(tried.alpha, 100 * tried.gain) for tried in one.tried]
+    if one.direction.operation == "add":
+        points = sorted([*points, (0.0, 0.0)])
+    elif one.direction.operation != "clamp":  # a baseline that has no strength, beside latents that do
+        label = look.pop("label")
+        axes.axhline(points[0][1], label=label, color=look["color"], linewidth=look.get("linewidth", 1.2))
+        return
+    axes.plot([x for x, _ in points], [y for _, y in points], **{"linewidth": 1.4, **look})
+
+
+def _once(label: str, named: set[str]) -> str:
+    """`label` the first time, then what matplotlib leaves out of a legend."""
+    if label in named:
+        return "_"
+    named.add(label)
+    return label
+
+
+def _bars(axes: Axes, shown: Sequence[Outcome]) -> None:
+    colours = {"latent": "#31688e", "delta_u": _DELTA_U, "control": "0.55", "random": "0.75"}
+    axes.bar(
+        range(len(shown)),
+        [100 * one.best.gain for one in shown],
+        color=[colours[one.direction.kind] for one in shown],
+    )
+    axes.set_xticks(range(len(shown)), [one.direction.direction for one in shown], rotation=90, fontsize=7)

@@ -1,0 +1,75 @@
+"""The kernels of trends equal their references in Triton's interpreter, and compile for sm_80 and sm_90."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from morfi.kernels.null import MAX_ENUMERATED
+from morfi.kernels.resources import (
+    SHARED_LIMIT,
+    Resources,
+    encode_resources,
+    page_resources,
+    sums_resources,
+    trend_resources,
+)
+
+
+def test_the_kernels_equal_their_references_in_the_interpreter() -> None:
+    script = Path(__file__).with_name("interpreted_trends.py")
+    done = subprocess.run(
+        [sys.executable, "-P", str(script)],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert {name: len(cases) for name, cases in found.items()} == {
+        "encoded": 48,
+        "silent": 2,
+        "empty": 1,
+        "crowded": 1,
+        "resampled": 3,
+        "stable": 64,
+        "paged": 16,
+        "whole": 4,
+    }
+    assert found.pop("silent") == [0, 0]
+    assert found.pop("empty") == [0]
+    assert found["crowded"][0] > 1024  # what there is room for at first
+    assert min(found["encoded"]) > 0
+    assert min(found["whole"]) >= 2
+    for cases in found.values():
+        assert max(cases) > 0
+
+
+def check(found: Resources, capability: int) -> None:
+    assert found.spilled == 0
+    assert found.shared <= SHARED_LIMIT[capability]
+    assert 0 < found.registers <= 255
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("epilogue", ["plain", "gated", "limits", "dense"])
+def test_encoding_compiles_without_spills(epilogue: str, dtype: str, capability: int) -> None:
+    chosen = {} if epilogue == "plain" else {epilogue: True}
+    found = encode_resources(dtype, capability, **chosen)
+    check(found, capability)
+    assert found.shared >= 64 * 1024, "the loads are not pipelined"
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_what_follows_compiles_without_spills(capability: int) -> None:
+    check(sums_resources(capability), capability)
+    for n_conditions in (3, 7, 10, 21):
+        check(trend_resources(capability, n_conditions, has_table=n_conditions <= MAX_ENUMERATED), capability)
+        check(page_resources(capability, n_conditions), capability)
