@@ -17,6 +17,7 @@ from morfi.serve.gate import Gate, Refused
 from morfi.serve.wire import AppliedLatent, Latent, Positions, Steering, SteeringApplied
 from morfi.steering import Latent as SaeLatent
 from morfi.steering import Steering as Entry
+from morfi.strengths import steering_of
 
 if TYPE_CHECKING:
     from morfi.catalog import Catalog
@@ -88,60 +89,40 @@ class ServerState:
                 f"{self.catalog.layer}",
                 param="steering.layer",
             )
-        unit = self.median_norm
-        applied = [self._applied(latent, unit) for latent in steering.latents]
-        entries = tuple(
-            Entry(
-                self.catalog.layer,
-                SaeLatent(self.sae, one.id),
-                one.op,
-                one.strength if one.op in ("add", "clamp") else 0.0,
-                steering.positions,
+        entries = tuple(self._entry(latent, steering.positions) for latent in steering.latents)
+        latents = [
+            AppliedLatent(
+                id=latent.id,
+                op=latent.operation,
+                alpha=latent.alpha,
+                clamp=latent.clamp,
+                strength=entry.strength,
             )
-            for one in applied
-        )
-        return Planned(entries, steering.positions, applied, self.catalog.layer, self.served)
+            for latent, entry in zip(steering.latents, entries, strict=True)
+        ]
+        return Planned(entries, steering.positions, latents, self.catalog.layer, self.served)
 
-    def _applied(self, latent: Latent, unit: float) -> AppliedLatent:
-        operation, limit = latent.operation, self.gate.limits.max_alpha
-        if latent.id >= self.catalog.d_sae:
-            raise Refused(
-                422,
-                "latent",
-                f"latent {latent.id}: there are the latents 0 to {self.catalog.d_sae - 1}",
-                param="steering.latents",
-            )
-        if operation not in self.operations:
-            raise Refused(
-                422,
-                "operation",
-                f'"{operation}" cannot be done with this SAE; {", ".join(self.operations)} can',
-                param="steering.latents",
-            )
-        if not self.catalog.row_norm(latent.id):
-            raise Refused(
-                422,
-                "latent",
-                f"latent {latent.id} has an empty decoder row; it leads nowhere",
-                param="steering.latents",
-            )
-        strength = 0.0
-        if operation == "add":
-            strength, size = (latent.alpha or 0.0) * unit, abs(latent.alpha or 0.0)
-        elif operation == "clamp":
-            strength = latent.clamp or 0.0
-            size = abs(strength) * self.catalog.row_norm(latent.id) / unit
-        else:
-            size = 0.0
+    def _entry(self, latent: Latent, positions: Positions) -> Entry:
+        """What one latent means to the engine; raises Refused (422)."""
+        catalog, unit, limit = self.catalog, self.median_norm, self.gate.limits.max_alpha
+        if latent.id >= catalog.d_sae:
+            raise _unfit("latent", f"latent {latent.id}: there are the latents 0 to {catalog.d_sae - 1}")
+        row_norm = catalog.row_norm(latent.id)
+        if not row_norm:
+            raise _unfit("latent", f"latent {latent.id} has an empty decoder row; it leads nowhere")
+        if latent.operation not in self.operations:
+            possible = ", ".join(self.operations)
+            raise _unfit("operation", f'"{latent.operation}" cannot be done with this SAE; {possible} can')
+        size = abs(latent.alpha or 0.0) + abs(latent.clamp or 0.0) * row_norm / unit
         if size > limit:
-            raise Refused(
-                422,
+            raise _unfit(
                 "alpha",
                 f"latent {latent.id} would be moved by {size:g} median residual norms; at most {limit:g}",
-                param="steering.latents",
             )
-        return AppliedLatent(
-            id=latent.id, op=operation, alpha=latent.alpha, clamp=latent.clamp, strength=strength
+        amount = latent.alpha if latent.clamp is None else latent.clamp
+        direction = SaeLatent(self.sae, latent.id)
+        return steering_of(
+            catalog.layer, direction, latent.operation, amount, median_norm=unit, positions=positions
         )
 
     async def load(self, name: str) -> float:
@@ -178,6 +159,10 @@ class ServerState:
                 "the last load failed half way; nothing is answered until a checkpoint is loaded",
                 retry_after_s=5,
             )
+
+
+def _unfit(reason: str, message: str) -> Refused:
+    return Refused(422, reason, message, param="steering.latents")
 
 
 def start_state(
