@@ -146,7 +146,7 @@ async def events(sides: Sequence[Side]) -> AsyncIterator[str]:
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(ended, *tasks, return_exceptions=True)
     yield "data: [DONE]\n\n"
 
 

@@ -251,3 +251,4 @@ def clean(server: Running) -> Iterator[Running]:
     assert server.post("/v1/completions", body).json()["choices"] == before
     assert server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting") == 0
     assert server.process.poll() is None
+    assert "Traceback" not in server.log.read_text()
