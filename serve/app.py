@@ -11,7 +11,7 @@ from typing import Any
 
 import fastapi
 import starlette.exceptions
-from fastapi import FastAPI, Request, Security
+from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
@@ -39,6 +39,7 @@ _PAGE_POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _log = logging.getLogger("morfi.serve")
+own_router = APIRouter()
 
 
 async def make_app(state: ServerState, args: Namespace, keys: Keys, *, local: bool) -> FastAPI:
@@ -52,25 +53,27 @@ async def make_app(state: ServerState, args: Namespace, keys: Keys, *, local: bo
     app.router.routes[:] = [route for route in app.router.routes if type(route) is Route]
     app.title, app.version = "morfi", __version__
     app.state.morfi = state
-    bearer = [Security(HTTPBearer(auto_error=False))]  # for the document; the guard looks at the key
+    # For the document: it is the guard that looks at the key.
+    bearer = APIRouter(dependencies=[Security(HTTPBearer(auto_error=False))])
     for route in kept:
-        app.add_api_route(
+        bearer.add_api_route(
             route.path,
             route.endpoint,
             methods=list(route.methods or ()),
+            response_class=route.response_class,
             responses=ERRORS,
-            dependencies=bearer,
         )
-    for own in (router, listings.router, compare.router):
-        app.include_router(own, dependencies=bearer)
-    _add_own_routes(app)
+    for own in (router, listings.router, compare.router, own_router):
+        bearer.include_router(own)
+    app.include_router(bearer)
+    _add_page(app)
     _add_error_handlers(app)
     app.middleware_stack = None  # vLLM has it built before its time; it is built anew with what follows
     app.add_middleware(Guard, keys=keys, limits=state.gate.limits, local=local)
     return app
 
 
-def _add_own_routes(app: FastAPI) -> None:
+def _add_page(app: FastAPI) -> None:
     page = files("morfi.serve").joinpath("page.html").read_bytes()
 
     @app.get("/", include_in_schema=False)
@@ -78,11 +81,14 @@ def _add_own_routes(app: FastAPI) -> None:
         headers = {"content-security-policy": _PAGE_POLICY, "cache-control": "no-cache"}
         return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
-    @app.get("/metrics", responses=ERRORS | {200: {"content": {"text/plain": {}}}}, response_class=Response)
-    async def show_metrics(raw_request: Request) -> Response:
-        """vLLM's and morfi's metrics, for Prometheus."""
-        await measure(raw_request.app.state.morfi)
-        return Response(generate_latest(get_prometheus_registry()), media_type=CONTENT_TYPE_LATEST)
+
+@own_router.get(
+    "/metrics", responses=ERRORS | {200: {"content": {"text/plain": {}}}}, response_class=Response
+)
+async def show_metrics(raw_request: Request) -> Response:
+    """vLLM's and morfi's metrics, for Prometheus."""
+    await measure(raw_request.app.state.morfi)
+    return Response(generate_latest(get_prometheus_registry()), media_type=CONTENT_TYPE_LATEST)
 
 
 async def measure(state: ServerState) -> None:

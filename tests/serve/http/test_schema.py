@@ -25,7 +25,7 @@ MANY, FEW = (1200, 100) if SLOW else (25, 5)
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
-def test_the_document_is_true(clean: Any) -> None:
+def test_the_document_is_true(clean: Any, subtests: pytest.Subtests) -> None:
     document = clean.get("/openapi.json").json()
     assert {"/v1/completions", "/v1/chat/completions", "/v1/morfi/compare"} <= set(document["paths"])
     schema = schemathesis.openapi.from_dict(document)
@@ -41,7 +41,8 @@ def test_the_document_is_true(clean: Any) -> None:
                 operation.body or operation.query or operation.path_parameters
             ):
                 continue
-            n_cases += try_all(operation, mode, n, clean.url)
+            with subtests.test(operation=f"{operation.method} {operation.path}", mode=mode.value):
+                n_cases += try_all(operation, mode, n, clean.url)
     assert n_cases >= (5000 if SLOW else 100)
 
 
