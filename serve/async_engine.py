@@ -67,6 +67,12 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.reports = Reports(self)
         self.served: Served
+        self.was_shut_down = False  # on purpose
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        """Ends the engine and its processes."""
+        self.was_shut_down = True
+        super().shutdown(*args, **kwargs)
 
     def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, **options: Any

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from morfi.device import is_gpu
-from morfi.errors import InputError
+from morfi.errors import InputError, MorfiError
 from morfi.serve import settings as engine_settings
 from morfi.serve.keys import Keys, check_reachable, is_loopback
 
@@ -141,6 +141,8 @@ async def _serve(job: _Job) -> None:
             http=impatient_protocol(gate.limits.read_s),
             ws="none",
         )
+        if not engine.was_shut_down:
+            raise MorfiError("vLLM's engine has died, its last messages say why; start the server again")
     finally:
         engine.shutdown()
     await shutdown
@@ -159,7 +161,7 @@ def frontend_arguments(settings: Mapping[str, Any], address: Address) -> Namespa
         "host": address.host,
         "port": address.port,
         "allowed_origins": [],
-        "api_key": None,
+        "api_key": [""],  # else vLLM takes VLLM_API_KEY; the guard looks at keys
         "enable_offline_docs": True,  # no page that asks other servers
         "disable_log_stats": False,
         "log_error_stack": False,

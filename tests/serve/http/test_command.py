@@ -89,3 +89,19 @@ def test_a_folder_is_served_as_its_checkpoint(made: Any) -> None:
         base = str(Path(catalog.trained.base.model_dir))
         assert chosen(base, catalog, None, progress) == ("base", catalog.trained.base)
         assert chosen("M_100", catalog, None, progress)[0] == "level-100-seed-0-epoch-early-stop"
+
+
+def test_it_fails_when_its_engine_dies(made: Any) -> None:
+    engine = ("--engine", "kv_cache_memory_bytes=16777216")
+    process = run_serve(made, "--ckpt", "base", "--port", "0", *engine)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("serving on http://127.0.0.1:")
+        children = psutil.Process(process.pid).children(recursive=True)
+        max(children, key=lambda child: child.memory_info().rss).kill()
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1, err
+        assert "vLLM's engine has died" in err
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
