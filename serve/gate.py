@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from morfi.errors import MorfiError
 from morfi.steering import MAX_ENTRIES
 
+MAX_STRENGTHS = 16  # of one comparison
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -25,7 +27,7 @@ class Limits:
     max_requests_in_flight: int = 256
     max_body_bytes: int = 1 << 20
     max_vectors: int = 512
-    max_strengths: int = 16
+    max_strengths: int = MAX_STRENGTHS
     read_s: float = 20.0  # for a request to arrive, headers and body
     stall_s: float = 30.0  # for a client to take a part of its answer
     drain_s: float = 60.0  # for running requests to end before a load

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from morfi.errors import InputError, MorfiError
+from morfi.prompts import load_tokenizer
 from morfi.serve.admission import admission_of
 from morfi.serve.async_engine import Followed, SteeringLLM
 from morfi.serve.gate import Gate, Refused
@@ -181,6 +182,6 @@ def start_state(
         served_sha256=sha256,
         sae=admission_of(engine.input_processor).register(catalog.directions()),
         operations=catalog.operations,
-        tokenizer=engine.get_tokenizer(),
+        tokenizer=load_tokenizer(engine.served.model_dir),  # vLLM works with its own in other threads
         needs_key=needs_key,
     )

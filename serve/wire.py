@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from morfi.serve.gate import MAX_STRENGTHS
 from morfi.steering import MAX_ENTRIES
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -96,7 +97,9 @@ class Comparison(Body):
     )
     prompt: str | None = Field(default=None, min_length=1, description="Continued as it is.")
     latents: list[ComparedLatent] = Field(min_length=1, max_length=MAX_ENTRIES)
-    strengths: list[Finite] = Field(min_length=1, max_length=16, description="alpha of each comparison.")
+    strengths: list[Finite] = Field(
+        min_length=1, max_length=MAX_STRENGTHS, description="alpha of each comparison."
+    )
     positions: Positions = "all"
     max_tokens: int = Field(default=16, ge=1, le=512)
     stream: bool = False
