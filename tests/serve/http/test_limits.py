@@ -17,7 +17,7 @@ LOAD = "/v1/morfi/checkpoints/base/load"
 
 @pytest.fixture(scope="module")
 def guarded(serve_made: Any) -> Iterator[Any]:
-    limits = {"max_requests_in_flight": 4, "max_vectors": 4, "max_body_bytes": 2000, "read_s": 2.0}
+    limits = {"max_requests_in_flight": 4, "max_vectors": 4, "max_body_bytes": 2000, "read_s": 5.0}
     environment = {"MORFI_API_KEY": USER, "MORFI_ADMIN_KEY": ADMIN}
     with serve_made(environment, limits=limits) as server:
         server.headers = {"authorization": f"Bearer {USER}"}
@@ -79,7 +79,7 @@ def test_more_vectors_than_may_be_in_use_are_refused(guarded: Any) -> None:
 def test_large_and_slow_requests_are_given_up(guarded: Any) -> None:
     assert guarded.post("/v1/completions", {**BODY, "prompt": "Q" * 2000}).status_code == 413
     head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {USER}\r\n"
-    with socket.create_connection(("127.0.0.1", guarded.port), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", guarded.port), timeout=60) as sock:
         sock.sendall(f"{head}content-length: 100\r\n\r\n{{".encode())
         assert sock.recv(100).startswith(b"HTTP/1.1 408")
 
