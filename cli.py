@@ -542,6 +542,42 @@ def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) 
     report_run(common, run_id, pictures=pictures)
 
 
+@cli.command("serve")
+@click.option("--ckpt", required=True, help="M_LEVEL or an id of the train run, a folder, or a preset.")
+@click.option("--latents", metavar="RUN", required=True, help="The run of `morfi find`.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Others than this machine need a key.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help='File of "user KEY" and "admin KEY" (default: MORFI_API_KEY and MORFI_ADMIN_KEY).',
+)
+@click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
+@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
+@common_options
+def serve_command(
+    common: Common, host: str, port: int, keys: Path | None, engine: tuple[str, ...], **given: Any
+) -> None:
+    """Serves a checkpoint over HTTP, OpenAI-compatible and steerable along a find run's latents."""
+    from morfi.serve.engine import engine_overrides
+    from morfi.serve.keys import check_reachable, read_keys
+    from morfi.serve.server import Address, run_server
+    from morfi.serving import ServeConfig, serve
+    from morfi.terminal import TerminalProgress
+
+    address = Address(host, port, read_keys(keys))
+    check_reachable(address.host, address.keys)
+    overrides = engine_overrides(engine, verbose=common.verbose)
+    run = functools.partial(
+        run_server,
+        address=address,
+        on_ready=lambda url: common.answer({"url": url}, f"serving on {url}"),
+        verbose=common.verbose,
+    )
+    with TerminalProgress() as progress:
+        serve(ServeConfig(**given, engine=overrides), common.store, run, progress)
+
+
 @cli.command("runs")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="The newest so many."

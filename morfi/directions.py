@@ -112,6 +112,40 @@ class SaeLatents:
         return found.hexdigest()
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class DecoderRows:
+    """The decoder rows of a SAE as directions to add or project: float32 `vectors` [d_sae, d_model].
+
+    For SAEs whose latents cannot be computed one by one, so that nothing can be ablated or clamped. "add"
+    goes along a row as it is: give rows of length 1.
+    """
+
+    vectors: torch.Tensor
+
+    def __post_init__(self) -> None:
+        import torch
+
+        if self.vectors.ndim != 2 or not all(self.vectors.shape):
+            raise InputError(
+                f"decoder rows have the shape {tuple(self.vectors.shape)}, expected [d_sae, d_model]"
+            )
+        if self.vectors.dtype != torch.float32 or not bool(torch.isfinite(self.vectors).all()):
+            raise InputError("decoder rows are not made of finite float32 numbers")
+
+    def direction(self, index: int) -> Direction:
+        """Row `index`; raises InputError where there is none, or it is 0."""
+        if index >= len(self.vectors):
+            raise InputError(f"latent {index}: the SAE has the latents 0 to {len(self.vectors) - 1}")
+        return Direction(self.vectors[index])
+
+    @property
+    def sha256(self) -> str:
+        """The sha256 of its content: the name that requests use."""
+        found = hashlib.sha256(f"rows {tuple(self.vectors.shape)} ".encode())
+        found.update(_bytes_of(self.vectors))
+        return found.hexdigest()
+
+
 def from_numbers(numbers: Iterable[object]) -> Direction:
     """A direction to add or project out; raises InputError for anything but finite numbers."""
     import torch

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints.presets import PRESETS
-from morfi.directions import SaeLatents
+from morfi.directions import DecoderRows, SaeLatents
 from morfi.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Sae:
         centred (layer_norm): they have no such form.
         """
         encoder = self.encoder
-        if encoder.activation == "topk" or encoder.normalization == "layer_norm":
+        if not self.has_own_latents:
             what = "TopK activation" if encoder.activation == "topk" else "layer_norm"
             raise InputError(
                 f"{self.release}: the latents of a SAE with {what} cannot be computed one by one, so they "
@@ -103,6 +103,15 @@ class Sae:
             W_enc, bias, shift = W_enc * scale, encoder.b_mag.float(), shift * scale
         rescaled = encoder.normalization == "constant_norm_rescale"
         return SaeLatents(self.W_dec, W_enc.T.contiguous(), bias - shift, threshold, rescaled)
+
+    @property
+    def has_own_latents(self) -> bool:
+        """Whether each latent can be computed from the residual stream alone, as `directions` needs it."""
+        return self.encoder.activation != "topk" and self.encoder.normalization != "layer_norm"
+
+    def decoder_rows(self) -> DecoderRows:
+        """Its decoder rows at unit length, to add or project; a row of 0 stays one."""
+        return DecoderRows(self.W_dec / self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-30))
 
 
 def load_sae(source: str) -> Sae:

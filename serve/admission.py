@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from morfi.directions import Direction, SaeLatents, from_numbers, pack
+from morfi.directions import DecoderRows, Direction, SaeLatents, from_numbers, pack
 from morfi.errors import InputError
 from morfi.serve.directions import Registry
 from morfi.steering import Capture, Steering, from_json, salt
@@ -24,7 +24,7 @@ class Admission:
     d_model: int
     registry: Registry = field(default_factory=Registry)
 
-    def register(self, what: Direction | SaeLatents) -> str:
+    def register(self, what: Direction | SaeLatents | DecoderRows) -> str:
         """Registers a direction or SAE that fits the model; returns the name that requests use."""
         self._check_width(what)
         return self.registry.add(what)
@@ -56,8 +56,8 @@ class Admission:
                 )
         return packed
 
-    def _check_width(self, what: Direction | SaeLatents) -> None:
-        width = what.vectors.shape[1] if isinstance(what, SaeLatents) else len(what.vector)
+    def _check_width(self, what: Direction | SaeLatents | DecoderRows) -> None:
+        width = len(what.vector) if isinstance(what, Direction) else what.vectors.shape[1]
         if width != self.d_model:
             raise InputError(
                 f"a direction of {width} numbers: this model's residual stream has {self.d_model}"

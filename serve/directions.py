@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from morfi.directions import Direction, SaeLatents, unpack
+from morfi.directions import DecoderRows, Direction, SaeLatents, unpack
 from morfi.errors import InputError
 from morfi.steering import Latent
 
@@ -19,13 +19,13 @@ class Registry:
     """The directions and SAEs that an engine knows, by sha256, counted by how often each was registered."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Direction | SaeLatents] = {}
+        self._known: dict[str, Direction | SaeLatents | DecoderRows] = {}
         self._counts: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, what: Direction | SaeLatents) -> str:
+    def add(self, what: Direction | SaeLatents | DecoderRows) -> str:
         """Registers a direction or SAE once more; returns its name."""
         name = what.sha256
         self._known.setdefault(name, what)
@@ -36,7 +36,7 @@ class Registry:
         """The direction called `name`, or a latent of a SAE; raises InputError for an unknown one."""
         if isinstance(name, Latent):
             sae = self._known.get(name.sae)
-            if not isinstance(sae, SaeLatents):
+            if not isinstance(sae, SaeLatents | DecoderRows):
                 raise InputError(
                     f"no SAE {name.sae[:80]!r} is registered with this engine; register it first"
                 )

@@ -20,6 +20,7 @@ from morfi.files import whole_folder
 from morfi.serve import settings as engine_settings
 from morfi.serve.admission import Admission, admission_of
 from morfi.serve.reports import Report, applied, captured, check_captured
+from morfi.serve.served import Served, check_swapped, first_refusal
 from morfi.shards import write_requests
 from morfi.steering import Capture, Steering, to_json
 from morfi.types import Completion, Sampling
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
     from morfi.checkpoints import Checkpoint
-    from morfi.directions import Direction, SaeLatents
-
-_LOAD_AGAIN = "it answers nothing until a checkpoint is loaded whole"
+    from morfi.directions import DecoderRows, Direction, SaeLatents
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +103,7 @@ class Engine:
                 raise MorfiError(
                     f"vLLM could not start on {model_dir}: {reason} (-v shows vLLM's log)"
                 ) from error
-        self._model_dir, self._dtype, self._started_on = model_dir, dtype, sha256
-        self._served: str | None = sha256
-        self._answers = True
+        self._served = Served(model_dir, dtype, started_on=sha256, sha256=sha256)
         self._tokenizer = self._llm.get_tokenizer()
         self._newline_ids = newline_tokens(self._tokenizer)
         self._request_number = itertools.count()
@@ -120,7 +117,7 @@ class Engine:
     @property
     def checkpoint_sha256(self) -> str | None:
         """The sha256 of the checkpoint that is served; None if it is not known, or after a failed load."""
-        return self._served if self._answers else None
+        return self._served.sha256 if self._served.answers else None
 
     @property
     def device(self) -> str:
@@ -144,8 +141,7 @@ class Engine:
         MorfiError where one was not followed to the letter, or after a `load_checkpoint` that failed, until
         one succeeds.
         """
-        if not self._answers:
-            raise MorfiError(f"the engine holds no whole checkpoint after a failed load; {_LOAD_AGAIN}")
+        self._served.check_answers()
         core = self._llm.llm_engine
         wanted = self._wanted(prompts, sampling, steering, capture)
         params = self._params_of(wanted)
@@ -199,12 +195,12 @@ class Engine:
                 yield
             finally:
                 self._shards = None
-                failure = _first(rpc("morfi_close_shards"))
+                failure = first_refusal(rpc("morfi_close_shards"))
             if failure is not None:
                 raise MorfiError(f"{folder} cannot be written: {failure}; make room and capture again")
             write_requests(part, shards.computed)
 
-    def register(self, what: Direction | SaeLatents) -> str:
+    def register(self, what: Direction | SaeLatents | DecoderRows) -> str:
         """Makes a direction or SAE known; returns the name, its sha256, that `Steering` or `Latent` take.
 
         Registered twice, it must be released twice. Raises InputError where it does not fit the model.
@@ -222,25 +218,17 @@ class Engine:
         cannot be loaded here; what was served before is served still. Raises MorfiError where it fails after
         that: weights may have changed, and the engine refuses to generate until a load succeeds.
         """
-        self._check_belongs(checkpoint)
+        arguments = self._served.load_arguments(checkpoint)
         core = self._llm.llm_engine
         if core.has_unfinished_requests():
             raise MorfiError(f"{checkpoint.name} cannot be loaded while requests are running; let them end")
-        adapter_dir = "" if checkpoint.adapter_dir is None else str(checkpoint.adapter_dir)
-        source = (str(self._model_dir), self._started_on, self._dtype)
-        adapter = (adapter_dir, checkpoint.adapter_sha256 or "")
-        if refusal := _first(core.collective_rpc("morfi_prepare_weights", args=(*source, *adapter))):
+        if refusal := first_refusal(core.collective_rpc("morfi_prepare_weights", args=arguments)):
             raise InputError(refusal)
-        self._answers = False
-        try:
-            reason = _first(core.collective_rpc("morfi_swap_weights"))
+        with self._served.becoming(checkpoint):
+            refusals = core.collective_rpc("morfi_swap_weights")
             core.set_weight_version(checkpoint.sha256)
             self.reset_prefix_cache()
-        except Exception as error:
-            raise MorfiError(f"{checkpoint.name} could not be loaded ({error}); {_LOAD_AGAIN}") from error
-        if reason is not None:
-            raise MorfiError(f"{reason}; {_LOAD_AGAIN}")
-        self._served, self._answers = checkpoint.sha256, True
+            check_swapped(refusals)
 
     def reset_prefix_cache(self) -> None:
         """Forgets every cached prefix, so that what follows does not depend on what came before."""
@@ -260,23 +248,6 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _check_belongs(self, checkpoint: Checkpoint) -> None:
-        if self._started_on is None:
-            raise InputError(f"{checkpoint.name}: this engine was not started on a checkpoint that is known")
-        if (checkpoint.sha256, checkpoint.base_sha256)[
-            checkpoint.adapter_dir is not None
-        ] != self._started_on:
-            raise InputError(
-                f"{checkpoint.name} (base {checkpoint.base}, sha256 {checkpoint.base_sha256[:12]}) does not "
-                f"belong to the model this engine was started on, {self._model_dir} (sha256 "
-                f"{self._started_on[:12]}); expected that model or an unmerged adapter of it"
-            )
-        if checkpoint.dtype != self._dtype:
-            raise InputError(
-                f"{checkpoint.name} is to be served in {checkpoint.dtype}, but the engine runs in "
-                f"{self._dtype}; resolve it with the base as the engine was started on it"
-            )
 
     def _wanted(
         self,
@@ -410,11 +381,6 @@ def engine_overrides(pairs: Sequence[str], *, verbose: bool = False) -> dict[str
         with _quiet(verbose):
             _check_known(overrides)
     return overrides
-
-
-def _first(refusals: Sequence[str | None]) -> str | None:
-    """What the first worker that refuses says; None where all agree."""
-    return next((refusal for refusal in refusals if refusal is not None), None)
 
 
 def _check_known(overrides: Mapping[str, Any]) -> None:

@@ -39,6 +39,14 @@ class Reporting:
         shards.close()
         return shards.failure
 
+    def morfi_slots(self) -> dict[str, int]:
+        """How many rows the table of directions has and how many hold one; requests whose state is kept."""
+        state: ResidualState | None = self.model_runner.morfi_state
+        if state is None:
+            return {"n": 0, "used": 0, "followed": 0}
+        followed = len(state.live) + len(state.ended)
+        return {"n": len(state.bank.vectors), "used": state.bank.n_used, "followed": followed}
+
     def morfi_take_reports(self, request_ids: list[str]) -> list[Report | None]:
         """The report of each request, by vLLM's internal id; None where this worker has none (any more)."""
         state: ResidualState | None = self.model_runner.morfi_state

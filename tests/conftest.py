@@ -306,6 +306,12 @@ def experiment(isolated_cache: Path, tmp_path: Path, tiny_model: Path, data_file
     return make_experiment(tmp_path, tiny_model, data_file)
 
 
+@pytest.fixture(scope="session")
+def experiment_maker() -> Callable[[Path, Path, Path], Experiment]:
+    """Makes the experiment with another model."""
+    return make_experiment
+
+
 def make_experiment(folder: Path, model: Path, data: Path) -> Experiment:
     """The experiment, with its database in `folder`."""
     from morfi.knowledge import SplitConfig, run_split

@@ -22,6 +22,7 @@ from sae_lens import (
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file, save_file
 
+from morfi.directions import DecoderRows
 from morfi.errors import InputError
 from morfi.sae import from_sae_lens, load_sae
 
@@ -148,3 +149,19 @@ def test_latents_that_cannot_be_computed_one_by_one_are_no_directions(kind: str,
     sae = from_sae_lens(make_sae(kind, normalize_activations=normalization), "made")
     with pytest.raises(InputError, match="one by one"):
         sae.directions()
+
+
+def test_decoder_rows_are_directions_of_length_1_for_any_sae() -> None:
+    sae = from_sae_lens(make_sae("topk"), "made")
+    assert not sae.has_own_latents
+    rows = sae.decoder_rows()
+    assert rows.sha256 == sae.decoder_rows().sha256 != DecoderRows(-rows.vectors).sha256
+    direction = rows.direction(3)
+    assert direction.encoder is None
+    torch.testing.assert_close(direction.vector, sae.W_dec[3] / sae.W_dec[3].norm())
+    with pytest.raises(InputError, match="latents 0 to"):
+        rows.direction(len(rows.vectors))
+    with pytest.raises(InputError, match=r"expected \[d_sae, d_model\]"):
+        DecoderRows(rows.vectors[0])
+    with pytest.raises(InputError, match="finite"):
+        DecoderRows(rows.vectors / 0)

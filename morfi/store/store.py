@@ -187,6 +187,13 @@ class Store:
             found = read_records(connection, RunRecord, where, [fingerprint])
         return found[0] if found else None
 
+    def newest_of(self, kind: str, ckpt: str) -> RunRecord | None:
+        """The newest run of a command on what it was given as checkpoint; None where there is none."""
+        where = "FROM run WHERE kind = ? AND ckpt = ? ORDER BY created_at DESC, run_id DESC LIMIT 1"
+        with reading(self.path, self._lock_timeout_s) as connection:
+            found = read_records(connection, RunRecord, where, [kind, ckpt])
+        return found[0] if found else None
+
     def attempts(self, run_id: str) -> list[AttemptRecord]:
         """The attempts at a run, in order; `run_id` in full."""
         with reading(self.path, self._lock_timeout_s) as connection:

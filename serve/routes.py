@@ -1,0 +1,142 @@
+"""/v1/completions and /v1/chat/completions: vLLM's own, with steering and what it did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
+from vllm.entrypoints.openai.completion.protocol import CompletionResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import with_cancellation
+
+from morfi.errors import MorfiError
+from morfi.serve.async_engine import Followed
+from morfi.serve.bodies import ChatBody, CompletionBody, Sampled, SteeredChat, SteeredCompletion
+from morfi.serve.guard import error_object
+from morfi.serve.state import Planned, ServerState
+from morfi.serve.wire import ErrorAnswer, SteeringApplied
+
+router = APIRouter()
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorAnswer, "description": description}
+    for code, description in (
+        (400, "What vLLM refuses."),
+        (401, "No key, or a wrong one."),
+        (403, "A key that may not do this, or a page of another site."),
+        (404, "No such thing."),
+        (408, "The request came too slowly."),
+        (409, "What it needs is not there as it was, or is being loaded."),
+        (413, "The body is too large."),
+        (422, "A field is wrong."),
+        (429, "Too much is in flight; try again later."),
+        (500, "The answer could not be given as asked: what workers report is not all that was to be done."),
+        (503, "A checkpoint is being loaded; try again later."),
+    )
+}
+
+
+class CompletionAnswer(CompletionResponse):  # type: ignore[misc]
+    """OpenAI's answer, with what was applied."""
+
+    steering_applied: SteeringApplied | None = None
+
+
+class ChatAnswer(ChatCompletionResponse):  # type: ignore[misc]
+    """OpenAI's answer, with what was applied."""
+
+    steering_applied: SteeringApplied | None = None
+
+
+def answers(model: type[Any]) -> dict[int | str, dict[str, Any]]:
+    """For the document: an answer as JSON, or a stream of its parts."""
+    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    return ERRORS | {200: {"model": model, "description": "The answer, or its parts.", "content": stream}}
+
+
+@router.post(
+    "/v1/completions", responses=answers(CompletionAnswer), summary="OpenAI's completions, with steering"
+)
+@with_cancellation  # type: ignore[untyped-decorator]
+async def complete(body: CompletionBody, raw_request: Request) -> Response:
+    """A completion of each prompt, steered if the request says so; `steering_applied` says what was done."""
+    state = admit(raw_request, body, body.n_answers)
+    request = SteeredCompletion(**body.given())
+    planned = follow(state, request, body)
+    found = await raw_request.app.state.openai_serving_completion.create_completion(request, raw_request)
+    return answer(found, planned, request._followed, body.n_answers)
+
+
+@router.post("/v1/chat/completions", responses=answers(ChatAnswer), summary="OpenAI's chat, with steering")
+@with_cancellation  # type: ignore[untyped-decorator]
+async def chat(body: ChatBody, raw_request: Request) -> Response:
+    """An answer in a chat, steered if the request says so; `steering_applied` says what was done."""
+    state = admit(raw_request, body, body.n_answers)
+    request = SteeredChat(**body.given())
+    planned = follow(state, request, body)
+    found = await raw_request.app.state.openai_serving_chat.create_chat_completion(request, raw_request)
+    return answer(found, planned, request._followed, body.n_answers)
+
+
+def admit(raw_request: Request, body: Sampled, n_answers: int) -> ServerState:
+    """Counts the request in flight until it is over; raises Refused where it cannot come in."""
+    state: ServerState = raw_request.app.state.morfi
+    latents = {latent.id for latent in body.steering.latents} if body.steering else set()
+    raw_request.scope["morfi.cleanup"].enter_context(state.gate.admitted(n_answers, latents))
+    state.check_answers()
+    return state
+
+
+def follow(state: ServerState, request: Any, body: Sampled) -> Planned | None:
+    """Gives vLLM's request the body's steering, if any."""
+    if body.steering is None:
+        return None
+    planned = state.plan(body.steering)
+    request._steering = planned.entries
+    return planned
+
+
+def answer(found: Any, planned: Planned | None, followed: Sequence[Followed], n_answers: int) -> Response:
+    """vLLM's answer, or stream of parts, with what was applied."""
+    if isinstance(found, ErrorResponse):
+        return JSONResponse(found.model_dump(), found.error.code)
+    if hasattr(found, "model_dump"):
+        content = found.model_dump()
+        if planned is not None:
+            content["steering_applied"] = planned.applied(followed).model_dump(exclude_none=True)
+        return JSONResponse(content)
+    if planned is not None:
+        found = with_applied(found, planned, followed, n_answers)
+    return StreamingResponse(found, media_type="text/event-stream")
+
+
+async def with_applied(
+    parts: AsyncGenerator[str, None], planned: Planned, followed: Sequence[Followed], n_answers: int
+) -> AsyncIterator[str]:
+    """The parts of a stream, of which the one that ends the last choice says what was applied.
+
+    A stream that would end without is ended by an error.
+    """
+    n_ended, said, failed = 0, False, False
+    try:
+        async for part in parts:
+            text = part
+            # Quotes within a text are escaped, so this is the field itself.
+            if '"finish_reason":"' in part:
+                chunk = json.loads(part.removeprefix("data: "))
+                n_ended += sum(choice.get("finish_reason") is not None for choice in chunk["choices"])
+                if n_ended == n_answers:
+                    chunk["steering_applied"] = planned.applied(followed).model_dump(exclude_none=True)
+                    text, said = f"data: {json.dumps(chunk)}\n\n", True
+            failed = failed or part.startswith('data: {"error"')
+            if part.startswith("data: [DONE]") and not said and not failed:
+                raise MorfiError("the stream ended before the workers reported what they steered")
+            yield text
+    except MorfiError as error:
+        yield f"data: {json.dumps(error_object(str(error), 'steering', 500))}\n\n"
+        yield "data: [DONE]\n\n"
+    finally:
+        await parts.aclose()

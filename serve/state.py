@@ -1,0 +1,187 @@
+"""What the routes share: the engine, the find run's catalog, and which checkpoint is served."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from morfi.errors import InputError, MorfiError
+from morfi.prompts import load_tokenizer
+from morfi.serve.admission import admission_of
+from morfi.serve.async_engine import Followed, SteeringLLM
+from morfi.serve.gate import Gate, Refused
+from morfi.serve.wire import AppliedLatent, Latent, Positions, Steering, SteeringApplied
+from morfi.steering import Latent as SaeLatent
+from morfi.steering import Steering as Entry
+from morfi.strengths import steering_of
+
+if TYPE_CHECKING:
+    from morfi.catalog import Catalog
+
+_log = logging.getLogger("morfi.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A checked steering: the entries for the engine, and what the answer will say of them."""
+
+    entries: tuple[Entry, ...]
+    positions: Positions
+    latents: list[AppliedLatent]
+    layer: int
+    checkpoint: str
+
+    def applied(self, followed: Sequence[Followed]) -> SteeringApplied:
+        """What was done to all prompts of a request, whose reports have been checked."""
+        n_tokens = [n for one in followed for n in one.n_tokens]
+        if not n_tokens or not all(one.n_tokens for one in followed):
+            raise MorfiError("the workers have not reported what they steered; the answer is not given")
+        return SteeringApplied(
+            layer=self.layer,
+            positions=self.positions,
+            checkpoint=self.checkpoint,
+            latents=self.latents,
+            n_tokens=n_tokens,
+        )
+
+
+@dataclass(eq=False)
+class ServerState:
+    """Everything behind the routes; `sae` is the name of the catalog's SAE in the engine."""
+
+    engine: SteeringLLM
+    catalog: Catalog
+    gate: Gate
+    model: str
+    served: str  # id of the checkpoint that is served
+    served_sha256: str
+    sae: str
+    operations: tuple[str, ...]
+    tokenizer: Any
+    needs_key: bool
+
+    @property
+    def sae_name(self) -> str:
+        """What the find run calls its SAE, without the folder it lies in."""
+        return PurePath(self.catalog.found.run.config["sae"]).name
+
+    @property
+    def can_load(self) -> bool:
+        """Whether the catalog's checkpoints fit the model that the engine was started on."""
+        return self.engine.served.started_on == self.catalog.trained.base.sha256
+
+    @property
+    def median_norm(self) -> float:
+        """The unit of strengths, for the checkpoint that is served."""
+        return self.catalog.median_norm(self.served_sha256)
+
+    def plan(self, steering: Steering) -> Planned:
+        """The engine's entries for a steering; raises Refused (422) for what cannot be done here."""
+        if steering.layer is not None and steering.layer != self.catalog.layer:
+            raise Refused(
+                422,
+                "layer",
+                f"layer {steering.layer}: the latents of this find run are steered after layer "
+                f"{self.catalog.layer}",
+                param="steering.layer",
+            )
+        entries = tuple(self._entry(latent, steering.positions) for latent in steering.latents)
+        latents = [
+            AppliedLatent(
+                id=latent.id,
+                op=latent.operation,
+                alpha=latent.alpha,
+                clamp=latent.clamp,
+                strength=entry.strength,
+            )
+            for latent, entry in zip(steering.latents, entries, strict=True)
+        ]
+        return Planned(entries, steering.positions, latents, self.catalog.layer, self.served)
+
+    def _entry(self, latent: Latent, positions: Positions) -> Entry:
+        """What one latent means to the engine; raises Refused (422)."""
+        catalog, unit, limit = self.catalog, self.median_norm, self.gate.limits.max_alpha
+        if latent.id >= catalog.d_sae:
+            raise _unfit("latent", f"latent {latent.id}: there are the latents 0 to {catalog.d_sae - 1}")
+        row_norm = catalog.row_norm(latent.id)
+        if not row_norm:
+            raise _unfit("latent", f"latent {latent.id} has an empty decoder row; it leads nowhere")
+        if latent.operation not in self.operations:
+            possible = ", ".join(self.operations)
+            raise _unfit("operation", f'"{latent.operation}" cannot be done with this SAE; {possible} can')
+        size = abs(latent.alpha or 0.0) + abs(latent.clamp or 0.0) * row_norm / unit
+        if size > limit:
+            raise _unfit(
+                "alpha",
+                f"latent {latent.id} would be moved by {size:g} median residual norms; at most {limit:g}",
+            )
+        amount = latent.alpha if latent.clamp is None else latent.clamp
+        direction = SaeLatent(self.sae, latent.id)
+        return steering_of(
+            catalog.layer, direction, latent.operation, amount, median_norm=unit, positions=positions
+        )
+
+    async def load(self, name: str) -> float:
+        """Serves the checkpoint of this id once running requests have ended; returns the seconds it took.
+
+        Raises Refused where it cannot; then what was served is served still, or, after a load that failed
+        half way, nothing is until one succeeds.
+        """
+        begun = time.monotonic()
+        async with self.gate.closed(f"checkpoint {name} is being loaded"):
+            try:
+                checkpoint = await asyncio.to_thread(self.catalog.open, name)
+                await asyncio.to_thread(self.catalog.median_norm, checkpoint.sha256)
+                if checkpoint.sha256 != self.engine.served.sha256 or not self.engine.served.answers:
+                    await self.engine.load_checkpoint(checkpoint)
+            except InputError as error:
+                # What is wrong with files, and where they are, is for those who run the server.
+                _log.error("%s was not loaded: %s", name, error)
+                message = f"{name} is not as it was when it was trained; the server's log says more"
+                raise Refused(409, "checkpoint", message) from error
+            except MorfiError as error:
+                _log.error("%s could not be loaded: %s", name, error)
+                message = f"{name} could not be loaded; the server's log says more"
+                raise Refused(503, "checkpoint", message, retry_after_s=5) from error
+            self.served, self.served_sha256 = name, checkpoint.sha256
+        return time.monotonic() - begun
+
+    def check_answers(self) -> None:
+        """Raises Refused after a load that failed half way."""
+        if not self.engine.served.answers:
+            raise Refused(
+                503,
+                "checkpoint",
+                "the last load failed half way; nothing is answered until a checkpoint is loaded",
+                retry_after_s=5,
+            )
+
+
+def _unfit(reason: str, message: str) -> Refused:
+    return Refused(422, reason, message, param="steering.latents")
+
+
+def start_state(
+    engine: SteeringLLM, catalog: Catalog, gate: Gate, model: str, served: str, *, needs_key: bool
+) -> ServerState:
+    """The state of a server whose engine serves the checkpoint `served`; registers the SAE with it."""
+    sha256 = engine.served.sha256
+    assert sha256 is not None
+    catalog.median_norm(sha256)  # so that no request waits for it
+    return ServerState(
+        engine=engine,
+        catalog=catalog,
+        gate=gate,
+        model=model,
+        served=served,
+        served_sha256=sha256,
+        sae=admission_of(engine.input_processor).register(catalog.directions()),
+        operations=catalog.operations,
+        tokenizer=load_tokenizer(engine.served.model_dir),  # vLLM works with its own in other threads
+        needs_key=needs_key,
+    )

@@ -1,0 +1,34 @@
+"""`morfi serve` with limits of a test's own."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+from morfi.serve.gate import Limits
+from morfi.serve.keys import read_keys
+from morfi.serve.server import Address, run_server
+from morfi.serving import ServeConfig, serve
+from morfi.store import Store
+from morfi.terminal import TerminalProgress
+
+
+def main() -> None:
+    """Serves what the job, a JSON object, says."""
+    job = json.loads(sys.argv[1])
+    engine = {"kv_cache_memory_bytes": 1 << 26, **job.get("engine", {})}
+    config = ServeConfig(job.get("ckpt", "M_100"), job["latents"], engine=engine)
+    run = functools.partial(
+        run_server,
+        address=Address("127.0.0.1", job["port"], read_keys(None)),
+        on_ready=lambda url: print(f"serving on {url}", flush=True),  # noqa: T201
+        limits=Limits(**job.get("limits", {})),
+    )
+    with TerminalProgress() as progress:
+        serve(config, Store(Path(job["db"])), run, progress)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The command `morfi serve` itself, in processes of its own: what it refuses, says and leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+
+def run_serve(made: Any, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "morfi", "serve", "--db", str(made.db), "--latents", made.find_run]
+    own = {"MORFI_CACHE": str(made.cache), "PYTHONSAFEPATH": "1"}
+    return subprocess.Popen(
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | own,
+        start_new_session=True,
+    )
+
+
+def test_an_unknown_checkpoint_and_a_port_in_use_are_refused(made: Any) -> None:
+    unknown = run_serve(made, "--ckpt", "M_33", "--port", "0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        busy = run_serve(made, "--ckpt", "M_100", "--port", str(port))
+        for process, messages in (
+            (unknown, ('no checkpoint "M_33"', "level-100-seed-0-epoch-early-stop")),
+            (busy, (f"127.0.0.1 port {port} cannot be used",)),
+        ):
+            out, err = process.communicate(timeout=120)
+            assert (process.returncode, out) == (2, ""), err
+            for message in messages:
+                assert message in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_says_where_it_serves_and_ends_clean(made: Any, number: signal.Signals) -> None:
+    engine = ("--engine", "kv_cache_memory_bytes=16777216")
+    process = run_serve(made, "--ckpt", "base", "--port", "0", "--json", *engine)
+    assert process.stdout is not None
+    try:
+        url = json.loads(process.stdout.readline())["url"]
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                assert httpx.get(f"{url}v1/morfi/capabilities").json()["checkpoint"] == "base"
+                break
+            except httpx.TransportError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert "Traceback" not in err
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_folder_is_served_as_its_checkpoint(made: Any) -> None:
+    from morfi.catalog import load_catalog
+    from morfi.serving import chosen
+    from morfi.store import Store
+    from morfi.terminal import TerminalProgress
+
+    with pytest.MonkeyPatch.context() as patched, TerminalProgress() as progress:
+        patched.setenv("MORFI_CACHE", str(made.cache))
+        catalog = load_catalog(Store(made.db), made.find_run, None, progress)
+        row = catalog.checkpoints["level-50-seed-0-epoch-1"]
+        assert row is not None
+        name, checkpoint = chosen(row.path, catalog, None, progress)
+        assert (name, checkpoint.sha256) == ("level-50-seed-0-epoch-1", catalog.open(name).sha256)
+        base = str(Path(catalog.trained.base.model_dir))
+        assert chosen(base, catalog, None, progress) == ("base", catalog.trained.base)
+        assert chosen("M_100", catalog, None, progress)[0] == "level-100-seed-0-epoch-early-stop"
+
+
+def test_it_fails_when_its_engine_dies(made: Any) -> None:
+    engine = ("--engine", "kv_cache_memory_bytes=16777216")
+    process = run_serve(made, "--ckpt", "base", "--port", "0", *engine)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("serving on http://127.0.0.1:")
+        children = psutil.Process(process.pid).children(recursive=True)
+        max(children, key=lambda child: child.memory_info().rss).kill()
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1, err
+        assert "vLLM's engine has died" in err
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,263 @@
+"""Completions and chats over HTTP, with OpenAI's own client: steered as asked, and as through Python."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+
+PROMPT = "Q: Which country is Testville 3 in?\nA:"
+GREEDY = {"max_tokens": 8, "temperature": 0}
+STEERING = {"latents": [{"id": 3, "alpha": 1.5}, {"id": 40, "op": "ablate"}], "positions": "all"}
+N_PROMPT = 1 + len(PROMPT)
+
+
+@pytest.fixture(scope="module")
+def client(server: Any) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def applied(answer: Any) -> Any:
+    return answer.model_extra["steering_applied"]
+
+
+def test_a_steered_completion_is_another_and_says_what_was_applied(
+    client: openai.OpenAI, server: Any
+) -> None:
+    plain = client.completions.create(model="tiny", prompt=PROMPT, **GREEDY)
+    steered = client.completions.create(
+        model="tiny", prompt=PROMPT, **GREEDY, extra_body={"steering": STEERING}
+    )
+    assert "steering_applied" not in (plain.model_extra or {})
+    assert steered.choices[0].text != plain.choices[0].text
+    unit = server.get("/v1/morfi/capabilities").json()["median_norm"]
+    n_computed = N_PROMPT + steered.usage.completion_tokens - 1
+    assert applied(steered) == {
+        "layer": 1,
+        "positions": "all",
+        "checkpoint": "level-100-seed-0-epoch-early-stop",
+        "latents": [
+            {"id": 3, "op": "add", "alpha": 1.5, "strength": pytest.approx(1.5 * unit)},
+            {"id": 40, "op": "ablate", "strength": 0.0},
+        ],
+        "n_tokens": [n_computed],
+    }
+
+
+def test_a_stream_gives_the_same_text_and_ends_with_what_was_applied(client: openai.OpenAI) -> None:
+    request = {"model": "tiny", "prompt": PROMPT, **GREEDY, "extra_body": {"steering": STEERING}}
+    whole = client.completions.create(**request)
+    for options in ({}, {"stream_options": {"include_usage": True}}):
+        chunks = list(client.completions.create(**request, stream=True, **options))
+        assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == whole.choices[0].text
+        said = [chunk for chunk in chunks if "steering_applied" in (chunk.model_extra or {})]
+        assert [applied(chunk) for chunk in said] == [applied(whole)]
+        assert said[0] is [chunk for chunk in chunks if chunk.choices][-1]
+        assert said[0].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_prompts_and_answers_each_count(client: openai.OpenAI, stream: bool) -> None:
+    request = {"model": "tiny", "prompt": [PROMPT, "Q: Why?\nA:"], "n": 2, "max_tokens": 4}
+    found = client.completions.create(
+        **request, temperature=1, seed=5, stream=stream, extra_body={"steering": STEERING, "ignore_eos": True}
+    )
+    if stream:
+        chunks = list(found)
+        (n_tokens,) = (applied(chunk) for chunk in chunks if "steering_applied" in (chunk.model_extra or {}))
+    else:
+        assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
+        n_tokens = applied(found)
+    short = len("Q: Why?\nA:") + 1
+    assert n_tokens["n_tokens"] == [N_PROMPT + 3] * 2 + [short + 3] * 2
+
+
+def test_a_seed_gives_the_same_samples_again(client: openai.OpenAI) -> None:
+    def draw(seed: int, **steering: Any) -> list[str]:
+        found = client.completions.create(
+            model="tiny", prompt=PROMPT, max_tokens=8, temperature=1, n=3, seed=seed, extra_body=steering
+        )
+        return [choice.text for choice in found.choices]
+
+    steered = draw(7, steering=STEERING)
+    assert steered == draw(7, steering=STEERING)
+    assert steered != draw(8, steering=STEERING)
+    assert steered != draw(7)
+    assert len(set(steered)) > 1
+
+
+def test_logprobs_come_with_steering(client: openai.OpenAI) -> None:
+    found = client.completions.create(
+        model="tiny", prompt=PROMPT, **GREEDY, logprobs=3, extra_body={"steering": STEERING}
+    )
+    logprobs = found.choices[0].logprobs
+    assert logprobs is not None
+    assert len(logprobs.token_logprobs) == found.usage.completion_tokens
+    assert all(len(top) >= 3 for top in logprobs.top_logprobs)
+
+
+def test_positions_decide_which_tokens_are_steered(client: openai.OpenAI) -> None:
+    wanted = {"all": N_PROMPT + 3, "prompt": N_PROMPT, "generated": 3, "last_prompt": 1}
+    for positions, n in wanted.items():
+        steering = {"latents": [{"id": 3, "alpha": 1.0}], "positions": positions}
+        found = client.completions.create(
+            model="tiny",
+            prompt=PROMPT,
+            max_tokens=4,
+            temperature=0,
+            extra_body={"steering": steering, "ignore_eos": True},
+        )
+        assert applied(found)["n_tokens"] == [n]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_is_steered_too(client: openai.OpenAI, stream: bool) -> None:
+    request = {"model": "tiny", "messages": [{"role": "user", "content": "Where?"}], **GREEDY}
+    plain = client.chat.completions.create(**request)
+    found = client.chat.completions.create(**request, stream=stream, extra_body={"steering": STEERING})
+    if stream:
+        chunks = list(found)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        last = chunks[-1]
+    else:
+        text, last = found.choices[0].message.content, found
+    assert text != plain.choices[0].message.content
+    assert applied(last)["n_tokens"][0] >= len("user: Where?\nA:")
+
+
+def test_http_gives_what_python_gives(
+    server: Any, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from morfi.catalog import load_catalog
+    from morfi.serve.engine import start_engine
+    from morfi.steering import Latent, Steering
+    from morfi.store import Store
+    from morfi.terminal import TerminalProgress
+    from morfi.types import Sampling
+
+    monkeypatch.setenv("MORFI_CACHE", str(server.made.cache))
+    cases = [
+        ([{"id": i, "alpha": a}], positions)
+        for i, a, positions in ((3, 1.5, "all"), (9, -2.0, "generated"), (17, 4.0, "last_prompt"))
+    ]
+    cases += [([{"id": 5, "clamp": 3.0}, {"id": 6, "op": "project"}, {"id": 7, "op": "ablate"}], "prompt")]
+    with TerminalProgress() as progress:
+        catalog = load_catalog(Store(server.made.db), server.made.find_run, None, progress)
+    checkpoint = catalog.open("level-100-seed-0-epoch-early-stop")
+    unit = catalog.median_norm(checkpoint.sha256)
+    overrides = {"kv_cache_memory_bytes": 1 << 24}
+    with start_engine(checkpoint, context=256, seed=0, overrides=overrides) as engine:
+        sae = engine.register(catalog.directions())
+        steering = [
+            [
+                Steering(
+                    1,
+                    Latent(sae, one["id"]),
+                    one.get("op", "clamp" if "clamp" in one else "add"),
+                    one.get("clamp", one.get("alpha", 0.0) * (1 if "clamp" in one else unit)),
+                    positions,
+                )
+                for one in latents
+            ]
+            for latents, positions in cases
+        ]
+        ids = engine._tokenizer(PROMPT)["input_ids"]
+        expected = engine.generate([ids] * len(cases), Sampling(max_tokens=8), steering=steering)
+    for (latents, positions), (completion,) in zip(cases, expected, strict=True):
+        found = client.completions.create(
+            model="tiny",
+            prompt=PROMPT,
+            **GREEDY,
+            stop="\n",
+            extra_body={
+                "steering": {"latents": latents, "positions": positions, "layer": 1},
+                "return_token_ids": True,
+            },
+        )
+        assert found.choices[0].model_extra["token_ids"] == list(completion.token_ids)
+        assert applied(found)["n_tokens"] == [completion.applied[0].n_tokens]
+
+
+def test_64_clients_with_different_steerings_each_get_what_they_get_alone(server: Any) -> None:
+    bodies = [
+        {
+            "prompt": f"Q: Which country is Testville {i} in?\nA:",
+            "max_tokens": 8,
+            "temperature": 0,
+            "return_token_ids": True,
+            **({"steering": {"latents": [{"id": i, "alpha": (-1) ** i * (1 + i % 5)}]}} if i % 8 else {}),
+        }
+        for i in range(64)
+    ]
+
+    def ask(body: dict[str, Any]) -> Any:
+        answer = server.post("/v1/completions", body)
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        return found["choices"][0]["token_ids"], found.get("steering_applied")
+
+    alone = [ask(body) for body in bodies]
+    with ThreadPoolExecutor(64) as pool:
+        together = list(pool.map(ask, bodies))
+    assert together == alone
+    assert len({tuple(token_ids) for token_ids, _ in alone}) > 32
+
+
+def test_fields_that_are_not_known_are_refused_and_not_ignored(server: Any) -> None:
+    chat = {"messages": [{"role": "user", "content": "Where?"}], **GREEDY}
+    for path, body in (("/v1/completions", {"prompt": PROMPT, **GREEDY}), ("/v1/chat/completions", chat)):
+        for extra in (
+            {"sterring": STEERING},
+            {"Steering": STEERING},
+            {"vllm_xargs": {"morfi": json.dumps({"steering": []})}},
+            {"extra_args": {"morfi": {}}},
+            {"use_beam_search": True},
+            {"kv_transfer_params": {}},
+            {"chat_template": "x"},
+            {"prompt_embeds": "gASVAA=="},
+        ):
+            answer = server.post(path, {**body, **extra})
+            assert answer.status_code == 422, (extra, answer.text)
+            (name,) = extra
+            assert name in answer.json()["error"]["param"]
+
+
+def test_other_ways_to_generate_are_not_there(server: Any) -> None:
+    for path in (
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/chat/completions/batch",
+        "/v1/completions/render",
+        "/inference/v1/generate",
+        "/generative_scoring",
+        "/invocations",
+        "/tokenize",
+        "/v1/load_lora_adapter",
+        "/sleep",
+        "/collective_rpc",
+        "/docs",
+        "/redoc",
+        "/server_info",
+    ):
+        for answer in (server.post(path, {"prompt": PROMPT, "steering": STEERING}), server.get(path)):
+            assert answer.status_code in (404, 405), (path, answer.status_code)
+
+
+def test_nothing_shows_a_path(server: Any) -> None:
+    folder = str(server.made.db.parent)
+    for path in (
+        "/v1/models",
+        "/v1/morfi/capabilities",
+        "/v1/morfi/checkpoints",
+        "/openapi.json",
+        "/metrics",
+    ):
+        answer = server.get(path)
+        assert answer.status_code == 200
+        assert folder not in answer.text
+    assert [model["id"] for model in server.get("/v1/models").json()["data"]] == ["tiny"]

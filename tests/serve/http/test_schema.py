@@ -1,0 +1,84 @@
+"""schemathesis against the OpenAPI document: no 5xx, no undocumented answer, no unsteered one where steered.
+
+`MORFI_SLOW_TESTS=1` tries 5,000 cases and more, else a few hundred; the seed is fixed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+SLOW = bool(os.environ.get("MORFI_SLOW_TESTS"))
+# Cases of each operation and mode: those that generate take most.
+MANY, FEW = (1200, 100) if SLOW else (25, 5)
+CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
+
+
+def test_the_document_is_true(clean: Any, subtests: pytest.Subtests) -> None:
+    document = clean.get("/openapi.json").json()
+    assert {"/v1/completions", "/v1/chat/completions", "/v1/morfi/compare"} <= set(document["paths"])
+    schema = schemathesis.openapi.from_dict(document)
+    n_cases = 0
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        # Loading would take the weights from under the other cases; it has tests of its own.
+        if operation.path.endswith("/load"):
+            continue
+        n = MANY if operation.method.upper() == "POST" else FEW
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            if mode is GenerationMode.NEGATIVE and not (
+                operation.body or operation.query or operation.path_parameters
+            ):
+                continue
+            with subtests.test(operation=f"{operation.method} {operation.path}", mode=mode.value):
+                n_cases += try_all(operation, mode, n, clean.url)
+    assert n_cases >= (5000 if SLOW else 100)
+
+
+def try_all(operation: Any, mode: Any, n: int, url: str) -> int:
+    """Sends cases of one operation; returns how many."""
+    n_sent = 0
+
+    @hypothesis.seed(1)
+    @settings(
+        max_examples=n,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[hypothesis.Phase.generate],
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def send(case: Any) -> None:
+        nonlocal n_sent
+        n_sent += 1
+        response = case.call(base_url=url, timeout=120)
+        assert response.status_code < 500, (response.status_code, response.text[:500], case.as_curl_command())
+        case.validate_response(response, checks=CHECKS)
+        body = case.body if isinstance(case.body, dict) else {}
+        if response.status_code == 200 and (body.get("steering") is not None or "strengths" in body):
+            assert "steering_applied" in response.text, case.as_curl_command()
+
+    send()
+    return n_sent
+
+
+def test_every_route_says_what_it_may_refuse(server: Any) -> None:
+    document = server.get("/openapi.json").json()
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            codes = set(operation["responses"])
+            assert {"200", "401", "403", "413"} <= codes, (path, method, codes)
+            assert operation["security"], (path, method)
+    assert json.dumps(document).count("steering_applied") >= 3

@@ -1,0 +1,360 @@
+"""The HTTP app without an engine: what it takes, refuses and says; the engine's part is played by a fake."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from vllm.entrypoints.openai.completion.protocol import CompletionResponse, CompletionResponseChoice
+from vllm.entrypoints.serve.engine.protocol import UsageInfo
+
+from morfi.errors import InputError, MorfiError
+from morfi.serve import app as app_module
+from morfi.serve.gate import Gate, Limits
+from morfi.serve.keys import Keys
+from morfi.serve.server import Address, frontend_arguments
+from morfi.serve.state import ServerState
+from morfi.steering import Latent, Steering
+
+GOOD = {"prompt": "Q", "steering": {"latents": [{"id": 3, "alpha": 1.5}]}}
+JSON = {"content-type": "application/json"}
+
+
+@dataclass
+class FakeEngine:
+    """Loads what it is told, or fails; counts loads."""
+
+    failure: Exception | None = None
+    loaded: list[str] = field(default_factory=list)
+    errored: bool = False
+    model_config: Any = None
+    served: Any = field(default_factory=lambda: SimpleNamespace(sha256="a", answers=True, started_on="a"))
+
+    async def get_supported_tasks(self) -> tuple[str, ...]:
+        return ("generate",)
+
+    async def check_health(self) -> None: ...
+
+    async def collective_rpc(self, method: str) -> list[dict[str, int]]:
+        assert method == "morfi_slots"
+        return [{"n": 8, "used": 3, "followed": 0}]
+
+    async def load_checkpoint(self, checkpoint: Any) -> None:
+        if self.failure is not None:
+            self.served.answers = not isinstance(self.failure, MorfiError) or self.failure.exit_code == 2
+            raise self.failure
+        self.loaded.append(checkpoint.sha256)
+        self.served.sha256, self.served.answers = checkpoint.sha256, True
+
+
+@dataclass
+class FakeServing:
+    """Answers with as many choices as asked for; `n_tokens` is what workers report of each."""
+
+    n_tokens: list[int] | None
+    requests: list[Any] = field(default_factory=list)
+    params: list[Any] = field(default_factory=list)
+
+    async def create_completion(self, request: Any, raw_request: Any) -> Any:
+        self.requests.append(request)
+        self.params.append(request.to_sampling_params(8, {}))
+        for followed in request._followed:
+            followed.n_tokens = list(self.n_tokens or [])
+        if request.stream:
+            return self.stream()
+        choices = [CompletionResponseChoice(index=0, text="x", finish_reason="stop")]
+        usage = UsageInfo(prompt_tokens=1, completion_tokens=1, total_tokens=2)
+        return CompletionResponse(model="tiny", choices=choices, usage=usage)
+
+    async def stream(self) -> AsyncGenerator[str, None]:
+        yield 'data: {"choices":[{"index":0,"text":"x","finish_reason":"stop"}]}\n\n'
+        yield "data: [DONE]\n\n"
+
+
+@dataclass
+class Served:
+    """The app, its state, and the fakes in it."""
+
+    app: Any
+    state: ServerState
+    engine: FakeEngine
+    serving: FakeServing
+
+    def ask(self, *requests: tuple[str, str, Any], role: str = "") -> list[httpx.Response]:
+        """The answers to some requests (method, path, JSON body or bytes), sent at the same time."""
+
+        async def run() -> list[httpx.Response]:
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                return await asyncio.gather(
+                    *(
+                        client.request(method, path, content=content_of(body), headers=JSON)
+                        for method, path, body in requests
+                    )
+                )
+
+        return asyncio.run(run())
+
+    def post(self, path: str, body: Any = None) -> httpx.Response:
+        return self.ask(("POST", path, body))[0]
+
+    def get(self, path: str) -> httpx.Response:
+        return self.ask(("GET", path, None))[0]
+
+
+def content_of(body: Any) -> bytes | None:
+    return body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Served:
+    async def without_engine(*_: Any) -> None: ...
+
+    def opened(name: str) -> Any:
+        return SimpleNamespace(sha256={"base": "a", "level-100-seed-0-epoch-1": "b"}[name])
+
+    monkeypatch.setattr(app_module, "init_app_state", without_engine)
+    catalog = SimpleNamespace(
+        layer=1,
+        d_sae=96,
+        checkpoints={"base": None, "level-100-seed-0-epoch-1": object()},
+        open=opened,
+        median_norm=lambda sha256: {"a": 2.0, "b": 3.0}[sha256],
+        row_norm=lambda latent: 0.0 if latent == 95 else 1.5,
+        trained=SimpleNamespace(base=SimpleNamespace(sha256="a")),
+    )
+    engine, serving = FakeEngine(), FakeServing([7])
+
+    async def make() -> Served:
+        state = ServerState(
+            engine=engine,  # type: ignore[arg-type]
+            catalog=catalog,  # type: ignore[arg-type]
+            gate=Gate(Limits(max_requests_in_flight=8, drain_s=0.2)),
+            model="tiny",
+            served="base",
+            served_sha256="a",
+            sae="the-sae",
+            operations=("add", "project", "clamp"),
+            tokenizer=None,
+            needs_key=False,
+        )
+        arguments = frontend_arguments({"served_model_name": ["tiny"]}, Address())
+        app = await app_module.make_app(state, arguments, Keys(), local=True)
+        app.state.engine_client, app.state.openai_serving_completion = engine, serving
+        return Served(app, state, engine, serving)
+
+    return asyncio.run(make())
+
+
+def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    assert error["code"] == status
+    return error
+
+
+def test_a_steering_reaches_the_engine_in_raw_units_and_comes_back(served: Served) -> None:
+    body = {**GOOD, "seed": 3, "user": "me", "steering": {**GOOD["steering"], "positions": "prompt"}}  # type: ignore[dict-item]
+    found = served.post("/v1/completions", body).json()
+    assert found["steering_applied"] == {
+        "layer": 1,
+        "positions": "prompt",
+        "checkpoint": "base",
+        "latents": [{"id": 3, "op": "add", "alpha": 1.5, "strength": 3.0}],
+        "n_tokens": [7],
+    }
+    (followed,) = served.serving.requests[0]._followed
+    assert followed.steering == (Steering(1, Latent("the-sae", 3), "add", 3.0, "prompt"),)
+    specification = served.serving.params[0].extra_args["morfi"]
+    assert specification["report"] is True
+    assert specification["steering"][0]["direction"] == {"sae": "the-sae", "latent": 3}
+    assert served.serving.requests[0].seed == 3
+    assert served.state.gate.n_in_flight == 0
+
+
+def test_without_steering_nothing_is_added(served: Served) -> None:
+    for body in ({"prompt": "Q"}, {"prompt": "Q", "steering": None}):
+        assert "steering_applied" not in served.post("/v1/completions", body).json()
+    assert [params.extra_args for params in served.serving.params] == [None, None]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_without_its_reports_is_not_given(served: Served, stream: bool) -> None:
+    served.serving.n_tokens = None
+    answer = served.post("/v1/completions", {**GOOD, "stream": stream})
+    assert "steering_applied" not in answer.text
+    if stream:
+        assert '"code": 500' in answer.text
+        assert answer.text.endswith("data: [DONE]\n\n")
+    else:
+        assert "have not reported" in error_of(answer, 500)["message"]
+    assert served.state.gate.n_in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("latent", "message"),
+    [
+        ({"id": 96, "alpha": 1}, "there are the latents 0 to 95"),
+        ({"id": 95, "alpha": 1}, "leads nowhere"),
+        ({"id": 3, "alpha": 64.1}, "at most 64"),
+        ({"id": 3, "clamp": 86.0}, "64.5 median residual norms"),
+        ({"id": 3, "op": "ablate"}, "cannot be done with this SAE; add, project, clamp can"),
+        ({"id": 3, "alpha": "1"}, "valid number"),
+        ({"id": 3.0, "alpha": 1}, "valid integer"),
+        ({"id": True, "alpha": 1}, "valid integer"),
+        ({"id": 3}, '"add" needs alpha'),
+        ({"id": 3, "op": "project", "alpha": 1}, '"project" takes no alpha'),
+        ({"id": 3, "alpha": 1, "clamp": 1}, '"clamp" takes no alpha'),
+        ({"id": 3, "alpha": 1, "strength": 1}, "not permitted"),
+    ],
+)
+def test_latents_that_cannot_be_steered_are_refused(served: Served, latent: Any, message: str) -> None:
+    answer = served.post("/v1/completions", {"prompt": "Q", "steering": {"latents": [latent]}})
+    error = error_of(answer, 422)
+    assert message in error["message"]
+    assert error["param"].startswith("steering.latents")
+    assert not served.serving.requests
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b'{"prompt": "Q", "steering": {"latents": [{"id": 3, "alpha": NaN}]}}', 422),
+        (b'{"prompt": "Q", "temperature": Infinity}', 422),
+        (b'{"prompt": "\\ud800"}', 422),
+        (b'{"prompt": "Q", "sterring": {}}', 422),
+        (b'{"prompt": "Q", "vllm_xargs": {"morfi": "{}"}}', 422),
+        (b'{"prompt": ["Q", 1]}', 422),
+        (b'{"prompt": [[]]}', 422),
+        (b"[" * 100_000, 400),
+        (b'{"prompt": "Q", "seed": ' + b"9" * 5000 + b"}", 400),
+        (b"\x80\x04\x95", 400),
+        (b"{", 422),
+        (b"", 422),
+        (b"null", 422),
+    ],
+)
+def test_bodies_that_are_wrong_are_refused_in_openais_words(
+    served: Served, content: bytes, status: int
+) -> None:
+    assert error_of(served.post("/v1/completions", content), status)["message"]
+    assert not served.serving.requests
+
+
+def test_only_known_routes_are_there_and_the_document_names_what_they_refuse(served: Served) -> None:
+    document = served.get("/openapi.json").json()
+    assert set(document["paths"]) == {
+        "/health",
+        "/version",
+        "/metrics",
+        "/v1/models",
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/morfi/capabilities",
+        "/v1/morfi/latents",
+        "/v1/morfi/latents/{latent}",
+        "/v1/morfi/questions",
+        "/v1/morfi/checkpoints",
+        "/v1/morfi/checkpoints/{name}/load",
+        "/v1/morfi/compare",
+    }
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            assert {"200", "401", "403", "413", "503"} <= set(operation["responses"]), (path, method)
+    for path in ("/v1/responses", "/invocations", "/tokenize", "/docs", "/ping", "/load", "/v1/messages"):
+        assert error_of(served.post(path, GOOD), 404)["message"] == "Not Found"
+    assert served.get("/health").status_code == 200
+    metrics = served.get("/metrics").text
+    assert "morfi_vector_slots_used 3.0" in metrics
+    assert "morfi_refused_requests_total{reason=" in metrics
+    assert "morfi" in served.get("/").text
+
+
+def test_too_many_answers_at_once_are_told_to_come_again(served: Served) -> None:
+    async def slow(request: Any, raw_request: Any) -> Any:
+        await asyncio.sleep(0.1)
+        return await FakeServing([7]).create_completion(request, raw_request)
+
+    served.serving.create_completion = slow  # type: ignore[method-assign]
+    answers = served.ask(*[("POST", "/v1/completions", {"prompt": "Q", "n": 3})] * 3)
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert [answer.status_code for answer in answers].count(200) == 2
+    assert [int(answer.headers["retry-after"]) for answer in refused] == [1]
+    error_of(served.post("/v1/completions", {"prompt": "Q", "n": 9}), 422)
+
+
+LOAD = "/v1/morfi/checkpoints/level-100-seed-0-epoch-1/load"
+
+
+def test_a_load_changes_checkpoint_and_unit(served: Served) -> None:
+    assert served.post(LOAD).json()["served"] == "level-100-seed-0-epoch-1"
+    assert served.engine.loaded == ["b"]
+    applied = served.post("/v1/completions", GOOD).json()["steering_applied"]
+    assert (applied["checkpoint"], applied["latents"][0]["strength"]) == ("level-100-seed-0-epoch-1", 4.5)
+    served.post(LOAD)
+    assert served.engine.loaded == ["b"]
+    error_of(served.post("/v1/morfi/checkpoints/level-1/load"), 404)
+
+
+def test_a_load_that_is_refused_leaves_what_was_served(served: Served) -> None:
+    served.engine.failure = InputError("/secret/folder holds another checkpoint")
+    assert "/secret" not in error_of(served.post(LOAD), 409)["message"]
+    assert served.post("/v1/completions", GOOD).json()["steering_applied"]["checkpoint"] == "base"
+
+
+def test_after_a_load_that_failed_half_way_nothing_is_answered_until_one_succeeds(served: Served) -> None:
+    served.engine.failure = MorfiError("the disk /secret died")
+    error = served.post(LOAD)
+    assert "/secret" not in error_of(error, 503)["message"]
+    for path, body in (
+        ("/v1/completions", GOOD),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Q"}]}),
+        ("/v1/morfi/compare", {"prompt": "Q", "latents": [{"id": 1}], "strengths": [1]}),
+    ):
+        answer = served.post(path, body)
+        assert "failed half way" in error_of(answer, 503)["message"]
+        assert answer.headers["retry-after"]
+    served.engine.failure = None
+    assert served.post("/v1/morfi/checkpoints/base/load").status_code == 200
+    assert served.engine.loaded == ["a"]
+    assert served.post("/v1/completions", GOOD).status_code == 200
+
+
+def test_requests_during_a_load_are_refused_and_those_before_it_end_first(served: Served) -> None:
+    order: list[str] = []
+    plain: Callable[..., Any] = served.serving.create_completion
+
+    async def slow(request: Any, raw_request: Any) -> Any:
+        await asyncio.sleep(0.05)
+        order.append("answered")
+        return await plain(request, raw_request)
+
+    async def load(checkpoint: Any) -> None:
+        order.append("loaded")
+        await asyncio.sleep(0.05)
+
+    served.serving.create_completion = slow  # type: ignore[method-assign]
+    served.engine.load_checkpoint = load  # type: ignore[method-assign]
+
+    async def run() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(served.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            early = asyncio.create_task(client.post("/v1/completions", json=GOOD))
+            await asyncio.sleep(0.02)
+            loading = asyncio.create_task(client.post(LOAD))
+            await asyncio.sleep(0.01)
+            late = await client.post("/v1/completions", json=GOOD)
+            return [await early, await loading, late]
+
+    early, loading, late = asyncio.run(run())
+    assert early.json()["steering_applied"]["checkpoint"] == "base"
+    assert loading.status_code == 200
+    assert "is being loaded" in error_of(late, 503)["message"]
+    assert late.headers["retry-after"]
+    assert order == ["answered", "loaded"]

@@ -1,0 +1,166 @@
+"""No steered answer without its reports: what is fetched when, and what becomes of missing ones."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from morfi.errors import MorfiError
+from morfi.serve.async_engine import Followed, Reports, SteeringLLM
+from morfi.serve.routes import with_applied
+from morfi.serve.state import Planned
+from morfi.serve.wire import AppliedLatent
+from morfi.steering import Latent, Steering
+
+STEERING = (Steering(1, Latent("sae", 3), "add", 2.0),)
+
+
+def report(reached: int, layers: tuple[int, int] = (0, 2)) -> dict[str, Any]:
+    return {"layers": list(layers), "reached": reached, "failure": None, "n_captured": {}, "captured": {}}
+
+
+class Workers:
+    """Two workers, of which the first has no layers that are steered; calls take a while."""
+
+    errored = False
+
+    def __init__(self, reached: dict[str, int]) -> None:
+        self.reached = reached
+        self.calls: list[list[str]] = []
+
+    async def collective_rpc(self, method: str, args: tuple[list[str]]) -> list[Any]:
+        assert method == "morfi_take_reports"
+        self.calls.append(list(args[0]))
+        await asyncio.sleep(0.01)
+        found = [report(self.reached[name], (1, 2)) if name in self.reached else None for name in args[0]]
+        return [[report(0, (0, 1)) for _ in args[0]], found]
+
+
+def test_reports_of_requests_that_end_meanwhile_are_fetched_in_one_call() -> None:
+    async def run() -> None:
+        workers = Workers({f"r{i}": i for i in range(9)})
+        reports = Reports(workers)  # type: ignore[arg-type]
+
+        async def take(i: int) -> None:
+            await asyncio.sleep(0.002 * i)
+            (found,) = await reports.take([f"r{i}"])
+            assert [one and one["reached"] for one in found] == [0, i]
+
+        await asyncio.gather(*(take(i) for i in range(9)))
+        assert sorted(name for call in workers.calls for name in call) == sorted(workers.reached)
+        assert len(workers.calls) < 6
+
+    asyncio.run(run())
+
+
+def test_one_that_is_cancelled_does_not_take_the_others_reports_with_it() -> None:
+    async def run() -> None:
+        reports = Reports(Workers({"a": 1, "b": 2}))  # type: ignore[arg-type]
+        first = asyncio.create_task(reports.take(["a"]))
+        second = asyncio.create_task(reports.take(["b"]))
+        await asyncio.sleep(0.001)
+        first.cancel()
+        ((_, found),) = await second
+        assert found is not None
+        assert found["reached"] == 2
+
+    asyncio.run(run())
+
+
+async def outputs_of(
+    texts: Sequence[tuple[int, list[int], str | None]], n_prompt: int
+) -> AsyncGenerator[Any, None]:
+    """vLLM's outputs: (choice, tokens, finish reason) each, the last one ends the request."""
+    for place, (index, token_ids, reason) in enumerate(texts):
+        part = SimpleNamespace(index=index, token_ids=token_ids, finish_reason=reason)
+        prompt = list(range(n_prompt)) if place == 0 else None
+        yield SimpleNamespace(prompt_token_ids=prompt, outputs=[part], finished=place == len(texts) - 1)
+
+
+def follow(followed: Followed, workers: Workers, texts: Any, n: int) -> list[Any]:
+    async def run() -> list[Any]:
+        engine = SimpleNamespace(reports=Reports(workers))  # type: ignore[arg-type]
+        found = SteeringLLM._follow(engine, outputs_of(texts, 5), followed, n)
+        return [output async for output in found]
+
+    return asyncio.run(run())
+
+
+def test_a_request_ends_once_all_its_answers_are_reported() -> None:
+    texts = [(0, [7], None), (1, [7, 8], None), (0, [9], "stop"), (1, [9], "length")]
+    followed = Followed(STEERING, request_id="r")
+    workers = Workers({"0_r": 6, "1_r": 7})
+    assert len(follow(followed, workers, texts, 2)) == 4
+    assert followed.n_tokens == [6, 7]
+    assert workers.calls == [["0_r", "1_r"]]
+
+
+@pytest.mark.parametrize("reached", [{}, {"r": 5}], ids=["no report", "not to the end"])
+def test_a_request_whose_report_is_missing_or_short_fails(reached: dict[str, int]) -> None:
+    followed = Followed(STEERING, request_id="r")
+    with pytest.raises(MorfiError, match="not what was asked for"):
+        follow(followed, Workers(reached), [(0, [7], None), (0, [8], "stop")], 1)
+    assert followed.n_tokens == []
+
+
+def test_reports_of_a_request_that_is_dropped_are_fetched_and_forgotten() -> None:
+    async def run() -> None:
+        workers = Workers({"r": 5})
+        engine = SimpleNamespace(reports=Reports(workers))  # type: ignore[arg-type]
+        texts = [(0, [7], None), (0, [8], "stop")]
+        found = SteeringLLM._follow(engine, outputs_of(texts, 5), Followed(STEERING, request_id="r"), 1)
+        await anext(found)
+        await found.aclose()
+        await asyncio.sleep(0.05)
+        assert workers.calls == [["r"]]
+
+    asyncio.run(run())
+
+
+def streamed(parts: Sequence[str], followed: Sequence[Followed], n_answers: int) -> list[str]:
+    planned = Planned(STEERING, "all", [AppliedLatent(id=3, op="add", alpha=1.0, strength=2.0)], 1, "base")
+
+    async def run() -> list[str]:
+        async def given() -> AsyncGenerator[str, None]:
+            for part in parts:
+                yield part
+
+        return [part async for part in with_applied(given(), planned, followed, n_answers)]
+
+    return asyncio.run(run())
+
+
+def chunk(*reasons: str | None) -> str:
+    choices = [
+        {"index": i, "text": 'a "finish_reason":"x"', "finish_reason": r} for i, r in enumerate(reasons)
+    ]
+    return f"data: {json.dumps({'choices': choices}, separators=(',', ':'))}\n\n"
+
+
+def test_the_chunk_that_ends_the_last_choice_says_what_was_applied() -> None:
+    followed = [Followed(STEERING, n_tokens=[4, 5])]
+    parts = [chunk(None), chunk("stop"), chunk(None, "length"), chunk(None), "data: [DONE]\n\n"]
+    found = streamed(parts, followed, 2)
+    said = [place for place, part in enumerate(found) if '"steering_applied"' in part]
+    assert said == [2]
+    assert json.loads(found[2].removeprefix("data: "))["steering_applied"]["n_tokens"] == [4, 5]
+    assert [part for place, part in enumerate(found) if place != 2] == [*parts[:2], *parts[3:]]
+
+
+def test_a_stream_that_would_end_without_is_ended_by_an_error() -> None:
+    for followed in ([Followed(STEERING)], [Followed(STEERING, n_tokens=[4]), Followed(STEERING)]):
+        found = streamed([chunk(None), chunk("stop"), "data: [DONE]\n\n"], followed, 1)
+        assert [part for part in found if '"error"' in part]
+        assert not [part for part in found if "steering_applied" in part]
+    found = streamed([chunk(None), "data: [DONE]\n\n"], [Followed(STEERING, n_tokens=[4])], 1)
+    assert '"code": 500' in found[1]
+
+
+def test_an_error_of_vllm_passes_as_it_is() -> None:
+    parts = ['data: {"error":{"message":"x"}}\n\n', "data: [DONE]\n\n"]
+    assert streamed(parts, [Followed(STEERING)], 1) == parts

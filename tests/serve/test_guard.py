@@ -1,0 +1,165 @@
+"""The guard before all routes, around a small app, in a real HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from morfi.serve.gate import Limits
+from morfi.serve.guard import Guard
+from morfi.serve.keys import Keys
+from morfi.serve.protocol import impatient_protocol
+
+LIMITS = Limits(max_body_bytes=1000, read_s=3, stall_s=2)  # a busy machine is slow to ask
+USER, ADMIN = "user-key-123", "admin-key-456"
+
+
+@dataclass
+class Small:
+    """An app that says what reached it; /flood sends without end. `closed`: requests whose cleanup ran."""
+
+    closed: int = 0
+    flooding: int = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        scope["morfi.cleanup"].callback(self._count)
+        message = await receive()
+        found = {"role": scope["morfi.role"], "n": len(message["body"]), "path": scope["path"]}
+        start = {"type": "http.response.start", "status": 200, "headers": []}
+        if scope["path"] == "/flood":
+            await send(start)
+            while True:
+                self.flooding += 1
+                await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+        content = json.dumps(found).encode()
+        await send({**start, "headers": [(b"content-length", str(len(content)).encode())]})
+        await send({"type": "http.response.body", "body": content})
+
+    def _count(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class Served:
+    """The small app behind the guard at `port`."""
+
+    app: Small
+    port: int
+    needs_key: bool
+
+    def get(self, path: str = "/v1/x", method: str = "GET", **options: Any) -> httpx.Response:
+        return httpx.request(method, f"http://127.0.0.1:{self.port}{path}", timeout=10, **options)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+
+
+@pytest.fixture(params=[Keys(), Keys(USER, ADMIN)], ids=["open", "keys"], scope="module")
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    app = Small()
+    guard = Guard(app, keys=request.param, limits=LIMITS, local=True)
+    config = uvicorn.Config(
+        guard, port=0, log_level="critical", lifespan="off", http=impatient_protocol(LIMITS.read_s), ws="none"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield Served(app, server.servers[0].sockets[0].getsockname()[1], request.param.needed)
+    server.should_exit = server.force_exit = True
+    thread.join()
+
+
+def key(served: Served, name: str = USER) -> dict[str, str]:
+    return {"authorization": f"Bearer {name}"} if served.needs_key else {}
+
+
+def test_a_request_comes_through_whole_with_its_role(served: Served) -> None:
+    answer = served.get(method="POST", content=b"a" * 1000, headers=key(served))
+    role = "user" if key(served) else "admin"
+    assert answer.json() == {"role": role, "n": 1000, "path": "/v1/x"}
+    assert served.get(headers=key(served, ADMIN)).json()["role"] == "admin"
+
+
+def test_missing_and_wrong_keys_are_refused_but_for_health_and_the_page(served: Served) -> None:
+    if not key(served):
+        for path in ("/v1/x", "/metrics", "/"):
+            assert served.get(path).json()["role"] == "admin"
+        return
+    for headers in ({}, {"authorization": "Bearer wrong-key-000"}, {"authorization": f"Basic {USER}"}):
+        for path in ("/v1/x", "/metrics", "/openapi.json", "/v1/models", "//health", "/health/", "/nothing"):
+            answer = served.get(path, headers=headers)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            assert answer.json()["error"]["code"] == 401
+        for path in ("/health", "/"):
+            assert served.get(path, headers=headers).json()["role"] == "nobody"
+
+
+@pytest.mark.parametrize("n", [1001, 10_000_000])
+def test_a_large_body_is_refused_with_its_length_said_or_not(served: Served, n: int) -> None:
+    def parts() -> Iterator[bytes]:
+        for _ in range(0, n, 100_000):
+            yield b"a" * min(n, 100_000)
+
+    said = served.get(method="POST", content=b"a" * n, headers=key(served))
+    assert (said.status_code, said.json()["error"]["type"]) == (413, "body")
+    try:
+        unsaid = served.get(method="POST", content=parts(), headers=key(served))
+        assert unsaid.status_code == 413
+    except httpx.TransportError:
+        assert n > 16 * LIMITS.max_body_bytes  # cut off while it was still sending
+    assert served.get(headers=key(served)).status_code == 200
+
+
+def test_a_body_that_comes_too_slowly_is_given_up(served: Served) -> None:
+    head = "".join(f"{name}: {value}\r\n" for name, value in key(served).items())
+    with served.connect() as sock:
+        sock.sendall(f"POST /v1/x HTTP/1.1\r\nhost: localhost\r\n{head}content-length: 500\r\n\r\n".encode())
+        begun = time.monotonic()
+        sock.sendall(b"a")
+        answer = sock.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert time.monotonic() - begun > LIMITS.read_s - 1
+
+
+def test_headers_that_come_too_slowly_are_given_up(served: Served) -> None:
+    with served.connect() as sock, served.connect() as silent:
+        sock.sendall(b"GET /v1/x HTTP/1.1\r\nhost: localhost\r\nx-slow: ")
+        assert sock.recv(4096) == b""
+        assert silent.recv(4096) == b""
+
+
+def test_a_client_that_does_not_read_is_given_up(served: Served) -> None:
+    head = "".join(f"{name}: {value}\r\n" for name, value in key(served).items())
+    before = served.app.closed
+    with served.connect() as sock:
+        sock.sendall(f"GET /flood HTTP/1.1\r\nhost: localhost\r\n{head}\r\n".encode())
+        deadline = time.monotonic() + 60
+        while served.app.closed == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert served.app.closed == before + 1
+
+
+def test_other_names_and_other_sites_are_refused(served: Served) -> None:
+    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", ""):
+        answer = served.get(headers={**key(served), "host": host})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (403, "host")
+    for host in ("localhost", "localhost:9", f"127.0.0.1:{served.port}", "[::1]:80"):
+        assert served.get(headers={**key(served), "host": host}).status_code == 200
+    own = f"http://127.0.0.1:{served.port}"
+    assert served.get(headers={**key(served), "origin": own}).status_code == 200
+    for origin in ("https://evil.example", "null", f"http://127.0.0.1:{served.port + 1}"):
+        assert served.get(headers={**key(served), "origin": origin}).status_code == 403

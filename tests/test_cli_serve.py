@@ -1,0 +1,68 @@
+"""`morfi serve`: what it refuses before anything is started."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from morfi.cli import main
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Runs `morfi serve` in an empty folder; gives its code and what it said on standard error."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MORFI_API_KEY", "MORFI_ADMIN_KEY", "MORFI_DB"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: object) -> tuple[int, str]:
+        given = ["morfi", "serve", "--ckpt", "M_100", "--latents", "find-1", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", given)
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert isinstance(stop.value.code, int)
+        said = capfd.readouterr()
+        assert not said.out
+        return stop.value.code, said.err
+
+    return run
+
+
+def test_other_machines_need_a_key(refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("0.0.0.0", "::", "192.168.0.1", "example.org"):
+        code, said = refused("--host", host)
+        assert code == 2
+        assert "a key is needed" in said
+        assert "MORFI_API_KEY" in said
+    monkeypatch.setenv("MORFI_API_KEY", "user-key-123")
+    code, said = refused("--host", "0.0.0.0")
+    assert (code, "a key" in said) == (2, False)  # it got as far as the missing store
+    assert "user-key-123" not in said
+
+
+def test_keys_are_no_option_and_their_file_is_private(refused: Any, tmp_path: Path) -> None:
+    for option in ("--api-key", "--admin-key", "--key"):
+        code, said = refused(option, "user-key-123")
+        assert code == 2
+        assert "No such option" in said
+    file = tmp_path / "keys"
+    file.write_text("user user-key-123\n")
+    file.chmod(0o644)
+    code, said = refused("--keys", file)
+    assert code == 2
+    assert "can be read by others" in said
+    assert "user-key-123" not in said
+
+
+def test_what_is_not_there_is_named(refused: Any) -> None:
+    for arguments, message in (
+        (("--port", "70000"), "70000"),
+        (("--engine", "trust_remote_code=true"), "code from a checkpoint is never run"),
+        ((), "no such database"),
+    ):
+        code, said = refused(*arguments)
+        assert code == 2
+        assert message in said
