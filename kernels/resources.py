@@ -30,7 +30,7 @@ def compiled_resources(
     """Compiles `kernel` for sm_`capability`; `types` are those of its arguments before the constants.
 
     A type is like "*bf16", "fp32" or "i32"; pointers, and what has the type "i32:16", are taken to be
-    multiples of 16, as Triton finds them to be nearly always. What has the type "i32:1" is 1, and compiled in.
+    multiples of 16, as Triton finds them to be nearly always. "i32:1" is the number 1, compiled in.
     """
     import triton
     from triton.backends.compiler import GPUTarget
