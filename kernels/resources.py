@@ -30,20 +30,22 @@ def compiled_resources(
     """Compiles `kernel` for sm_`capability`; `types` are those of its arguments before the constants.
 
     A type is like "*bf16", "fp32" or "i32"; pointers, and what has the type "i32:16", are taken to be
-    multiples of 16, as Triton finds them to be nearly always.
+    multiples of 16, as Triton finds them to be nearly always. "i32:1" is the number 1, compiled in.
     """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     names = kernel.arg_names[: len(types)]
+    ones = {name: 1 for name, kind in zip(names, types, strict=True) if kind.endswith(":1")}
     signature = {name: kind.partition(":")[0] for name, kind in zip(names, types, strict=True)}
+    signature |= dict.fromkeys(ones, "constexpr")
     signature |= dict.fromkeys(kernel.arg_names[len(types) :], "constexpr")
     aligned = [place for place, kind in enumerate(types) if kind.startswith("*") or kind.endswith(":16")]
     source = ASTSource(
         fn=kernel,
         signature=signature,
-        constexprs=dict(constants),
+        constexprs=dict(constants) | ones,
         attrs={(place,): [["tt.divisibility", 16]] for place in aligned},
     )
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -77,12 +79,16 @@ def sums_resources(capability: int) -> Resources:
     return compiled_resources(resampled_sums_kernel, types, {"ROWS": ROWS, "BLOCK": BLOCK}, capability)
 
 
-def trend_resources(capability: int, n_conditions: int, *, has_table: bool) -> Resources:
-    """Of `trend_kernel`."""
+def trend_resources(
+    capability: int, n_conditions: int, *, has_table: bool, is_resampled: bool = True
+) -> Resources:
+    """Of `trend_kernel`, for the means of resamples or for the full sample's alone."""
     from morfi.kernels.trend_triton import BLOCK, trend_kernel
 
     types = ["*fp32"] * 3 + ["*i32", "*fp32"] + ["*i32"] * 3 + ["*fp32"] + ["i32"] * 3 + ["fp32"] * 7
-    constants = {"C": n_conditions, "HAS_TABLE": has_table, "BLOCK": BLOCK}
+    constants = {"C": n_conditions, "HAS_TABLE": has_table, "BLOCK": BLOCK if is_resampled else 1}
+    if not is_resampled:
+        types[10] = "i32:1"
     return compiled_resources(trend_kernel, types, constants, capability)
 
 

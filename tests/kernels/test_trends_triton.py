@@ -71,5 +71,8 @@ def test_encoding_compiles_without_spills(epilogue: str, dtype: str, capability:
 def test_what_follows_compiles_without_spills(capability: int) -> None:
     check(sums_resources(capability), capability)
     for n_conditions in (3, 7, 10, 21):
-        check(trend_resources(capability, n_conditions, has_table=n_conditions <= MAX_ENUMERATED), capability)
+        has_table = n_conditions <= MAX_ENUMERATED
+        for is_resampled in (True, False):
+            found = trend_resources(capability, n_conditions, has_table=has_table, is_resampled=is_resampled)
+            check(found, capability)
         check(page_resources(capability, n_conditions), capability)
