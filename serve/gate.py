@@ -22,7 +22,7 @@ class Limits:
     units of the median residual norm.
     """
 
-    max_alpha: float = 64.0
+    max_alpha: float = 8.0
     max_latents: int = MAX_ENTRIES
     max_requests_in_flight: int = 256
     max_body_bytes: int = 1 << 20

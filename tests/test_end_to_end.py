@@ -72,7 +72,7 @@ def kill_after_first_rows(arguments: list[str], db: Path) -> int:
     while time.monotonic() < deadline and process.poll() is None:
         if db.exists() and Store(db).runs(1) and Store(db).runs(1)[0].n_done >= 8:
             break
-        time.sleep(0.1)
+        time.sleep(0.3)  # reading shuts out the writer
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return Store(db).runs(1)[0].n_done

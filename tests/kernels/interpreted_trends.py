@@ -188,7 +188,8 @@ def run_whole(activation: str, method: Literal["bootstrap", "page"]) -> int:
 if __name__ == "__main__":
     widen_bfloat16()
     cases = [
-        (activation, shape, dtype, (-4.0, 4.0)[(number + number // 4) % 2])
+        # The smallest shape would keep nothing where latents are rare.
+        (activation, shape, dtype, -4.0 if shape[0] > 1 and (number + number // 4) % 2 == 0 else 4.0)
         for number, (activation, dtype, shape) in enumerate(itertools.product(ACTIVATIONS, DTYPES, SHAPES))
     ]
     found = {
