@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -72,8 +73,11 @@ def run_server(
     settings |= {"disable_log_stats": False, "served_model_name": [model]}
     signal.signal(signal.SIGTERM, _interrupt)  # until vLLM's server has its own handler
     job = _Job(catalog, checkpoint, served, address, sock, settings, on_ready, limits, verbose)
-    with sock:
-        uvloop.run(_serve(job))
+    try:
+        with sock:
+            uvloop.run(_serve(job))
+    finally:
+        gc.unfreeze()  # vLLM froze the heap, whose objects would else be called leaked at the end
 
 
 def listen(address: Address) -> socket.socket:
