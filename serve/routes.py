@@ -16,6 +16,7 @@ from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from morfi.errors import MorfiError
 from morfi.serve.async_engine import Followed
 from morfi.serve.bodies import ChatBody, CompletionBody, Sampled, SteeredChat, SteeredCompletion
+from morfi.serve.gate import Refused
 from morfi.serve.guard import error_object
 from morfi.serve.state import Planned, ServerState
 from morfi.serve.wire import ErrorAnswer, SteeringApplied
@@ -84,6 +85,9 @@ async def chat(body: ChatBody, raw_request: Request) -> Response:
 def admit(raw_request: Request, body: Sampled, n_answers: int) -> ServerState:
     """Counts the request in flight until it is over; raises Refused where it cannot come in."""
     state: ServerState = raw_request.app.state.morfi
+    if body.model not in (None, state.model):
+        # Not left to vLLM, which writes what clients say to the log.
+        raise Refused(404, "model", f"there is no such model; {state.model} is served", param="model")
     latents = {latent.id for latent in body.steering.latents} if body.steering else set()
     raw_request.scope["morfi.cleanup"].enter_context(state.gate.admitted(n_answers, latents))
     state.check_answers()

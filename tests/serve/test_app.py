@@ -178,6 +178,13 @@ def test_a_steering_reaches_the_engine_in_raw_units_and_comes_back(served: Serve
     assert served.state.gate.n_in_flight == 0
 
 
+def test_another_model_is_not_there(served: Served) -> None:
+    assert (
+        "tiny is served" in error_of(served.post("/v1/completions", {**GOOD, "model": "x"}), 404)["message"]
+    )
+    assert served.post("/v1/completions", {**GOOD, "model": "tiny"}).status_code == 200
+
+
 def test_without_steering_nothing_is_added(served: Served) -> None:
     for body in ({"prompt": "Q"}, {"prompt": "Q", "steering": None}):
         assert "steering_applied" not in served.post("/v1/completions", body).json()
