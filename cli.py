@@ -86,6 +86,22 @@ def new_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--new", is_flag=True, help="Start a new run even where one is there.")(command)
 
 
+def figure_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command --figure."""
+    return click.option(
+        "--figure",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="The picture, written as PNG and SVG (default: RUN.png and RUN.svg beside the database).",
+    )(command)
+
+
+def engine_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command --engine, a tuple of "key=value"."""
+    return click.option(
+        "--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable."
+    )(command)
+
+
 def report_run(
     common: Common, run_id: str, dropped: Dropped | None = None, pictures: Sequence[Path] = ()
 ) -> None:
@@ -117,7 +133,7 @@ def cli() -> None:
 @click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
 @click.option("--seed", type=int, help="Chooses questions and exemplars (default: 0).")
 @click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
-@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
+@engine_option
 @click.option("--batch", type=int, help="Questions stored together (default: 512, or 8192 on a GPU).")
 @click.option(
     "--resume", metavar="RUN|auto", help="Do only what RUN, or the last run of this command, lacks."
@@ -161,7 +177,7 @@ def eval_command(common: Common, resume: str | None, **given: Any) -> None:
 @click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
 @click.option("--seed", type=int, help="Chooses questions, exemplars and samples (default: 0).")
 @click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
-@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
+@engine_option
 @click.option("--batch", type=int, help="Prompts answered and stored together.")
 @new_option
 @common_options
@@ -268,13 +284,9 @@ def train_command(common: Common, mix_run: str, out: Path, new: bool, **given: A
 @click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
 @click.option("--seed", type=int, help="Chooses the questions (default: 0).")
 @click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
-@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
+@engine_option
 @click.option("--batch", type=int, help="Questions stored together (default: 512, or 8192 on a GPU).")
-@click.option(
-    "--figure",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The picture, written as PNG and SVG (default: RUN.png and RUN.svg beside the database).",
-)
+@figure_option
 @new_option
 @common_options
 def sweep_command(common: Common, new: bool, figure: Path | None, **given: Any) -> None:
@@ -310,7 +322,7 @@ def sweep_command(common: Common, new: bool, figure: Path | None, **given: Any) 
 @click.option("--limit", type=int, help="At most this many questions.")
 @click.option("--seed", type=int, help="Chooses the questions (default: 0).")
 @click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
-@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
+@engine_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -361,7 +373,7 @@ def sae_group() -> None:
 @click.option("--batch", type=int, help="Tokens a step (default: 512).")
 @click.option("--seed", type=int, help="Chooses questions and initial weights (default: 0).")
 @click.option("--dtype", help="bfloat16, float16 or float32, of the model.")
-@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
+@engine_option
 @common_options
 def sae_train_command(common: Common, **given: Any) -> None:
     """Trains a SAE on a model's residual stream with SAELens, once; then it is in the cache."""
@@ -448,11 +460,7 @@ def sae_check_command(
 @click.option("--page-fdr", type=float, help="False discovery rate of --method page (default: 0.05).")
 @click.option("--min-explained", type=float, help="Variance that the SAE must explain (default: 0.5).")
 @click.option("--force", is_flag=True, default=None, help="Use the SAE even where it explains less.")
-@click.option(
-    "--figure",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The picture, written as PNG and SVG (default: RUN.png and RUN.svg beside the database).",
-)
+@figure_option
 @new_option
 @common_options
 def find_command(common: Common, new: bool, figure: Path | None, **given: Any) -> None:
@@ -504,13 +512,9 @@ def find_command(common: Common, new: bool, figure: Path | None, **given: Any) -
 @click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
 @click.option("--seed", type=int, help="Chooses questions and random directions (default: 0).")
 @click.option("--dtype", help="bfloat16, float16 or float32 (default: the capture's).")
-@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
+@engine_option
 @click.option("--batch", type=int, help="Requests stored together (default: 2048, or 8192 on a GPU).")
-@click.option(
-    "--figure",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The picture, written as PNG and SVG (default: RUN.png and RUN.svg beside the database).",
-)
+@figure_option
 @new_option
 @common_options
 def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) -> None:
@@ -553,7 +557,7 @@ def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) 
     help='File of "user KEY" and "admin KEY" (default: MORFI_API_KEY and MORFI_ADMIN_KEY).',
 )
 @click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
-@click.option("--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable.")
+@engine_option
 @common_options
 def serve_command(
     common: Common, host: str, port: int, keys: Path | None, engine: tuple[str, ...], **given: Any
