@@ -45,32 +45,38 @@ def test_an_unknown_checkpoint_and_a_port_in_use_are_refused(made: Any) -> None:
                 assert message in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_says_where_it_serves_and_ends_clean(made: Any, number: signal.Signals) -> None:
+def test_it_says_where_it_serves_and_ends_clean(made: Any) -> None:
     engine = ("--engine", "kv_cache_memory_bytes=16777216")
-    process = run_serve(made, "--ckpt", "base", "--port", "0", "--json", *engine)
-    assert process.stdout is not None
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    started = [run_serve(made, "--ckpt", "base", "--port", "0", "--json", *engine) for _ in numbers]
     try:
-        url = json.loads(process.stdout.readline())["url"]
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                assert httpx.get(f"{url}v1/morfi/capabilities").json()["checkpoint"] == "base"
-                break
-            except httpx.TransportError:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert children
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 0, err
-        assert "Traceback" not in err
-        _, alive = psutil.wait_procs(children, timeout=10)
-        assert not alive
+        for process, number in zip(started, numbers, strict=True):
+            assert process.stdout is not None
+            url = json.loads(process.stdout.readline())["url"]
+            assert served_at(url) == "base"
+            children = psutil.Process(process.pid).children(recursive=True)
+            assert children
+            process.send_signal(number)
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == 0, err
+            assert "Traceback" not in err
+            _, alive = psutil.wait_procs(children, timeout=10)
+            assert not alive
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        for process in started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def served_at(url: str) -> str:
+    """The checkpoint that a server which has just said its URL serves."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return str(httpx.get(f"{url}v1/morfi/capabilities").json()["checkpoint"])
+        except httpx.TransportError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def test_a_folder_is_served_as_its_checkpoint(made: Any) -> None:
