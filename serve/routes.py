@@ -54,7 +54,7 @@ class ChatAnswer(ChatCompletionResponse):  # type: ignore[misc]
 
 def answers(model: type[Any]) -> dict[int | str, dict[str, Any]]:
     """For the document: an answer as JSON, or a stream of its parts."""
-    stream = {"text/event-stream": {}}
+    stream: dict[str, dict[str, Any]] = {"text/event-stream": {}}
     return ERRORS | {200: {"model": model, "description": "The answer, or its parts.", "content": stream}}
 
 
