@@ -39,6 +39,22 @@ def test_the_norms_are_what_their_definition_says(n: int, d_model: int) -> None:
     assert torch.equal(summed, total)
 
 
+@pytest.mark.parametrize("n", [1, 7, 64])
+def test_a_bfloat16_is_rounded_to_the_nearest_where_it_is_taken(n: int) -> None:
+    if torch.bfloat16 not in cpu_norm._DTYPES:
+        pytest.skip("this processor has no bfloat16 instructions")
+    generator = torch.Generator().manual_seed(n)
+    x, residual = (torch.randn(n, 576, generator=generator).bfloat16() for _ in range(2))
+    weight = torch.randn(576, generator=generator).bfloat16()
+    total = x + residual
+    normed, summed = cpu_norm.fused_add_rms_norm.impl_fn(x.clone(), residual.clone(), weight, EPSILON)
+    assert torch.equal(summed, total)
+    for found, before in ((normed, total), (cpu_norm.rms_norm.impl_fn(x, weight, EPSILON), x)):
+        nearest = expected(before, weight).bfloat16()
+        assert (found == nearest).double().mean() > 0.95  # the fused one squares sums before they are rounded
+        assert torch.allclose(found.double(), nearest.double(), rtol=2**-7, atol=0)
+
+
 def test_what_the_kernels_cannot_take_goes_to_vllms_default() -> None:
     x, weight = torch.randn(4, 32), torch.randn(32)
 
@@ -49,6 +65,9 @@ def test_what_the_kernels_cannot_take_goes_to_vllms_default() -> None:
     assert chosen(x, weight) == CPU_NORM
     assert chosen(torch.randn(4, 64)[:, :32], weight) == "native"
     assert chosen(x, weight.bfloat16()) == "native"
-    assert chosen(x.bfloat16(), weight.bfloat16()) == "native", "the kernels truncate there"
+    rounds = torch.bfloat16 in cpu_norm._DTYPES
+    assert chosen(x.bfloat16(), weight.bfloat16()) == (CPU_NORM if rounds else "native")
+    assert chosen(x.half(), weight.half()) == "native"
     assert chosen(x, None) == "native"
+    assert chosen(torch.randn(4, 24), torch.randn(24)) == "native"
     assert chosen(x, weight, 16) == "native"
