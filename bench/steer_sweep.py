@@ -6,7 +6,8 @@ it, in the dtype it is served in here; one engine. The steered side is the produ
 and stores them, a batch in one transaction; the unsteered side only generates. For the first claim every
 answer has as many tokens on both sides, so that neither gains by stopping early. For the second both sides
 answer as a sweep does, to the end of the line or 16 tokens, a sample of the questions along one direction at
-all strengths: transformers then needs no more than one vector a batch, which is its best case. The sides take
+all strengths: transformers then needs no more than one vector a batch, which is its best case. Steered requests
+that are still equal go through the layers up to the steered one as one; unsteered ones never do. The sides take
 turns, a slice of the requests at a time, and medians count. Writes bench/results/steer_sweep.md.
 """
 
@@ -177,7 +178,7 @@ def measure(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, An
     targets = directions(options.directions, len(hooked.change))
     alphas = ALPHAS[: options.strengths]
     arms = [Arm(target.row.direction, alpha) for target in targets for alpha in alphas]
-    requests = [Request(CHECKPOINT, arm, question_id) for arm in arms for question_id in prompts]
+    requests = [Request(CHECKPOINT, arm, question_id) for question_id in prompts for arm in arms]
     slices = [requests[i : i + options.slice] for i in range(0, len(requests), options.slice)]
     some = built[: options.hooked]
     found: dict[str, Any] = {"steered": [], "unsteered": [], "own": [], "hooks": [], "n_cached": 0}
@@ -203,7 +204,7 @@ def measure(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, An
             found["unsteered"].append(len(part) / taken)
             found["n_cached"] += cached
             if number % every == 0:
-                own = [Request(CHECKPOINT, arm, p.question.id) for arm in arms[: len(alphas)] for p in some]
+                own = [Request(CHECKPOINT, arm, p.question.id) for p in some for arm in arms[: len(alphas)]]
                 found["own"].append(len(own) / seconds(served.stream(f"own-{number}", N_MOST), own))
                 taken = sum(hooked.seconds(some, targets[0], alpha, batch) for alpha in alphas)
                 found["hooks"].append(len(own) / taken)

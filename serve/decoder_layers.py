@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-from morfi.serve import residual
+from morfi.serve import residual as operation
 from morfi.serve.admission import ARCHITECTURES
 from morfi.serve.device_work import DeviceWork
 from morfi.serve.residual import ResidualState
+from morfi.serve.shared_layers import SharedLayers
 from morfi.steering import MAX_ENTRIES
 
 
@@ -20,13 +22,27 @@ class SteeredLayer:
 
     morfi_layer: int
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self,
+        positions: torch.Tensor,
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer's hidden states and residual, whose sum is the residual stream after it."""
-        hidden, rest = super().forward(*args, **kwargs)  # type: ignore[misc]
+        layer, own = self.morfi_layer, super().forward  # type: ignore[misc]
         if torch.compiler.is_compiling():
-            torch.ops.morfi.residual(hidden, rest, self.morfi_layer)
+            hidden, rest = own(positions, hidden_states, residual, *args, **kwargs)
+            torch.ops.morfi.residual(hidden, rest, layer)
+            return hidden, rest
+        shared = operation.shared_layers()
+        if shared is None:
+            hidden, rest = own(positions, hidden_states, residual, *args, **kwargs)
         else:
-            residual.apply(hidden, rest, self.morfi_layer)
+            narrow = shared.enter(layer, positions, hidden_states, residual)
+            hidden, rest = shared.leave(layer, *own(*narrow, *args, **kwargs))
+        operation.apply(hidden, rest, layer)
         return hidden, rest
 
 
@@ -65,4 +81,19 @@ def attach(runner: Any) -> ResidualState | None:
         if on_gpu
         else None,
         keeps=get_tensor_model_parallel_rank() == 0,
+        shared_layers=_shared_layers(runner),
     )
+
+
+def _shared_layers(runner: Any) -> SharedLayers | None:
+    """For a model that runs layer by layer on a CPU, all of it in this worker."""
+    inner, config = runner.get_model().model, runner.vllm_config
+    whole = config.parallel_config.pipeline_parallel_size == 1
+    if type(runner) is not CPUModelRunner or not config.model_config.enforce_eager or not whole:
+        return None
+
+    def builders() -> dict[str, Any]:
+        groups = [group for groups in runner.attn_groups for group in groups]
+        return {name: group.get_metadata_builder() for group in groups for name in group.layer_names}
+
+    return SharedLayers([layer.self_attn.attn for layer in inner.layers], builders)

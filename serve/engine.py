@@ -329,6 +329,7 @@ class Engine:
             stop_token_ids=self._newline_ids,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # each request gets a shallow copy, of which admission replaces what it changes
             extra_args=extra,
         )
 

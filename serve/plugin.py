@@ -105,7 +105,8 @@ def _prepare_inputs_v1(original: Callable[..., Any], self: Any, *args: Any, **kw
         n = self.input_batch.num_reqs
         counts = args[1] if len(args) > 1 else kwargs["num_scheduled_tokens"]
         starts = self.input_batch.num_computed_tokens_cpu[:n]
-        state.begin(self.input_batch.req_ids[:n], starts.tolist(), counts.tolist())
+        token_ids = () if state.shared_layers is None else _input_ids(self)[: counts.sum()].tolist()
+        state.begin(self.input_batch.req_ids[:n], starts.tolist(), counts.tolist(), token_ids)
     return found
 
 
@@ -137,7 +138,7 @@ def _execute_model(
         if new.sampling_params is not None and new.req_id not in state.live:
             state.add(new.req_id, new.prompt_len, new.sampling_params.extra_args)
     found = original(self, scheduler_output, *args, **kwargs)
-    if state.work:
+    if state.work or state.shared_layers is not None:
         state.end(_input_ids(self))
     return found
 

@@ -16,6 +16,7 @@ import torch
 
 from morfi.serve.device_work import DeviceWork
 from morfi.serve.directions import Bank
+from morfi.serve.shared_layers import Plan, Prefix, SharedLayers, plan
 from morfi.shards import ShardWriter
 from morfi.steering import OPERATIONS, Capture, Steering, from_json, spans
 
@@ -45,6 +46,7 @@ class Live:
     capture: Capture | None
     capture_spans: Spans
     labels: tuple[int, int] | None  # its number and the sample's in shards, where it is to be written to them
+    prefix: Prefix = field(default_factory=Prefix)
     reached: int = 0  # positions that were computed or came from the cache, from the first on
     n_captured: dict[int, int] = field(default_factory=dict)  # rows, by layer
     captured: dict[int, list[Rows]] = field(default_factory=dict)  # those not written to shards
@@ -85,6 +87,7 @@ class ResidualState:
         device_work: DeviceWork | None = None,
         *,
         keeps: bool = True,
+        shared_layers: SharedLayers | None = None,
     ) -> None:
         self.layers = layers  # those of this worker
         self.keeps = keeps  # what is captured; of workers with equal residual streams only one does
@@ -97,6 +100,7 @@ class ResidualState:
         self.device_work = (
             device_work  # where steps may be CUDA graphs, else each layer's work is done in torch
         )
+        self.shared_layers = shared_layers
 
     def add(self, request_id: str, n_prompt: int, extra_args: Mapping[str, Any] | None) -> None:
         """Takes note of a new request whose specification `morfi.serve.admission.admit` made ready."""
@@ -140,11 +144,22 @@ class ResidualState:
     def idle(self) -> None:
         """Leaves nothing to do for the pass that follows, until `begin` says otherwise."""
         self.work.clear()
+        if self.shared_layers is not None:
+            self.shared_layers.begin(None)
         if self.device_work is not None:
             self.device_work.idle()
 
-    def begin(self, request_ids: Sequence[str], starts: Sequence[int], counts: Sequence[int]) -> None:
-        """Works out the step's rows: request i has `counts[i]` of them, from the position `starts[i]` on."""
+    def begin(
+        self,
+        request_ids: Sequence[str],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        token_ids: Sequence[int] = (),
+    ) -> None:
+        """Works out the step's rows: request i has `counts[i]` of them, from the position `starts[i]` on.
+
+        `token_ids` are those of all rows; only `shared_layers` looks at them.
+        """
         self.work.clear()
         if not self.live:
             return
@@ -163,6 +178,8 @@ class ResidualState:
         for live, first_row, start, count in planned:
             self._plan(live, slots, first_row, start, count)
             live.reached = max(live.reached, start + count)
+        if self.shared_layers is not None:
+            self.shared_layers.begin(self._shared(request_ids, starts, counts, token_ids))
         if self.device_work is not None:
             self.device_work.fill(self.work)
             return
@@ -203,6 +220,8 @@ class ResidualState:
 
     def end(self, input_ids: torch.Tensor) -> None:
         """Checks that the step's work was done, and hands out what was captured; `input_ids`: its tokens."""
+        if self.shared_layers is not None:
+            self.shared_layers.check()
         for layer, work in self.work.items():
             if self.device_work is not None:
                 if work.captured:
@@ -226,6 +245,27 @@ class ResidualState:
                 elif self.keeps:
                     live.captured.setdefault(layer, []).append(Rows(list(positions), token_ids, values))
         self.work.clear()
+
+    def _shared(
+        self,
+        request_ids: Sequence[str],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        token_ids: Sequence[int],
+    ) -> Plan | None:
+        """What can be left out of the layers up to the first one that has work in this step."""
+        last = min(self.work, default=self.layers.stop - 1)
+        keys: list[bytes | None] = []
+        offset = 0
+        for request_id, start, count in zip(request_ids, starts, counts, strict=True):
+            live, key = self.live.get(request_id), None
+            if live is not None:
+                key = live.prefix.extend(start, token_ids[offset : offset + count])
+                if any(entry.layer < last for entry in live.entries):
+                    key = None  # what it was before may differ in the layers up to `last`
+            keys.append(key)
+            offset += count
+        return plan(keys, counts, last)
 
     def _plan(self, live: Live, slots: Mapping[str, int], first_row: int, start: int, count: int) -> None:
         for entry in live.entries:
@@ -324,6 +364,11 @@ def apply(hidden: torch.Tensor, residual: torch.Tensor, layer: int) -> None:
     """What `torch.ops.morfi.residual` does; called directly where nothing is compiled."""
     if _current is not None and (_current.work or _current.device_work is not None):
         _current.apply(layer, hidden, residual)
+
+
+def shared_layers() -> SharedLayers | None:
+    """What leaves out the parts of the current step that requests have in common; None where nothing does."""
+    return None if _current is None else _current.shared_layers
 
 
 _library = torch.library.Library("morfi", "FRAGMENT")  # type: ignore[no-untyped-call]

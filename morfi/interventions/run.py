@@ -151,7 +151,8 @@ def combined_targets(plan: Plan, verdicts: Verdicts, best: dict[str, Arm]) -> li
 
 
 def _requests(arms: Sequence[Arm], question_ids: Sequence[str], served: str = CHECKPOINT) -> list[Request]:
-    return [Request(served, arm, question_id) for arm in arms for question_id in question_ids]
+    # A question's requests stand together: what their steerings have in common is computed once a step.
+    return [Request(served, arm, question_id) for question_id in question_ids for arm in arms]
 
 
 def _missing(requests: Sequence[Request], size: int, verdicts: Verdicts) -> list[Sequence[Request]]:

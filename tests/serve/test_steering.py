@@ -19,6 +19,7 @@ from morfi.directions import Direction, SaeLatents
 from morfi.errors import InputError, MorfiError
 from morfi.serve.engine import Engine
 from morfi.serve.residual import ResidualState
+from morfi.serve.shared_layers import Plan
 from morfi.shards import read_shards
 from morfi.steering import Capture, Latent, Steering, n_positions, spans, to_json
 from morfi.types import Completion, Sampling
@@ -137,7 +138,9 @@ def by_hooks(
     return tokens[len(prompt) :], [after[i] for i in range(n)], [before[i] for i in range(n)]
 
 
-def draw_steering(served: Served, draw: random.Random, n_prompt: int) -> list[Steering]:
+def draw_steering(
+    served: Served, draw: random.Random, n_prompt: int, layers: Sequence[int] = (0, 1)
+) -> list[Steering]:
     found = []
     for _ in range(draw.choice((0, 1, 1, 2, 4))):
         operation = draw.choice(("add", "add", "ablate", "clamp", "project"))
@@ -146,7 +149,7 @@ def draw_steering(served: Served, draw: random.Random, n_prompt: int) -> list[St
         positions: Any = draw.choice(
             ("all", "prompt", "generated", "last_prompt", (-1, -2), (0, (2, n_prompt)), ((-3, None),))
         )
-        found.append(Steering(draw.randrange(2), draw.choice(names), operation, strength, positions))
+        found.append(Steering(draw.choice(layers), draw.choice(names), operation, strength, positions))
     return found
 
 
@@ -212,26 +215,57 @@ def test_prompts_in_parts_and_preempted_requests_equal_hooks(
     assert n_preempted
 
 
-def check_mixed_batch(served: Served, *, seed: int, n_tokens: int) -> None:
-    draw = random.Random(seed)
-    prompts = [
+def draw_prompts(draw: random.Random, n: int) -> list[list[int]]:
+    return [
         (PREFIX if draw.random() < 0.5 else [])
         + [draw.randrange(3, 200) for _ in range(draw.randrange(2, 9))]
-        for _ in range(64)
+        for _ in range(n)
     ]
-    steering = [draw_steering(served, draw, len(prompt)) for prompt in prompts]
-    captures = [
-        draw.choice(
-            (
-                None,
-                Capture((1,)),
-                Capture((0, 1), "all"),
-                Capture((1, 0), "generated"),
-                Capture((0,), before=True),
-            )
-        )
-        for _ in prompts
+
+
+@pytest.mark.parametrize("layers", [(1,), (1, 1, 1, 0)])
+def test_equal_prompts_share_the_layers_below_and_equal_hooks(
+    served: Served, layers: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = state_of(served.engine).shared_layers
+    assert shared is not None
+    left_out, begin = [], shared.begin
+
+    def count(plan: Plan | None) -> None:
+        if plan is not None:
+            kind = "answer" if len(plan.rows) == len(plan.requests) else "prompt"
+            left_out.append((plan.last, kind, len(plan.places) - len(plan.rows)))
+        begin(plan)
+
+    monkeypatch.setattr(shared, "begin", count)
+    draw = random.Random(3)
+    prompts = [draw.choice(some) for some in [draw_prompts(draw, 5)] for _ in range(64)]
+    check_mixed_batch(served, seed=4, n_tokens=6, prompts=prompts, layers=layers)
+    assert min(layers) in {last for last, *_ in left_out}
+    assert {kind for _, kind, _ in left_out} == {"answer", "prompt"}
+    assert sum(n for _, _, n in left_out) > sum(map(len, prompts)) / 2
+
+
+def check_mixed_batch(
+    served: Served,
+    *,
+    seed: int,
+    n_tokens: int,
+    prompts: Sequence[list[int]] = (),
+    layers: Sequence[int] = (0, 1),
+) -> None:
+    draw = random.Random(seed)
+    prompts = prompts or draw_prompts(draw, 64)
+    steering = [draw_steering(served, draw, len(prompt), layers) for prompt in prompts]
+    captured = [
+        None,
+        Capture((1,)),
+        Capture((0, 1), "all"),
+        Capture((1, 0), "generated"),
+        Capture((0,), before=True),
     ]
+    fit = [one for one in captured if one is None or set(one.layers) <= set(layers)]
+    captures = [draw.choice(fit) for _ in prompts]
     served.engine.reset_prefix_cache()
     completions = served.engine.generate(
         prompts, Sampling(max_tokens=n_tokens), steering=steering, capture=captures
