@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from morfi.catalog import Catalog, load_catalog
 from morfi.device import device_name
 from morfi.provenance import versions
@@ -60,11 +62,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Round:
-    """What one side did once: seconds for all requests, the latency of each, and the tokens it gave."""
+    """What one side did once: seconds for all requests, the latency of each, and the tokens it gave.
+
+    `processor_s`: the processor time of each of its processes, by name.
+    """
 
     seconds: float
     latencies: list[float]
     token_ids: list[list[int]]
+    processor_s: dict[str, float]
 
 
 class InProcess:
@@ -82,10 +88,11 @@ class InProcess:
 
     def run(self) -> Round:
         """All requests; prefixes are cached from the first round on, as they are in the server."""
-        begun = time.perf_counter()
+        begun, processor = time.perf_counter(), time.process_time()
         found = self._engine.generate(self._ids, Sampling(max_tokens=N_OUTPUT), steering=self._steering)
         seconds = time.perf_counter() - begun
-        return Round(seconds, [], [list(answers[0].token_ids) for answers in found])
+        used = {"engine": time.process_time() - processor}
+        return Round(seconds, [], [list(answers[0].token_ids) for answers in found], used)
 
 
 async def ask(
@@ -127,24 +134,27 @@ def clients(port: int, bodies: Sequence[bytes], results: Any) -> None:
         for place in enumerate(bodies):
             queue.put_nowait(place)
         found: dict[int, tuple[float, bytes]] = {}
-        begun = time.perf_counter()
+        begun, processor = time.perf_counter(), time.process_time()
         await asyncio.gather(*(ask(port, queue, found) for _ in range(N_CLIENTS)))
-        results.put((time.perf_counter() - begun, [found[number] for number in range(len(bodies))]))
+        seconds, used = time.perf_counter() - begun, time.process_time() - processor
+        results.put((seconds, used, [found[number] for number in range(len(bodies))]))
 
     asyncio.run(run())
 
 
-def over_http(port: int, requests: Sequence[Request], *, stream: bool) -> Round:
+def over_http(server: Server, requests: Sequence[Request], *, stream: bool) -> Round:
     """All requests from 64 clients."""
     bodies = [json.dumps(one.body(stream=stream)).encode() for one in requests]
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    process = context.Process(target=clients, args=(port, bodies, results))
+    process = context.Process(target=clients, args=(server.port, bodies, results))
+    before = server.processor_s()
     process.start()
-    seconds, answers = results.get()
+    seconds, client_s, answers = results.get()
+    used = {name: after - before[name] for name, after in server.processor_s().items()}
     process.join()
     token_ids = [tokens_of(content, stream=stream) for _, content in answers]
-    return Round(seconds, [latency for latency, _ in answers], token_ids)
+    return Round(seconds, [latency for latency, _ in answers], token_ids, used | {"clients": client_s})
 
 
 def tokens_of(content: bytes, *, stream: bool) -> list[int]:
@@ -158,9 +168,23 @@ def tokens_of(content: bytes, *, stream: bool) -> list[int]:
     return [token for chunk in chunks for choice in chunk["choices"] for token in choice["token_ids"] or ()]
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running server: its port, its front end, and the processes below that."""
+
+    port: int
+    front: psutil.Process
+
+    def processor_s(self) -> dict[str, float]:
+        """The processor time so far of the front end and of the engine."""
+        own = self.front.cpu_times()
+        below = [one.cpu_times() for one in self.front.children(recursive=True)]
+        return {"engine": sum(one.user + one.system for one in below), "front end": own.user + own.system}
+
+
 @contextlib.contextmanager
-def server(options: argparse.Namespace) -> Iterator[int]:
-    """`morfi serve` in processes of its own; gives its port. It starts with every prefix to be computed."""
+def server(options: argparse.Namespace) -> Iterator[Server]:
+    """`morfi serve` in processes of its own. It starts with every prefix to be computed."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -173,7 +197,7 @@ def server(options: argparse.Namespace) -> Iterator[int]:
         if not process.stdout.readline():
             raise SystemExit("the server did not start")
         wait(port)
-        yield port
+        yield Server(port, psutil.Process(process.pid))
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
@@ -215,16 +239,22 @@ def table(rounds: dict[str, list[Round]], n: int) -> list[str]:
     """A row for each side: requests/s, share of in process, latencies."""
     base = statistics.median(n / one.seconds for one in rounds["in process"])
     lines = [
-        "| side | requests/s, median (lowest - highest) | of in process | p50, s | p99, s |",
-        "|---|---|---|---|---|",
+        "| side | requests/s, median (lowest - highest) | of in process | p50, s | p99, s | "
+        "processor ms a request |",
+        "|---|---|---|---|---|---|",
     ]
     for side, found in rounds.items():
         rates = [n / one.seconds for one in found]
         latencies = [latency for one in found for latency in one.latencies]
         shown = [f"{quantile(latencies, share):.2f}" for share in (0.5, 0.99)] if latencies else ["-", "-"]
+        used = {
+            name: 1000 * statistics.median(one.processor_s[name] for one in found) / n
+            for name in found[0].processor_s
+        }
         lines.append(
             f"| {side} | {statistics.median(rates):.2f} ({min(rates):.2f} - {max(rates):.2f}) | "
-            f"{100 * statistics.median(rates) / base:.0f} % | {' | '.join(shown)} |"
+            f"{100 * statistics.median(rates) / base:.0f} % | {' | '.join(shown)} | "
+            f"{', '.join(f'{name} {ms:.1f}' for name, ms in used.items())} |"
         )
     return lines
 
@@ -236,14 +266,14 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Round]], str]:
         _, checkpoint = chosen(options.ckpt, catalog, None, progress)
         requests = make_requests(catalog, options.requests)
         with (
-            server(options) as port,
+            server(options) as served,
             start_engine(checkpoint, context=options.context, seed=0, overrides=ENGINE) as engine,
         ):
             own = InProcess(engine, catalog, checkpoint.sha256, requests)
             sides = {
                 "in process": own.run,
-                "over HTTP": lambda: over_http(port, requests, stream=False),
-                "over HTTP, streamed": lambda: over_http(port, requests, stream=True),
+                "over HTTP": lambda: over_http(served, requests, stream=False),
+                "over HTTP, streamed": lambda: over_http(served, requests, stream=True),
             }
             rounds: dict[str, list[Round]] = {side: [] for side in sides}
             for number in range(options.rounds + 1):  # the first one warms up

@@ -6,9 +6,9 @@ it, in the dtype it is served in here; one engine. The steered side is the produ
 and stores them, a batch in one transaction; the unsteered side only generates. For the first claim every
 answer has as many tokens on both sides, so that neither gains by stopping early. For the second both sides
 answer as a sweep does, to the end of the line or 16 tokens, a sample of the questions along one direction at
-all strengths: transformers then needs no more than one vector a batch, which is its best case. Steered requests
-that are still equal go through the layers up to the steered one as one; unsteered ones never do. The sides take
-turns, a slice of the requests at a time, and medians count. Writes bench/results/steer_sweep.md.
+all strengths: transformers then needs no more than one vector a batch, which is its best case. Steered
+requests that are still equal go through the layers up to the steered one as one; unsteered ones never do. The
+sides take turns, a slice of the requests at a time, and medians count. Writes bench/results/steer_sweep.md.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from morfi.attempts import Attempt
 from morfi.checkpoints import Checkpoint, resolve
 from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.device import device_name
@@ -108,7 +109,7 @@ class Served:
         for target in self.targets:
             steerer.register(target)
         sha256 = self.checkpoint.sha256
-        return _Stream(plan, run_id, 1, self.store, steerer, Silent(), Verdicts(), sha256)
+        return _Stream(plan, run_id, Attempt(1), self.store, steerer, Silent(), Verdicts(), sha256)
 
     def unsteered(self, requests: Sequence[Request]) -> tuple[float, int]:
         """Seconds for the same prompts as they are, and how many of their tokens were cached."""
@@ -210,8 +211,8 @@ def measure(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, An
                 found["hooks"].append(len(own) / taken)
             last = {name: f"{rates[-1]:.1f}" for name, rates in found.items() if isinstance(rates, list)}
             print(f"slice {number + 1} of {len(slices)}", last, file=sys.stderr)
-        assert stream.tally.n_requests == len(requests)
-        assert stream.tally.output_tokens == N_FIXED * len(requests)
+        assert stream.attempt.tally.n_requests == len(requests)
+        assert stream.attempt.tally.output_tokens == N_FIXED * len(requests)
         lengths = store.query(
             "SELECT avg(output_tokens) AS n FROM steered_answer WHERE run_id LIKE 'own-%'"
         ).to_pylist()

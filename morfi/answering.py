@@ -8,10 +8,10 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from morfi.attempts import NOTHING_DONE, attempting
 from morfi.checkpoints import Checkpoint
 from morfi.errors import InputError, MorfiError
 from morfi.matching import is_correct, parse_answer
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from morfi.store import Store
 
 MAX_CONTEXT = 4096  # closed-book prompts are short; a longer context only costs memory
-
-NOTHING_DONE = AttemptEnd(datetime.min.replace(tzinfo=UTC), "done", 0.0, 0.0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,36 +161,21 @@ def answer(
     with start_engine(
         task.checkpoint, context=task.context, seed=settings.seed, overrides=settings.engine
     ) as engine:
+        store.begin_run(run, _by_split(task))
         record = attempt_record(command, engine.settings, engine.device)
-        with store.together():
-            store.begin_run(run, _by_split(task))
-            number = store.begin_attempt(run.run_id, record)
-        tally = NOTHING_DONE
-        try:
+        again = task.again.format(run_id=run.run_id, db=shlex.quote(str(store.path)))
+        with attempting(
+            store, run.run_id, record, progress, started=started, again=f"go on with: {again}"
+        ) as attempt:
             progress.start(task.n_answers, len(done))
             for batch in batches:
                 begun = time.monotonic()
                 completions = _ask(engine, batch, settings, progress)
                 generate_s = time.monotonic() - begun
-                rows = _judge(batch, completions, settings.match, run.run_id, number)
+                rows = _judge(batch, completions, settings.match, run.run_id, attempt.number)
                 store.write_completions(rows)
-                tally = _add(tally, rows, generate_s)
-        except BaseException as error:
-            tally = stopped(tally, error)
-            again = task.again.format(run_id=run.run_id, db=shlex.quote(str(store.path)))
-            progress.phase(f"stopped; go on with: {again}")
-            raise
-        finally:
-            tally = replace(tally, ended_at=now(), wall_s=time.monotonic() - started)
-            store.end_attempt(run.run_id, number, tally)
-    return tally
-
-
-def stopped(tally: AttemptEnd, error: BaseException) -> AttemptEnd:
-    """`tally` with the status and message of an attempt that `error` ends."""
-    if isinstance(error, KeyboardInterrupt):
-        return replace(tally, status="interrupted", message="Ctrl-C")
-    return replace(tally, status="failed", message=(str(error) or type(error).__name__)[:1000])
+                attempt.count(rows, generate_s)
+    return attempt.tally
 
 
 def _by_split(task: Task) -> dict[str, list[Question]]:
@@ -270,24 +253,3 @@ def _judge(
                 )
             )
     return rows
-
-
-def _add(tally: AttemptEnd, rows: Sequence[CompletionRow], generate_s: float) -> AttemptEnd:
-    return replace(
-        tally,
-        generate_s=tally.generate_s + generate_s,
-        n_requests=tally.n_requests + len(rows),
-        prompt_tokens=tally.prompt_tokens + sum(row.prompt_tokens for row in rows),
-        output_tokens=tally.output_tokens + sum(row.output_tokens for row in rows),
-    )
-
-
-def add_up(tally: AttemptEnd, end: AttemptEnd) -> AttemptEnd:
-    """`tally` with the generation time and counts of `end` added."""
-    return replace(
-        tally,
-        generate_s=tally.generate_s + end.generate_s,
-        n_requests=tally.n_requests + end.n_requests,
-        prompt_tokens=tally.prompt_tokens + end.prompt_tokens,
-        output_tokens=tally.output_tokens + end.output_tokens,
-    )

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from morfi.answering import NOTHING_DONE, context_for, fingerprint_of, stopped
+from morfi.answering import context_for, fingerprint_of
+from morfi.attempts import attempting
 from morfi.errors import InputError, MorfiError
 from morfi.eval_config import check_numbers
 from morfi.live import LiveEngine, Serving, StartLiveEngine
@@ -103,10 +104,10 @@ def run_capture(
     progress.phase("starting vLLM")
     base = plan.trained.base
     with start_engine(base, context=plan.context, seed=config.seed, overrides=config.engine) as engine:
-        attempt = store.begin_attempt(run.run_id, attempt_record(command, engine.settings, engine.device))
         serving = Serving(engine, base, progress, served=base)
-        tally = NOTHING_DONE
-        try:
+        record = attempt_record(command, engine.settings, engine.device)
+        again = "the same command goes on at the first checkpoint that is missing"
+        with attempting(store, run.run_id, record, progress, started=started, again=again) as attempt:
             progress.start(len(left) * len(questions), 0)
             for position, row in left:
                 checkpoint = serving.load(row)
@@ -125,26 +126,12 @@ def run_capture(
                     files=file_hashes(folder),
                     load_s=serving.load_s,
                     capture_s=seconds,
-                    attempt=attempt,
+                    attempt=attempt.number,
                 )
                 store.add(run.run_id, [captured])
                 n_tokens = sum(len(prompt.token_ids) for prompt in plan.prompts)
-                tally = replace(
-                    tally,
-                    generate_s=tally.generate_s + seconds,
-                    n_requests=tally.n_requests + len(questions),
-                    prompt_tokens=tally.prompt_tokens + n_tokens,
-                    output_tokens=tally.output_tokens + len(questions),
-                )
-            if serving.failures:
-                tally = replace(tally, status="failed", message="; ".join(serving.failures)[:1000])
-        except BaseException as error:
-            tally = stopped(tally, error)
-            progress.phase("stopped; the same command goes on at the first checkpoint that is missing")
-            raise
-        finally:
-            end = replace(tally, ended_at=now(), wall_s=time.monotonic() - started)
-            store.end_attempt(run.run_id, attempt, end)
+                attempt.add(len(questions), n_tokens, len(questions), seconds)
+            attempt.fail(serving.failures)
     return CaptureResult(run.run_id, tuple(serving.failures))
 
 

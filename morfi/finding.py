@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from morfi.answering import NOTHING_DONE
+from morfi.attempts import attempting
 from morfi.captured import Activations, layer_of, load_activations
 from morfi.checkpoints.model_files import canonical_sha256
 from morfi.device import device_name, is_gpu
@@ -104,10 +104,9 @@ def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool,
     result = _trends(config, sae, found, kept, values, on_tile=progress.advance)
     run = known or _record(found, stored, fingerprint, sae)
     store.begin_run(run, {})
-    attempt = store.begin_attempt(run.run_id, attempt_record(command, {}, device_name()))
-    _add(store, run.run_id, found, qualities, result, sae=sae)
-    end = replace(NOTHING_DONE, ended_at=now(), wall_s=time.monotonic() - started)
-    store.end_attempt(run.run_id, attempt, end)
+    record = attempt_record(command, {}, device_name())
+    with attempting(store, run.run_id, record, progress, started=started):
+        _add(store, run.run_id, found, qualities, result, sae=sae)
     return run.run_id
 
 

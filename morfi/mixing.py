@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from morfi.answering import NOTHING_DONE
+from morfi.attempts import attempting
 from morfi.checkpoints.model_files import canonical_sha256
 from morfi.errors import InputError
 from morfi.mixtures import Dropped, MixConfig, draw
@@ -67,8 +67,7 @@ def run_mix(config: MixConfig, store: Store, *, new: bool, command: str) -> MixR
     )
     if found is None or len(store.mixtures(run.run_id)) < len(mixtures.rows):
         store.begin_run(run, {})
-        number = store.begin_attempt(run.run_id, attempt_record(command, {}, "no model is run"))
-        store.add(run.run_id, mixtures.rows)
-        end = replace(NOTHING_DONE, ended_at=now(), wall_s=time.monotonic() - started)
-        store.end_attempt(run.run_id, number, end)
+        record = attempt_record(command, {}, "no model is run")
+        with attempting(store, run.run_id, record, None, started=started):
+            store.add(run.run_id, mixtures.rows)
     return MixResult(run.run_id, mixtures.dropped)

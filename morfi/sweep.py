@@ -6,24 +6,22 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from morfi.answering import (
-    NOTHING_DONE,
     Task,
-    add_up,
     answer,
     fingerprint_of,
     new_run,
     resumable_run,
-    stopped,
 )
+from morfi.attempts import Attempt, attempting
 from morfi.checkpoints import Checkpoint
 from morfi.live import LiveEngine, Serving, StartLiveEngine
 from morfi.prompts import ASKED
 from morfi.provenance import attempt_record, new_run_id, now
-from morfi.store.records import AttemptEnd, CheckpointRow, RunRecord, SweepRow
+from morfi.store.records import CheckpointRow, RunRecord, SweepRow
 from morfi.sweep_plan import Plan, SweepConfig, prepare_sweep
 from morfi.types import Completion, Progress, Sampling
 
@@ -71,28 +69,20 @@ def run_sweep(
     with start_engine(
         plan.base, context=plan.context, seed=settings.seed, overrides=settings.engine
     ) as engine:
-        attempt = store.begin_attempt(run.run_id, attempt_record(command, engine.settings, engine.device))
-        held = _HoldingStore(engine, store)
+        held, ending = _HoldingStore(engine, store), contextlib.ExitStack()
+        ending.callback(held.let_go)
         serving = Serving(held, plan.base, progress, served=plan.base)
-        sweep = _Sweep(plan, run.run_id, attempt, store, serving, progress, command)
-        tally = NOTHING_DONE
-        try:
+        record = attempt_record(command, engine.settings, engine.device)
+        again = "the same command goes on at the first checkpoint that is missing"
+        with attempting(store, run.run_id, record, progress, started=started, again=again) as attempt, ending:
             held.hold()
+            sweep = _Sweep(plan, run.run_id, attempt, store, serving, progress, command)
             progress.start(sum(len(_asked_of(plan, row)) for _, row in left), 0)
             for position, row in left:
                 checkpoint = serving.load(row)
                 if checkpoint is not None:
-                    tally = add_up(tally, sweep.ask(position, row, checkpoint))
-            if serving.failures:
-                tally = replace(tally, status="failed", message="; ".join(serving.failures)[:1000])
-        except BaseException as error:
-            tally = stopped(tally, error)
-            progress.phase("stopped; the same command goes on at the first checkpoint that is missing")
-            raise
-        finally:
-            held.let_go()
-            end = replace(tally, ended_at=now(), wall_s=time.monotonic() - started)
-            store.end_attempt(run.run_id, attempt, end)
+                    sweep.ask(position, row, checkpoint)
+            attempt.fail(serving.failures)
     return SweepResult(run.run_id, tuple(serving.failures))
 
 
@@ -162,13 +152,13 @@ class _Sweep:
 
     plan: Plan
     run_id: str
-    attempt: int
+    attempt: Attempt
     store: Store
     serving: Serving
     progress: Progress
     command: str
 
-    def ask(self, position: int, row: CheckpointRow | None, checkpoint: Checkpoint) -> AttemptEnd:
+    def ask(self, position: int, row: CheckpointRow | None, checkpoint: Checkpoint) -> None:
         """Answers what is missing of the checkpoint's own run and stores that it is done."""
         task = _task(self.plan, row, checkpoint)
         run = resumable_run(task, self.store, "auto") or new_run(task)
@@ -184,10 +174,10 @@ class _Sweep:
             ckpt_sha256=checkpoint.sha256,
             eval_run_id=run.run_id,
             load_s=self.serving.load_s,
-            attempt=self.attempt,
+            attempt=self.attempt.number,
         )
         self.store.add(self.run_id, [done])
-        return end
+        self.attempt.add(end.n_requests, end.prompt_tokens, end.output_tokens, end.generate_s)
 
     def _serve(self, *_: object, **__: object) -> AbstractContextManager[LiveEngine]:
         return contextlib.nullcontext(self.serving.engine)

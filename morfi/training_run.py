@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morfi.answering import NOTHING_DONE, stopped
+from morfi.attempts import attempting
 from morfi.checkpoints.model_files import canonical_sha256
 from morfi.device import device_name
 from morfi.errors import InputError
@@ -50,18 +50,11 @@ def run_train(
     started = time.monotonic()
     store.begin_run(run, {})
     settings = {"dtype": task.dtype, "threads": _n_threads()}
-    number = store.begin_attempt(run.run_id, attempt_record(command, settings, device_name()))
-    tally = NOTHING_DONE
-    try:
+    record = attempt_record(command, settings, device_name())
+    again = "the same command goes on after the last epoch that was finished"
+    with attempting(store, run.run_id, record, progress, started=started, again=again) as attempt:
         recorder = _Recorder(store, run.run_id)
-        run_training(task, Path(run.config["folder"]), recorder, progress, attempt=number)
-    except BaseException as error:
-        tally = stopped(tally, error)
-        progress.phase("stopped; the same command goes on after the last epoch that was finished")
-        raise
-    finally:
-        end = replace(tally, ended_at=now(), wall_s=time.monotonic() - started)
-        store.end_attempt(run.run_id, number, end)
+        run_training(task, Path(run.config["folder"]), recorder, progress, attempt=attempt.number)
     return run.run_id
 
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from vllm.forward_context import get_forward_context
-from vllm.v1.attention.backend import CommonAttentionMetadata
 
 
 @dataclass(slots=True)
@@ -140,6 +138,8 @@ class SharedLayers:
 
     def _narrow(self, plan: Plan) -> None:
         """Gives the shared layers attention metadata of the requests that stay."""
+        from vllm.forward_context import get_forward_context
+
         context: Any = get_forward_context()
         builders, metadata = self._builders(), dict(context.attn_metadata)
         made: dict[int, Any] = {}  # layers have theirs in common
@@ -152,7 +152,9 @@ class SharedLayers:
         context.attn_metadata = metadata
 
 
-def _narrowed(full: Any, plan: Plan) -> CommonAttentionMetadata:
+def _narrowed(full: Any, plan: Plan) -> Any:
+    from vllm.v1.attention.backend import CommonAttentionMetadata
+
     starts = torch.nn.functional.pad(plan.counts.cumsum(0), (1, 0)).int()
     return CommonAttentionMetadata(
         query_start_loc=starts,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from morfi.answering import NOTHING_DONE, stopped
+from morfi.attempts import Attempt, attempting
 from morfi.errors import MorfiError
 from morfi.interventions.config import SteerConfig
 from morfi.interventions.directions import Target
@@ -30,7 +30,7 @@ from morfi.matching import is_correct, parse_answer
 from morfi.prompts import ASKED
 from morfi.provenance import attempt_record, new_run_id, now
 from morfi.steering import Steering
-from morfi.store.records import AttemptEnd, RunRecord, SteeredRow
+from morfi.store.records import RunRecord, SteeredRow
 from morfi.types import Completion, Progress, Sampling
 
 if TYPE_CHECKING:
@@ -81,20 +81,14 @@ def run_steer(
     progress.phase("starting vLLM")
     base = plan.trained.base
     with start_engine(base, context=plan.context, seed=config.seed, overrides=config.engine) as engine:
-        attempt = store.begin_attempt(run.run_id, attempt_record(command, engine.settings, engine.device))
         steerer = Steerer(engine, plan.found.sae, config.positions)
-        stream = _Stream(plan, run.run_id, attempt, store, steerer, progress, verdicts, base.sha256)
-        try:
+        record = attempt_record(command, engine.settings, engine.device)
+        again = "the same command goes on at the first batch that is missing"
+        with attempting(store, run.run_id, record, progress, started=started, again=again) as attempt:
+            stream = _Stream(plan, run.run_id, attempt, store, steerer, progress, verdicts, base.sha256)
             progress.start(plan.n_answers, n_done)
             for stage in stages(plan, verdicts):
                 stream.answer(stage)
-        except BaseException as error:
-            stream.tally = stopped(stream.tally, error)
-            progress.phase("stopped; the same command goes on at the first batch that is missing")
-            raise
-        finally:
-            end = replace(stream.tally, ended_at=now(), wall_s=time.monotonic() - started)
-            store.end_attempt(run.run_id, attempt, end)
     return run.run_id
 
 
@@ -197,13 +191,12 @@ class _Stream:
 
     plan: Plan
     run_id: str
-    attempt: int
+    attempt: Attempt
     store: Store
     steerer: Steerer
     progress: Progress
     verdicts: Verdicts
     served_sha256: str
-    tally: AttemptEnd = NOTHING_DONE
 
     def answer(self, stage: Stage) -> None:
         """Answers and stores what is missing of a stage, a batch in one transaction at a time."""
@@ -224,7 +217,7 @@ class _Stream:
             for row in rows:
                 arm = Arm(row.direction, row.alpha)
                 self.verdicts.add(row.served, arm, row.question_id, correct=row.correct)
-            self._count(rows, generate_s)
+            self.attempt.count(rows, generate_s)
 
     def _serve(self, name: str) -> None:
         checkpoint = self.plan.served[name]
@@ -269,15 +262,5 @@ class _Stream:
             cached_tokens=completion.n_cached_tokens,
             output_tokens=len(completion.token_ids),
             steered_tokens=max((applied.n_tokens for applied in completion.applied), default=0),
-            attempt=self.attempt,
-        )
-
-    def _count(self, rows: Sequence[SteeredRow], generate_s: float) -> None:
-        tally = self.tally
-        self.tally = replace(
-            tally,
-            generate_s=tally.generate_s + generate_s,
-            n_requests=tally.n_requests + len(rows),
-            prompt_tokens=tally.prompt_tokens + sum(row.prompt_tokens for row in rows),
-            output_tokens=tally.output_tokens + sum(row.output_tokens for row in rows),
+            attempt=self.attempt.number,
         )

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from morfi.serve.settings import prepare_process
-
-prepare_process(gpu=False, verbose=False)
-shared_layers = pytest.importorskip("morfi.serve.shared_layers")
-Prefix, plan = shared_layers.Prefix, shared_layers.plan
+from morfi.serve.shared_layers import Prefix, SharedLayers, plan
 
 
 def test_of_equal_requests_the_first_stays() -> None:
@@ -41,7 +37,7 @@ def test_a_prefix_that_came_from_the_cache_has_no_equal() -> None:
 
 
 def test_a_plan_that_was_not_carried_out_is_an_error() -> None:
-    shared = shared_layers.SharedLayers([], dict)
+    shared = SharedLayers([], dict)
     shared.begin(plan([b"x", b"x"], [1, 1], 2))
     with pytest.raises(RuntimeError, match="up to 2 were to be shared"):
         shared.check()

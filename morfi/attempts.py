@@ -1,0 +1,87 @@
+"""An attempt at a run: begun in the store, counted while it lasts, and ended there however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Protocol
+
+from morfi.provenance import now
+from morfi.store import Store
+from morfi.store.records import AttemptEnd, AttemptRecord
+from morfi.types import Progress
+
+NOTHING_DONE = AttemptEnd(datetime.min.replace(tzinfo=UTC), "done", 0.0, 0.0, 0, 0, 0)
+
+
+class Answer(Protocol):
+    """An answer as it is counted."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def output_tokens(self) -> int: ...
+
+
+@dataclass(slots=True)
+class Attempt:
+    """Its number in the run, and what it has done so far."""
+
+    number: int
+    tally: AttemptEnd = NOTHING_DONE
+
+    def count(self, answers: Sequence[Answer], generate_s: float) -> None:
+        """Adds answers that took so long."""
+        prompt_tokens = sum(one.prompt_tokens for one in answers)
+        output_tokens = sum(one.output_tokens for one in answers)
+        self.add(len(answers), prompt_tokens, output_tokens, generate_s)
+
+    def add(self, n_requests: int, prompt_tokens: int, output_tokens: int, generate_s: float) -> None:
+        """Adds to what was done."""
+        tally = self.tally
+        self.tally = replace(
+            tally,
+            generate_s=tally.generate_s + generate_s,
+            n_requests=tally.n_requests + n_requests,
+            prompt_tokens=tally.prompt_tokens + prompt_tokens,
+            output_tokens=tally.output_tokens + output_tokens,
+        )
+
+    def fail(self, failures: Sequence[str]) -> None:
+        """Says what went wrong with parts of the run, if anything did."""
+        if failures:
+            self.tally = replace(self.tally, status="failed", message="; ".join(failures)[:1000])
+
+
+@contextlib.contextmanager
+def attempting(
+    store: Store,
+    run_id: str,
+    record: AttemptRecord,
+    progress: Progress | None,
+    *,
+    started: float,
+    again: str = "the same command goes on where it stopped",
+) -> Iterator[Attempt]:
+    """An attempt for the block; an error that ends the block is stored with it and raised on.
+
+    `started` is when its time began (`time.monotonic`); `again` is what a user is told after an error.
+    """
+    attempt = Attempt(store.begin_attempt(run_id, record))
+    try:
+        yield attempt
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        message = "Ctrl-C" if interrupted else (str(error) or type(error).__name__)[:1000]
+        status = "interrupted" if interrupted else "failed"
+        attempt.tally = replace(attempt.tally, status=status, message=message)
+        if progress is not None:
+            progress.phase(f"stopped; {again}")
+        raise
+    finally:
+        attempt.tally = replace(attempt.tally, ended_at=now(), wall_s=time.monotonic() - started)
+        store.end_attempt(run_id, attempt.number, attempt.tally)
