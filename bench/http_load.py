@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from morfi.catalog import Catalog, load_catalog
 from morfi.device import device_name
@@ -42,6 +43,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "http_load.md"
 N_CLIENTS = 64
 N_OUTPUT = 16
 ENGINE = {"max_num_seqs": N_CLIENTS}
+ENGINE_CORE = 0  # with --apart
 TARGET = 90
 
 
@@ -95,6 +97,25 @@ class InProcess:
         return Round(seconds, [], [list(answers[0].token_ids) for answers in found], used)
 
 
+def apart(options: argparse.Namespace) -> None:
+    """With --apart: keeps this thread, and what it starts, off the engine's core."""
+    if options.apart:
+        os.sched_setaffinity(0, set(range(os.cpu_count() or 1)) - {ENGINE_CORE})
+
+
+@contextlib.contextmanager
+def on_its_core(options: argparse.Namespace) -> Iterator[None]:
+    """With --apart: keeps this process, whose engine is in it, on the engine's core, in the block."""
+    before = os.sched_getaffinity(0)
+    if options.apart:
+        os.sched_setaffinity(0, {ENGINE_CORE})
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 async def ask(
     port: int, bodies: asyncio.Queue[tuple[int, bytes]], found: dict[int, tuple[float, bytes]]
 ) -> None:
@@ -126,8 +147,9 @@ async def chunked(reader: asyncio.StreamReader) -> bytes:
     return b"".join(parts)
 
 
-def clients(port: int, bodies: Sequence[bytes], results: Any) -> None:
+def clients(port: int, bodies: Sequence[bytes], results: Any, options: argparse.Namespace) -> None:
     """All clients, in a process of their own; gives seconds and what each request got."""
+    apart(options)
 
     async def run() -> None:
         queue: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
@@ -142,12 +164,14 @@ def clients(port: int, bodies: Sequence[bytes], results: Any) -> None:
     asyncio.run(run())
 
 
-def over_http(server: Server, requests: Sequence[Request], *, stream: bool) -> Round:
+def over_http(
+    server: Server, requests: Sequence[Request], options: argparse.Namespace, *, stream: bool
+) -> Round:
     """All requests from 64 clients."""
     bodies = [json.dumps(one.body(stream=stream)).encode() for one in requests]
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    process = context.Process(target=clients, args=(server.port, bodies, results))
+    process = context.Process(target=clients, args=(server.port, bodies, results, options))
     before = server.processor_s()
     process.start()
     seconds, client_s, answers = results.get()
@@ -191,7 +215,12 @@ def server(options: argparse.Namespace) -> Iterator[Server]:
     engine = [f"--engine={key}={value}" for key, value in ENGINE.items()]
     command = [sys.executable, "-m", "morfi", "serve", "--db", options.db, "--ckpt", options.ckpt]
     command += ["--latents", options.latents, "--port", str(port), "--json", *engine]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONSAFEPATH": "1"})
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONSAFEPATH": "1"},
+        preexec_fn=lambda: apart(options),
+    )
     assert process.stdout is not None
     try:
         if not process.stdout.readline():
@@ -267,13 +296,14 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Round]], str]:
         requests = make_requests(catalog, options.requests)
         with (
             server(options) as served,
+            on_its_core(options),
             start_engine(checkpoint, context=options.context, seed=0, overrides=ENGINE) as engine,
         ):
             own = InProcess(engine, catalog, checkpoint.sha256, requests)
             sides = {
                 "in process": own.run,
-                "over HTTP": lambda: over_http(served, requests, stream=False),
-                "over HTTP, streamed": lambda: over_http(served, requests, stream=True),
+                "over HTTP": lambda: over_http(served, requests, options, stream=False),
+                "over HTTP, streamed": lambda: over_http(served, requests, options, stream=True),
             }
             rounds: dict[str, list[Round]] = {side: [] for side in sides}
             for number in range(options.rounds + 1):  # the first one warms up
@@ -301,7 +331,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--apart", action="store_true", help="the engine on a core of its own, on both sides")
     options = parser.parse_args()
+    if options.apart:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(ENGINE_CORE)
     rounds, equal = measure(options)
     found = versions()
     text = "\n".join(

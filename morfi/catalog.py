@@ -51,6 +51,7 @@ class Catalog:
     trained: Trained
     checkpoints: Mapping[str, CheckpointRow | None] = field(init=False)
     _norms: dict[str, float] = field(default_factory=dict)
+    _row_norms: list[float] | None = None
 
     def __post_init__(self) -> None:
         self.checkpoints = {BASE: None} | {checkpoint_id(row): row for row in self.trained.checkpoints}
@@ -78,7 +79,9 @@ class Catalog:
 
     def row_norm(self, latent: int) -> float:
         """The length of a latent's decoder row."""
-        return float(self.found.sae.W_dec[latent].norm())
+        if self._row_norms is None:
+            self._row_norms = self.found.sae.W_dec.norm(dim=1).tolist()
+        return self._row_norms[latent]
 
     @property
     def operations(self) -> tuple[str, ...]:

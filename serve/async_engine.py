@@ -1,14 +1,14 @@
 """vLLM's asynchronous engine as a server uses it: no steered answer leaves it before workers have reported.
 
-The engine core is another process. A steered request asks for a report; when it has ended its reports are
-fetched, with those of all requests that end meanwhile in one call, and checked before its last output goes
-on.
+The engine core is another process. A steered request asks for a report, which comes with its last output, or,
+where this process found the end in the text, is fetched with those of all requests that end meanwhile; it is
+checked before the last output goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from morfi.checkpoints import Checkpoint
+from morfi.checkpoints.vocabulary import line_ends
 from morfi.errors import InputError, MorfiError
 from morfi.serve.metrics import STEERED_TOKENS, SWAPS
-from morfi.serve.reports import Report, applied
+from morfi.serve.reports import WITH_END, Report, applied, detach
 from morfi.serve.served import Served, check_swapped, first_refusal
 from morfi.steering import Steering, to_json
 
@@ -38,7 +39,7 @@ class Followed:
 
     def attach(self, params: Any) -> Any:
         """`params` (vLLM's `SamplingParams`), with what makes the engine steer and follow the request."""
-        specification = {**to_json(self.steering, None), "report": True}
+        specification = {**to_json(self.steering, None), "report": WITH_END}
         params.extra_args = {**(params.extra_args or {}), "morfi": specification}
         setattr(params, _FOLLOWED, self)
         return params
@@ -66,6 +67,9 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reports = Reports(self)
+        self._line_ends = line_ends(self.get_tokenizer())
+        self._process_outputs = self.output_processor.process_outputs
+        self.output_processor.process_outputs = self._process
         self.served: Served
         self.was_shut_down = False  # on purpose
 
@@ -77,8 +81,17 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
     def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[Any, None]:
-        """As vLLM's; a followed request raises MorfiError in place of its end unless it was steered."""
+        """As vLLM's; a followed request raises MorfiError in place of its end unless it was steered.
+
+        Where it ends with the line, the engine core ends it, a step sooner than this process would.
+        """
+        ends: frozenset[int] = frozenset()
+        if ends_with_line(sampling_params):
+            ends = self._line_ends.difference(sampling_params.stop_token_ids or ())
+            sampling_params.stop_token_ids = [*(sampling_params.stop_token_ids or ()), *ends]
         outputs = super().generate(prompt, sampling_params, request_id, **options)
+        if ends:
+            outputs = _as_text(outputs, ends)
         followed: Followed | None = getattr(sampling_params, _FOLLOWED, None)
         return outputs if followed is None else self._follow(outputs, followed, sampling_params.n)
 
@@ -89,6 +102,10 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
         if followed is not None:
             followed.request_id = queue.request_id
         return queue
+
+    def _process(self, outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        self.reports.collect(outputs, self.output_processor.request_states)
+        return self._process_outputs(outputs, *args, **kwargs)
 
     async def _follow(
         self, outputs: AsyncGenerator[Any, None], followed: Followed, n: int
@@ -144,25 +161,37 @@ class _Round:
 
 
 class Reports:
-    """Fetches reports from the workers, one call at a time."""
+    """The workers' reports: those that came with last outputs, and the others fetched, one call at a time."""
 
     def __init__(self, engine: SteeringLLM) -> None:
         self._engine = engine
+        self._came: dict[str, list[Report | None]] = {}  # by request, until they are taken
         self._open: _Round | None = None  # the one that requests may still join
         self._last: asyncio.Task[Any] | None = None
 
     async def take(self, request_ids: Sequence[str]) -> list[list[Report | None]]:
         """For each request the reports of all workers, which then do not keep them any longer."""
-        joined = self._join(request_ids)
-        start = len(joined.request_ids) - len(request_ids)
-        # One that is cancelled must not take the others' reports with it.
-        found = await asyncio.shield(joined.task)
-        return found[start : start + len(request_ids)]
+        missing = [request_id for request_id in request_ids if request_id not in self._came]
+        if missing:
+            joined = self._join(missing)
+            start = len(joined.request_ids) - len(missing)
+            # One that is cancelled must not take the others' reports with it.
+            found = await asyncio.shield(joined.task)
+            self._came |= dict(zip(missing, found[start : start + len(missing)], strict=True))
+        return [self._came.pop(request_id) for request_id in request_ids]
+
+    def collect(self, outputs: Sequence[Any], known: Container[str]) -> None:
+        """Takes the reports out of the engine core's outputs; those of requests not `known` are dropped."""
+        for output in outputs:
+            reports = detach(output)
+            if reports is not None and output.request_id in known:
+                self._came[output.request_id] = reports
 
     def forget(self, request_ids: Sequence[str]) -> None:
-        """Makes the workers keep no reports of these requests, soon."""
-        if request_ids and not self._engine.errored:
-            self._join(request_ids)
+        """Makes nobody keep reports of these requests, soon."""
+        left = [request_id for request_id in request_ids if self._came.pop(request_id, None) is None]
+        if left and not self._engine.errored:
+            self._join(left)
 
     def _join(self, request_ids: Sequence[str]) -> _Round:
         if self._open is None:
@@ -179,6 +208,24 @@ class Reports:
         self._open = None
         workers = await self._engine.collective_rpc("morfi_take_reports", args=(round_.request_ids,))
         return [list(reports) for reports in zip(*workers, strict=True)]
+
+
+def ends_with_line(params: Any) -> bool:
+    """Whether a request ends where the engine core would end it at a token that begins with a newline."""
+    # Tokens to stop at are never chosen before `min_tokens`; a text to stop at may be.
+    return "\n" in (params.stop or ()) and not params.min_tokens and not params.include_stop_str_in_output
+
+
+async def _as_text(outputs: AsyncGenerator[Any, None], ends: Container[int]) -> AsyncGenerator[Any, None]:
+    """The outputs of a request that gave a newline to stop at, not these tokens."""
+    try:
+        async for output in outputs:
+            for part in output.outputs:
+                if part.stop_reason in ends:
+                    part.stop_reason = "\n"
+            yield output
+    finally:
+        await outputs.aclose()
 
 
 def start_async_engine(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> SteeringLLM:

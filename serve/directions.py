@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     import torch
 
 
+_MOST_LATENTS = 4096
+
+
 class Registry:
     """The directions and SAEs that an engine knows, by sha256, counted by how often each was registered."""
 
     def __init__(self) -> None:
         self._known: dict[str, Direction | SaeLatents | DecoderRows] = {}
         self._counts: dict[str, int] = {}
+        self._latents: dict[Latent, Direction] = {}  # that were used, so that they need not be made again
 
     def __len__(self) -> int:
         return len(self._known)
@@ -40,7 +44,11 @@ class Registry:
                 raise InputError(
                     f"no SAE {name.sae[:80]!r} is registered with this engine; register it first"
                 )
-            return sae.direction(name.index)
+            if name not in self._latents:
+                if len(self._latents) == _MOST_LATENTS:
+                    self._latents.clear()
+                self._latents[name] = sae.direction(name.index)
+            return self._latents[name]
         found = self._known.get(name)
         if not isinstance(found, Direction):
             raise InputError(f"no direction {name[:80]!r} is registered with this engine; register it first")

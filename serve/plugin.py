@@ -1,7 +1,8 @@
 """morfi in vLLM: steering and capture for every engine of a process, loaded as a `vllm.general_plugins`.
 
-Four places of vLLM are wrapped: admission of requests, loading of the model, preparation of a step's inputs,
-and the step itself. Where one of them is not what this module was written for, vLLM does not start.
+Five places of vLLM are wrapped: admission of requests, loading of the model, preparation of a step's inputs,
+the step of a worker, and that of the engine core. Where one of them is not what this module was written for,
+vLLM does not start.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _OURS = "morfi_wrapped"
 def register() -> None:
     """Wraps vLLM's functions, once a process; raises RuntimeError where vLLM is not the expected one."""
     from vllm.config import VllmConfig
+    from vllm.v1.engine.core import EngineCore
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as V2Runner
@@ -38,6 +40,8 @@ def register() -> None:
         (V2Runner, "load_model", (), _load_model),
         (V2Runner, "prepare_inputs", ("scheduler_output", "batch_req_state"), _prepare_inputs_v2),
         (V2Runner, "execute_model", ("scheduler_output",), _execute_model),
+        (EngineCore, "step", (), _step),
+        (EngineCore, "step_with_batch_queue", (), _step),
     ]
     for owner, name, parameters, _ in wraps:
         _check(owner, name, parameters)
@@ -141,6 +145,16 @@ def _execute_model(
     if state.work or state.shared_layers is not None:
         state.end(_input_ids(self))
     return found
+
+
+def _step(original: Callable[..., Any], self: Any) -> Any:
+    from morfi.serve.reports import attach
+
+    requests = dict(self.scheduler.requests)  # those that end in this step will be gone
+    outputs, executed = original(self)
+    if outputs:
+        attach(self.model_executor, requests, outputs)
+    return outputs, executed
 
 
 def _enter(runner: Any) -> Any:

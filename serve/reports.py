@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from morfi.shards import ShardWriter
 from morfi.steering import Applied, Capture, Captured, Steering, n_positions
 
 Report = dict[str, Any]  # plain, so that it goes to another process
+WITH_END = "with_end"  # in place of True, where reports are to come with a request's last output
+_REPORTS = "morfi_reports"
 
 
 class Reporting:
@@ -53,6 +55,41 @@ class Reporting:
         if state is None:
             return [None] * len(request_ids)
         return [None if live is None else _report(live, state) for live in state.take(request_ids)]
+
+
+def attach(executor: Any, requests: Mapping[str, Any], outputs: Mapping[int, Any]) -> None:
+    """Adds the workers' reports to the last outputs of the requests that want them so.
+
+    In the engine core: `requests` are its scheduler's, by id, and `outputs` what a step made for each client.
+    """
+    ended = [
+        output
+        for of_client in outputs.values()
+        for output in of_client.outputs
+        if output.finish_reason is not None and _wants(requests.get(output.request_id))
+    ]
+    if not ended:
+        return
+    ids = [output.request_id for output in ended]
+    workers = executor.collective_rpc("morfi_take_reports", args=(ids,))
+    for output, reports in zip(ended, zip(*workers, strict=True), strict=True):
+        output.kv_transfer_params = {**(output.kv_transfer_params or {}), _REPORTS: list(reports)}
+
+
+def detach(output: Any) -> list[Report | None] | None:
+    """Takes out of an output what `attach` added, each worker's report; None for an output without."""
+    found = output.kv_transfer_params
+    if not found or _REPORTS not in found:
+        return None
+    reports: list[Report | None] = found[_REPORTS]
+    output.kv_transfer_params = {key: value for key, value in found.items() if key != _REPORTS} or None
+    return reports
+
+
+def _wants(request: Any) -> bool:
+    params = None if request is None else request.sampling_params
+    extra = params.extra_args if params is not None else None
+    return bool(extra) and extra.get("morfi", {}).get("report") == WITH_END
 
 
 def _report(live: Live, state: ResidualState) -> Report:

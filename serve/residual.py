@@ -112,7 +112,7 @@ class ResidualState:
         steering, capture = from_json(specification)
         self.live[request_id] = Live(
             request_id,
-            report,
+            bool(report),
             [_entry(one, n_prompt) for one in steering],
             directions,
             capture,

@@ -92,5 +92,14 @@ def _tokens(directory: Path) -> Iterator[Token]:
 
 def newline_tokens(tokenizer: Any) -> list[int]:
     """The ids of every token whose text holds a newline: generating one of them ends an answer."""
-    pieces = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
-    return [index for index, piece in enumerate(pieces) if "\n" in piece]
+    return [index for index, piece in enumerate(_pieces(tokenizer)) if "\n" in piece]
+
+
+def line_ends(tokenizer: Any) -> frozenset[int]:
+    """The ids of every token whose text begins with a newline: nothing of it belongs to the line before."""
+    return frozenset(index for index, piece in enumerate(_pieces(tokenizer)) if piece.startswith("\n"))
+
+
+def _pieces(tokenizer: Any) -> list[str]:
+    found: list[str] = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+    return found

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from morfi.errors import MorfiError
-from morfi.serve.async_engine import Followed, Reports, SteeringLLM
+from morfi.serve.async_engine import Followed, Reports, SteeringLLM, ends_with_line
+from morfi.serve.reports import WITH_END, attach, detach
 from morfi.serve.routes import with_applied
 from morfi.serve.state import Planned
 from morfi.serve.wire import AppliedLatent
@@ -106,6 +107,74 @@ def test_a_request_whose_report_is_missing_or_short_fails(reached: dict[str, int
     with pytest.raises(MorfiError, match="not what was asked for"):
         follow(followed, Workers(reached), [(0, [7], None), (0, [8], "stop")], 1)
     assert followed.n_tokens == []
+
+
+def with_report(request_id: str, reached: int) -> Any:
+    """The last output of a request as the engine core sends it, of whose workers the second has the layer."""
+    outputs = {0: SimpleNamespace(outputs=[ended(request_id)])}
+    workers = [[report(0, (0, 1))], [report(reached, (1, 2))]]
+    executor = SimpleNamespace(collective_rpc=lambda _, args: workers)
+    attach(executor, {request_id: asking(WITH_END)}, outputs)
+    return outputs[0].outputs[0]
+
+
+def ended(request_id: str) -> SimpleNamespace:
+    return SimpleNamespace(request_id=request_id, finish_reason="stop", kv_transfer_params=None)
+
+
+def asking(report: Any) -> SimpleNamespace:
+    return SimpleNamespace(sampling_params=SimpleNamespace(extra_args={"morfi": {"report": report}}))
+
+
+def test_reports_that_came_with_the_last_outputs_are_not_fetched() -> None:
+    async def run() -> None:
+        workers = Workers({"b": 2})
+        reports = Reports(workers)  # type: ignore[arg-type]
+        outputs = [with_report("a", 1), with_report("unknown", 1), ended("b")]
+        reports.collect(outputs, {"a", "b"})
+        assert [one.kv_transfer_params for one in outputs] == [None, None, None]
+        found = await reports.take(["b", "a"])
+        assert [one and one["reached"] for _, one in found] == [2, 1]
+        assert workers.calls == [["b"]]
+        reports.collect([with_report("c", 1)], {"c"})
+        reports.forget(["c"])
+        await asyncio.sleep(0.05)
+        assert workers.calls == [["b"]]
+
+    asyncio.run(run())
+
+
+def test_only_who_asks_for_it_gets_reports_with_the_end() -> None:
+    def call(method: str, args: tuple[list[str]]) -> list[list[Any]]:
+        calls.append(args[0])
+        return [[report(5)] * len(args[0])]
+
+    calls: list[list[str]] = []
+    running = ended("running")
+    running.finish_reason = None
+    parts = [ended("plain"), ended("kept"), ended("asks"), running]
+    requests = {"kept": asking(True), "asks": asking(WITH_END), "running": asking(WITH_END)}
+    requests["plain"] = SimpleNamespace(sampling_params=SimpleNamespace(extra_args=None))
+    attach(SimpleNamespace(collective_rpc=call), requests, {0: SimpleNamespace(outputs=parts)})
+    assert calls == [["asks"]]
+    assert [detach(part) for part in parts] == [None, None, [report(5)], None]
+
+
+@pytest.mark.parametrize(
+    ("given", "ends"),
+    [
+        ({"stop": ["\n"]}, True),
+        ({"stop": ["x", "\n"]}, True),
+        ({"stop": ["\n\n"]}, False),
+        ({}, False),
+        ({"stop": ["\n"], "min_tokens": 2}, False),
+        ({"stop": ["\n"], "include_stop_str_in_output": True}, False),
+    ],
+)
+def test_which_requests_the_engine_core_ends_with_the_line(given: dict[str, Any], *, ends: bool) -> None:
+    from vllm import SamplingParams
+
+    assert ends_with_line(SamplingParams(**given)) is ends
 
 
 def test_reports_of_a_request_that_is_dropped_are_fetched_and_forgotten() -> None:
