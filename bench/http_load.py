@@ -1,10 +1,11 @@
 """Requests a second over HTTP at 64 concurrent clients, beside the same requests in process.
 
-Claim: at least 90 % of the in-process requests/s, each request steered along its own latent. The checkpoint
-and latents of a find run (on SmolLM2, for the claim); at most 64 requests run at once on either side. Both
-engines live through the run and the sides take turns; the one that waits uses no processor. Answers of both
-are compared first. Clients are bare sockets in a process of their own, so that what is measured is the
-server; latencies are theirs. Writes bench/results/http_load.md.
+Aim: at least 90 % of the in-process requests/s, each request steered along its own latent. The checkpoint and
+latents of a find run (on SmolLM2, for the aim); at most 64 requests run at once on each side. Beside it, not
+steered, vLLM's own server on the same engine: what its front end leaves of the in-process rate. All engines
+live through the run and the sides take turns; those that wait use no processor. Answers are compared. Clients
+are bare sockets in a process of their own, so that what is measured is the server; latencies are theirs.
+Writes bench/results/http_load.md.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from morfi.catalog import Catalog, load_catalog
-from morfi.device import device_name
+from morfi.checkpoints import resolve
+from morfi.device import device_name, is_gpu
 from morfi.provenance import versions
 from morfi.serve.engine import Engine, start_engine
+from morfi.serve.settings import engine_arguments, prepare_process
 from morfi.serving import chosen
 from morfi.steering import Latent, Steering
 from morfi.store import Store
@@ -43,7 +45,6 @@ RESULTS = Path(__file__).resolve().parent / "results" / "http_load.md"
 N_CLIENTS = 64
 N_OUTPUT = 16
 ENGINE = {"max_num_seqs": N_CLIENTS}
-ENGINE_CORE = 0  # with --apart
 TARGET = 90
 
 
@@ -55,11 +56,13 @@ class Request:
     latent: int
     alpha: float
 
-    def body(self, *, stream: bool) -> dict[str, Any]:
+    def body(self, *, stream: bool, steered: bool) -> dict[str, Any]:
         """For /v1/completions; it ends as an answer in process does."""
         plain = {"prompt": self.prompt, "max_tokens": N_OUTPUT, "temperature": 0, "stop": "\n"}
-        steering = {"latents": [{"id": self.latent, "alpha": self.alpha}]}
-        return {**plain, "return_token_ids": True, "stream": stream, "steering": steering}
+        plain |= {"return_token_ids": True, "stream": stream}
+        return plain | (
+            {"steering": {"latents": [{"id": self.latent, "alpha": self.alpha}]}} if steered else {}
+        )
 
 
 @dataclass(frozen=True)
@@ -97,25 +100,6 @@ class InProcess:
         return Round(seconds, [], [list(answers[0].token_ids) for answers in found], used)
 
 
-def apart(options: argparse.Namespace) -> None:
-    """With --apart: keeps this thread, and what it starts, off the engine's core."""
-    if options.apart:
-        os.sched_setaffinity(0, set(range(os.cpu_count() or 1)) - {ENGINE_CORE})
-
-
-@contextlib.contextmanager
-def on_its_core(options: argparse.Namespace) -> Iterator[None]:
-    """With --apart: keeps this process, whose engine is in it, on the engine's core, in the block."""
-    before = os.sched_getaffinity(0)
-    if options.apart:
-        os.sched_setaffinity(0, {ENGINE_CORE})
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 async def ask(
     port: int, bodies: asyncio.Queue[tuple[int, bytes]], found: dict[int, tuple[float, bytes]]
 ) -> None:
@@ -147,9 +131,8 @@ async def chunked(reader: asyncio.StreamReader) -> bytes:
     return b"".join(parts)
 
 
-def clients(port: int, bodies: Sequence[bytes], results: Any, options: argparse.Namespace) -> None:
+def clients(port: int, bodies: Sequence[bytes], results: Any) -> None:
     """All clients, in a process of their own; gives seconds and what each request got."""
-    apart(options)
 
     async def run() -> None:
         queue: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
@@ -165,26 +148,26 @@ def clients(port: int, bodies: Sequence[bytes], results: Any, options: argparse.
 
 
 def over_http(
-    server: Server, requests: Sequence[Request], options: argparse.Namespace, *, stream: bool
+    server: Server, requests: Sequence[Request], *, stream: bool = False, steered: bool = True
 ) -> Round:
     """All requests from 64 clients."""
-    bodies = [json.dumps(one.body(stream=stream)).encode() for one in requests]
+    bodies = [json.dumps(one.body(stream=stream, steered=steered)).encode() for one in requests]
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    process = context.Process(target=clients, args=(server.port, bodies, results, options))
+    process = context.Process(target=clients, args=(server.port, bodies, results))
     before = server.processor_s()
     process.start()
     seconds, client_s, answers = results.get()
     used = {name: after - before[name] for name, after in server.processor_s().items()}
     process.join()
-    token_ids = [tokens_of(content, stream=stream) for _, content in answers]
+    token_ids = [tokens_of(content, stream=stream, steered=steered) for _, content in answers]
     return Round(seconds, [latency for latency, _ in answers], token_ids, used | {"clients": client_s})
 
 
-def tokens_of(content: bytes, *, stream: bool) -> list[int]:
-    """The tokens of an answer, which must say that it was steered."""
-    if b'"steering_applied"' not in content:
-        raise SystemExit(f"an answer does not say that it was steered: {content[:500]!r}")
+def tokens_of(content: bytes, *, stream: bool, steered: bool) -> list[int]:
+    """The tokens of an answer, which must say that it was steered if it was to be."""
+    if steered != (b'"steering_applied"' in content):
+        raise SystemExit(f"an answer was to be steered: {steered}, but is: {content[:500]!r}")
     if not stream:
         return list(json.loads(content)["choices"][0]["token_ids"])
     events = [line.removeprefix(b"data: ") for line in content.split(b"\n\n") if line]
@@ -207,29 +190,75 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(options: argparse.Namespace) -> Iterator[Server]:
-    """`morfi serve` in processes of its own. It starts with every prefix to be computed."""
+def started(command: Sequence[str], stdout: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A server in processes of its own, ended with the block."""
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONSAFEPATH": "1"}, stdout=stdout)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+        found: int = sock.getsockname()[1]
+        return found
+
+
+@contextlib.contextmanager
+def own_server(model_dir: Path, dtype: str, options: argparse.Namespace) -> Iterator[Server]:
+    """vLLM's server as it is, but for the engine, which is started and runs as morfi's."""
+    port = free_port()
+    gpu = is_gpu()
+    given = engine_arguments(
+        model_dir, dtype=dtype, context=options.context, seed=0, gpu=gpu, overrides=ENGINE
+    )
+    given |= {"port": port, "disable_uvicorn_access_log": True}
+    code = f"from http_load import serve_plainly; serve_plainly({given!r})"
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {code}",
+    ]
+    with started(command, stdout=subprocess.DEVNULL) as process:
+        wait(port)
+        yield Server(port, psutil.Process(process.pid))
+
+
+def serve_plainly(given: dict[str, Any]) -> None:
+    """Runs vLLM's server; in a process of its own."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    prepare_process(gpu=is_gpu(), verbose=False)
+    import uvloop
+    from vllm.entrypoints.launchers.api_server.entry import run_server
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    import morfi.serve.worker  # noqa: F401 - registers the norms that the settings name
+
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    for name, value in given.items():
+        setattr(args, name, value)
+    uvloop.run(run_server(args))
+
+
+@contextlib.contextmanager
+def server(options: argparse.Namespace) -> Iterator[Server]:
+    """`morfi serve` in processes of its own. It starts with every prefix to be computed."""
+    port = free_port()
     engine = [f"--engine={key}={value}" for key, value in ENGINE.items()]
     command = [sys.executable, "-m", "morfi", "serve", "--db", options.db, "--ckpt", options.ckpt]
     command += ["--latents", options.latents, "--port", str(port), "--json", *engine]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONSAFEPATH": "1"},
-        preexec_fn=lambda: apart(options),
-    )
-    assert process.stdout is not None
-    try:
+    with started(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
         if not process.stdout.readline():
             raise SystemExit("the server did not start")
         wait(port)
         yield Server(port, psutil.Process(process.pid))
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
 
 
 def wait(port: int) -> None:
@@ -294,16 +323,21 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Round]], str]:
         catalog = load_catalog(Store(Path(options.db)), options.latents, None, progress)
         _, checkpoint = chosen(options.ckpt, catalog, None, progress)
         requests = make_requests(catalog, options.requests)
+        base, merged = str(catalog.trained.base.model_dir), checkpoint
+        if checkpoint.adapter_dir is not None:
+            merged = resolve(str(checkpoint.adapter_dir), base=base, dtype=checkpoint.dtype)
         with (
             server(options) as served,
-            on_its_core(options),
+            own_server(merged.model_dir, merged.dtype, options) as vllms,
             start_engine(checkpoint, context=options.context, seed=0, overrides=ENGINE) as engine,
         ):
             own = InProcess(engine, catalog, checkpoint.sha256, requests)
             sides = {
                 "in process": own.run,
-                "over HTTP": lambda: over_http(served, requests, options, stream=False),
-                "over HTTP, streamed": lambda: over_http(served, requests, options, stream=True),
+                "over HTTP": lambda: over_http(served, requests),
+                "over HTTP, streamed": lambda: over_http(served, requests, stream=True),
+                "over HTTP, not steered": lambda: over_http(served, requests, steered=False),
+                "vLLM's own server, not steered": lambda: over_http(vllms, requests, steered=False),
             }
             rounds: dict[str, list[Round]] = {side: [] for side in sides}
             for number in range(options.rounds + 1):  # the first one warms up
@@ -315,10 +349,11 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Round]], str]:
     expected = rounds["in process"][0].token_ids
     n_equal = min(
         sum(a == b for a, b in zip(expected, one.token_ids, strict=True))
-        for found in rounds.values()
+        for side, found in rounds.items()
         for one in found
+        if "not steered" not in side
     )
-    return rounds, f"{n_equal} of {len(requests)} answers equal those in process, in the worst round."
+    return rounds, f"{n_equal} of {len(requests)} steered answers equal those in process, in the worst round."
 
 
 def main() -> None:
@@ -331,10 +366,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--apart", action="store_true", help="the engine on a core of its own, on both sides")
     options = parser.parse_args()
-    if options.apart:
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(ENGINE_CORE)
     rounds, equal = measure(options)
     found = versions()
     text = "\n".join(
@@ -344,7 +376,7 @@ def main() -> None:
             f"{device_name()}; vLLM {found.get('vllm-cpu') or found.get('vllm')}, torch {found['torch']}, "
             f"Python {found['python']}. {options.requests} requests a round, {options.rounds} rounds in "
             f"turns, {N_CLIENTS} clients, up to {N_OUTPUT} tokens each, every request steered along one of "
-            f"{N_CLIENTS} latents. Claimed: at least {TARGET} %.",
+            f"{N_CLIENTS} latents. Aim: at least {TARGET} %.",
             "",
             *table(rounds, options.requests),
             "",

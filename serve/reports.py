@@ -88,8 +88,8 @@ def detach(output: Any) -> list[Report | None] | None:
 
 def _wants(request: Any) -> bool:
     params = None if request is None else request.sampling_params
-    extra = params.extra_args if params is not None else None
-    return bool(extra) and extra.get("morfi", {}).get("report") == WITH_END
+    extra = (params.extra_args if params is not None else None) or {}
+    return bool(extra.get("morfi", {}).get("report") == WITH_END)
 
 
 def _report(live: Live, state: ResidualState) -> Report:

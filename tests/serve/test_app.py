@@ -172,7 +172,7 @@ def test_a_steering_reaches_the_engine_in_raw_units_and_comes_back(served: Serve
     (followed,) = served.serving.requests[0]._followed
     assert followed.steering == (Steering(1, Latent("the-sae", 3), "add", 3.0, "prompt"),)
     specification = served.serving.params[0].extra_args["morfi"]
-    assert specification["report"] is True
+    assert specification["report"] == "with_end"
     assert specification["steering"][0]["direction"] == {"sae": "the-sae", "latent": 3}
     assert served.serving.requests[0].seed == 3
     assert served.state.gate.n_in_flight == 0

@@ -91,6 +91,28 @@ def test_a_seed_gives_the_same_samples_again(client: openai.OpenAI) -> None:
     assert len(set(steered)) > 1
 
 
+def test_the_end_of_a_line_found_by_the_engine_core_is_that_found_in_the_text(client: openai.OpenAI) -> None:
+    newline, eos = 13, 1
+    request = {"model": "tiny", "prompt": PROMPT, "max_tokens": 12, "n": 8, "seed": 5, "stop": ["\n"]}
+    no_text = [eos, *range(3 + 128, 259)]  # bytes that are no text by themselves
+    own = {"logit_bias": {str(newline): 2} | {str(token): -100 for token in no_text}, "logprobs": 1}
+    body = {"steering": STEERING, "return_token_ids": True}
+    in_core = client.completions.create(**request, **own, extra_body=body)
+    in_text = client.completions.create(**request, **own, extra_body=body | {"min_tokens": 1})
+    n_ended = 0
+    for one, other in zip(in_core.choices, in_text.choices, strict=True):
+        if one.model_extra["token_ids"] == [newline]:
+            continue  # with min_tokens that is no end
+        assert one.to_dict() == other.to_dict()
+        assert applied(in_core)["n_tokens"][one.index] == applied(in_text)["n_tokens"][one.index]
+        assert "\n" not in one.text
+        if one.finish_reason == "stop":
+            n_ended += 1
+            assert one.model_extra["stop_reason"] == "\n"
+            assert one.model_extra["token_ids"][-1] == newline
+    assert n_ended > 1
+
+
 def test_logprobs_come_with_steering(client: openai.OpenAI) -> None:
     found = client.completions.create(
         model="tiny", prompt=PROMPT, **GREEDY, logprobs=3, extra_body={"steering": STEERING}
