@@ -91,10 +91,11 @@ class InProcess:
             [Steering(catalog.layer, Latent(sae, one.latent), "add", one.alpha * unit)] for one in requests
         ]
 
-    def run(self) -> Round:
+    def run(self, *, steered: bool = True) -> Round:
         """All requests; prefixes are cached from the first round on, as they are in the server."""
+        steering = self._steering if steered else None
         begun, processor = time.perf_counter(), time.process_time()
-        found = self._engine.generate(self._ids, Sampling(max_tokens=N_OUTPUT), steering=self._steering)
+        found = self._engine.generate(self._ids, Sampling(max_tokens=N_OUTPUT), steering=steering)
         seconds = time.perf_counter() - begun
         used = {"engine": time.process_time() - processor}
         return Round(seconds, [], [list(answers[0].token_ids) for answers in found], used)
@@ -295,7 +296,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 def table(rounds: dict[str, list[Round]], n: int) -> list[str]:
     """A row for each side: requests/s, share of in process, latencies."""
-    base = statistics.median(n / one.seconds for one in rounds["in process"])
+    base = 0.0
     lines = [
         "| side | requests/s, median (lowest - highest) | of in process | p50, s | p99, s | "
         "processor ms a request |",
@@ -303,6 +304,8 @@ def table(rounds: dict[str, list[Round]], n: int) -> list[str]:
     ]
     for side, found in rounds.items():
         rates = [n / one.seconds for one in found]
+        if side.startswith("in process"):  # what follows is compared with it
+            base = statistics.median(rates)
         latencies = [latency for one in found for latency in one.latencies]
         shown = [f"{quantile(latencies, share):.2f}" for share in (0.5, 0.99)] if latencies else ["-", "-"]
         used = {
@@ -336,6 +339,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Round]], str]:
                 "in process": own.run,
                 "over HTTP": lambda: over_http(served, requests),
                 "over HTTP, streamed": lambda: over_http(served, requests, stream=True),
+                "in process, not steered": lambda: own.run(steered=False),
                 "over HTTP, not steered": lambda: over_http(served, requests, steered=False),
                 "vLLM's own server, not steered": lambda: over_http(vllms, requests, steered=False),
             }
