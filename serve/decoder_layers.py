@@ -86,10 +86,14 @@ def attach(runner: Any) -> ResidualState | None:
 
 
 def _shared_layers(runner: Any) -> SharedLayers | None:
-    """For a model that runs layer by layer on a CPU, all of it in this worker."""
+    """For a model that runs layer by layer on a CPU, all of it in this worker, where tokens say all."""
     inner, config = runner.get_model().model, runner.vllm_config
-    whole = config.parallel_config.pipeline_parallel_size == 1
-    if type(runner) is not CPUModelRunner or not config.model_config.enforce_eager or not whole:
+    model = config.model_config
+    layer_by_layer = type(runner) is CPUModelRunner and model.enforce_eager
+    whole = config.parallel_config.pipeline_parallel_size == 1 and config.kv_transfer_config is None
+    # With adapters, or embeddings in place of tokens, requests of the same tokens differ.
+    by_tokens = config.lora_config is None and not model.enable_prompt_embeds
+    if not (layer_by_layer and whole and by_tokens):
         return None
 
     def builders() -> dict[str, Any]:

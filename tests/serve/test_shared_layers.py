@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from morfi.serve.settings import prepare_process
 from morfi.serve.shared_layers import Prefix, SharedLayers, plan
 
 
@@ -34,6 +38,33 @@ def test_a_prefix_that_came_from_the_cache_has_no_equal() -> None:
     assert one.extend(2, [7]) is None
     assert one.extend(3, [8]) is None
     assert one.extend(0, [5, 6]) is not None, "preempted, it is computed from the first token on"
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "value"),
+    [
+        ("model_config", "enforce_eager", False),
+        ("model_config", "enable_prompt_embeds", True),
+        ("parallel_config", "pipeline_parallel_size", 2),
+        ("", "lora_config", object()),
+        ("", "kv_transfer_config", object()),
+        ("", "", None),
+    ],
+)
+def test_nothing_is_shared_where_equal_tokens_may_differ(what: str, name: str, value: Any) -> None:
+    prepare_process(gpu=False, verbose=False)
+    layers = pytest.importorskip("morfi.serve.decoder_layers")
+    runner = object.__new__(layers.CPUModelRunner)
+    runner.model = SimpleNamespace(model=SimpleNamespace(layers=[]))
+    runner.vllm_config = config = SimpleNamespace(
+        model_config=SimpleNamespace(enforce_eager=True, enable_prompt_embeds=False),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=1),
+        lora_config=None,
+        kv_transfer_config=None,
+    )
+    if name:
+        setattr(getattr(config, what) if what else config, name, value)
+    assert (layers._shared_layers(runner) is None) == bool(name)
 
 
 def test_a_plan_that_was_not_carried_out_is_an_error() -> None:
