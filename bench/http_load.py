@@ -1,11 +1,13 @@
 """Requests a second over HTTP at 64 concurrent clients, beside the same requests in process.
 
 Aim: at least 90 % of the in-process requests/s, each request steered along its own latent. The checkpoint and
-latents of a find run (on SmolLM2, for the aim); at most 64 requests run at once on each side. Beside it, not
-steered, vLLM's own server on the same engine: what its front end leaves of the in-process rate. All engines
-live through the run and the sides take turns; those that wait use no processor. Answers are compared. Clients
-are bare sockets in a process of their own, so that what is measured is the server; latencies are theirs.
-Writes bench/results/http_load.md.
+latents of a find run (on SmolLM2, for the aim); at most 64 requests run at once on each side. In process
+there are two: `Engine.generate` with the whole batch, which knows every request beforehand, and 64 callers of
+the server's own engine in Python, each of which asks once it was answered, as a client does. Beside them, not
+steered, vLLM's own server on the same engine: what its front end leaves of the rate. All engines live through
+the run and the sides take turns; those that wait use no processor. Answers are compared. Clients are bare
+sockets in a process of their own, so that what is measured is the server; latencies are theirs. Writes
+bench/results/http_load.md.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ import statistics
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,7 @@ N_CLIENTS = 64
 N_OUTPUT = 16
 ENGINE = {"max_num_seqs": N_CLIENTS}
 TARGET = 90
+BATCH, CALLERS, PLAIN = "in process, one batch", f"in process, {N_CLIENTS} callers", ", not steered"
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,96 @@ class InProcess:
         seconds = time.perf_counter() - begun
         used = {"engine": time.process_time() - processor}
         return Round(seconds, [], [list(answers[0].token_ids) for answers in found], used)
+
+
+class Callers:
+    """64 callers of `SteeringLLM.generate` in one Python process, which the engine core is a child of."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=call_in_process, args=(options, theirs))
+
+    def __enter__(self) -> Callers:
+        self._process.start()
+        self._connection.recv()  # it has started
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.send(False)
+        self._process.join(60)
+
+    def run(self) -> Round:
+        """All requests."""
+        self._connection.send(True)
+        found: Round = self._connection.recv()
+        return found
+
+
+def call_in_process(options: argparse.Namespace, connection: Connection) -> None:
+    """The process of `Callers`: a round for each True that comes."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    prepare_process(gpu=is_gpu(), verbose=False)
+    import uvloop
+
+    import morfi.serve.worker  # noqa: F401 - registers the norms that the settings name
+
+    uvloop.run(call_from_64(options, connection))
+
+
+async def call_from_64(options: argparse.Namespace, connection: Connection) -> None:
+    """Starts the engine that the server starts, and runs rounds on it."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    from morfi.serve.admission import admission_of
+    from morfi.serve.async_engine import Followed, start_async_engine
+
+    with TerminalProgress() as progress:
+        catalog = load_catalog(Store(Path(options.db)), options.latents, None, progress)
+        _, checkpoint = chosen(options.ckpt, catalog, None, progress)
+    requests = make_requests(catalog, options.requests)
+    given = engine_arguments(
+        checkpoint.model_dir,
+        dtype=checkpoint.dtype,
+        context=options.context,
+        seed=0,
+        gpu=is_gpu(),
+        overrides=ENGINE,
+    )
+    engine = start_async_engine(checkpoint, given | {"disable_log_stats": False})
+    if checkpoint.adapter_dir is not None:
+        await engine.load_checkpoint(checkpoint)
+    sae = admission_of(engine.input_processor).register(catalog.directions())
+    unit, tokenizer = catalog.median_norm(checkpoint.sha256), engine.get_tokenizer()
+    ids = [tokenizer(one.prompt)["input_ids"] for one in requests]
+
+    async def caller(left: Iterator[int], found: dict[int, tuple[float, list[int]]]) -> None:
+        for number in left:
+            begun, one = time.perf_counter(), requests[number]
+            params = SamplingParams(temperature=0, max_tokens=N_OUTPUT, stop=["\n"])
+            params.output_kind = RequestOutputKind.FINAL_ONLY
+            steering = Steering(catalog.layer, Latent(sae, one.latent), "add", one.alpha * unit)
+            followed = Followed((steering,))
+            outputs = engine.generate(
+                {"prompt_token_ids": ids[number]}, followed.attach(params), uuid.uuid4().hex
+            )
+            token_ids = [list(output.outputs[0].token_ids) async for output in outputs][-1]
+            assert followed.n_tokens
+            found[number] = (time.perf_counter() - begun, token_ids)
+
+    own = Server(0, psutil.Process())
+    connection.send(True)
+    while await asyncio.to_thread(connection.recv):
+        left, found = iter(range(len(requests))), dict[int, tuple[float, list[int]]]()
+        begun, before = time.perf_counter(), own.processor_s()
+        await asyncio.gather(*(caller(left, found) for _ in range(N_CLIENTS)))
+        seconds = time.perf_counter() - begun
+        used = {name: after - before[name] for name, after in own.processor_s().items()}
+        answers = [found[number] for number in range(len(requests))]
+        connection.send(Round(seconds, [one[0] for one in answers], [one[1] for one in answers], used))
+    engine.shutdown()
 
 
 async def ask(
@@ -296,16 +391,17 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 def table(rounds: dict[str, list[Round]], n: int) -> list[str]:
     """A row for each side: requests/s, share of in process, latencies."""
-    base = 0.0
     lines = [
-        "| side | requests/s, median (lowest - highest) | of in process | p50, s | p99, s | "
+        "| side | requests/s, median (lowest - highest) | of the batch | of the callers | p50, s | p99, s | "
         "processor ms a request |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
+    middle = {side: statistics.median(n / one.seconds for one in found) for side, found in rounds.items()}
     for side, found in rounds.items():
         rates = [n / one.seconds for one in found]
-        if side.startswith("in process"):  # what follows is compared with it
-            base = statistics.median(rates)
+        steered = PLAIN not in side
+        of_batch = f"{100 * middle[side] / middle[BATCH if steered else BATCH + PLAIN]:.0f} %"
+        of_callers = f"{100 * middle[side] / middle[CALLERS]:.0f} %" if steered else "-"
         latencies = [latency for one in found for latency in one.latencies]
         shown = [f"{quantile(latencies, share):.2f}" for share in (0.5, 0.99)] if latencies else ["-", "-"]
         used = {
@@ -313,8 +409,8 @@ def table(rounds: dict[str, list[Round]], n: int) -> list[str]:
             for name in found[0].processor_s
         }
         lines.append(
-            f"| {side} | {statistics.median(rates):.2f} ({min(rates):.2f} - {max(rates):.2f}) | "
-            f"{100 * statistics.median(rates) / base:.0f} % | {' | '.join(shown)} | "
+            f"| {side} | {middle[side]:.2f} ({min(rates):.2f} - {max(rates):.2f}) | "
+            f"{of_batch} | {of_callers} | {' | '.join(shown)} | "
             f"{', '.join(f'{name} {ms:.1f}' for name, ms in used.items())} |"
         )
     return lines
@@ -331,17 +427,19 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Round]], str]:
             merged = resolve(str(checkpoint.adapter_dir), base=base, dtype=checkpoint.dtype)
         with (
             server(options) as served,
+            Callers(options) as callers,
             own_server(merged.model_dir, merged.dtype, options) as vllms,
             start_engine(checkpoint, context=options.context, seed=0, overrides=ENGINE) as engine,
         ):
             own = InProcess(engine, catalog, checkpoint.sha256, requests)
             sides = {
-                "in process": own.run,
+                BATCH: own.run,
+                CALLERS: callers.run,
                 "over HTTP": lambda: over_http(served, requests),
                 "over HTTP, streamed": lambda: over_http(served, requests, stream=True),
-                "in process, not steered": lambda: own.run(steered=False),
-                "over HTTP, not steered": lambda: over_http(served, requests, steered=False),
-                "vLLM's own server, not steered": lambda: over_http(vllms, requests, steered=False),
+                BATCH + PLAIN: lambda: own.run(steered=False),
+                "over HTTP" + PLAIN: lambda: over_http(served, requests, steered=False),
+                "over HTTP, vLLM's own server" + PLAIN: lambda: over_http(vllms, requests, steered=False),
             }
             rounds: dict[str, list[Round]] = {side: [] for side in sides}
             for number in range(options.rounds + 1):  # the first one warms up
@@ -350,14 +448,17 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Round]], str]:
                     progress.phase(f"round {number}, {side}: {len(requests) / found.seconds:.2f} requests/s")
                     if number:
                         rounds[side].append(found)
-    expected = rounds["in process"][0].token_ids
+    expected = rounds[BATCH][0].token_ids
     n_equal = min(
         sum(a == b for a, b in zip(expected, one.token_ids, strict=True))
         for side, found in rounds.items()
         for one in found
-        if "not steered" not in side
+        if PLAIN not in side
     )
-    return rounds, f"{n_equal} of {len(requests)} steered answers equal those in process, in the worst round."
+    return (
+        rounds,
+        f"{n_equal} of {len(requests)} steered answers equal those of the batch, in the worst round.",
+    )
 
 
 def main() -> None:
