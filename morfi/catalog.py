@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +52,6 @@ class Catalog:
     trained: Trained
     checkpoints: Mapping[str, CheckpointRow | None] = field(init=False)
     _norms: dict[str, float] = field(default_factory=dict)
-    _row_norms: list[float] | None = None
 
     def __post_init__(self) -> None:
         self.checkpoints = {BASE: None} | {checkpoint_id(row): row for row in self.trained.checkpoints}
@@ -79,9 +79,12 @@ class Catalog:
 
     def row_norm(self, latent: int) -> float:
         """The length of a latent's decoder row."""
-        if self._row_norms is None:
-            self._row_norms = self.found.sae.W_dec.norm(dim=1).tolist()
-        return self._row_norms[latent]
+        return float(self._row_norms[latent])
+
+    @functools.cached_property
+    def _row_norms(self) -> Any:
+        """float32 [d_sae]."""
+        return self.found.sae.W_dec.norm(dim=1)
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -136,7 +139,7 @@ class Catalog:
     def neighbours(self, latent: int) -> list[Neighbour]:
         """The latents whose decoder rows have the largest cosine with this one's, itself left out."""
         W_dec = self.found.sae.W_dec
-        lengths = W_dec.norm(dim=1).clamp_min(1e-12)
+        lengths = self._row_norms.clamp_min(1e-12)
         cosines = (W_dec @ W_dec[latent]) / (lengths * lengths[latent])
         cosines[latent] = -math.inf
         best = cosines.topk(min(N_SHOWN, len(cosines) - 1))

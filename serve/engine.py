@@ -77,8 +77,6 @@ class Engine:
         """
         gpu = is_gpu()
         engine_settings.prepare_process(gpu=gpu, verbose=verbose)
-        if not gpu:
-            engine_settings.keep_freed_memory()
         with _quiet(verbose):
             from vllm import LLM
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
@@ -64,21 +65,24 @@ def answers(model: type[Any]) -> dict[int | str, dict[str, Any]]:
 @with_cancellation  # type: ignore[untyped-decorator]
 async def complete(body: CompletionBody, raw_request: Request) -> Response:
     """A completion of each prompt, steered if the request says so; `steering_applied` says what was done."""
-    state = admit(raw_request, body, body.n_answers)
-    request = SteeredCompletion(**body.given())
-    planned = follow(state, request, body)
-    found = await raw_request.app.state.openai_serving_completion.create_completion(request, raw_request)
-    return answer(found, planned, request._followed, body.n_answers)
+    return await generate(raw_request, body, SteeredCompletion, "openai_serving_completion.create_completion")
 
 
 @router.post("/v1/chat/completions", responses=answers(ChatAnswer), summary="OpenAI's chat, with steering")
 @with_cancellation  # type: ignore[untyped-decorator]
 async def chat(body: ChatBody, raw_request: Request) -> Response:
     """An answer in a chat, steered if the request says so; `steering_applied` says what was done."""
+    return await generate(raw_request, body, SteeredChat, "openai_serving_chat.create_chat_completion")
+
+
+async def generate(
+    raw_request: Request, body: CompletionBody | ChatBody, kind: type[Any], create: str
+) -> Response:
+    """The answer of vLLM's handler `create`, by its place in the app's state, to a request of its `kind`."""
     state = admit(raw_request, body, body.n_answers)
-    request = SteeredChat(**body.given())
+    request = kind(**body.given())
     planned = follow(state, request, body)
-    found = await raw_request.app.state.openai_serving_chat.create_chat_completion(request, raw_request)
+    found = await operator.attrgetter(create)(raw_request.app.state)(request, raw_request)
     return answer(found, planned, request._followed, body.n_answers)
 
 

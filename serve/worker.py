@@ -5,12 +5,14 @@ from __future__ import annotations
 from vllm.platforms import current_platform
 
 from morfi.serve import plugin
+from morfi.serve import settings as engine_settings
 from morfi.serve.reports import Reporting
 from morfi.serve.swap import WeightSwapping
 
 if current_platform.is_cpu():
     import morfi.serve.cpu_norm  # noqa: F401 - registers what the settings name
 
+    engine_settings.keep_freed_memory()
 
 plugin.register()
 
