@@ -132,14 +132,18 @@ class Callers:
 
 def call_in_process(options: argparse.Namespace, connection: Connection) -> None:
     """The process of `Callers`: a round for each True that comes."""
+    prepare_server_process()
+    import uvloop
+
+    uvloop.run(call_from_64(options, connection))
+
+
+def prepare_server_process() -> None:
+    """Makes this process one whose engine core is a child, as `morfi.serve.server.run_server` does."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     prepare_process(gpu=is_gpu(), verbose=False)
-    import uvloop
-
     import morfi.serve.worker  # noqa: F401 - registers the norms that the settings name
-
-    uvloop.run(call_from_64(options, connection))
 
 
 async def call_from_64(options: argparse.Namespace, connection: Connection) -> None:
@@ -183,14 +187,14 @@ async def call_from_64(options: argparse.Namespace, connection: Connection) -> N
             assert followed.n_tokens
             found[number] = (time.perf_counter() - begun, token_ids)
 
-    own = Server(0, psutil.Process())
+    own = psutil.Process()
     connection.send(True)
     while await asyncio.to_thread(connection.recv):
         left, found = iter(range(len(requests))), dict[int, tuple[float, list[int]]]()
-        begun, before = time.perf_counter(), own.processor_s()
+        begun, before = time.perf_counter(), processor_s(own)
         await asyncio.gather(*(caller(left, found) for _ in range(N_CLIENTS)))
         seconds = time.perf_counter() - begun
-        used = {name: after - before[name] for name, after in own.processor_s().items()}
+        used = {name: after - before[name] for name, after in processor_s(own).items()}
         answers = [found[number] for number in range(len(requests))]
         connection.send(Round(seconds, [one[0] for one in answers], [one[1] for one in answers], used))
     engine.shutdown()
@@ -251,10 +255,10 @@ def over_http(
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     process = context.Process(target=clients, args=(server.port, bodies, results))
-    before = server.processor_s()
+    before = processor_s(server.front)
     process.start()
     seconds, client_s, answers = results.get()
-    used = {name: after - before[name] for name, after in server.processor_s().items()}
+    used = {name: after - before[name] for name, after in processor_s(server.front).items()}
     process.join()
     token_ids = [tokens_of(content, stream=stream, steered=steered) for _, content in answers]
     return Round(seconds, [latency for latency, _ in answers], token_ids, used | {"clients": client_s})
@@ -273,16 +277,17 @@ def tokens_of(content: bytes, *, stream: bool, steered: bool) -> list[int]:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: its port, its front end, and the processes below that."""
+    """A running server: its port, and its front end, the parent of the engine."""
 
     port: int
     front: psutil.Process
 
-    def processor_s(self) -> dict[str, float]:
-        """The processor time so far of the front end and of the engine."""
-        own = self.front.cpu_times()
-        below = [one.cpu_times() for one in self.front.children(recursive=True)]
-        return {"engine": sum(one.user + one.system for one in below), "front end": own.user + own.system}
+
+def processor_s(front: psutil.Process) -> dict[str, float]:
+    """The processor time so far of the front end and of the processes below it."""
+    own = front.cpu_times()
+    below = [one.cpu_times() for one in front.children(recursive=True)]
+    return {"engine": sum(one.user + one.system for one in below), "front end": own.user + own.system}
 
 
 @contextlib.contextmanager
@@ -326,15 +331,11 @@ def own_server(model_dir: Path, dtype: str, options: argparse.Namespace) -> Iter
 
 def serve_plainly(given: dict[str, Any]) -> None:
     """Runs vLLM's server; in a process of its own."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    prepare_process(gpu=is_gpu(), verbose=False)
+    prepare_server_process()
     import uvloop
     from vllm.entrypoints.launchers.api_server.entry import run_server
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    import morfi.serve.worker  # noqa: F401 - registers the norms that the settings name
 
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     for name, value in given.items():
