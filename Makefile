@@ -1,13 +1,16 @@
 # `make eval` and `make test` set up .venv by themselves; both are quick the second time.
 RUN := PYTHONSAFEPATH=1 .venv/bin/
 
-.PHONY: eval test lint install lock bench clean
+.PHONY: eval test test-slow lint install lock bench clean
 
 eval: install
 	$(RUN)morfi eval --ckpt smollm2 --limit 1500 --resume auto
 
 test: install lint
-	$(RUN)python -m pytest
+	$(RUN)python -m pytest -m "not slow"
+
+test-slow: install
+	$(RUN)python -m pytest -m slow
 
 lint: install
 	$(RUN)ruff check .

@@ -149,9 +149,7 @@ TWO_RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
         pytest.param(
             COMPILED,
             {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
-            marks=pytest.mark.skipif(
-                not os.environ.get("MORFI_SLOW_TESTS"), reason="compiling takes minutes; MORFI_SLOW_TESTS=1"
-            ),
+            marks=pytest.mark.slow,  # compiling takes minutes
         ),
     ],
     ids=["two tensor-parallel worker processes", "compiled"],

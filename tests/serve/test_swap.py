@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -147,9 +146,7 @@ def test_an_engine_started_on_an_unmerged_adapter_serves_it(
         assert raw_logits(engine) == started
 
 
-@pytest.mark.skipif(
-    "MORFI_SLOW_TESTS" not in os.environ, reason="compiling takes minutes; MORFI_SLOW_TESTS=1"
-)
+@pytest.mark.slow  # compiling takes minutes
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_compiled_engine_computes_with_the_new_weights(
     family: str, trained: Callable[[str], Trained], raw_logits: Callable[[Engine], Logits]

@@ -1,12 +1,11 @@
 """schemathesis against the OpenAPI document: no 5xx, no undocumented answer, no unsteered one where steered.
 
-`MORFI_SLOW_TESTS=1` tries 5,000 cases and more, else a few hundred; the seed is fixed.
+A few hundred cases, and 5,000 and more where slow tests run; the seed is fixed.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,9 +20,6 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-SLOW = bool(os.environ.get("MORFI_SLOW_TESTS"))
-# Cases of each operation and mode: those that generate take most.
-MANY, FEW = (850, 50) if SLOW else (25, 5)
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
@@ -34,7 +30,14 @@ def brief(serve_made: Any) -> Iterator[Any]:
         yield server
 
 
-def test_the_document_is_true(brief: Any, subtests: pytest.Subtests) -> None:
+@pytest.mark.parametrize(
+    ("many", "few", "at_least"),  # cases of each operation and mode: those that generate take most
+    [(25, 5, 100), pytest.param(850, 50, 5000, marks=pytest.mark.slow)],
+    ids=["hundreds", "thousands"],
+)
+def test_the_document_is_true(
+    brief: Any, subtests: pytest.Subtests, many: int, few: int, at_least: int
+) -> None:
     document = brief.get("/openapi.json").json()
     assert {"/v1/completions", "/v1/chat/completions", "/v1/morfi/compare"} <= set(document["paths"])
     schema = schemathesis.openapi.from_dict(document)
@@ -44,7 +47,7 @@ def test_the_document_is_true(brief: Any, subtests: pytest.Subtests) -> None:
         # Loading would take the weights from under the other cases; it has tests of its own.
         if operation.path.endswith("/load"):
             continue
-        n = MANY if operation.method.upper() == "POST" else FEW
+        n = many if operation.method.upper() == "POST" else few
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             if mode is GenerationMode.NEGATIVE and not (
                 operation.body or operation.query or operation.path_parameters
@@ -52,7 +55,7 @@ def test_the_document_is_true(brief: Any, subtests: pytest.Subtests) -> None:
                 continue
             with subtests.test(operation=f"{operation.method} {operation.path}", mode=mode.value):
                 n_cases += try_all(operation, mode, n, brief.url)
-    assert n_cases >= (5000 if SLOW else 100)
+    assert n_cases >= at_least
     assert brief.get("/health").status_code == 200
     assert brief.metric("morfi_answers_in_flight") == 0
     assert "Traceback" not in brief.log.read_text()
