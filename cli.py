@@ -129,7 +129,7 @@ def cli() -> None:
 @click.option("--limit", type=int, help="At most this many questions, the same number of each relation.")
 @click.option("--shots", type=int, help="Exemplars before each question (default: 4).")
 @click.option("--chat/--no-chat", default=None, help="Use the checkpoint's chat template.")
-@click.option("--match", help="How answers are compared: squad (default), strict or contains.")
+@click.option("--match", help="How answers are compared: squad (default), answer, strict or contains.")
 @click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
 @click.option("--seed", type=int, help="Chooses questions and exemplars (default: 0).")
 @click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
@@ -173,7 +173,7 @@ def eval_command(common: Common, resume: str | None, **given: Any) -> None:
 @click.option("--samples", type=int, help="Sampled answers to each prompt (default: 16; 4 on a CPU).")
 @click.option("--temperature", type=float, help="Of the sampled answers (default: 0.5).")
 @click.option("--top-k", type=int, help="Tokens that sampling chooses from (default: 40; 0: all).")
-@click.option("--match", help="How answers are compared: squad (default), strict or contains.")
+@click.option("--match", help="How answers are compared: squad (default), answer, strict or contains.")
 @click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
 @click.option("--seed", type=int, help="Chooses questions, exemplars and samples (default: 0).")
 @click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
@@ -251,7 +251,7 @@ def mix_command(common: Common, new: bool, **given: Any) -> None:
     "--dtype", help="bfloat16 or float32, of the frozen base (default: the fastest for this machine)."
 )
 @click.option("--dev-limit", type=int, help="Known dev questions asked after every epoch (default: 200).")
-@click.option("--match", help="How dev answers are compared: squad (default), strict or contains.")
+@click.option("--match", help="How dev answers are compared: squad (default), answer, strict or contains.")
 @click.option("--max-tokens", type=int, help="Longest dev answer (default: 16).")
 @click.option(
     "--out",
@@ -280,7 +280,7 @@ def train_command(common: Common, mix_run: str, out: Path, new: bool, **given: A
 @click.option(
     "--limit", type=int, help="At most this many questions of the split, and of Unknown training ones."
 )
-@click.option("--match", help="How answers are compared: squad (default), strict or contains.")
+@click.option("--match", help="How answers are compared: squad (default), answer, strict or contains.")
 @click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
 @click.option("--seed", type=int, help="Chooses the questions (default: 0).")
 @click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
@@ -508,7 +508,7 @@ def find_command(common: Common, new: bool, figure: Path | None, **given: Any) -
 @click.option("--halving", is_flag=True, default=None, help="Successive halving over latents and strengths.")
 @click.option("--layer-scan", is_flag=True, default=None, help="First delta_u after every captured layer.")
 @click.option("--limit", type=int, help="At most this many questions of each split.")
-@click.option("--match", help="How answers are compared: squad (default), strict or contains.")
+@click.option("--match", help="How answers are compared: squad (default), answer, strict or contains.")
 @click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
 @click.option("--seed", type=int, help="Chooses questions and random directions (default: 0).")
 @click.option("--dtype", help="bfloat16, float16 or float32 (default: the capture's).")

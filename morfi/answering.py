@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from morfi.attempts import NOTHING_DONE, attempting
 from morfi.checkpoints import Checkpoint
 from morfi.errors import InputError, MorfiError
-from morfi.matching import is_correct, parse_answer
+from morfi.matching import judge, parse_answer
 from morfi.prompts import Prompt
 from morfi.provenance import attempt_record, new_run_id, now
 from morfi.questions import QuestionSet
@@ -236,6 +236,7 @@ def _judge(
     for prompt, completions in zip(batch, answered, strict=True):
         for number, completion in enumerate(completions):
             found = parse_answer(completion.text)
+            verdicts = judge(found, prompt.question.answers, match)
             rows.append(
                 CompletionRow(
                     run_id=run_id,
@@ -245,11 +246,13 @@ def _judge(
                     text=completion.text,
                     answer=found,
                     finish_reason=completion.finish_reason,
-                    correct=is_correct(found, prompt.question.answers, match),
+                    correct=verdicts.correct,
                     prompt_tokens=len(prompt.token_ids),
                     cached_tokens=completion.n_cached_tokens,
                     output_tokens=len(completion.token_ids),
                     attempt=attempt,
+                    correct_squad=verdicts.correct_squad,
+                    correct_answer=verdicts.correct_answer,
                 )
             )
     return rows

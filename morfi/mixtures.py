@@ -19,7 +19,8 @@ from fractions import Fraction
 from morfi.errors import InputError, nearest
 from morfi.eval_config import check_numbers
 from morfi.matching import MajorityAnswer, answer_in_subject, majority_answer, normalise
-from morfi.questions.sets import equal_shares, subject_key
+from morfi.questions.recognition import subject_key
+from morfi.questions.sets import equal_shares
 from morfi.store.records import KnowledgeRow, MixtureRow
 from morfi.types import Question
 

@@ -66,7 +66,7 @@ def write_run(store: Store, run_id: str, texts: list[str]) -> None:
     store.begin_run(run, {"test": questions})
     store.write_completions(
         [
-            CompletionRow(run_id, f"q{i}", 0, text, text, text, "stop", i % 2 == 0, 9, 8, 2, 1)
+            CompletionRow(run_id, f"q{i}", 0, text, text, text, "stop", i % 2 == 0, 9, 8, 2, 1, True, None)
             for i, text in enumerate(texts)
         ]
     )
@@ -85,7 +85,8 @@ def read_csv(content: str) -> list[dict[str, Any]]:
         typed: dict[str, Any] = dict(row)
         for name in ("sample", "prompt_tokens", "cached_tokens", "output_tokens", "attempt", "seed"):
             typed[name] = int(row[name])
-        typed["answers"], typed["correct"] = json.loads(row["answers"]), json.loads(row["correct"])
+        for name in ("answers", "correct", "correct_squad", "correct_answer"):
+            typed[name] = json.loads(row[name]) if row[name] else None
         rows.append(typed)
     return rows
 

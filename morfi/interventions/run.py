@@ -26,7 +26,7 @@ from morfi.interventions.verdicts import (
     survivors,
 )
 from morfi.live import StartLiveEngine
-from morfi.matching import is_correct, parse_answer
+from morfi.matching import judge, parse_answer
 from morfi.prompts import ASKED
 from morfi.provenance import attempt_record, new_run_id, now
 from morfi.steering import Steering
@@ -248,6 +248,7 @@ class _Stream:
     def _judge(self, one: Request, steering: Sequence[Steering], completion: Completion) -> SteeredRow:
         prompt = self.plan.prompts[one.question_id]
         found = parse_answer(completion.text)
+        verdicts = judge(found, prompt.question.answers, self.plan.config.match)
         return SteeredRow(
             served=one.served,
             direction=one.arm.direction,
@@ -257,10 +258,12 @@ class _Stream:
             text=completion.text,
             answer=found,
             finish_reason=completion.finish_reason,
-            correct=is_correct(found, prompt.question.answers, self.plan.config.match),
+            correct=verdicts.correct,
             prompt_tokens=len(prompt.token_ids),
             cached_tokens=completion.n_cached_tokens,
             output_tokens=len(completion.token_ids),
             steered_tokens=max((applied.n_tokens for applied in completion.applied), default=0),
             attempt=self.attempt.number,
+            correct_squad=verdicts.correct_squad,
+            correct_answer=verdicts.correct_answer,
         )

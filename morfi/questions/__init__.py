@@ -1,5 +1,6 @@
 """Question sets: the embedded facts, files and folders of questions."""
 
+from morfi.questions.recognition import gives_away, marks, marks_of, subject_key
 from morfi.questions.sets import (
     SPLITS,
     UNSPLIT,
@@ -7,7 +8,6 @@ from morfi.questions.sets import (
     load_questions,
     question_set,
     select,
-    subject_key,
     with_splits,
 )
 
@@ -15,7 +15,10 @@ __all__ = [
     "SPLITS",
     "UNSPLIT",
     "QuestionSet",
+    "gives_away",
     "load_questions",
+    "marks",
+    "marks_of",
     "question_set",
     "select",
     "subject_key",

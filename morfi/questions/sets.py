@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import re
+import string
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError, nearest
-from morfi.matching import normalise
+from morfi.questions.recognition import marks_of, subject_key, without_marks
 from morfi.types import Question
 
 SPLITS = ("train", "dev", "test")
@@ -79,15 +80,37 @@ def question_set(name: str, splits: Mapping[str, Sequence[Question]]) -> Questio
 def with_splits(data: QuestionSet) -> QuestionSet:
     """`data` in train, dev and test, 60, 15 and 25 % of its subjects; the same where it has splits already.
 
-    A hash of the subject's `subject_key` decides: a subject stands in one split only, and neither the other
-    questions nor the file's name change where it goes. The name stays, the sha256 is that of the new content.
+    A hash of the subject's `split_key` decides: a subject stands in one split only, and neither the other
+    questions nor the file's name change where it goes. Questions that give each other away, by their text or
+    by another spelling of the subject, go together: where the first of their keys goes. The name stays, the
+    sha256 is that of the new content.
     """
     if set(data.splits) != {UNSPLIT}:
         return data
     splits: dict[str, list[Question]] = {split: [] for split in SPLITS}
-    for question in data.splits[UNSPLIT]:
-        splits[split_of(subject_key(question.subject), "questions/1")].append(question)
+    for group in _giving_away(data.splits[UNSPLIT]):
+        key = min(split_key(question.subject) or subject_key(question.subject) for question in group)
+        splits[split_of(key, "questions/1")] += group
     return question_set(data.name, splits)
+
+
+def _giving_away(questions: Sequence[Question]) -> list[list[Question]]:
+    """`questions` in groups: those that share a mark, or are linked by others that do, stand together."""
+    leader: dict[str, str] = {}
+
+    def leader_of(mark: str) -> str:
+        while (above := leader.setdefault(mark, mark)) != mark:
+            leader[mark] = leader[above]
+            mark = above
+        return mark
+
+    for question in questions:
+        subject, text = marks_of(question)
+        leader[leader_of(text)] = leader_of(subject)
+    groups: dict[str, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(leader_of(marks_of(question)[0]), []).append(question)
+    return list(groups.values())
 
 
 def split_of(key: str, salt: str) -> str:
@@ -97,19 +120,16 @@ def split_of(key: str, salt: str) -> str:
     return "train" if place < 60 else "dev" if place < 75 else "test"
 
 
-def subject_key(subject: str) -> str:
-    """What two spellings of a subject share: normalised, without diacritics.
+def split_key(name: str) -> str:
+    """What decides the split of a name: lower case, without diacritics, punctuation and articles.
 
-    A subject of which that leaves nothing ("The The", "!!!") is its own key, without the blanks around it.
+    It stays as it was when the first sets were split by it, or their questions would change places.
     """
-    return normalise(without_marks(subject)) or subject.strip()
-
-
-def without_marks(text: str) -> str:
-    """`text` without diacritics, in its compatibility form (NFKD)."""
-    if text.isascii():
-        return text
-    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    composed = unicodedata.normalize("NFKC", without_marks(name)).lower()
+    kept = (
+        c for c in composed if c not in string.punctuation and not unicodedata.category(c).startswith("P")
+    )
+    return " ".join(word for word in "".join(kept).split() if word not in ("a", "an", "the"))
 
 
 def select(

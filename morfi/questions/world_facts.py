@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from morfi.errors import InputError
-from morfi.matching import normalise
 from morfi.questions import world_names as names
-from morfi.questions.sets import SPLITS, QuestionSet, question_set, split_of, without_marks
+from morfi.questions.recognition import without_marks
+from morfi.questions.sets import SPLITS, QuestionSet, question_set, split_key, split_of
 from morfi.types import Question
 
 VERSION = 1
@@ -70,13 +70,15 @@ def build() -> QuestionSet:
     states = {code: state["name"] for code, state in _data("us_states").items() if code != "DC"}
     questions = [
         *_country_questions(countries),
-        *_city_questions(cities, countries, {_key(name) for name in states.values()}),
+        *_city_questions(cities, countries, {split_key(name) for name in states.values()}),
         *_state_questions(cities, states),
     ]
-    home = {_key(capital): _key(country.name) for country in countries for capital in country.capitals}
+    home = {
+        split_key(capital): split_key(country.name) for country in countries for capital in country.capitals
+    }
     splits: dict[str, list[Question]] = {split: [] for split in SPLITS}
     for question in questions:
-        key = _key(question.subject)
+        key = split_key(question.subject)
         splits[split_of(home.get(key, key), f"world-facts/{VERSION}")].append(question)
     return question_set(NAME, splits)
 
@@ -103,7 +105,7 @@ def _countries() -> list[_Country]:
             continue
         name = names.COUNTRY_NAMES.get(code, row["name"])
         capitals = names.CAPITAL_NAMES.get(code, (row["capital"].strip(),))
-        settled = code not in names.NO_CAPITAL and capitals[0] and _key(capitals[0]) != _key(name)
+        settled = code not in names.NO_CAPITAL and capitals[0] and split_key(capitals[0]) != split_key(name)
         in_text = f"the {name}" if code in names.WITH_ARTICLE or _reads_as_description(name) else name
         known_as = (name, *names.COUNTRY_ALIASES.get(code, ()))
         countries.append(_Country(code, name, in_text, known_as, capitals if settled else (), row))
@@ -166,12 +168,12 @@ def _city_questions(
 ) -> Iterator[Question]:
     """The largest cities of sovereign countries, so many of each at most, none in disputed lands."""
     by_code = {country.code: country for country in countries if country.code not in names.TERRITORIES}
-    place_keys = state_keys | {_key(country.name) for country in countries}
+    place_keys = state_keys | {split_key(country.name) for country in countries}
     n_of: dict[str, int] = {}
     for city in _unambiguous(cities, lambda city: str(city["countrycode"])):
         code, name = city["countrycode"], city["name"]
         disputed = code not in by_code or city["timezone"] == "Europe/Simferopol"
-        if disputed or _key(name) in place_keys or n_of.get(code, 0) == _MAX_CITIES_PER_COUNTRY:
+        if disputed or split_key(name) in place_keys or n_of.get(code, 0) == _MAX_CITIES_PER_COUNTRY:
             continue
         if sum(n_of.values()) == _MAX_CITIES:
             return
@@ -185,18 +187,18 @@ def _state_questions(cities: list[dict[str, Any]], states: dict[str, str]) -> It
     places = [(f"P131/fips{row['fips']}", row["name"], row["state"]) for row in _data("us_counties")]
     n_called: dict[str, int] = {}
     for _, name, _ in places:
-        n_called[_key(name)] = n_called.get(_key(name), 0) + 1
+        n_called[split_key(name)] = n_called.get(split_key(name), 0) + 1
     places = [
         place
         for place in places
-        if n_called[_key(place[1])] == 1 and place[1].endswith((" County", " Parish"))
+        if n_called[split_key(place[1])] == 1 and place[1].endswith((" County", " Parish"))
     ]
     in_us = [city for city in cities if city["countrycode"] == "US"]
     for city in _unambiguous(in_us, lambda city: str(city["admin1code"])):
         places.append((f"P131/{city['geonameid']}", city["name"], city["admin1code"]))
-    state_keys = {_key(state) for state in states.values()}
+    state_keys = {split_key(state) for state in states.values()}
     for name_of_question, name, code in places:
-        if code in states and _key(name) not in state_keys:
+        if code in states and split_key(name) not in state_keys:
             yield Question(name_of_question, "P131", name, _WORDING["P131"].format(name), (states[code],))
 
 
@@ -210,7 +212,7 @@ def _unambiguous(
     """
     keys: dict[str, str] = {}
     for city in cities:
-        key = _key(city["name"])
+        key = split_key(city["name"])
         keys[city["name"]] = keys[without_marks(city["name"])] = key
     largest: dict[str, dict[str, int]] = {key: {} for key in keys.values()}
     for city in cities:
@@ -220,14 +222,9 @@ def _unambiguous(
     for city in cities:
         if city["population"] < _MIN_CITY_POPULATION:
             return
-        key = _key(city["name"])
+        key = split_key(city["name"])
         elsewhere = max((n for code, n in largest[key].items() if code != region(city)), default=0)
         plain = bool(key) and not _NOT_PLAIN & set(city["name"])
         if plain and key not in seen and city["population"] >= _DOMINANCE * elsewhere:
             yield city
         seen.add(key)
-
-
-def _key(name: str) -> str:
-    """What two spellings of a name share: normalised, without diacritics."""
-    return normalise(without_marks(name))

@@ -63,7 +63,10 @@ class AttemptEnd:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRow:
-    """One judged answer, with the prompt as the model saw it; `sample` 0 is the greedy one."""
+    """One judged answer, with the prompt as the model saw it; `sample` 0 is the greedy one.
+
+    `correct` is by the run's rule, the others by `squad` and by `answer` (None: judged before there were both).
+    """
 
     run_id: str
     question_id: str
@@ -77,6 +80,19 @@ class CompletionRow:
     cached_tokens: int
     output_tokens: int
     attempt: int
+    correct_squad: bool | None = None
+    correct_answer: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineRow:
+    """The best constant answer to the `n` questions of a relation in a split; `n_accepting` of them accept it."""
+
+    split: str
+    relation: str
+    n: int
+    answer: str  # in the form that the run's rule compares
+    n_accepting: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +281,8 @@ class SteeredRow:
     output_tokens: int
     steered_tokens: int
     attempt: int
+    correct_squad: bool | None = None
+    correct_answer: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

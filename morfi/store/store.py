@@ -18,6 +18,7 @@ from morfi.store.file import exists, holding, prepare, reading, writing
 from morfi.store.records import (
     AttemptEnd,
     AttemptRecord,
+    BaselineRow,
     CapturedRow,
     CheckpointRow,
     CompletionRow,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 # Rows that a run adds beside its completions.
 Made = (
     MixtureRow
+    | BaselineRow
     | EpochRow
     | CheckpointRow
     | SweepRow
@@ -59,6 +61,7 @@ Made = (
 _TABLES: Mapping[type[Made], str] = MappingProxyType(
     {
         MixtureRow: "mixture",
+        BaselineRow: "baseline",
         EpochRow: "training_epoch",
         CheckpointRow: "checkpoint",
         SweepRow: "sweep_checkpoint",
@@ -246,6 +249,10 @@ class Store:
     def mixtures(self, run_id: str) -> list[MixtureRow]:
         """The rows of a mix run in order of level and position."""
         return self._made(MixtureRow, "mixture", run_id, "level, position")
+
+    def baselines(self, run_id: str) -> list[BaselineRow]:
+        """The best constant answers of a run, by split and relation; none for runs of an earlier morfi."""
+        return self._made(BaselineRow, "baseline", run_id, "split, relation")
 
     def epochs(self, run_id: str) -> list[EpochRow]:
         """The epochs of a train run in order of level, seed and epoch."""

