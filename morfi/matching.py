@@ -139,10 +139,10 @@ def _words(text: str) -> _Words:
 def holds(text: str, wanted: str) -> bool:
     """Whether `wanted` stands in `text` as whole words, with or without punctuation between and around them.
 
-    A word ends at blanks and punctuation ("France's", "Paris-based", "Dallas/Fort Worth") and, in scripts that
-    put no blanks between words, after every character. What a blank parts in one of the two must be parted in
-    the other too, by a blank or punctuation. Case and Unicode forms do not matter, nor does an article in
-    front of `wanted`. False where `wanted` is only punctuation.
+    A word ends at blanks and punctuation ("France's", "Paris-based", "Dallas/Fort Worth") and, in scripts
+    that put no blanks between words, after every character. What a blank parts in one of the two must be
+    parted in the other too, by a blank or punctuation. Case and Unicode forms do not matter, nor does an
+    article in front of `wanted`. False where `wanted` is only punctuation.
     """
     return any(_stands_in(_words(text), form) for form in _forms_in_text(wanted))
 

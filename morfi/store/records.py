@@ -65,7 +65,7 @@ class AttemptEnd:
 class CompletionRow:
     """One judged answer, with the prompt as the model saw it; `sample` 0 is the greedy one.
 
-    `correct` is by the run's rule, the others by `squad` and by `answer` (None: judged before there were both).
+    `correct` is by the run's rule, the others by `squad` and `answer` (None: judged by an earlier morfi).
     """
 
     run_id: str
@@ -86,7 +86,7 @@ class CompletionRow:
 
 @dataclass(frozen=True, slots=True)
 class BaselineRow:
-    """The best constant answer to the `n` questions of a relation in a split; `n_accepting` of them accept it."""
+    """The best constant answer to the `n` questions of a relation in a split, right for `n_accepting`."""
 
     split: str
     relation: str
