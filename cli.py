@@ -1,18 +1,18 @@
 """The command line: `morfi COMMAND`; every command is a few lines that call the package.
 
 Answers go to standard output, everything else to standard error. Exit codes: 0 done, 2 bad usage or input,
-1 failed while running, 130 interrupted.
+1 failed while running, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import os
+import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from morfi import __version__
-from morfi.errors import InputError, MorfiError
+from morfi.errors import InputError, MorfiError, Terminated
 
 if TYPE_CHECKING:
     from morfi.mixtures import Dropped
     from morfi.store import Store
+
+
+_OPTION = re.compile(r"--([a-z][a-z-]*(=.*)?)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +47,21 @@ class Common:
 
     def answer(self, found: dict[str, Any], text: str) -> None:
         """Prints the command's answer: one JSON object for --json, else the text."""
-        with reader_may_leave():
-            if self.as_json:
-                click.echo(json.dumps({"run_id": None} | found, default=str, ensure_ascii=False))
-            else:
-                click.echo(text)
+        from morfi.output import takes_unicode, to_reader
 
+        if self.as_json:
+            text = json.dumps({"run_id": None} | found, default=str, ensure_ascii=not takes_unicode())
+        with to_reader():
+            click.echo(text)
 
-@contextlib.contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """Ends the block quietly when the reader of standard output has gone, as in `morfi export RUN | head`."""
-    try:
-        yield
-    except BrokenPipeError:
-        # What is still buffered would otherwise fail again when the process ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    def tell(self, found: dict[str, Any], text: str, kept: str) -> None:
+        """As `answer`, of work that is done: where nothing can be printed, a line says where it is `kept`."""
+        from morfi.output import OutputError
+
+        try:
+            self.answer(found, text)
+        except OutputError as error:
+            click.echo(f"morfi: {error}; {kept}", err=True)
 
 
 def common_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -79,6 +82,15 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
         command(Common(db, verbose, as_json), **options)
 
     return wrapped
+
+
+class Statement(click.Command):
+    """A command whose argument may begin with the two hyphens of an SQL comment."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments, with a comment's beginning taken for no option."""
+        options = [arg for arg in args if not arg.startswith("--") or _OPTION.fullmatch(arg)]
+        return super().parse_args(ctx, [*options, "--", *(arg for arg in args if arg not in options)])
 
 
 def new_option(command: Callable[..., None]) -> Callable[..., None]:
@@ -111,7 +123,8 @@ def report_run(
     report = report_of(common.store, run_id, dropped)
     named = {"pictures": list(map(str, pictures))} if pictures else {}
     lines = [report.text, *(f"picture: {path}" for path in pictures)]
-    common.answer({**report.object, **named}, "\n".join(lines))
+    kept = f"the run is stored: morfi show {run_id} --db {shlex.quote(str(common.db))}"
+    common.tell({**report.object, **named}, "\n".join(lines), kept)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -393,7 +406,8 @@ def sae_train_command(common: Common, **given: Any) -> None:
     quality = found.quality
     row = tuple(quality[name] for name in ("n_tokens", "explained_variance", "l0", "n_dead"))
     table = quality_table([("held-out questions", *row)], quality["d_sae"])
-    common.answer({"sae": str(found.folder), **quality}, f"{table}\n\nSAE: {found.folder}")
+    text = f"{table}\n\nSAE: {found.folder}"
+    common.tell({"sae": str(found.folder), **quality}, text, f"the SAE is in {found.folder}")
 
 
 @sae_group.command("get")
@@ -575,7 +589,7 @@ def serve_command(
     run = functools.partial(
         run_server,
         address=address,
-        on_ready=lambda url: common.answer({"url": url}, f"serving on {url}"),
+        on_ready=lambda url: common.tell({"url": url}, f"serving on {url}", f"serving on {url}"),
         verbose=common.verbose,
     )
     with TerminalProgress() as progress:
@@ -625,15 +639,21 @@ def compare_command(common: Common, run_a: str, run_b: str) -> None:
     common.answer(asdict(comparison), comparison_table(comparison))
 
 
-@cli.command("sql")
+@cli.command("sql", cls=Statement)
 @click.argument("statement")
 @common_options
 def sql_command(common: Common, statement: str) -> None:
     """Runs one reading SQL statement, such as "SELECT * FROM accuracy"."""
-    from morfi.report.listing import arrow_object, arrow_table
+    from morfi.output import spooled, takes_unicode
+    from morfi.report.listing import SHOWN_ROWS, rows_table, write_rows
 
-    rows = common.store.query(statement)
-    common.answer(arrow_object(rows), arrow_table(rows))
+    if common.as_json:
+        with spooled() as file, common.store.query_rows(statement) as rows:
+            write_rows(rows, file, ascii_only=not takes_unicode())
+        return
+    with common.store.query_rows(statement) as rows:
+        found = rows.first(SHOWN_ROWS + 1)
+    common.answer({}, rows_table(found))
 
 
 @cli.command("export")
@@ -653,11 +673,26 @@ def export_command(common: Common, run: str, fmt: str, out: Path | None) -> None
 
     if common.as_json and out is None:
         raise click.UsageError("--json describes the file written; give --out, or leave --json out for rows")
-    with reader_may_leave():
-        export(common.store, run, fmt, out)
+    export(common.store, run, fmt, out)
     if out is not None:
         full_id = common.store.run(run).run_id
-        common.answer({"run_id": full_id, "format": fmt, "out": str(out)}, f"wrote {out}")
+        common.tell({"run_id": full_id, "format": fmt, "out": str(out)}, f"wrote {out}", f"wrote {out}")
+
+
+@cli.group("db")
+def db_group() -> None:
+    """The database of results."""
+
+
+@db_group.command("upgrade")
+@common_options
+def db_upgrade_command(common: Common) -> None:
+    """Brings a database of an older morfi to this one's schema; all its rows stay."""
+    before, now = common.store.upgrade()
+    said = "has it already" if before == now else f"upgraded from schema {before}"
+    common.tell(
+        {"db": str(common.db), "before": before, "now": now}, f"{common.db}: schema {now}, {said}", said
+    )
 
 
 @cli.group("cache")
@@ -725,16 +760,34 @@ def _command() -> str:
 
 def main() -> NoReturn:
     """Runs the command line and exits with the documented code; the console script `morfi`."""
-    code = 0
+    from morfi.output import ended_by_signals, steady_streams
+
+    with steady_streams():
+        try:
+            with ended_by_signals():
+                code = _run()
+        except (click.Abort, KeyboardInterrupt) as error:
+            cause = error.__cause__ if isinstance(error, click.Abort) else error
+            terminated = cause if isinstance(cause, Terminated) else None
+            how = "interrupted" if terminated is None else f"ended by {terminated.name}"
+            click.echo(f"morfi: {how}", err=True)
+            code = 130 if terminated is None else terminated.exit_code
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
         cli.main(prog_name="morfi", standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        code = 2
+        return 2
     except MorfiError as error:
         click.echo(f"morfi: {error}", err=True)
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("morfi: interrupted", err=True)
-        code = 130
-    sys.exit(code)
+        return error.exit_code
+    except OSError as error:  # a disk, a mount, a folder: nothing that a traceback would explain
+        if "-v" in sys.argv or "--verbose" in sys.argv:
+            traceback.print_exc()
+        named = f"{error.filename}: " if error.filename is not None else ""
+        click.echo(f"morfi: {named}{error.strerror or error}", err=True)
+        return 1
+    return 0

@@ -156,6 +156,7 @@ def answer(
     batches = _batches(task.prompts, settings.batch, done)
     if not batches:
         return NOTHING_DONE
+    store.check_free(run.run_id)  # before an engine is started for nothing
     started = time.monotonic()
     progress.phase("starting vLLM")
     with start_engine(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
+from morfi.errors import MorfiError, Terminated
 from morfi.provenance import now
 from morfi.store import Store
 from morfi.store.records import AttemptEnd, AttemptRecord
@@ -69,19 +70,34 @@ def attempting(
 ) -> Iterator[Attempt]:
     """An attempt for the block; an error that ends the block is stored with it and raised on.
 
-    `started` is when its time began (`time.monotonic`); `again` is what a user is told after an error.
+    The run is this process' own meanwhile (`Store.begin_attempt`). `started` is when its time began
+    (`time.monotonic`); `again` is what a user is told after an error.
     """
+    say = None if progress is None else progress.phase
     attempt = Attempt(store.begin_attempt(run_id, record))
     try:
-        yield attempt
+        with store.going_on(say):
+            yield attempt
+            _end(store, run_id, attempt, started, wait=True)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        message = "Ctrl-C" if interrupted else (str(error) or type(error).__name__)[:1000]
+        message = _signal(error) if interrupted else (str(error) or type(error).__name__)[:1000]
         status = "interrupted" if interrupted else "failed"
         attempt.tally = replace(attempt.tally, status=status, message=message)
-        if progress is not None:
-            progress.phase(f"stopped; {again}")
+        try:
+            _end(store, run_id, attempt, started, wait=False)
+        except MorfiError as unstored:  # what ended the block is what matters
+            if say is not None:
+                say(f"the end of this attempt could not be stored: {unstored}")
+        if say is not None:
+            say(f"stopped; {again}")
         raise
-    finally:
-        attempt.tally = replace(attempt.tally, ended_at=now(), wall_s=time.monotonic() - started)
-        store.end_attempt(run_id, attempt.number, attempt.tally)
+
+
+def _end(store: Store, run_id: str, attempt: Attempt, started: float, *, wait: bool) -> None:
+    attempt.tally = replace(attempt.tally, ended_at=now(), wall_s=time.monotonic() - started)
+    store.end_attempt(run_id, attempt.number, attempt.tally, wait=wait)
+
+
+def _signal(error: BaseException) -> str:
+    return error.name if isinstance(error, Terminated) else "Ctrl-C"

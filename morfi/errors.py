@@ -21,6 +21,18 @@ class InputError(MorfiError):
     exit_code = 2
 
 
+class Terminated(KeyboardInterrupt):
+    """A signal other than Ctrl-C asked the process to end; only the exit code differs from Ctrl-C's.
+
+    `name` is the signal's, such as SIGTERM.
+    """
+
+    def __init__(self, number: int, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+        self.exit_code = 128 + number
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean "x"?' for the entry of `known` closest to `word`, else an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

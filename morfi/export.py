@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
 import secrets
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from morfi.errors import InputError, nearest
+from morfi.output import spooled
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from morfi.store import Store
+    from morfi.store.query import Rows
 
 FORMATS = ("jsonl", "parquet", "csv")
 
@@ -34,13 +34,12 @@ def export(store: Store, run_id: str, fmt: str, out: Path | None) -> int:
     if out is None and fmt == "parquet":
         raise InputError("parquet is binary and needs a file; give --out FILE.parquet")
     target = None if out is None else _checked(out, store.path)
-    table = store.samples(store.run(run_id).run_id)
+    full_id = store.run(run_id).run_id
     if target is None:
-        _write(table, fmt, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-    else:
-        _replace(table, fmt, target)
-    return int(table.num_rows)
+        with spooled() as file, store.sample_rows(full_id) as rows:
+            return _write(rows, fmt, file)
+    with store.sample_rows(full_id) as rows:
+        return _replace(rows, fmt, target)
 
 
 def _checked(out: Path, database: Path) -> Path:
@@ -58,56 +57,65 @@ def _checked(out: Path, database: Path) -> Path:
     return target
 
 
-def _replace(table: pa.Table, fmt: str, target: Path) -> None:
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+def _replace(rows: Rows, fmt: str, target: Path) -> int:
+    part = target.with_name(f".morfi-{secrets.token_hex(8)}.part")  # short: the file's own name may be long
     try:
         with part.open("xb") as handle:
-            _write(table, fmt, handle)
+            n_rows = _write(rows, fmt, handle)
             handle.flush()
             os.fsync(handle.fileno())
         part.replace(target)
     except OSError as error:
         raise InputError(f"--out {target}: cannot be written: {error.strerror or error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only mount says so even of a file that is not there
+            part.unlink(missing_ok=True)
+    return n_rows
 
 
-def _write(table: pa.Table, fmt: str, handle: IO[bytes]) -> None:
+def _write(rows: Rows, fmt: str, handle: IO[bytes]) -> int:
+    """Writes the rows; returns their number."""
     if fmt == "parquet":
-        from pyarrow import parquet
-
-        parquet.write_table(table, handle)
-        return
-    lines = _json_lines(_rows(table)) if fmt == "jsonl" else _csv_lines(table.column_names, _rows(table))
-    for line in lines:
-        handle.write(line.encode("utf-8"))
-
-
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    for batch in table.to_batches(max_chunksize=4096):
-        yield from batch.to_pylist()
+        return _write_parquet(rows, handle)
+    n_rows = 0
+    if fmt == "csv":
+        handle.writelines(_csv_lines([rows.schema.names]))
+    for batch in rows.batches:
+        found = batch.to_pylist()
+        n_rows += len(found)
+        handle.writelines(_json_lines(found) if fmt == "jsonl" else _csv_lines(map(_csv_values, found)))
+    return n_rows
 
 
-def _json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+def _write_parquet(rows: Rows, handle: IO[bytes]) -> int:
+    from pyarrow import parquet
+
+    n_rows = 0
+    with parquet.ParquetWriter(handle, rows.schema) as writer:
+        for batch in rows.batches:
+            writer.write_batch(batch)
+            n_rows += batch.num_rows
+    return n_rows
+
+
+def _json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
     for row in rows:
-        yield json.dumps(row, ensure_ascii=False) + "\n"
+        yield f"{json.dumps(row, ensure_ascii=False)}\n".encode()
 
 
-def _csv_lines(names: list[str], rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+def _csv_lines(rows: Iterable[list[Any]]) -> Iterator[bytes]:
     line = io.StringIO()
     writer = csv.writer(line, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    for values in _csv_values(names, rows):
+    for values in rows:
         writer.writerow(values)
-        yield line.getvalue()
+        yield line.getvalue().encode()
         line.seek(0)
         line.truncate()
 
 
-def _csv_values(names: list[str], rows: Iterable[dict[str, Any]]) -> Iterator[list[Any]]:
-    yield list(names)
-    for row in rows:
-        # JSON for lists and truth values alone: both read back with any JSON reader.
-        yield [
-            json.dumps(value, ensure_ascii=False) if isinstance(value, list | bool) else value
-            for value in row.values()
-        ]
+def _csv_values(row: dict[str, Any]) -> list[Any]:
+    # JSON for lists and truth values alone: both read back with any JSON reader.
+    return [
+        json.dumps(value, ensure_ascii=False) if isinstance(value, list | bool) else value
+        for value in row.values()
+    ]

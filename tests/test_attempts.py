@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from morfi.attempts import attempting
+from morfi.errors import InputError, Terminated
 
 if TYPE_CHECKING:
     from morfi.store import Store
@@ -18,15 +20,22 @@ if TYPE_CHECKING:
 class Ended:
     """A store that keeps how attempts ended, and a progress that keeps what was said."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: bool = False) -> None:
         self.ends: list[Any] = []
         self.said: list[str] = []
+        self.held = held
+
+    def going_on(self, say: Any) -> Any:
+        return contextlib.nullcontext()
 
     def begin_attempt(self, run_id: str, record: Any) -> int:
         return 4
 
-    def end_attempt(self, run_id: str, number: int, end: Any) -> None:
+    def end_attempt(self, run_id: str, number: int, end: Any, *, wait: bool) -> None:
         assert (run_id, number) == ("run", 4)
+        assert wait is (end.status == "done" or end.message.startswith("M_"))
+        if self.held:
+            raise InputError("locked by PID 7")
         self.ends.append(end)
 
     def phase(self, text: str) -> None:
@@ -58,6 +67,7 @@ def test_what_was_done_is_added_up() -> None:
     ("error", "status", "message"),
     [
         (KeyboardInterrupt(), "interrupted", "Ctrl-C"),
+        (Terminated(15, "SIGTERM"), "interrupted", "SIGTERM"),
         (ValueError("x" * 2000), "failed", "x" * 1000),
         (MemoryError(), "failed", "MemoryError"),
     ],
@@ -84,3 +94,18 @@ def test_parts_that_failed_are_named() -> None:
     with attempting(ended, "run", None, None, started=time.monotonic()) as attempt:
         attempt.fail(["M_0 is gone", "M_50 too"])
     assert (ended.ends[0].status, ended.ends[0].message) == ("failed", "M_0 is gone; M_50 too")
+
+
+def test_an_end_that_cannot_be_stored_hides_no_error() -> None:
+    ended: Any = Ended(held=True)
+
+    def run() -> None:
+        with attempting(ended, "run", cast("AttemptRecord", None), ended, started=0.0, again="do this"):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run()
+    assert ended.said == [
+        "the end of this attempt could not be stored: locked by PID 7",
+        "stopped; do this",
+    ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from morfi.cache import Entry
 from morfi.report.tables import aligned, percent
@@ -14,6 +16,8 @@ from morfi.store.records import RunSummary
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from morfi.store.query import Rows
 
 
 def runs_table(summaries: Sequence[RunSummary]) -> str:
@@ -35,40 +39,83 @@ def runs_table(summaries: Sequence[RunSummary]) -> str:
     return "\n".join(aligned([header, *body], numeric=(3, 5, 6, 7)))
 
 
-def arrow_table(rows: pa.Table, limit: int = 200) -> str:
-    """At most `limit` rows of a query's result as text."""
-    columns = [column.to_pylist() for column in rows.slice(0, limit).columns]  # two may have one name
+SHOWN_ROWS = 200
+
+
+def rows_table(rows: pa.Table) -> str:
+    """A query's result as text: its first `SHOWN_ROWS`, and a word where there are more."""
+    shown = rows.slice(0, SHOWN_ROWS)
+    columns = [_short(column).to_pylist() for column in shown.columns]  # two may have one name
     cells = [[_cell(value) for value in row] for row in zip(*columns, strict=True)]
     lines = aligned([rows.column_names, *cells])
-    if rows.num_rows > limit:
-        lines.append(f"({rows.num_rows} rows, the first {limit}; --json gives all)")
+    if rows.num_rows > SHOWN_ROWS:
+        lines.append(f"(the first {SHOWN_ROWS} rows; LIMIT and OFFSET choose others, --json gives all)")
     return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = f"{value:f}" if isinstance(value, Decimal) else str(value)
     one_line = text.replace("\n", "\\n")
     return one_line if len(one_line) <= 60 else f"{one_line[:57]}..."
 
 
-def arrow_object(rows: pa.Table) -> dict[str, Any]:
-    """The object of a query's result; a repeated column name gets a number, NaN and infinity become null."""
+def write_rows(rows: Rows, file: IO[bytes], *, ascii_only: bool) -> None:
+    """Writes the object of a query's result, a line of JSON, as the rows come.
+
+    A repeated column name gets a number; NaN and infinity become null; numbers keep all their digits.
+    """
+    names = _different(rows.schema.names)
+    keys = [f"{json.dumps(name, ensure_ascii=ascii_only)}: " for name in names]
+    head = json.dumps(names, ensure_ascii=ascii_only)
+    file.write(f'{{"run_id": null, "columns": {head}, "rows": ['.encode())
+    between = ""
+    for batch in rows.batches:
+        columns = [
+            [f"{key}{_json(value, ascii_only)}" for value in _short(column).to_pylist()]
+            for key, column in zip(keys, batch.columns, strict=True)
+        ]
+        lines = ", ".join(f"{{{', '.join(row)}}}" for row in zip(*columns, strict=True))
+        if lines:
+            file.write(f"{between}{lines}".encode())
+            between = ", "
+    file.write(b"]}\n")
+
+
+def _different(given: Sequence[str]) -> list[str]:
     names: list[str] = []
-    for name in rows.column_names:
+    for name in given:
         free = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
         names.append(next(candidate for candidate in free if candidate not in names))
-    listed = rows.rename_columns(names).to_pylist()
-    return {"columns": names, "rows": [_without_nan(row) for row in listed]}
+    return names
 
 
-def _without_nan(value: Any) -> Any:
+def _json(value: Any, ascii_only: bool) -> str:
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else "null"
     if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        parts = (
+            f"{json.dumps(str(k), ensure_ascii=ascii_only)}: {_json(v, ascii_only)}" for k, v in value.items()
+        )
+        return f"{{{', '.join(parts)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_json(part, ascii_only) for part in value)}]"
+    return json.dumps(value, default=str, ensure_ascii=ascii_only)
+
+
+def _short(column: Any) -> Any:
+    """The column, its 32-bit floats as the 64-bit ones of the fewest digits: 0.1, not 0.10000000149011612."""
+    import pyarrow as pa
+
+    kind = column.type
+    if kind == pa.float32():
+        return column.cast(pa.string()).cast(pa.float64())
+    if kind == pa.list_(pa.float32()):
+        return column.cast(pa.list_(pa.string())).cast(pa.list_(pa.float64()))
+    return column
 
 
 def cache_table(root: Path, entries: Sequence[Entry]) -> str:

@@ -10,14 +10,16 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morfi.errors import InputError, MorfiError
+from morfi.store.older import attach
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -28,15 +30,26 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": "false",
 }
 # A statement from the user reads this database and nothing else: no file, variable or setting.
-_CONFINED = _CONFIG | {
-    "enable_external_access": "false",
-    "python_enable_replacements": "false",
-    "lock_configuration": "true",
-}
+_CONFINED = _CONFIG | {"enable_external_access": "false", "python_enable_replacements": "false"}
 # The connection that a thread holds on to, and the file's path.
 _held = threading.local()
 # Two connections of one process must agree in configuration, so only one exists at a time.
 _gate = threading.Lock()
+
+
+# Waiting without end is said after so long, and again every minute.
+_FIRST_WORD_S = 10.0
+_NEXT_WORD_S = 60.0
+
+Say = Callable[[str], None]
+
+
+class Locked(InputError):  # noqa: N818 - a state of the file, that `Work` waits for
+    """Another process, or another thread, uses the file; `reason` names file and holder."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}; {advice}")
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,27 +82,29 @@ def exists(path: Path) -> bool:
 
 
 @contextmanager
-def reading(path: Path, lock_timeout_s: float, *, confined: bool = False) -> Iterator[DuckDBPyConnection]:
+def reading(
+    path: Path, lock_timeout_s: float, say: Say | None = None, *, confined: bool = False
+) -> Iterator[DuckDBPyConnection]:
     """A read-only connection for the length of the block; the file is neither made nor migrated.
 
-    `confined` shuts the connection off from everything but this database.
+    One of an older schema is read through views of the newest. `confined` shuts the connection off from
+    everything but this database. `say`, here and below, is told that the file is waited for, and by whom it
+    is held.
     """
     if not exists(path):
         raise InputError(f"{path}: no such database; give --db the file that `morfi eval` wrote")
-    with _connection(path, lock_timeout_s, read_only=True, confined=confined) as connection:
-        version = _schema_version(path, connection)
-        if version < (known := load_migrations()[-1].version):
-            raise InputError(
-                f"{path}: has schema {version}, and this morfi reads schema {known}; "
-                "`morfi eval` with this --db upgrades it"
-            )
+    with _connection(path, lock_timeout_s, say, read_only=True, confined=confined) as connection:
+        if _schema_version(path, connection) == load_migrations()[-1].version:
+            yield connection
+            return
+    with _connection(path, lock_timeout_s, say, read_only=True, confined=confined, older=True) as connection:
         yield connection
 
 
 @contextmanager
-def holding(path: Path, lock_timeout_s: float) -> Iterator[None]:
+def holding(path: Path, lock_timeout_s: float, say: Say | None = None) -> Iterator[None]:
     """All that this thread reads and writes in the block goes through one connection, opened once."""
-    with _connection(path, lock_timeout_s) as connection:
+    with _connection(path, lock_timeout_s, say) as connection:
         migrate(path, connection)
         _held.path, _held.connection = path, connection
         try:
@@ -99,11 +114,11 @@ def holding(path: Path, lock_timeout_s: float) -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path, lock_timeout_s: float) -> Iterator[DuckDBPyConnection]:
+def writing(path: Path, lock_timeout_s: float, say: Say | None = None) -> Iterator[DuckDBPyConnection]:
     """A transaction on the migrated file for the length of the block: all of it is kept, or nothing."""
     if not exists(path):
         raise InputError(f"{path}: no such database; it was there when this run began, so put it back")
-    with _connection(path, lock_timeout_s) as connection:
+    with _connection(path, lock_timeout_s, say) as connection:
         migrate(path, connection)
         connection.begin()
         try:
@@ -113,6 +128,16 @@ def writing(path: Path, lock_timeout_s: float) -> Iterator[DuckDBPyConnection]:
             with contextlib.suppress(Exception):  # what failed first is what matters
                 connection.rollback()
             raise
+
+
+def upgrade(path: Path, lock_timeout_s: float) -> tuple[int, int]:
+    """Brings an existing file to the newest schema; returns its schema before and now."""
+    if not exists(path):
+        raise InputError(f"{path}: no such database; give --db the file that `morfi eval` wrote")
+    with _connection(path, lock_timeout_s) as connection:
+        before = _schema_version(path, connection)
+        migrate(path, connection)
+        return before, _schema_version(path, connection)
 
 
 def prepare(path: Path, lock_timeout_s: float) -> None:
@@ -134,7 +159,7 @@ def _create(path: Path, lock_timeout_s: float) -> bool:
         )
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it or give another --db")
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".morfi-{secrets.token_hex(8)}.part")  # short: the file's own name may be long
     try:
         with _connection(part, lock_timeout_s) as connection:
             migrate(part, connection)
@@ -149,8 +174,9 @@ def _create(path: Path, lock_timeout_s: float) -> bool:
     except MorfiError as error:
         raise InputError(str(error).replace(str(part), str(path))) from error
     finally:
-        part.unlink(missing_ok=True)
-        part.with_name(part.name + ".wal").unlink(missing_ok=True)
+        for left in (part, part.with_name(part.name + ".wal")):
+            with contextlib.suppress(OSError):  # a read-only mount says so even of a file that is not there
+                left.unlink(missing_ok=True)
 
 
 def migrate(
@@ -205,24 +231,34 @@ def _schema_version(path: Path, connection: DuckDBPyConnection, known: int | Non
 
 @contextmanager
 def _connection(
-    path: Path, lock_timeout_s: float, *, read_only: bool = False, confined: bool = False
+    path: Path,
+    lock_timeout_s: float,
+    say: Say | None = None,
+    *,
+    read_only: bool = False,
+    confined: bool = False,
+    older: bool = False,
 ) -> Iterator[DuckDBPyConnection]:
     import duckdb
 
     if getattr(_held, "path", None) == path and not confined:
         yield _held.connection
         return
-    if not _gate.acquire(timeout=lock_timeout_s):
-        raise InputError(
-            f"{path}: another thread of this process has used it for {lock_timeout_s:g} s; retry"
-        )
+    open_it = partial(_open, path, read_only=read_only, confined=confined, older=older)
+    if not _gate.acquire(timeout=min(lock_timeout_s, threading.TIMEOUT_MAX)):
+        raise Locked(f"{path}: another thread of this process has used it for {lock_timeout_s:g} s", "retry")
     try:
-        connection = _connect(path, read_only, _CONFINED if confined else _CONFIG, lock_timeout_s)
+        connection = _connect(path, lock_timeout_s, say, open_it)
         try:
             yield connection
         except duckdb.Error as error:
             if _is_about_the_file(error):
                 raise _refusal(path, error) from error
+            if isinstance(error, duckdb.CatalogException | duckdb.BinderException):
+                raise InputError(
+                    f"{path}: its tables are not those of the schema that it says it has: "
+                    f"{str(error).splitlines()[0]}; another morfi made them, so give another --db"
+                ) from error
             raise
         except RuntimeError as error:
             # DuckDB takes Ctrl-C for itself while a statement runs, and says so like this.
@@ -235,29 +271,52 @@ def _connection(
         _gate.release()
 
 
-def _connect(
-    path: Path,
-    read_only: bool,
-    config: dict[str, str | bool | int | float | list[str]],
-    lock_timeout_s: float,
-) -> DuckDBPyConnection:
+def _open(path: Path, *, read_only: bool, confined: bool, older: bool) -> DuckDBPyConnection:
+    """One connection; a file of an `older` schema stands behind an empty database in memory."""
     import duckdb
 
-    deadline = time.monotonic() + lock_timeout_s
+    if older:
+        connection = duckdb.connect(":memory:", config=_CONFIG)
+        attach(connection, path, [migration.sql for migration in load_migrations()])
+        for setting in _CONFINED.keys() - _CONFIG.keys():
+            connection.execute(f"SET {setting} = {_CONFINED[setting]}")
+    else:
+        # Absolute, so that names such as `md:x` stay names of files.
+        config = _CONFINED if confined else _CONFIG
+        connection = duckdb.connect(str(path.absolute()), read_only=read_only, config=config)
+    connection.execute("SET enable_progress_bar = false")  # it would be drawn on standard output
+    if confined:
+        connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def _connect(
+    path: Path, lock_timeout_s: float, say: Say | None, open_it: Callable[[], DuckDBPyConnection]
+) -> DuckDBPyConnection:
+    """What `open_it` opens, once no other process holds the file."""
+    import duckdb
+
+    begun = time.monotonic()
+    next_word = begun + _FIRST_WORD_S
     pause_s = 0.005
     while True:
         try:
-            # Absolute, so that names such as `md:x` stay names of files.
-            return duckdb.connect(str(path.absolute()), read_only=read_only, config=config)
+            return open_it()
         except duckdb.Error as error:
             message = str(error)
             if "set lock on file" not in message and "different configuration" not in message:
                 raise _refusal(path, error) from error
-            if time.monotonic() + pause_s > deadline:
-                raise InputError(
-                    f"{path}: locked by {lock_holder(message)} for {lock_timeout_s:g} s; "
-                    "wait until it ends, stop it, or give another --db"
+            waited_s = time.monotonic() - begun
+            if waited_s + pause_s > lock_timeout_s:
+                raise Locked(
+                    f"{path}: locked by {lock_holder(message)} for {lock_timeout_s:g} s",
+                    "wait until it ends, stop it, or give another --db",
                 ) from error
+            if say is not None and begun + waited_s > next_word:
+                say(
+                    f"{path}: locked by {lock_holder(message)} for {waited_s:.0f} s; waiting until it lets go"
+                )
+                next_word += _NEXT_WORD_S
         time.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - spreads waiting processes
         pause_s = min(2 * pause_s, 0.2)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from morfi.errors import InputError, MorfiError, nearest
 from morfi.statistics import wilson_interval
-from morfi.store.file import exists, holding, prepare, reading, writing
+from morfi.store import lease
+from morfi.store.file import exists, prepare, upgrade
+from morfi.store.query import Rows, answered, streamed
 from morfi.store.records import (
     AttemptEnd,
     AttemptRecord,
@@ -37,11 +36,11 @@ from morfi.store.records import (
     TrendSummaryRow,
 )
 from morfi.store.rows import columns_of, insert_columns, read_records
+from morfi.store.work import Say, Work
 from morfi.types import Question
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from duckdb import DuckDBPyConnection
 
 # Rows that a run adds beside its completions.
 Made = (
@@ -75,8 +74,6 @@ _TABLES: Mapping[type[Made], str] = MappingProxyType(
 )
 MadeT = TypeVar("MadeT", bound=Made)
 
-_READS = ("SELECT", "EXPLAIN", "PRAGMA", "CALL", "MULTI")  # MULTI is how DuckDB sees PIVOT
-
 
 class Store:
     """The store in one file; every method opens it, works for a moment and closes it.
@@ -87,11 +84,15 @@ class Store:
 
     def __init__(self, path: Path, *, lock_timeout_s: float = 10.0) -> None:
         self.path = path
-        self._lock_timeout_s = lock_timeout_s
+        self._work = Work(path, lock_timeout_s)
 
     def prepare(self) -> None:
         """Makes the file, or migrates it; whatever is unfit about it shows before any work is done."""
-        prepare(self.path, self._lock_timeout_s)
+        prepare(self.path, self._work.lock_timeout_s)
+
+    def upgrade(self) -> tuple[int, int]:
+        """Brings an existing file to the newest schema; returns its schema before and now."""
+        return upgrade(self.path, self._work.lock_timeout_s)
 
     def together(self) -> AbstractContextManager[None]:
         """For a block of quick operations of one thread: the file is opened once, not for each of them.
@@ -100,12 +101,12 @@ class Store:
         """
         if not exists(self.path):
             self.prepare()
-        return holding(self.path, self._lock_timeout_s)
+        return self._work.holding()
 
     def begin_run(self, run: RunRecord, questions: Mapping[str, Sequence[Question]]) -> None:
         """Adds the run and the questions it asks, by split; the same run again changes nothing.
 
-        Makes or migrates the file.
+        Makes or migrates the file. Raises InputError where another process works on the run.
         """
         self.prepare()
         asked = [question for rows in questions.values() for question in rows]
@@ -122,45 +123,66 @@ class Store:
             "question_id": columns["question_id"],
             "split": [split for split, rows in questions.items() for _ in rows],
         }
-        with writing(self.path, self._lock_timeout_s) as connection:
+        with self._work.writing() as connection:
             insert_columns(connection, "run", columns_of([run]))
             same = "SELECT fingerprint FROM run WHERE run_id = ?"
             if connection.execute(same, [run.run_id]).fetchall() != [(run.fingerprint,)]:
                 raise MorfiError(
                     f"run {run.run_id} is in {self.path} already, with other settings; use a new id"
                 )
+            lease.refuse_if_held(connection, run.run_id)
             if asked:
                 insert_columns(connection, "question", columns)
                 insert_columns(connection, "asked", splits)
 
+    def check_free(self, run_id: str) -> None:
+        """Raises InputError where another process works on the run, and says which one."""
+        with self._work.reading() as connection:
+            lease.refuse_if_held(connection, run_id)
+
     def begin_attempt(self, run_id: str, attempt: AttemptRecord) -> int:
-        """Adds an attempt at a run and returns its number, 1 for the first."""
-        with writing(self.path, self._lock_timeout_s) as connection:
+        """Adds an attempt at a run and returns its number, 1 for the first.
+
+        The run is this process' from now on, by a lease that every write renews; raises InputError where
+        another process works on it. A write after another process took it over raises MorfiError.
+        """
+        with self._work.writing() as connection:
+            lease.refuse_if_held(connection, run_id)
             last = "SELECT coalesce(max(attempt), 0) FROM attempt WHERE run_id = ?"
             number = int(connection.execute(last, [run_id]).fetchall()[0][0]) + 1
             insert_columns(connection, "attempt", columns_of([attempt], run_id=run_id, attempt=number))
+            lease.take(connection, run_id, number, attempt)
+        self._work.taken(run_id, number)
         return number
+
+    def going_on(self, say: Say | None) -> AbstractContextManager[None]:
+        """For the time that a run is worked on: leases are renewed, and a file that is held is waited for.
+
+        What is added meanwhile is kept and written later; `say` is told.
+        """
+        return self._work.going_on(say)
 
     def write_completions(self, rows: Sequence[CompletionRow]) -> None:
         """Adds all the rows or none, in one transaction; rows whose keys are there already are left out."""
         if rows:
-            with writing(self.path, self._lock_timeout_s) as connection:
-                insert_columns(connection, "completion", columns_of(rows))
+            self._work.insert("completion", columns_of(rows))
 
     def add(self, run_id: str, rows: Sequence[Made]) -> None:
         """Adds rows, all of one kind, that the run has made; those whose keys are there are left out."""
         if rows:
-            with writing(self.path, self._lock_timeout_s) as connection:
-                insert_columns(connection, _TABLES[type(rows[0])], columns_of(rows, run_id=run_id))
+            self._work.insert(_TABLES[type(rows[0])], columns_of(rows, run_id=run_id))
 
-    def end_attempt(self, run_id: str, attempt: int, end: AttemptEnd) -> None:
-        """Adds how the attempt ended; a second end of the same attempt changes nothing."""
-        with writing(self.path, self._lock_timeout_s) as connection:
-            insert_columns(connection, "attempt_end", columns_of([end], run_id=run_id, attempt=attempt))
+    def end_attempt(self, run_id: str, attempt: int, end: AttemptEnd, *, wait: bool = True) -> None:
+        """Adds how the attempt ended; a second end of the same attempt changes nothing.
+
+        Without `wait` a file that is held is an InputError after `lock_timeout_s`, inside `going_on` too.
+        """
+        columns = columns_of([end], run_id=run_id, attempt=attempt)
+        self._work.end(run_id, attempt, columns, wait=wait)
 
     def finished(self, run_id: str) -> set[tuple[str, int]]:
         """The (question id, sample) pairs that the run holds a completion of."""
-        with reading(self.path, self._lock_timeout_s) as connection:
+        with self._work.reading() as connection:
             found = connection.execute(
                 "SELECT question_id, sample FROM completion WHERE run_id = ?", [run_id]
             ).fetchall()
@@ -168,7 +190,7 @@ class Store:
 
     def run(self, run_id: str) -> RunRecord:
         """The run of this id, of a beginning that only one id has, or the newest for "last"."""
-        with reading(self.path, self._lock_timeout_s) as connection:
+        with self._work.reading() as connection:
             newest_first = "SELECT run_id FROM run ORDER BY created_at DESC, run_id DESC"
             known = [row[0] for row in connection.execute(newest_first).fetchall()]
             full_id = _resolve(self.path, run_id, known)
@@ -186,20 +208,20 @@ class Store:
         if not exists(self.path):
             return None
         where = "FROM run WHERE fingerprint = ? ORDER BY created_at DESC, run_id DESC LIMIT 1"
-        with reading(self.path, self._lock_timeout_s) as connection:
+        with self._work.reading() as connection:
             found = read_records(connection, RunRecord, where, [fingerprint])
         return found[0] if found else None
 
     def newest_of(self, kind: str, ckpt: str) -> RunRecord | None:
         """The newest run of a command on what it was given as checkpoint; None where there is none."""
         where = "FROM run WHERE kind = ? AND ckpt = ? ORDER BY created_at DESC, run_id DESC LIMIT 1"
-        with reading(self.path, self._lock_timeout_s) as connection:
+        with self._work.reading() as connection:
             found = read_records(connection, RunRecord, where, [kind, ckpt])
         return found[0] if found else None
 
     def attempts(self, run_id: str) -> list[AttemptRecord]:
         """The attempts at a run, in order; `run_id` in full."""
-        with reading(self.path, self._lock_timeout_s) as connection:
+        with self._work.reading() as connection:
             return read_records(
                 connection, AttemptRecord, "FROM attempt WHERE run_id = ? ORDER BY attempt", [run_id]
             )
@@ -213,12 +235,9 @@ class Store:
         return self._summaries("WHERE run_id = ?", self.run(run_id).run_id)[0]
 
     def _summaries(self, clause: str, value: str | int) -> list[RunSummary]:
-        with reading(self.path, self._lock_timeout_s) as connection:
+        with self._work.reading() as connection:
             found = read_records(connection, RunSummary, f"FROM runs {clause}", [value])
-            rows = connection.execute(
-                "SELECT run_id, arg_max(host, attempt), arg_max(pid, attempt) FROM attempt GROUP BY run_id"
-            ).fetchall()
-        killed = {run_id for run_id, host, pid in rows if _is_gone(host, pid)}
+            killed = {held.run_id for held in lease.read_all(connection) if lease.is_dead(held.process)}
         return [
             replace(summary, status="interrupted")
             if summary.status == "running" and summary.run_id in killed
@@ -228,7 +247,7 @@ class Store:
 
     def accuracies(self, run_id: str) -> list[RelationAccuracy]:
         """Accuracy of each relation in order of name, then of the whole run; [] before the first answer."""
-        with reading(self.path, self._lock_timeout_s) as connection:
+        with self._work.reading() as connection:
             where = "FROM accuracy WHERE run_id = ? ORDER BY relation"
             by_relation = read_records(connection, RelationAccuracy, where, [run_id])
         if not by_relation:
@@ -242,7 +261,7 @@ class Store:
     def knowledge(self, run_id: str) -> list[KnowledgeRow]:
         """What a split run found of each question that has all its answers; by split, relation and id."""
         where = "FROM knowledge WHERE run_id = ? ORDER BY split, relation, question_id"
-        with reading(self.path, self._lock_timeout_s) as connection:
+        with self._work.reading() as connection:
             found = read_records(connection, KnowledgeRow, where, [run_id])
         return [replace(row, answers=tuple(row.answers)) for row in found]
 
@@ -287,15 +306,14 @@ class Store:
         """Adds the latents of a find run, `morfi.trends.TrendResult.latents`, all or none."""
         import pyarrow as pa
 
-        with writing(self.path, self._lock_timeout_s) as connection:
-            named = latents.append_column("run_id", pa.array([run_id] * len(latents)))
-            insert_columns(connection, "latent_trend", {name: named[name] for name in named.column_names})
+        named = latents.append_column("run_id", pa.array([run_id] * len(latents)))
+        self._work.insert("latent_trend", {name: named[name] for name in named.column_names})
 
     def latents(self, run_id: str, *, selected: bool = False, limit: int | None = None) -> pa.Table:
         """The latents of a find run, the selected ones first, then by falling score."""
         where = "FROM latent_trend WHERE run_id = ? AND (selected OR ?)"
         order = "ORDER BY selected DESC, score DESC, latent LIMIT ?"
-        with reading(self.path, self._lock_timeout_s) as connection:
+        with self._work.reading() as connection:
             return connection.sql(
                 f"SELECT * EXCLUDE (run_id) {where} {order}",
                 params=[run_id, not selected, limit if limit is not None else 2**62],
@@ -307,7 +325,7 @@ class Store:
 
     def steered(self, run_id: str) -> pa.Table:
         """Verdicts of a steer run: served, direction, alpha, strength, split, question_id, correct."""
-        with reading(self.path, self._lock_timeout_s) as connection:
+        with self._work.reading() as connection:
             return connection.sql(
                 "SELECT served, direction, alpha, strength, split, question_id, correct "
                 "FROM steered_answer JOIN asked USING (run_id, question_id) WHERE run_id = ? "
@@ -317,7 +335,7 @@ class Store:
 
     def asked(self, run_id: str) -> list[Question]:
         """The questions that a run was begun with, in order of id."""
-        with reading(self.path, self._lock_timeout_s) as connection:
+        with self._work.reading() as connection:
             found = connection.execute(
                 "SELECT q.question_id, relation, subject, question, answers FROM asked a "
                 "JOIN run r ON r.run_id = a.run_id JOIN question q ON q.data_sha256 = r.data_sha256 "
@@ -329,17 +347,17 @@ class Store:
     def sweep_accuracies(self, run_id: str) -> list[SweepAccuracy]:
         """Accuracy of the base model, then of each level and epoch setting, on each group of questions."""
         where = "FROM sweep_accuracy WHERE run_id = ? ORDER BY questions, level NULLS FIRST, epoch_setting"
-        with reading(self.path, self._lock_timeout_s) as connection:
+        with self._work.reading() as connection:
             return read_records(connection, SweepAccuracy, where, [run_id])
 
     def _made(self, record: type[MadeT], table: str, run_id: str, order: str) -> list[MadeT]:
         where = f"FROM {table} WHERE run_id = ? ORDER BY {order}"
-        with reading(self.path, self._lock_timeout_s) as connection:
+        with self._work.reading() as connection:
             return read_records(connection, record, where, [run_id])
 
     def questions(self, run_id: str) -> list[Question]:
         """The questions that the run has answered, in order of relation and id."""
-        with reading(self.path, self._lock_timeout_s) as connection:
+        with self._work.reading() as connection:
             found = connection.execute(
                 "SELECT DISTINCT question_id, relation, subject, question, answers FROM samples "
                 "WHERE run_id = ? ORDER BY relation, question_id",
@@ -349,48 +367,31 @@ class Store:
 
     def samples(self, run_id: str) -> pa.Table:
         """All rows of the run from the view `samples`, in order of relation, question id and sample."""
-        with reading(self.path, self._lock_timeout_s) as connection:
-            return connection.sql(
-                "FROM samples WHERE run_id = ? ORDER BY relation, question_id, sample", params=[run_id]
-            ).to_arrow_table()
+        with self.sample_rows(run_id) as rows:
+            return rows.whole()
+
+    @contextmanager
+    def sample_rows(self, run_id: str) -> Iterator[Rows]:
+        """As `samples`, batch by batch, for the length of the block; no process can write meanwhile."""
+        by = "FROM samples WHERE run_id = ? ORDER BY relation, question_id, sample"
+        with self._work.reading() as connection:
+            yield streamed(connection, by, [run_id])
 
     def query(self, sql: str) -> pa.Table:
         """What one reading SQL statement gives; it can reach no file and change nothing, else InputError."""
-        import duckdb
+        with self.query_rows(sql) as rows:
+            return rows.whole()
 
-        try:
-            sql.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"SQL: not valid Unicode at character {error.start + 1}") from error
-        with reading(self.path, self._lock_timeout_s, confined=True) as connection:
-            try:
-                statements = connection.extract_statements(sql)
-                if len(statements) != 1:
-                    raise InputError(f"expected one SQL statement, got {len(statements)}")
-                kind = statements[0].type.name
-                if kind not in _READS:
-                    raise InputError(f"{kind} is not allowed: `morfi sql` only reads; use SELECT")
-                return _interruptible(connection, lambda: connection.sql(sql).to_arrow_table())
-            except duckdb.Error as error:
-                raise InputError(f"SQL: {_one_line(str(error))}") from error
+    @contextmanager
+    def query_rows(self, sql: str) -> Iterator[Rows]:
+        """As `query`, batch by batch, for the length of the block; no process can write meanwhile."""
+        with self._work.reading(confined=True) as connection, answered(connection, sql) as rows:
+            yield rows
 
 
 def _question(row: Sequence[Any]) -> Question:
     question_id, relation, subject, text, answers = row
     return Question(question_id, relation, subject, text, tuple(answers))
-
-
-def _interruptible(connection: DuckDBPyConnection, work: Callable[[], pa.Table]) -> pa.Table:
-    """What `work` gives, done in a thread: DuckDB in the main thread may not look at Ctrl-C for minutes."""
-    with ThreadPoolExecutor(1) as executor:
-        running = executor.submit(work)
-        try:
-            return running.result()
-        except KeyboardInterrupt:
-            while not running.done():  # again, because the first may come before the statement runs
-                connection.interrupt()
-                wait([running], timeout=0.05)
-            raise
 
 
 def _resolve(path: Path, run_id: str, known: Sequence[str]) -> str:
@@ -410,21 +411,3 @@ def _resolve(path: Path, run_id: str, known: Sequence[str]) -> str:
             f'run "{run_id}" could be any of {len(matches)} runs ({newest}); give more of the id'
         )
     raise InputError(f'no run "{run_id}" in {path}.{nearest(run_id, known)} The newest: {newest}')
-
-
-def _is_gone(host: str, pid: int) -> bool:
-    """Whether that process ran on this machine and no longer does."""
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (OverflowError, PermissionError):
-        return False
-    return False
-
-
-def _one_line(message: str) -> str:
-    """DuckDB's message without the excerpt of the statement and its caret."""
-    return " ".join(message.partition("LINE ")[0].split())

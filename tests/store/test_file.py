@@ -158,6 +158,8 @@ def test_the_schema_after_all_migrations(store: Store) -> None:
         "steered_tokens INTEGER, attempt INTEGER, correct_squad BOOLEAN?, correct_answer BOOLEAN?",
         "baseline": "run_id VARCHAR, split VARCHAR, relation VARCHAR, n BIGINT, answer VARCHAR, "
         "n_accepting BIGINT",
+        "lease": "run_id VARCHAR, attempt INTEGER, host VARCHAR, pid BIGINT, process VARCHAR?, "
+        "since TIMESTAMP, renewed_at TIMESTAMP, expires_at TIMESTAMP",
     }
 
 
@@ -171,8 +173,9 @@ def test_a_later_migration_upgrades_the_file_and_keeps_its_rows(
     rows = store.samples("run-a").to_pylist()
     both = (*load_migrations(), NEXT)
     monkeypatch.setattr(store_file, "load_migrations", lambda: both)
-    with pytest.raises(InputError, match=f"has schema {NEWEST}, and this morfi reads schema {NEWEST + 1}"):
-        store.samples("run-a")
+    # A reader takes the file as it is.
+    assert store.samples("run-a").to_pylist() == rows
+    assert store.query("SELECT count(*) AS n FROM note").to_pylist() == [{"n": 0}]
     store.prepare()
     assert store.samples("run-a").to_pylist() == rows
     assert store.query("SELECT run_id FROM note").to_pylist() == [{"run_id": "run-a"}]
@@ -182,24 +185,52 @@ def test_a_later_migration_upgrades_the_file_and_keeps_its_rows(
     assert store.query("SELECT run_id FROM note").num_rows == 1
 
 
-def test_a_file_of_the_first_schema_is_upgraded_and_keeps_its_rows(
-    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("n", range(len(load_migrations())))
+def test_a_file_of_any_older_schema_is_read_as_it_is_and_upgraded_with_its_rows(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, n: int
 ) -> None:
-    every = load_migrations()
-    old = Store(tmp_path / "old.duckdb")
-    monkeypatch.setattr(store_file, "load_migrations", lambda: every[:1])
-    old.prepare()
+    old = Store(tmp_path / "old's.duckdb")
     connection = duckdb.connect(str(old.path))
-    connection.execute(f"ATTACH '{store.path}' AS new (READ_ONLY)")
-    for table in ("run", "attempt", "attempt_end", "question"):
-        connection.execute(f"INSERT INTO {table} BY NAME FROM new.{table}")
-    judged = "SELECT * EXCLUDE (correct_squad, correct_answer) FROM new.completion"
-    connection.execute(f"INSERT INTO completion BY NAME {judged}")
+    if n:
+        store_file.migrate(old.path, connection, load_migrations()[:n])
+        connection.execute(f"ATTACH '{store.path}' AS new (READ_ONLY)")
+        for table in ("run", "attempt", "attempt_end", "question", "completion"):
+            names = ", ".join(row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall())
+            connection.execute(f"INSERT INTO {table} BY NAME SELECT {names} FROM new.{table}")
     connection.close()
-    monkeypatch.undo()
-    old.prepare()
-    assert old.samples("run-a").to_pylist() == store.samples("run-a").to_pylist() != []
-    assert old.runs(5) == store.runs(5)
+    before = old.path.read_bytes()
+    rows, runs = (store.samples("run-a").to_pylist(), store.runs(5)) if n else ([], [])
+    assert old.runs(5) == runs
+    assert old.samples("run-a").to_pylist() == rows
+    assert old.query("SELECT count(*) AS n FROM accuracy").to_pylist() == [{"n": min(n, 1)}]
+    assert old.latest_run("f") == (store.run("run-a") if n else None)
+    for outside in (
+        f"SELECT * FROM read_text('{store.path}')",
+        "ATTACH 'x'",
+        "SET lock_configuration = false",
+    ):
+        with pytest.raises(InputError, match=r"SQL: Permission|is not allowed"):
+            old.query(outside)
+    assert old.path.read_bytes() == before
+    assert old.upgrade() == (load_migrations()[n - 1].version if n else 0, NEWEST)
+    assert old.upgrade() == (NEWEST, NEWEST)
+    assert old.samples("run-a").to_pylist() == rows
+    assert old.runs(5) == runs
+
+
+def test_only_what_is_there_can_be_upgraded(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.duckdb: no such database"):
+        Store(tmp_path / "none.duckdb").upgrade()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_of_another_morfi_are_refused_in_one_line(store: Store) -> None:
+    connection = duckdb.connect(str(store.path))
+    connection.execute("ALTER TABLE run DROP COLUMN prompt")
+    connection.close()
+    with pytest.raises(InputError, match="its tables are not those of the schema that it says") as refused:
+        store.run("run-a")
+    assert "\n" not in str(refused.value)
 
 
 def test_a_migration_that_fails_midway_leaves_the_file_as_it_was(store: Store) -> None:
@@ -217,12 +248,12 @@ def test_a_migration_that_fails_midway_leaves_the_file_as_it_was(store: Store) -
 
 def test_a_newer_schema_is_refused_by_readers_and_writers(store: Store) -> None:
     connection = duckdb.connect(str(store.path))
-    connection.execute("INSERT INTO schema_migration VALUES (7, 'later', now()::TIMESTAMP)")
+    connection.execute("INSERT INTO schema_migration VALUES (99, 'later', now()::TIMESTAMP)")
     connection.close()
     before = store.path.read_bytes()
     for use in (lambda: store.runs(1), lambda: store.write_completions(completions(2, 1)), store.prepare):
         with pytest.raises(
-            InputError, match=f"has schema 7, newer than this morfi, which knows up to {NEWEST}"
+            InputError, match=f"has schema 99, newer than this morfi, which knows up to {NEWEST}"
         ):
             use()
     assert store.path.read_bytes() == before
