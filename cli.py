@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from morfi.store import Store
 
 
-_OPTION = re.compile(r"--([a-z][a-z-]*(=.*)?)?", re.DOTALL)
+_OPTION = re.compile(r"--([a-z][a-z-]*(=.*)?)?")  # on one line: SQL after a comment stands on the next
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,7 +206,12 @@ def _default_root() -> Path:
         return Path(given).expanduser()
     if given := os.environ.get("XDG_CACHE_HOME"):
         return Path(given).expanduser() / "morfi"
-    return Path.home() / ".cache" / "morfi"
+    try:
+        return Path.home() / ".cache" / "morfi"
+    except RuntimeError as error:  # no HOME, and a user whom the system does not know
+        raise InputError(
+            "there is no home folder for the cache; set MORFI_CACHE to a folder that can be written"
+        ) from error
 
 
 def _building(key: str) -> str:
