@@ -18,7 +18,8 @@ from morfi.answering import (
 from morfi.checkpoints import resolve
 from morfi.errors import InputError
 from morfi.eval_config import EvalConfig
-from morfi.prompts import ASKED, build_prompts, check_lengths, choose_shots, load_tokenizer, starts_with_bos
+from morfi.exemplars import choose_shots
+from morfi.prompts import ASKED, build_prompts, check_lengths, load_tokenizer, starts_with_bos
 from morfi.questions import UNSPLIT, QuestionSet, load_questions, select
 
 if TYPE_CHECKING:

@@ -24,12 +24,12 @@ from morfi.checkpoints import resolve
 from morfi.device import default_batch, is_gpu
 from morfi.errors import InputError
 from morfi.eval_config import check_match, check_numbers
+from morfi.exemplars import draw_shots, n_sets
 from morfi.prompts import (
     ASKED,
     Prompt,
     build_prompts,
     check_lengths,
-    choose_shots,
     load_tokenizer,
     starts_with_bos,
 )
@@ -126,7 +126,7 @@ def prepare_split(config: SplitConfig, progress: Progress) -> Task:
     prompts = [
         prompt
         for split, questions in asked.items()
-        for prompt in _prompts(data, split, questions, config, tokenizer)
+        for prompt in _prompts(data, split, questions, config, tokenizer, progress=progress)
     ]
     context = context_for(checkpoint, config.engine)
     check_lengths(prompts, config.max_tokens, context)
@@ -173,20 +173,31 @@ def chosen_questions(data: QuestionSet, config: SplitConfig) -> dict[str, tuple[
 
 
 def _prompts(
-    data: QuestionSet, split: str, questions: tuple[Question, ...], config: SplitConfig, tokenizer: Any
+    data: QuestionSet,
+    split: str,
+    questions: tuple[Question, ...],
+    config: SplitConfig,
+    tokenizer: Any,
+    *,
+    progress: Progress,
 ) -> list[Prompt]:
     """The prompts of one split; those that share a relation's exemplars, so a prefix, stand together."""
+    draws = draw_shots(
+        data,
+        questions,
+        split,
+        shots=config.shots,
+        seeds=[f"{config.seed}/{number}" for number in range(config.n_ex)],
+        sources=("dev", "train"),  # the exemplars of Gekhman et al. are of the relation's dev split
+    )
+    for relation in sorted({question.relation for question in questions}):
+        if (n := n_sets(draws, relation)) < config.n_ex:
+            progress.phase(
+                f"{relation} has {n} sets of {config.shots} exemplars for {split}: of the {config.n_ex} "
+                "prompts of a question some differ in the order of the exemplars only"
+            )
     prompts: list[tuple[str, int, Prompt]] = []
-    for number in range(config.n_ex):
-        chosen = choose_shots(
-            data,
-            questions,
-            split,
-            shots=config.shots,
-            seed=f"{config.seed}/{number}",
-            # METHOD: exemplars are of the relation's dev split.
-            sources=("dev", "train"),
-        )
+    for number, chosen in enumerate(draws):
         first_sample = number * (1 + config.samples)
         for prompt in build_prompts(chosen.scored, chosen.exemplars, tokenizer):
             prompts.append((prompt.question.relation, number, replace(prompt, sample=first_sample)))

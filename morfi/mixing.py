@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from morfi.errors import InputError
 from morfi.mixtures import Dropped, MixConfig, draw
 from morfi.provenance import attempt_record, new_run_id, now
 from morfi.questions import load_questions, with_splits
+from morfi.store.records import KnowledgeRow
 
 if TYPE_CHECKING:
     from morfi.store import Store
@@ -50,10 +51,12 @@ def run_mix(config: MixConfig, store: Store, *, new: bool, command: str) -> MixR
             f"{split.config['data']} has changed since {split.run_id}: its sha256 is {data.sha256[:16]}, "
             f"expected {split.data_sha256[:16]}; bring back that data or run `morfi split` again"
         )
-    barred = {q.subject for name, questions in data.splits.items() if name != "train" for q in questions}
-    mixtures = draw(store.knowledge(split.run_id), config, barred)
-    # The split run's own fingerprint, not its id: a repeated split gives the same mixtures.
-    fingerprint = canonical_sha256({**asdict(config), "kind": KIND, "split_run": split.fingerprint})
+    facts = store.knowledge(split.run_id)
+    mixtures = draw(facts, config, data.splits, split.config["match"])
+    # What the split run found, not its id: a repeated split that finds the same gives the same mixtures, but
+    # another GPU or another vLLM may find something else from the same questions and settings.
+    origin = {"split_run": split.fingerprint, "knowledge": _sha256(facts)}
+    fingerprint = canonical_sha256({**asdict(config), "kind": KIND, **origin})
     found = None if new else store.latest_run(fingerprint)
     run = found or replace(
         split,
@@ -71,3 +74,8 @@ def run_mix(config: MixConfig, store: Store, *, new: bool, command: str) -> MixR
         with attempting(store, run.run_id, record, None, started=started):
             store.add(run.run_id, mixtures.rows)
     return MixResult(run.run_id, mixtures.dropped)
+
+
+def _sha256(facts: Sequence[KnowledgeRow]) -> str:
+    """sha256 over what a split run found of each question."""
+    return canonical_sha256([[row.question_id, row.split, row.p_greedy, row.p_sampled] for row in facts])

@@ -5,21 +5,21 @@ question; the share of Unknown decides which of the two stands there. So relatio
 level, neighbouring levels differ in exactly the places whose question was replaced, and the Unknown questions
 of a level are among those of every higher one.
 
-Subjects are disjoint from dev and test. Inside train one subject may stand in several relations, and so
-several times in one mixture: these are different facts.
+Subjects and questions are disjoint from dev and test. Inside train one subject may stand in several
+relations, and so several times in one mixture: these are different facts.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from morfi.errors import InputError, nearest
 from morfi.eval_config import check_numbers
-from morfi.matching import MajorityAnswer, answer_in_subject, majority_answer, normalise
-from morfi.questions.recognition import subject_key
+from morfi.matching import MajorityAnswer, answer_in_subject, is_correct, majority_answer
+from morfi.questions.recognition import Families
 from morfi.questions.sets import equal_shares
 from morfi.store.records import KnowledgeRow, MixtureRow
 from morfi.types import Question
@@ -86,7 +86,7 @@ class Confounds:
 class Dropped:
     """How many train questions were left out; each is counted once, under the first reason that holds."""
 
-    shared_subject: int = 0  # the subject stands in dev or test too
+    shared_subject: int = 0  # the subject, or the very question, stands in dev or test too
     other_category: int = 0  # Known, but of a category that was not chosen
     several_answers: int = 0
     majority: int = 0
@@ -109,36 +109,52 @@ class _Pool:
     unknown: tuple[KnowledgeRow, ...]
 
 
-def confounds(rows: Sequence[KnowledgeRow]) -> Confounds:
+def confounds(
+    rows: Sequence[KnowledgeRow], *, match: str = "squad", everything: Iterable[Question] = ()
+) -> Confounds:
     """Which of `rows`, all splits together, can be answered by a constant or by copying from the subject.
 
-    A relation's majority answer counts if MIN_MAJORITY_COUNT questions and MIN_MAJORITY_SHARE of all accept
-    it; of several equally frequent answers `majority_answer` takes one.
+    A relation's majority answer, by the rule `match`, counts if MIN_MAJORITY_COUNT questions and
+    MIN_MAJORITY_SHARE of all accept it; of several equally frequent answers `majority_answer` takes one.
+    `everything` is the whole data set, of which `rows` may be a part.
     """
-    by_relation: dict[str, list[Question]] = {}
-    for row in rows:
-        by_relation.setdefault(row.relation, []).append(row.asked)
+    asked = [row.asked for row in rows]
+    by_relation: dict[str, list[Question]] = {question.relation: [] for question in asked}
+    for question in everything or asked:
+        if question.relation in by_relation:
+            by_relation[question.relation].append(question)
     majority: dict[str, MajorityAnswer] = {}
-    majority_ids: set[str] = set()
     for relation, questions in sorted(by_relation.items()):
-        found = majority_answer(questions)
+        found = majority_answer(questions, match)
         if found.n >= MIN_MAJORITY_COUNT and found.share >= MIN_MAJORITY_SHARE:
             majority[relation] = found
-            majority_ids |= {q.id for q in questions if found.answer in map(normalise, q.answers)}
-    in_subject = {q.id for questions in by_relation.values() for q in questions if answer_in_subject(q)}
+    majority_ids = {
+        question.id
+        for question in asked
+        if question.relation in majority
+        and is_correct(majority[question.relation].answer, question.answers, match)
+    }
+    in_subject = {question.id for question in asked if answer_in_subject(question)}
     return Confounds(majority, frozenset(majority_ids), frozenset(in_subject))
 
 
-def draw(rows: Sequence[KnowledgeRow], config: MixConfig, barred_subjects: Collection[str] = ()) -> Mixtures:
+def draw(
+    rows: Sequence[KnowledgeRow],
+    config: MixConfig,
+    splits: Mapping[str, Sequence[Question]] | None = None,
+    match: str = "squad",
+) -> Mixtures:
     """The mixtures of `config`, drawn from the train questions among `rows`, whatever their order.
 
-    `barred_subjects` holds the subjects of dev and test in the whole data set; those of the dev and test
-    questions in `rows` are barred in any case. D_p holds exactly round(size * p / 100) Unknown questions,
-    spread over the relations in proportion to their places. Relations have as even a number of places as
-    their questions allow at the lowest and at the highest level.
+    `splits` is the whole data set, of which `rows` may be a part: no question of the family of a dev or test
+    question of either is drawn. `match` is the rule that the answers were judged by.
+
+    D_p holds exactly round(size * p / 100) Unknown questions, spread over the relations in proportion to
+    their places. Relations have as even a number of places as their questions allow at the lowest and at the
+    highest level.
     Raises InputError where there are no Known or no Unknown questions, or too few for `size`.
     """
-    kept, dropped = _candidates(rows, config, barred_subjects)
+    kept, dropped = _candidates(rows, config, splits or {}, match)
     pools = {
         relation: _Pool(
             tuple(row for row in kept if row.relation == relation and row.known),
@@ -160,19 +176,27 @@ def draw(rows: Sequence[KnowledgeRow], config: MixConfig, barred_subjects: Colle
 
 
 def _candidates(
-    rows: Sequence[KnowledgeRow], config: MixConfig, barred_subjects: Collection[str]
+    rows: Sequence[KnowledgeRow],
+    config: MixConfig,
+    splits: Mapping[str, Sequence[Question]],
+    match: str,
 ) -> tuple[list[KnowledgeRow], Dropped]:
     """The train questions that may be drawn, sorted by id, and the number of those that may not."""
-    barred = {subject_key(subject) for subject in barred_subjects}
-    barred |= {subject_key(row.subject) for row in rows if row.split != "train"}
-    found = confounds(rows) if config.exclude_confounds else Confounds({}, frozenset(), frozenset())
+    held_out = [question for split, some in splits.items() if split != "train" for question in some]
+    held_out += [row.asked for row in rows if row.split != "train"]
+    families = Families((*held_out, *(row.asked for row in rows)))
+    barred = {families.of(question) for question in held_out}
+    found = Confounds({}, frozenset(), frozenset())
+    if config.exclude_confounds:
+        everything = [question for some in splits.values() for question in some]
+        found = confounds(rows, match=match, everything=everything)
     kept: list[KnowledgeRow] = []
     counts: dict[str, int] = {}
     for row in sorted(rows, key=lambda row: row.question_id):
         if row.split != "train":
             continue
         reasons = {
-            "shared_subject": subject_key(row.subject) in barred,
+            "shared_subject": families.of(row.asked) in barred,
             "other_category": row.known and row.category not in config.known,
             "several_answers": len(row.answers) > 1 and not config.several_answers,
             "majority": row.question_id in found.majority_ids,

@@ -1,15 +1,13 @@
-"""Few-shot prompts: the exemplars a relation shares, the text around a question, and its token ids."""
+"""Few-shot prompts: the text around a question and its exemplars, and its token ids."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError
-from morfi.questions import UNSPLIT, QuestionSet
 from morfi.types import Question
 
 ANSWERED = "Q: {question}\nA: {answer}\n\n"
@@ -24,75 +22,6 @@ class Prompt:
     text: str
     token_ids: tuple[int, ...]
     sample: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Shots:
-    """The exemplars of each relation, and the questions left to score."""
-
-    exemplars: Mapping[str, tuple[Question, ...]]
-    scored: tuple[Question, ...]
-
-
-def choose_shots(
-    data: QuestionSet,
-    scored: Sequence[Question],
-    split: str,
-    *,
-    shots: int,
-    seed: int | str,
-    sources: Sequence[str] = ("train", "dev"),
-) -> Shots:
-    """`shots` exemplars for every relation of `scored`, drawn by the seed and the same for all its questions.
-
-    They come from the first of `sources` that is not the scored split, and none is about a subject of that
-    split. A source without splits gives them from its own questions; those, and any question about the same
-    subjects, are then not scored. Raises InputError for a relation that has too few.
-    """
-    relations = sorted({question.relation for question in scored})
-    if shots == 0:
-        return Shots(dict.fromkeys(relations, ()), tuple(scored))
-    source = _exemplar_split(data, split, sources)
-    # The whole split's subjects, not only those of `scored`, lest --limit decide who is an exemplar.
-    barred = {question.subject for question in data.splits[split]} if source != split else set()
-    pool: dict[str, list[Question]] = {relation: [] for relation in relations}
-    for question in data.splits[source]:
-        if question.relation in pool and question.subject not in barred:
-            pool[question.relation].append(question)
-    exemplars: dict[str, tuple[Question, ...]] = {}
-    for relation, candidates in pool.items():
-        if len(candidates) < shots:
-            about = f", about other subjects than those of {split}" if source != split else ""
-            raise _too_few(f"{len(candidates)} questions in {source}{about}", relation, data, shots)
-        candidates.sort(key=lambda question: question.id)
-        rng = random.Random(f"shots/{seed}/{relation}")  # noqa: S311 - a reproducible draw, not a secret
-        exemplars[relation] = tuple(rng.sample(candidates, shots))
-    if source != split:
-        return Shots(exemplars, tuple(scored))
-    shown = {question.subject for chosen in exemplars.values() for question in chosen}
-    left = tuple(question for question in scored if question.subject not in shown)
-    for relation in sorted(set(relations) - {question.relation for question in left}):
-        raise _too_few(f"no question left to score of {len(pool[relation])}", relation, data, shots)
-    return Shots(exemplars, left)
-
-
-def _too_few(found: str, relation: str, data: QuestionSet, shots: int) -> InputError:
-    return InputError(
-        f"relation {relation} of {data.name} has {found}: too few for {shots} exemplars; "
-        "give a smaller --shots or other --relations"
-    )
-
-
-def _exemplar_split(data: QuestionSet, split: str, sources: Sequence[str]) -> str:
-    if split == UNSPLIT:
-        return UNSPLIT
-    for candidate in sources:
-        if candidate != split and candidate in data.splits:
-            return candidate
-    raise InputError(
-        f"{data.name} has no train or dev questions beside {split} to take exemplars from; "
-        "give --shots 0 or a data set with a train split"
-    )
 
 
 def load_tokenizer(model_dir: Path) -> Any:

@@ -43,8 +43,12 @@ def run_train(
     """
     mix = store.run_of_kind(mix_run, "mix")
     task = _prepare(given, mix, store, progress)
-    fingerprint = canonical_sha256({"kind": KIND, "trainings": task.fingerprint})
-    run = (None if new else store.latest_run(fingerprint)) or _record(task, mix, fingerprint, out)
+    # The mix run's as well: after another split run the same trainings are judged by what that one found.
+    decided = {"kind": KIND, "trainings": task.fingerprint}
+    fingerprint = canonical_sha256({**decided, "mix": mix.fingerprint})
+    run = (None if new else _earlier(store, mix, fingerprint, canonical_sha256(decided))) or _record(
+        task, mix, fingerprint, out
+    )
     if len(store.checkpoints(run.run_id)) == run.n_planned:
         return run.run_id
     started = time.monotonic()
@@ -56,6 +60,14 @@ def run_train(
         recorder = _Recorder(store, run.run_id)
         run_training(task, Path(run.config["folder"]), recorder, progress, attempt=attempt.number)
     return run.run_id
+
+
+def _earlier(store: Store, mix: RunRecord, fingerprint: str, former: str) -> RunRecord | None:
+    """The newest run of these trainings; `former` is how an earlier morfi named those of any mix run."""
+    if found := store.latest_run(fingerprint):
+        return found
+    found = store.latest_run(former)
+    return found if found and found.config["mix_run"] == mix.run_id else None
 
 
 def _prepare(given: Mapping[str, Any], mix: RunRecord, store: Store, progress: Progress) -> TrainingTask:

@@ -79,6 +79,46 @@ def test_exemplars_come_from_dev_and_differ_between_prompts(config: SplitConfig,
     assert {len(found) for found in heads.values()} == {2}
 
 
+def few_dev_questions(n_dev: int) -> dict[str, list[Question]]:
+    sizes = {"train": 6, "dev": n_dev, "test": 6}
+    return {
+        split: [
+            Question(f"{split}{i}", "P17", f"{split} {i}", f"Where is {split} {i}?", (f"Land{i}",))
+            for i in range(n)
+        ]
+        for split, n in sizes.items()
+    }
+
+
+@pytest.mark.parametrize(("n_dev", "n_ex", "n_sets"), [(2, 2, 1), (3, 4, 3), (3, 6, 3), (5, 10, 10)])
+def test_the_prompts_of_a_question_all_differ(
+    config: SplitConfig,
+    tmp_path: Path,
+    write_questions: Callable[..., Path],
+    log: Any,
+    *,
+    n_dev: int,
+    n_ex: int,
+    n_sets: int,
+) -> None:
+    path = write_questions(tmp_path / "few.jsonl", few_dev_questions(n_dev))
+    task = prepare_split(dataclasses.replace(config, data=str(path), n_ex=n_ex), log)
+    of_one = [prompt.text for prompt in task.prompts if prompt.question.id == "test0"]
+    assert len(set(of_one)) == len(of_one) == n_ex
+    sets = {frozenset(text.split("\n\n")[:-1]) for text in of_one}
+    assert len(sets) == n_sets, "as many sets of exemplars as there are, before any comes again"
+    said = [text for text in log.phases if "differ in the order" in text and "for test" in text]
+    assert len(said) == (n_sets < n_ex)
+
+
+def test_more_prompts_than_exemplars_allow_are_refused(
+    config: SplitConfig, tmp_path: Path, write_questions: Callable[..., Path], log: Any
+) -> None:
+    path = write_questions(tmp_path / "few.jsonl", few_dev_questions(2))
+    with pytest.raises(InputError, match=r"makes 2 different prompts, not 3; give --n-ex 2 or less"):
+        prepare_split(dataclasses.replace(config, data=str(path), n_ex=3), log)
+
+
 def test_prompts_that_share_a_prefix_stand_together(config: SplitConfig, log: Any) -> None:
     task = prepare_split(config, log)
     prefixes = [(task.split_of[p.question.id], p.text.rpartition("Q: ")[0]) for p in task.prompts]

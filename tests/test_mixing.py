@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from morfi.errors import InputError
+from morfi.knowledge import SplitConfig, run_split
 from morfi.mixing import MixConfig, configure_mix, run_mix
 from morfi.store import Store
 
@@ -35,6 +36,26 @@ def test_the_same_command_gives_the_same_run_and_another_one_another(experiment:
     assert again != experiment.mix_run
     assert experiment.store.mixtures(again) == experiment.store.mixtures(experiment.mix_run)
     assert mix(experiment, seed=1) not in (experiment.mix_run, again)
+
+
+def test_another_split_run_that_found_something_else_gives_its_own_mixtures(
+    experiment: Any, tiny_model: Path, data_file: Path, log: Any
+) -> None:
+    store, known = experiment.store, dict(experiment.serving.known)
+    config = SplitConfig(str(tiny_model), data=str(data_file), n_ex=1, shots=2, samples=0, batch=16)
+    again = run_split(config, store, experiment.serving, log, new=True, command="morfi split")
+    assert store.run(again).fingerprint == store.run(experiment.split_run).fingerprint
+    assert mix(experiment, split_run=again) == experiment.mix_run, "the same was found"
+    # As another GPU might: half of what was known is not, and the other way round.
+    facts = store.knowledge(again)
+    turned = {row.question: row.answers[0] for row in facts if row.question not in known}
+    experiment.serving.known = turned
+    other = run_split(config, store, experiment.serving, log, new=True, command="morfi split")
+    experiment.serving.known = known
+    mixed = mix(experiment, split_run=other)
+    assert mixed != experiment.mix_run
+    category = {row.question_id: row.category for row in store.knowledge(other)}
+    assert all(row.category == category[row.question_id] for row in store.mixtures(mixed))
 
 
 def test_a_run_that_was_killed_before_its_rows_is_filled(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from morfi.errors import InputError
 from morfi.mixtures import Dropped, MixConfig, confounds, draw
 from morfi.store.records import KnowledgeRow, MixtureRow
+from morfi.types import Question
 
 KNOWN = ("HighlyKnown", "MaybeKnown", "WeaklyKnown")
 
@@ -184,6 +185,12 @@ def test_the_unknown_of_every_level_are_spread_over_the_relations_in_proportion(
             assert abs(unknown[relation] - n * level / 100) <= 1
 
 
+WHOLE = {
+    "dev": [Question("d1", "P38", "hague", "Which currency?", ("x",))],
+    "test": [Question("t1", "P36", "Town 9", "Which capital?", ("x",))],
+}
+
+
 def test_no_subject_is_shared_with_dev_test_or_the_rest_of_the_data() -> None:
     rows = facts({"P17": (20, 20)})
     rows[3] = replace(rows[3], subject="São Tomé")
@@ -192,12 +199,30 @@ def test_no_subject_is_shared_with_dev_test_or_the_rest_of_the_data() -> None:
         fact(100, "HighlyKnown", split="dev", subject="sao tome!", relation="P36"),
         fact(101, split="test", subject="Town 5"),
     ]
-    found = draw([*rows, *elsewhere], MixConfig("split-1", (0, 100), 17), barred_subjects=["hague", "Town 9"])
+    found = draw([*rows, *elsewhere], MixConfig("split-1", (0, 100), 17), splits=WHOLE)
     assert found.dropped == Dropped(shared_subject=4)
     ids = {row.question_id for row in found.rows}
     assert not ids & {"q0003", "q0030", "q0005", "q0009", "q0100", "q0101"}
     with pytest.raises(InputError, match="give --size 17 or less"):
-        draw([*rows, *elsewhere], MixConfig("split-1", (0, 100), 18), barred_subjects=["hague", "Town 9"])
+        draw([*rows, *elsewhere], MixConfig("split-1", (0, 100), 18), splits=WHOLE)
+
+
+def test_no_question_is_drawn_that_dev_or_test_asks_under_another_subject() -> None:
+    rows = facts({"P17": (4, 4)})
+    asked = replace(fact(50, split="test", subject="m.0x1"), question=f" {rows[2].question.upper()} ")
+    found = draw([*rows, asked], MixConfig("split-1", (0, 100), 3))
+    assert found.dropped == Dropped(shared_subject=1)
+    assert rows[2].question_id not in {row.question_id for row in found.rows}
+
+
+def test_the_majority_is_that_of_the_whole_data_by_the_rule_of_the_split_run() -> None:
+    rows = [fact(i, answers=(answer,)) for i, answer in enumerate(["-5", "5", "5", "7", "8"])]
+    assert confounds(rows).majority["P17"].n == 3
+    assert confounds(rows, match="answer").majority == {}
+    whole = [Question(f"w{i}", "P17", f"W{i}", f"W{i}?", ("7",)) for i in range(6)]
+    found = confounds(rows, everything=[*whole, *(row.asked for row in rows)])
+    assert found.majority["P17"].answer == "7"
+    assert found.majority_ids == {rows[3].question_id}
 
 
 def test_one_subject_may_stand_in_a_mixture_with_several_facts() -> None:

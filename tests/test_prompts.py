@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from morfi.errors import InputError
+from morfi.exemplars import Shots, choose_shots
 from morfi.prompts import (
     Prompt,
-    Shots,
     build_prompts,
     check_lengths,
-    choose_shots,
     load_tokenizer,
     starts_with_bos,
 )
@@ -133,6 +132,41 @@ def test_a_subject_of_the_scored_split_is_never_an_exemplar_even_with_another_re
         choose(data, "test", shots=3, relations=("P17",))
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.sampled_from([str, str.upper, lambda text: f" {text}. ", lambda text: f"The {text}"])),
+    st.booleans(),
+    st.integers(0, 9),
+)
+def test_no_prompt_shows_the_answer_of_its_own_question_however_it_is_spelled(
+    spellings: list[Callable[[str], str]], is_split: bool, seed: int
+) -> None:
+    rows = [Question(f"q{i}", "P36", f"Land {i}", f"Capital of Land {i}?", (f"City {i}",)) for i in range(9)]
+    same = [
+        Question(f"r{i}", "P36", f"m.0{i}", spelled(rows[i % 9].text), rows[i % 9].answers)
+        for i, spelled in enumerate(spellings)
+    ]
+    same += [
+        Question(f"s{i}", "P36", spelled(rows[i % 9].subject), f"And of Land {i % 9}?", rows[i % 9].answers)
+        for i, spelled in enumerate(spellings)
+    ]
+    others = [Question(f"z{i}", "P36", f"Isle {i}", f"Capital of Isle {i}?", ("x",)) for i in range(3)]
+    splits = {"test": rows, "train": [*same, *others]} if is_split else {UNSPLIT: [*rows, *same, *others]}
+    chosen = choose(question_set("facts", splits), "test" if is_split else UNSPLIT, shots=2, seed=seed)
+    shown = {question.answers for question in chosen.exemplars["P36"]}
+    assert chosen.scored
+    assert not any(question.answers in shown - {("x",)} for question in chosen.scored)
+
+
+def test_a_question_that_stands_twice_is_one_exemplar() -> None:
+    rows = [Question(f"q{i}", "P36", f"s{i}", f"Capital of Land {i // 2}?", ("x",)) for i in range(6)]
+    data = question_set("facts", {"train": rows, "test": [asked("t", "P36", "other")]})
+    shown = choose(data, "test", shots=3).exemplars["P36"]
+    assert len({question.text for question in shown}) == 3
+    with pytest.raises(InputError, match="has 3 questions in train"):
+        choose(data, "test", shots=4)
+
+
 def test_a_source_without_splits_scores_neither_its_exemplars_nor_their_subjects() -> None:
     rows = [asked(f"{relation}-{i}", relation, f"s{i}") for relation in ("P17", "P36") for i in range(8)]
     chosen = choose(question_set("facts", {UNSPLIT: rows}), UNSPLIT, shots=2)
@@ -151,7 +185,7 @@ def test_too_few_exemplars_are_refused_with_the_relation_and_the_way_out(shots: 
 
 
 def test_a_relation_of_one_subject_has_nothing_left_to_score() -> None:
-    rows = [asked(f"{i}", "P17", "same") for i in range(9)]
+    rows = [Question(f"{i}", "P17", "same", f"same in {i}?", ("yes",)) for i in range(9)]
     rows += [asked(f"x{i}", "P36", f"s{i}") for i in range(9)]
     with pytest.raises(InputError, match=r"P17 of facts has no question left to score of 9"):
         choose(question_set("facts", {UNSPLIT: rows}), UNSPLIT)

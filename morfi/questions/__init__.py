@@ -1,6 +1,6 @@
 """Question sets: the embedded facts, files and folders of questions."""
 
-from morfi.questions.recognition import gives_away, marks, marks_of, subject_key
+from morfi.questions.recognition import Families, subject_key, text_key
 from morfi.questions.sets import (
     SPLITS,
     UNSPLIT,
@@ -14,13 +14,12 @@ from morfi.questions.sets import (
 __all__ = [
     "SPLITS",
     "UNSPLIT",
+    "Families",
     "QuestionSet",
-    "gives_away",
     "load_questions",
-    "marks",
-    "marks_of",
     "question_set",
     "select",
     "subject_key",
+    "text_key",
     "with_splits",
 ]

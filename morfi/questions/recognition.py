@@ -18,19 +18,31 @@ def subject_key(subject: str) -> str:
     return normalise(without_marks(subject)) or subject.strip()
 
 
-def marks_of(question: Question) -> tuple[str, str]:
-    """The keys of the question's subject and text; questions that share either give each other away."""
-    return f"subject {subject_key(question.subject)}", f"text {subject_key(question.text)}"
+def text_key(question: Question) -> str:
+    """What two spellings of a question's text share, as `subject_key` says of subjects."""
+    return subject_key(question.text)
 
 
-def marks(questions: Iterable[Question]) -> frozenset[str]:
-    """All keys of `questions`, to ask `gives_away` with."""
-    return frozenset(mark for question in questions for mark in marks_of(question))
+class Families:
+    """Questions in families: those of one subject or one text, however spelled, and all that these link.
 
+    Questions of one family give each other's answers away.
+    """
 
-def gives_away(question: Question, others: frozenset[str]) -> bool:
-    """Whether `question` has its subject or its text from the questions whose `marks` are `others`."""
-    return not others.isdisjoint(marks_of(question))
+    def __init__(self, questions: Iterable[Question]) -> None:
+        self._above: dict[str, str] = {}
+        for question in questions:
+            self._above[self._top(f"text {text_key(question)}")] = self.of(question)
+
+    def of(self, question: Question) -> str:
+        """The name of the family of `question`, which is one of those that were given."""
+        return self._top(f"subject {subject_key(question.subject)}")
+
+    def _top(self, key: str) -> str:
+        while (above := self._above.setdefault(key, key)) != key:
+            self._above[key] = self._above[above]
+            key = above
+        return key
 
 
 def without_marks(text: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError, nearest
-from morfi.questions.recognition import marks_of, subject_key, without_marks
+from morfi.questions.recognition import Families, subject_key, without_marks
 from morfi.types import Question
 
 SPLITS = ("train", "dev", "test")
@@ -88,29 +88,13 @@ def with_splits(data: QuestionSet) -> QuestionSet:
     if set(data.splits) != {UNSPLIT}:
         return data
     splits: dict[str, list[Question]] = {split: [] for split in SPLITS}
-    for group in _giving_away(data.splits[UNSPLIT]):
+    families, groups = Families(data.splits[UNSPLIT]), dict[str, list[Question]]()
+    for question in data.splits[UNSPLIT]:
+        groups.setdefault(families.of(question), []).append(question)
+    for group in groups.values():
         key = min(split_key(question.subject) or subject_key(question.subject) for question in group)
         splits[split_of(key, "questions/1")] += group
     return question_set(data.name, splits)
-
-
-def _giving_away(questions: Sequence[Question]) -> list[list[Question]]:
-    """`questions` in groups: those that share a mark, or are linked by others that do, stand together."""
-    leader: dict[str, str] = {}
-
-    def leader_of(mark: str) -> str:
-        while (above := leader.setdefault(mark, mark)) != mark:
-            leader[mark] = leader[above]
-            mark = above
-        return mark
-
-    for question in questions:
-        subject, text = marks_of(question)
-        leader[leader_of(text)] = leader_of(subject)
-    groups: dict[str, list[Question]] = {}
-    for question in questions:
-        groups.setdefault(leader_of(marks_of(question)[0]), []).append(question)
-    return list(groups.values())
 
 
 def split_of(key: str, salt: str) -> str:

@@ -12,7 +12,7 @@ from morfi.report.tables import aligned, percent
 from morfi.store.records import KnowledgeRow, MixtureRow
 
 _REASONS = {
-    "shared_subject": "whose subject stands in dev or test",
+    "shared_subject": "whose subject or text stands in dev or test",
     "other_category": "known, but of a category not chosen",
     "several_answers": "with several accepted answers",
     "majority": "with the relation's majority answer",

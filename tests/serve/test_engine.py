@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from morfi.errors import InputError
-from morfi.prompts import build_prompts, choose_shots, load_tokenizer
+from morfi.exemplars import choose_shots
+from morfi.prompts import build_prompts, load_tokenizer
 from morfi.questions import load_questions, select
 from morfi.serve.engine import Engine
 from morfi.types import Sampling
