@@ -7,8 +7,6 @@ layer L (from 0) hands to the next one.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -213,12 +211,6 @@ def from_json(specification: object) -> tuple[tuple[Steering, ...], Capture | No
     if "positions" in fields:
         fields["positions"] = _from_plain(fields["positions"])
     return tuple(steering), Capture(**fields)
-
-
-def salt(steering: Sequence[Steering]) -> str:
-    """What separates the cached prefixes of requests steered like this from all others."""
-    text = json.dumps(to_json(steering, None), sort_keys=True)
-    return f"morfi-{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _check_layer(layer: object, what: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from morfi.directions import DecoderRows, Direction, SaeLatents, from_numbers, pack
 from morfi.errors import InputError
 from morfi.serve.directions import Registry
-from morfi.steering import Capture, Steering, from_json, salt
+from morfi.steering import Capture, Steering, from_json
 
 # Decoder layers that return hidden states and residual, the residual stream being their sum; all are tested.
 ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Gemma2ForCausalLM"})
@@ -78,11 +78,12 @@ def admission_of(input_processor: Any) -> Admission:
 def admit(request: Any, admission: Admission) -> None:
     """Checks the specification of an `EngineCoreRequest` and makes it ready for the workers.
 
-    Its cached prefixes are kept apart from those of requests that are steered otherwise, and one that
-    captures reads none. Raises InputError; the request must not be run then.
+    One that captures reads no cached prefix. Raises InputError; the request must not be run then.
     """
     params = request.sampling_params
     specification = params.extra_args["morfi"]
+    if request.resumable:
+        raise InputError("a prompt that comes in parts cannot be steered or captured; send it whole")
     if not isinstance(specification, dict):
         raise InputError(f"a steering specification is an object, got {type(specification).__name__}")
     # What morfi's own engine adds: whether it will ask for a report, and the request's number in shards.
@@ -91,8 +92,6 @@ def admit(request: Any, admission: Admission) -> None:
     steering, capture = from_json(plain)
     packed = admission.directions(steering, capture, inline)
     params.extra_args = {**params.extra_args, "morfi": {**plain, **own, "directions": packed}}
-    if steering:
-        request.cache_salt = salt(steering) + (request.cache_salt or "")
     if capture is not None:
         params.skip_reading_prefix_cache = True
 
@@ -126,6 +125,8 @@ def _refusal(config: Any) -> str | None:
         "two micro-batches a step": parallel.use_ubatching,
         "context parallelism": parallel.decode_context_parallel_size > 1
         or getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        # Whoever computed them need not have steered them alike.
+        "keys and values from elsewhere (kv_transfer_config)": config.kv_transfer_config is not None,
     }
     found = [reason for reason, applies in reasons.items() if applies]
     return f"steering and capture do not work with {' and '.join(found)}; start without" if found else None

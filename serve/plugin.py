@@ -1,8 +1,8 @@
 """morfi in vLLM: steering and capture for every engine of a process, loaded as a `vllm.general_plugins`.
 
-Five places of vLLM are wrapped: admission of requests, loading of the model, preparation of a step's inputs,
-the step of a worker, and that of the engine core. Where one of them is not what this module was written for,
-vLLM does not start.
+Six places of vLLM are wrapped: admission of requests, keys of cached blocks, loading of the model,
+preparation of a step's inputs, the step of a worker, and that of the engine core. Where one of them is not
+what this module was written for, vLLM does not start.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from morfi.errors import InputError
@@ -23,14 +24,18 @@ _OURS = "morfi_wrapped"
 def register() -> None:
     """Wraps vLLM's functions, once a process; raises RuntimeError where vLLM is not the expected one."""
     from vllm.config import VllmConfig
+    from vllm.v1.core import block_pool, kv_cache_utils
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as V2Runner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    wraps: list[tuple[type, str, tuple[str, ...], Callable[..., Any]]] = [
+    block = ("start_token_idx", "end_token_idx", "start_mm_idx")
+    wraps: list[tuple[type | ModuleType, str, tuple[str, ...], Callable[..., Any]]] = [
         (InputProcessor, "process_inputs", ("request_id", "prompt", "params"), _process_inputs),
+        (kv_cache_utils, "generate_block_hash_extra_keys", block, _block_keys),
+        (block_pool, "generate_block_hash_extra_keys", block, _block_keys),  # in the events it publishes
         (VllmConfig, "compute_hash", (), _compute_hash),
         (CPUModelRunner, "load_model", (), _load_model),
         (GPUModelRunner, "load_model", (), _load_model),
@@ -60,16 +65,17 @@ def _wrapped(original: Callable[..., Any], wrapper: Callable[..., Any]) -> Calla
     return call
 
 
-def _check(owner: type, name: str, parameters: tuple[str, ...]) -> None:
+def _check(owner: type | ModuleType, name: str, parameters: tuple[str, ...]) -> None:
     import vllm
 
+    where = owner.__name__ if isinstance(owner, ModuleType) else f"{owner.__module__}.{owner.__name__}"
     function = owner.__dict__.get(name)
     found = [] if function is None else list(inspect.signature(function).parameters)
     if function is None or tuple(found[1 : 1 + len(parameters)]) != parameters:
         raise RuntimeError(
-            f"morfi's plugin cannot work with vLLM {vllm.__version__}: {owner.__module__}.{owner.__name__}."
-            f"{name} is not as in vLLM {SUPPORTED}. Install vLLM {SUPPORTED}, or set VLLM_PLUGINS to the "
-            "other plugins you need (empty for none) to run vLLM without morfi's steering and capture"
+            f"morfi's plugin cannot work with vLLM {vllm.__version__}: {where}.{name} is not "
+            f"as in vLLM {SUPPORTED}. Install vLLM {SUPPORTED}, or set VLLM_PLUGINS to the other "
+            "plugins you need (empty for none) to run vLLM without morfi's steering and capture"
         )
 
 
@@ -84,6 +90,16 @@ def _process_inputs(original: Callable[..., Any], self: Any, *args: Any, **kwarg
         except InputError as error:
             raise VLLMValidationError(str(error), parameter="morfi") from error
     return request
+
+
+def _block_keys(
+    original: Callable[..., Any], request: Any, start: int, stop: int, mm: int
+) -> tuple[tuple[Any, ...] | None, int]:
+    from morfi.serve.block_keys import block_key
+
+    keys, next_mm = original(request, start, stop, mm)
+    own = block_key(request, start, stop)
+    return (keys if own is None else (*(keys or ()), own)), next_mm
 
 
 def _compute_hash(original: Callable[..., Any], self: Any) -> str:

@@ -271,7 +271,7 @@ class ResidualState:
         for entry in live.entries:
             if entry.layer not in self.layers or (entry.operation == _ADD and not entry.strength):
                 continue
-            for low, high in _within(entry.spans, start, start + count):
+            for low, high in within(entry.spans, start, start + count):
                 work = self.work.setdefault(entry.layer, LayerWork())
                 n = high - low
                 work.rows.extend(range(first_row + low - start, first_row + high - start))
@@ -281,7 +281,7 @@ class ResidualState:
         if live.capture is None:
             return
         # A preempted request computes positions again, to equal values.
-        for low, high in _within(live.capture_spans, max(start, live.reached), start + count):
+        for low, high in within(live.capture_spans, max(start, live.reached), start + count):
             rows = range(first_row + low - start, first_row + high - start)
             for layer in live.capture.layers:
                 if layer in self.layers:
@@ -341,7 +341,7 @@ def _sample_of(request_id: str) -> int:
     return int(number) if separator and number.isdecimal() else 0
 
 
-def _within(found: Spans, start: int, stop: int) -> list[tuple[int, int]]:
+def within(found: Spans, start: int, stop: int) -> list[tuple[int, int]]:
     """The parts of `found` that lie in [start, stop)."""
     parts = []
     for low, high in found:
