@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from morfi.kernels.residual import Tables, make_tables, residual_
+from morfi.serve.steps import Steps
 from morfi.steering import MAX_CAPTURED_LAYERS, MAX_ENTRIES
 
 if TYPE_CHECKING:
@@ -25,19 +26,21 @@ class DeviceWork:
         self, n_layers: int, n_tokens: int, d_model: int, device: torch.device, kernel: Kernel = residual_
     ) -> None:
         self.tables = make_tables(n_layers, n_tokens, MAX_ENTRIES, MAX_CAPTURED_LAYERS, d_model, device)
+        self.steps = Steps(self.tables.ran)
         self._kernel = kernel
-        self._number = 0  # of the step
-        self._due: list[int] = []  # layers whose work in the last step has not been checked yet
+        self._is_active = False  # whether the tables give any layer something to do
         self._n_filled = 0  # tokens of the tables that say anything
 
     def fill(self, work: Mapping[int, LayerWork]) -> None:
         """Tells the layers what to do in the next step; they have nothing to do where `work` names none."""
-        self.check()
+        if not work:
+            self.idle()
+            return
+        self.steps.begin(list(work))
         tables = self.tables
         n_tokens = 1 + max((row for one in work.values() for row in _rows(one)), default=-1)
         n = max(n_tokens, self._n_filled)
         self._n_filled = n_tokens
-        self._number = self._number % (2**31 - 1) + 1
         active = np.zeros(len(tables.active), np.int32)
         integers = np.full((3, n, MAX_ENTRIES), -1, np.int32)
         strengths = np.zeros((n, MAX_ENTRIES), np.float32)
@@ -45,7 +48,7 @@ class DeviceWork:
         before = np.zeros(n, np.int32)
         used = np.zeros(n, np.int64)  # entries of a token that are taken
         for layer, one in work.items():
-            active[layer] = self._number
+            active[layer] = self.steps.mark
             if one.rows:
                 rows = np.array(one.rows)
                 places = used[rows] + _occurrence(rows)
@@ -69,39 +72,31 @@ class DeviceWork:
             (tables.capture_before[:n], before),
         ):
             to.copy_(torch.from_numpy(values))
-        self._due = list(work)
+        self._is_active = True
 
     def idle(self) -> None:
-        """Leaves nothing to do for the layers."""
-        if self._due:
-            self.check()
+        """Leaves nothing to do for the layers; raises MorfiError where a step is known to lack its work."""
+        self.steps.settle()
+        if self._is_active:
             self.tables.active.zero_()
+            self._is_active = False
 
     def run(self, hidden: torch.Tensor, residual: torch.Tensor, layer: int, bank: Bank) -> None:
         """The work of one layer: the kernel runs in every step, so that a graph holds it."""
         self._kernel(hidden, residual, layer, self.tables, bank)
 
     def captured(self, layer: int, work: LayerWork) -> torch.Tensor:
-        """The rows captured after `layer`, in the order of `work.captured`: float32 [n, d_model]."""
+        """The rows captured after `layer`, in the order of `work.captured`: float32 [n, d_model].
+
+        Raises MorfiError unless the step did its work: what lies in the tables else is an earlier step's.
+        """
+        self.steps.prove(self.steps.last)
         parts = []
         for live, rows, _ in work.captured:
             assert live.capture is not None
             place = live.capture.layers.index(layer)
             parts.append(self.tables.captured[place, rows.start : rows.stop])
         return torch.cat(parts).cpu()
-
-    def check(self) -> None:
-        """Raises RuntimeError if a layer did not do the last step's work, in a graph for one."""
-        if not self._due:
-            return
-        ran = self.tables.ran.tolist()
-        for layer in self._due:
-            if ran[layer] != self._number:
-                raise RuntimeError(
-                    f"layer {layer} was to be steered or captured in the last step, but its operation did "
-                    "not run"
-                )
-        self._due = []
 
 
 def _rows(work: LayerWork) -> Iterable[int]:

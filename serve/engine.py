@@ -147,25 +147,26 @@ class Engine:
         outputs: list[Any] = [None] * len(prompts)
         # vLLM's own ids of the requests that are steered or captured, by place.
         followed: dict[int, list[str]] = {}
-        try:
-            for index, prompt in enumerate(prompts):
-                request_id = f"morfi-{next(self._request_number)}"
-                place[request_id] = index
-                own_id = core.add_request(request_id, {"prompt_token_ids": list(prompt)}, params[index])
-                if wanted[index].is_followed:
-                    n = wanted[index].sampling.n
-                    followed[index] = [f"{number}_{own_id}" for number in range(n)] if n > 1 else [own_id]
-            while core.has_unfinished_requests():
-                ended = [output for output in core.step() if output.finished]
-                for output in ended:
-                    outputs[place.pop(output.request_id)] = output
-                if ended and on_finished is not None:
-                    on_finished(sum(len(output.outputs) for output in ended))
-        finally:
-            # Reached with requests in flight only on an error or Ctrl-C: leave nothing running behind.
-            if place:
-                core.abort_request(list(place))
-            reports = self._take_reports(followed)
+        with _naming_death():
+            try:
+                for index, prompt in enumerate(prompts):
+                    request_id = f"morfi-{next(self._request_number)}"
+                    place[request_id] = index
+                    own_id = core.add_request(request_id, {"prompt_token_ids": list(prompt)}, params[index])
+                    if wanted[index].is_followed:
+                        n = wanted[index].sampling.n
+                        followed[index] = [f"{number}_{own_id}" for number in range(n)] if n > 1 else [own_id]
+                while core.has_unfinished_requests():
+                    ended = [output for output in core.step() if output.finished]
+                    for output in ended:
+                        outputs[place.pop(output.request_id)] = output
+                    if ended and on_finished is not None:
+                        on_finished(sum(len(output.outputs) for output in ended))
+            finally:
+                # Reached with requests in flight only on an error or Ctrl-C: leave nothing running behind.
+                if place:
+                    core.abort_request(list(place))
+                reports = self._take_reports(followed)
         completions = self._completions(outputs)
         for index, parts in reports.items():
             completions[index] = [
@@ -235,8 +236,11 @@ class Engine:
 
     def close(self) -> None:
         """Stops the engine and frees its memory; the engine cannot be used afterwards."""
+        from morfi.serve import residual
+
         core = self._llm.llm_engine.engine_core
         core.shutdown()
+        residual.use(None)  # or the tables and directions of this engine's worker would stay
         del self._llm
 
     def __enter__(self) -> Self:
@@ -386,6 +390,19 @@ def _check_known(overrides: Mapping[str, Any]) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     engine_settings.check_known(overrides, list(EngineArgs.__dataclass_fields__))
+
+
+@contextlib.contextmanager
+def _naming_death() -> Iterator[None]:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise MorfiError(
+            "vLLM's engine has died, so this call gives no answer; -v shows its last messages, which say "
+            "why. Start the engine again"
+        ) from error
 
 
 def _completion(part: Any, text: str, n_cached_tokens: int) -> Completion:

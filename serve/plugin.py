@@ -42,9 +42,11 @@ def register() -> None:
         (GPUModelRunner, "_prepare_inputs", ("scheduler_output", "num_scheduled_tokens"), _prepare_inputs_v1),
         (GPUModelRunner, "_dummy_run", ("num_tokens",), _dummy_run),
         (GPUModelRunner, "execute_model", ("scheduler_output",), _execute_model),
+        (GPUModelRunner, "sample_tokens", ("grammar_output",), _sample_tokens),
         (V2Runner, "load_model", (), _load_model),
         (V2Runner, "prepare_inputs", ("scheduler_output", "batch_req_state"), _prepare_inputs_v2),
         (V2Runner, "execute_model", ("scheduler_output",), _execute_model),
+        (V2Runner, "sample_tokens", ("grammar_output",), _sample_tokens),
         (EngineCore, "step", (), _step),
         (EngineCore, "step_with_batch_queue", (), _step),
     ]
@@ -111,10 +113,12 @@ def _compute_hash(original: Callable[..., Any], self: Any) -> str:
 
 
 def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    from morfi.serve import residual
     from morfi.serve.decoder_layers import attach
 
     original(self, *args, **kwargs)
-    self.morfi_state = attach(self)
+    self.morfi_state = state = attach(self)
+    residual.use(state)  # before graphs are captured
 
 
 def _prepare_inputs_v1(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -160,6 +164,22 @@ def _execute_model(
     found = original(self, scheduler_output, *args, **kwargs)
     if state.work or state.shared_layers is not None:
         state.end(_input_ids(self))
+    return found
+
+
+def _sample_tokens(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """No token leaves before it is known that its step did what it was to do: raises MorfiError else."""
+    found = original(self, *args, **kwargs)
+    state = self.morfi_state
+    if state is None or state.device_work is None:
+        return found
+    steps = state.device_work.steps
+    if hasattr(found, "get_output"):
+        from morfi.serve.proven_output import ProvenOutput
+
+        return ProvenOutput(found, steps, steps.last)
+    if getattr(found, "sampled_token_ids", None):  # they are on the host: nothing is waited for
+        steps.prove(steps.last)
     return found
 
 

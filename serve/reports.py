@@ -49,12 +49,22 @@ class Reporting:
         followed = len(state.live) + len(state.ended)
         return {"n": len(state.bank.vectors), "used": state.bank.n_used, "followed": followed}
 
-    def morfi_take_reports(self, request_ids: list[str]) -> list[Report | None]:
-        """The report of each request, by vLLM's internal id; None where this worker has none (any more)."""
+    def morfi_take_reports(
+        self, request_ids: list[str], n_computed: list[int] | None = None
+    ) -> list[Report | None]:
+        """The report of each request, by vLLM's internal id; None where this worker has none (any more).
+
+        Each says whether all was done up to position `n_computed`, by default to the last one: then a step
+        that was begun before the end was known is waited for.
+        """
         state: ResidualState | None = self.model_runner.morfi_state
         if state is None:
             return [None] * len(request_ids)
-        return [None if live is None else _report(live, state) for live in state.take(request_ids)]
+        ends: Sequence[int | None] = n_computed or [None] * len(request_ids)
+        return [
+            None if live is None else _report(live, state, end)
+            for live, end in zip(state.take(request_ids), ends, strict=True)
+        ]
 
 
 def attach(executor: Any, requests: Mapping[str, Any], outputs: Mapping[int, Any]) -> None:
@@ -71,7 +81,9 @@ def attach(executor: Any, requests: Mapping[str, Any], outputs: Mapping[int, Any
     if not ended:
         return
     ids = [output.request_id for output in ended]
-    workers = executor.collective_rpc("morfi_take_reports", args=(ids,))
+    # The last token was not put into the model, or is in a step that nobody needs.
+    n_computed = [requests[request_id].num_tokens - 1 for request_id in ids]
+    workers = executor.collective_rpc("morfi_take_reports", args=(ids, n_computed))
     for output, reports in zip(ended, zip(*workers, strict=True), strict=True):
         output.kv_transfer_params = {**(output.kv_transfer_params or {}), _REPORTS: list(reports)}
 
@@ -92,7 +104,8 @@ def _wants(request: Any) -> bool:
     return bool(extra.get("morfi", {}).get("report") == WITH_END)
 
 
-def _report(live: Live, state: ResidualState) -> Report:
+def _report(live: Live, state: ResidualState, n_computed: int | None) -> Report:
+    unproven = state.unproven(live, n_computed)
     captured = {}
     for layer, parts in live.captured.items():
         positions = [position for part in parts for position in part.positions]
@@ -102,6 +115,7 @@ def _report(live: Live, state: ResidualState) -> Report:
     return {
         "layers": [state.layers.start, state.layers.stop],
         "reached": live.reached,
+        "unproven": unproven,
         "failure": None if state.shards is None else state.shards.failure,
         "n_captured": {str(layer): n for layer, n in live.n_captured.items()},
         "captured": captured,
@@ -151,15 +165,23 @@ def check_captured(capture: Capture, reports: Sequence[Report | None], n_prompt:
 
 
 def _reaching(reports: Sequence[Report | None], layer: int, n_computed: int) -> Report:
-    """The report of a worker that holds `layer`, if it saw the request to its end."""
-    for report in reports:
-        if report is not None and report["layers"][0] <= layer < report["layers"][1]:
-            if report["reached"] < n_computed:
-                raise MorfiError(
-                    f"layer {layer} was steered or captured up to position {report['reached']} of "
-                    f"{n_computed}; the answer is not what was asked for"
-                )
-            return report
-    raise MorfiError(
-        f"no worker reports that layer {layer} was steered or captured: the answer is not what was asked for"
-    )
+    """The report of the first worker that holds `layer`, if all that do saw the request to its end."""
+    holding = [
+        report
+        for report in reports
+        if report is not None and report["layers"][0] <= layer < report["layers"][1]
+    ]
+    for report in holding:
+        if report["unproven"] is not None:
+            raise MorfiError(report["unproven"])
+        if report["reached"] < n_computed:
+            raise MorfiError(
+                f"layer {layer} was steered or captured up to position {report['reached']} of "
+                f"{n_computed}; the answer is not what was asked for"
+            )
+    if not holding:
+        raise MorfiError(
+            f"no worker reports that layer {layer} was steered or captured: the answer is not what was "
+            "asked for"
+        )
+    return holding[0]

@@ -3,7 +3,8 @@
 A worker has one `ResidualState`. Before a forward pass `begin` works out the rows from the requests in the
 batch; each decoder layer calls `torch.ops.morfi.residual` on its output; after the pass `end` checks that
 every layer did its part and hands what was captured to its requests. A step that did not do all that was
-asked raises, and the engine answers nothing more: no request goes on unsteered.
+asked raises, and the engine answers nothing more: no request goes on unsteered. On a GPU that is known only
+some time after the step, so there `unproven` has the last word on what a request is given.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from morfi.errors import MorfiError
 from morfi.serve.device_work import DeviceWork
 from morfi.serve.directions import Bank
 from morfi.serve.shared_layers import Plan, Prefix, SharedLayers, plan
@@ -48,6 +50,7 @@ class Live:
     labels: tuple[int, int] | None  # its number and the sample's in shards, where it is to be written to them
     prefix: Prefix = field(default_factory=Prefix)
     reached: int = 0  # positions that were computed or came from the cache, from the first on
+    steps: list[tuple[int, int]] = field(default_factory=list)  # not proven yet: number, and first position
     n_captured: dict[int, int] = field(default_factory=dict)  # rows, by layer
     captured: dict[int, list[Rows]] = field(default_factory=dict)  # those not written to shards
 
@@ -175,13 +178,19 @@ class ResidualState:
                 used |= live.directions
             offset += int(count)
         slots = self.bank.slots(used)
+        with_work = []
         for live, first_row, start, count in planned:
-            self._plan(live, slots, first_row, start, count)
+            if self._plan(live, slots, first_row, start, count):
+                with_work.append((live, start))
             live.reached = max(live.reached, start + count)
         if self.shared_layers is not None:
             self.shared_layers.begin(self._shared(request_ids, starts, counts, token_ids))
         if self.device_work is not None:
             self.device_work.fill(self.work)
+            steps = self.device_work.steps
+            for live, start in with_work:
+                unproven = [step for step in live.steps if step[0] > steps.proven]
+                live.steps = [*unproven, (steps.last, start)]
             return
         for work in self.work.values():
             work.tensors = self._tensors(work)
@@ -222,14 +231,16 @@ class ResidualState:
         """Checks that the step's work was done, and hands out what was captured; `input_ids`: its tokens."""
         if self.shared_layers is not None:
             self.shared_layers.check()
+        if self.device_work is not None and self.work:
+            self.device_work.steps.end()
         for layer, work in self.work.items():
             if self.device_work is not None:
                 if work.captured:
                     work.kept = self.device_work.captured(layer, work)
             elif work.n_calls != 1:
-                raise RuntimeError(
+                raise MorfiError(
                     f"layer {layer} was to be steered or captured once in this step, but its operation ran "
-                    f"{work.n_calls} times"
+                    f"{work.n_calls} times; no answer is given"
                 )
             if not work.captured:
                 continue
@@ -245,6 +256,20 @@ class ResidualState:
                 elif self.keeps:
                     live.captured.setdefault(layer, []).append(Rows(list(positions), token_ids, values))
         self.work.clear()
+
+    def unproven(self, live: Live, n_computed: int | None = None) -> str | None:
+        """Why what was asked is not known to have been done up to position `n_computed`, None for the end.
+
+        None where it was. Waits for steps in progress that computed one of these positions.
+        """
+        if self.device_work is None:
+            return None  # each step is looked at in its `end`
+        needed = [number for number, start in live.steps if n_computed is None or start < n_computed]
+        try:
+            self.device_work.steps.prove(max(needed, default=0))
+        except MorfiError as error:
+            return str(error)
+        return None
 
     def _shared(
         self,
@@ -267,7 +292,9 @@ class ResidualState:
             offset += count
         return plan(keys, counts, last)
 
-    def _plan(self, live: Live, slots: Mapping[str, int], first_row: int, start: int, count: int) -> None:
+    def _plan(self, live: Live, slots: Mapping[str, int], first_row: int, start: int, count: int) -> bool:
+        """Adds a request's part of the step to `work`; whether there is any."""
+        has_work = False
         for entry in live.entries:
             if entry.layer not in self.layers or (entry.operation == _ADD and not entry.strength):
                 continue
@@ -278,8 +305,9 @@ class ResidualState:
                 work.slots.extend([slots[entry.direction]] * n)
                 work.operations.extend([entry.operation] * n)
                 work.strengths.extend([entry.strength] * n)
+                has_work = True
         if live.capture is None:
-            return
+            return has_work
         # A preempted request computes positions again, to equal values.
         for low, high in within(live.capture_spans, max(start, live.reached), start + count):
             rows = range(first_row + low - start, first_row + high - start)
@@ -287,6 +315,8 @@ class ResidualState:
                 if layer in self.layers:
                     work = self.work.setdefault(layer, LayerWork())
                     work.captured.append((live, rows, range(low, high)))
+                    has_work = True
+        return has_work
 
     def _tensors(self, work: LayerWork) -> tuple[torch.Tensor, ...]:
         device = self.bank.vectors.device

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from morfi.directions import Direction, pack
+from morfi.errors import MorfiError
 from morfi.kernels.residual import residual_reference
 from morfi.serve.device_work import DeviceWork
 from morfi.serve.residual import ResidualState
+from morfi.serve.steps import Steps
 from morfi.steering import Capture, Steering, to_json
 
 D_MODEL, N_LAYERS, N_TOKENS = 16, 3, 64
@@ -89,13 +93,107 @@ def test_tables_and_torch_do_the_same(seed: int) -> None:
     assert n_compared
 
 
-def test_a_graph_without_the_operation_is_found_out() -> None:
-    state = make_state(DeviceWork(N_LAYERS, N_TOKENS, D_MODEL, CPU, lambda *_: None))
+def steered(kernel: Any, *, capture: Capture | None = None) -> ResidualState:
+    """A state of tables that `kernel` reads, with one request, "a", steered after layer 1."""
+    state = make_state(DeviceWork(N_LAYERS, N_TOKENS, D_MODEL, CPU, kernel))
     direction = Direction(torch.ones(D_MODEL))
-    specification = to_json([Steering(1, direction.sha256, strength=1.0)], None)
+    specification = to_json([Steering(1, direction.sha256, strength=1.0)], capture)
     packed = {direction.sha256: pack(direction)}
     state.add("a", 2, {"morfi": {**specification, "report": True, "shard": None, "directions": packed}})
+    return state
+
+
+def step(state: ResidualState, start: int, count: int) -> None:
+    state.idle()
+    state.begin(["a"], [start], [count])
+    for layer in range(N_LAYERS):
+        state.apply(layer, torch.zeros(count, D_MODEL), torch.zeros(count, D_MODEL))
+    state.end(torch.arange(count))
+
+
+def broken_after(n_calls: int) -> Any:
+    """A kernel that runs `n_calls` times and never again, like a graph that lacks the operation."""
+    left = [n_calls]
+
+    def kernel(*args: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            residual_reference(*args)
+
+    return kernel
+
+
+def test_a_graph_without_the_operation_is_found_out() -> None:
+    state = steered(broken_after(N_LAYERS))
+    step(state, 0, 2)
+    (live,) = state.live.values()
+    assert state.unproven(live) is None
+    step(state, 2, 1)
+    assert "layer 1 was to be steered" in str(state.unproven(live))
+    for _ in range(2):
+        with pytest.raises(MorfiError, match=r"layer 1 was to be steered .* did not run"):
+            state.idle()
+
+
+def test_rows_of_an_earlier_step_are_not_given_for_one_that_did_not_run() -> None:
+    state = steered(broken_after(N_LAYERS), capture=Capture((1,), "all"))
+    step(state, 0, 2)
+    with pytest.raises(MorfiError, match=r"layer 1 was to be steered or captured, .* did not run"):
+        step(state, 2, 1)
+    (live,) = state.live.values()
+    assert live.n_captured == {1: 2}
+
+
+def test_a_step_that_did_not_come_to_its_end_proves_nothing() -> None:
+    state = steered(residual_reference)
     state.begin(["a"], [0], [2])
-    state.end(torch.arange(2))
-    with pytest.raises(RuntimeError, match=r"layer 1 was to be steered .* did not run"):
-        state.idle()
+    (live,) = state.live.values()
+    assert "nothing says that step 1 did its work" in str(state.unproven(live))
+    state.idle()
+    with pytest.raises(MorfiError, match="step 1 was begun"):
+        state.begin(["a"], [2], [1])
+
+
+class Later:
+    """An event of a GPU that is still busy: `query` is false until somebody waits for it."""
+
+    waited = 0
+
+    def __init__(self) -> None:
+        self.has_come = False
+
+    def query(self) -> bool:
+        return self.has_come
+
+    def synchronize(self) -> None:
+        Later.waited += 1
+        self.has_come = True
+
+
+def test_only_who_needs_a_step_waits_for_it() -> None:
+    ran = torch.zeros(N_LAYERS, dtype=torch.int32)
+    steps = Steps(ran)
+
+    def run(*, is_right: bool) -> Later:
+        steps.begin([1])
+        ran[1] = steps.mark if is_right else 0
+        steps.end()
+        last = steps._running[-1]
+        event = Later()
+        steps._running[-1] = replace(last, ready=event)  # type: ignore[arg-type]
+        return event
+
+    Later.waited = 0
+    first, second, _ = run(is_right=True), run(is_right=True), run(is_right=False)
+    steps.settle()
+    assert (steps.proven, Later.waited) == (0, 0)
+    steps.prove(0)
+    first.has_come = True
+    steps.prove(1)
+    assert (steps.proven, Later.waited) == (1, 1)
+    steps.prove(2)
+    assert (steps.proven, second.has_come, Later.waited) == (2, True, 2)
+    with pytest.raises(MorfiError, match="layer 1"):
+        steps.prove(3)
+    with pytest.raises(MorfiError, match="layer 1"):
+        steps.prove(1)

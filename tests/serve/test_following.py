@@ -22,7 +22,14 @@ STEERING = (Steering(1, Latent("sae", 3), "add", 2.0),)
 
 
 def report(reached: int, layers: tuple[int, int] = (0, 2)) -> dict[str, Any]:
-    return {"layers": list(layers), "reached": reached, "failure": None, "n_captured": {}, "captured": {}}
+    return {
+        "layers": list(layers),
+        "reached": reached,
+        "unproven": None,
+        "failure": None,
+        "n_captured": {},
+        "captured": {},
+    }
 
 
 class Workers:
@@ -123,7 +130,8 @@ def ended(request_id: str) -> SimpleNamespace:
 
 
 def asking(report: Any) -> SimpleNamespace:
-    return SimpleNamespace(sampling_params=SimpleNamespace(extra_args={"morfi": {"report": report}}))
+    params = SimpleNamespace(extra_args={"morfi": {"report": report}})
+    return SimpleNamespace(sampling_params=params, num_tokens=7)
 
 
 def test_reports_that_came_with_the_last_outputs_are_not_fetched() -> None:
@@ -145,8 +153,9 @@ def test_reports_that_came_with_the_last_outputs_are_not_fetched() -> None:
 
 
 def test_only_who_asks_for_it_gets_reports_with_the_end() -> None:
-    def call(method: str, args: tuple[list[str]]) -> list[list[Any]]:
+    def call(method: str, args: tuple[list[str], list[int]]) -> list[list[Any]]:
         calls.append(args[0])
+        assert args[1] == [6]  # the last token is never put into the model
         return [[report(5)] * len(args[0])]
 
     calls: list[list[str]] = []

@@ -64,7 +64,7 @@ def test_a_layer_that_was_not_steered_stops_the_step() -> None:
     state.apply(0, hidden, rest)
     assert torch.equal(hidden, torch.ones(3, 4))
     with pytest.raises(
-        RuntimeError, match=r"layer 1 was to be steered or captured once in this step.* 0 times"
+        MorfiError, match=r"layer 1 was to be steered or captured once in this step.* 0 times"
     ):
         state.end(torch.arange(3))
 
@@ -86,12 +86,16 @@ def test_reports_that_lack_something_fail_the_request() -> None:
         "layers": [0, 2],
         "reached": 3,
         "failure": None,
+        "unproven": None,
         "n_captured": {},
         "captured": {},
     }
     with pytest.raises(MorfiError, match="up to position 3 of 4"):
         applied(wanted, [report], 3, 2)
     assert applied(wanted, [report], 3, 1)[0].n_tokens == 3
+    unproven = {**report, "unproven": "layer 0 did not run"}
+    with pytest.raises(MorfiError, match="layer 0 did not run"):
+        applied(wanted, [report, unproven], 3, 1)  # every rank that holds the layer must have run it
     with pytest.raises(MorfiError, match="0 positions were captured where 1 were asked for"):
         captured(Capture((1,)), [report], 3, 1, 4)
 

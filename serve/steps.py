@@ -1,0 +1,111 @@
+"""Which steps of a GPU did what they were to do, without making the host wait for a step in progress."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from morfi.errors import MorfiError
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step behind which the layers' numbers are copied to the host; `ready` None where they are there."""
+
+    number: int
+    layers: tuple[int, ...]  # those that had work
+    ran: torch.Tensor  # int32 [n_layers], on the host
+    ready: torch.Event | None
+
+
+class Steps:
+    """The steps of one worker that had work, numbered from 1, and whether their work is known to be done.
+
+    A layer whose operation runs writes the step's mark to `ran`. A copy of it follows each step to the host,
+    on the stream of the step: when it has come the step is proven, or no step after it ever is.
+    """
+
+    def __init__(self, ran: torch.Tensor) -> None:
+        """`ran`: int32 [n_layers], on the device."""
+        self._ran = ran
+        self._lock = threading.Lock()  # outputs are fetched in another thread
+        self._number = 0
+        self._open: tuple[int, ...] | None = None  # the layers of the step that has begun
+        self._running: deque[_Step] = deque()
+        self._spare: list[torch.Tensor] = []
+        self._proven = 0
+        self._failure: str | None = None
+
+    @property
+    def last(self) -> int:
+        """The number of the last step that had work."""
+        return self._number
+
+    @property
+    def proven(self) -> int:
+        """The number of the last step that is known to have done its work, like all before."""
+        return self._proven
+
+    @property
+    def mark(self) -> int:
+        """What a layer that does its work in the step that has begun writes to `ran`; never 0."""
+        return (self._number - 1) % (2**31 - 1) + 1
+
+    def begin(self, layers: Sequence[int]) -> None:
+        """A step follows in which these layers have work; raises MorfiError as `settle` does."""
+        if self._open is not None:
+            self._failure = self._failure or f"step {self._number} was begun, but did not come to its end"
+        self.settle()
+        self._number += 1
+        self._open = tuple(layers)
+
+    def end(self) -> None:
+        """All of the step that was begun is on its way."""
+        assert self._open is not None
+        if self._ran.device.type == "cpu":
+            step = _Step(self._number, self._open, self._ran.clone(), None)
+        else:
+            ran = self._spare.pop() if self._spare else torch.empty_like(self._ran, device="cpu").pin_memory()
+            ran.copy_(self._ran, non_blocking=True)
+            ready = torch.Event(self._ran.device)
+            ready.record()
+            step = _Step(self._number, self._open, ran, ready)
+        self._open = None
+        with self._lock:
+            self._running.append(step)
+
+    def settle(self) -> None:
+        """Looks at the steps that have ended meanwhile; raises MorfiError if one did not do its work."""
+        with self._lock:
+            while self._running and (self._running[0].ready is None or self._running[0].ready.query()):
+                self._look_at(self._running.popleft())
+            if self._failure is not None:
+                raise MorfiError(self._failure)
+
+    def prove(self, number: int) -> None:
+        """Waits for step `number`; raises MorfiError unless it and all before it did their work."""
+        with self._lock:
+            awaited = [step.ready for step in self._running if step.number <= number]
+        if awaited and awaited[-1] is not None:
+            awaited[-1].synchronize()
+        self.settle()
+        if self._proven < number:
+            raise MorfiError(f"nothing says that step {number} did its work")
+
+    def _look_at(self, step: _Step) -> None:
+        mark = (step.number - 1) % (2**31 - 1) + 1
+        ran = step.ran.tolist()
+        missing = [layer for layer in step.layers if ran[layer] != mark]
+        if missing and self._failure is None:
+            self._failure = (
+                f"layer {missing[0]} was to be steered or captured, but its operation did not run in that "
+                "step; no answer is given. Start the engine again, with enforce_eager=true if it recurs"
+            )
+        if self._failure is None:
+            self._proven = step.number
+        if step.ready is not None:
+            self._spare.append(step.ran)
