@@ -70,7 +70,7 @@ def admission_of(input_processor: Any) -> Admission:
     if found is None:
         config = input_processor.vllm_config
         model = config.model_config
-        found = Admission(_refusal(config), model.get_total_num_hidden_layers(), model.get_hidden_size())
+        found = Admission(unsteerable(config), model.get_total_num_hidden_layers(), model.get_hidden_size())
         input_processor.morfi_admission = found
     return found
 
@@ -114,7 +114,7 @@ def _named(specification: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Dir
     return {**specification, "steering": named}, inline
 
 
-def _refusal(config: Any) -> str | None:
+def unsteerable(config: Any) -> str | None:
     """Why the engine of a vLLM configuration cannot steer; None where it can."""
     architecture = config.model_config.architecture
     parallel = config.parallel_config

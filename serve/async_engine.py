@@ -20,9 +20,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from morfi.checkpoints import Checkpoint
 from morfi.checkpoints.vocabulary import line_ends
 from morfi.errors import InputError, MorfiError
+from morfi.serve.admission import unsteerable
 from morfi.serve.metrics import STEERED_TOKENS, SWAPS
 from morfi.serve.reports import WITH_END, Report, applied, detach
 from morfi.serve.served import Served, check_swapped, first_refusal
+from morfi.serve.settings import ONE_ENGINE
 from morfi.steering import Steering, to_json
 
 _FOLLOWED = "morfi_followed"
@@ -231,12 +233,17 @@ async def _as_text(outputs: AsyncGenerator[Any, None], ends: Container[int]) -> 
 def start_async_engine(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> SteeringLLM:
     """vLLM, started on what `checkpoint` was made from; `settings` as `vllm.LLM` takes them.
 
-    An unmerged checkpoint's base is served at first. Raises MorfiError where vLLM cannot start.
+    An unmerged checkpoint's base is served at first. Raises InputError for a model or settings with which
+    nothing can be steered, and MorfiError where vLLM cannot start.
     """
     unmerged = checkpoint.adapter_dir is not None
     sha256 = checkpoint.base_sha256 if unmerged else checkpoint.sha256
     try:
         config = AsyncEngineArgs(**settings).create_engine_config(UsageContext.OPENAI_API_SERVER)
+        if (reason := unsteerable(config)) is not None:
+            raise InputError(reason)
+        if config.parallel_config.data_parallel_size > 1:
+            raise InputError(f"data parallelism cannot be used: {ONE_ENGINE}; is VLLM_DP_SIZE set?")
         engine: SteeringLLM = SteeringLLM.from_vllm_config(config, disable_log_stats=False)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +16,7 @@ from morfi.errors import InputError, MorfiError
 from morfi.files import whole_folder
 from morfi.serve import settings as engine_settings
 from morfi.serve.admission import Admission, admission_of
+from morfi.serve.processes import naming_death, quiet
 from morfi.serve.reports import Report, applied, captured, check_captured
 from morfi.serve.served import Served, check_swapped, first_refusal
 from morfi.shards import write_requests
@@ -77,7 +75,7 @@ class Engine:
         """
         gpu = is_gpu()
         engine_settings.prepare_process(gpu=gpu, verbose=verbose)
-        with _quiet(verbose):
+        with quiet(verbose):
             from vllm import LLM
 
             if not gpu:
@@ -147,7 +145,7 @@ class Engine:
         outputs: list[Any] = [None] * len(prompts)
         # vLLM's own ids of the requests that are steered or captured, by place.
         followed: dict[int, list[str]] = {}
-        with _naming_death():
+        with naming_death():
             try:
                 for index, prompt in enumerate(prompts):
                     request_id = f"morfi-{next(self._request_number)}"
@@ -267,6 +265,7 @@ class Engine:
             if len(given) != n:
                 raise ValueError(f"{len(given)} {what} were given for {n} prompts")
         wanted = [_Wanted(*each) for each in zip(samplings, steerings, captures, strict=True)]
+        self._check_seeds(samplings)
         if self._shards is not None:
             first, self._shards.n_requests = self._shards.n_requests, self._shards.n_requests + n
             wanted = [
@@ -276,6 +275,14 @@ class Engine:
         for one in {(one.steering, one.capture) for one in wanted if one.is_followed}:
             self._admission.directions(*one, {})
         return wanted
+
+    def _check_seeds(self, samplings: Sequence[Sampling]) -> None:
+        in_parts = self._settings.get("enable_chunked_prefill", False) is not False
+        if in_parts and not is_gpu() and any(one.temperature and one.seed is not None for one in samplings):
+            raise InputError(
+                f"a seed was given, and enable_chunked_prefill on a CPU: {engine_settings.NO_OFFSET}; leave "
+                "one of them out"
+            )
 
     def _params_of(self, wanted: Sequence[_Wanted]) -> list[SamplingParams]:
         """vLLM's parameters for each prompt; equal ones share one object."""
@@ -376,12 +383,14 @@ def start_engine(
 def engine_overrides(pairs: Sequence[str], *, verbose: bool = False) -> dict[str, Any]:
     """The engine settings in `pairs`, each "key=value", all of them known to the installed vLLM.
 
-    Raises InputError for one that is not; imports vLLM, which takes seconds, only when there are any.
+    Raises InputError for one that is not, or with which an engine answers wrongly; imports vLLM, which takes
+    seconds, only when there are any.
     """
     overrides = engine_settings.parse_overrides(pairs)
+    engine_settings.check_sound(overrides, gpu=is_gpu(), seeded=True)
     if overrides:
         engine_settings.prepare_process(gpu=is_gpu(), verbose=verbose)
-        with _quiet(verbose):
+        with quiet(verbose):
             _check_known(overrides)
     return overrides
 
@@ -390,19 +399,6 @@ def _check_known(overrides: Mapping[str, Any]) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     engine_settings.check_known(overrides, list(EngineArgs.__dataclass_fields__))
-
-
-@contextlib.contextmanager
-def _naming_death() -> Iterator[None]:
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    try:
-        yield
-    except EngineDeadError as error:
-        raise MorfiError(
-            "vLLM's engine has died, so this call gives no answer; -v shows its last messages, which say "
-            "why. Start the engine again"
-        ) from error
 
 
 def _completion(part: Any, text: str, n_cached_tokens: int) -> Completion:
@@ -414,33 +410,3 @@ def _completion(part: Any, text: str, n_cached_tokens: int) -> Completion:
         finish_reason=part.finish_reason,
         n_cached_tokens=n_cached_tokens,
     )
-
-
-@contextlib.contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    """Keeps what vLLM, torch and their C++ parts print off the terminal, unless `verbose`.
-
-    Standard output always goes to standard error: it belongs to the command's own answer. What was kept back
-    is printed when the block fails, so that no reason for a failure is ever lost.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved_out, saved_err = os.dup(1), os.dup(2)
-    with tempfile.TemporaryFile() as log:
-        os.dup2(saved_err if verbose else log.fileno(), 1)
-        os.dup2(saved_err if verbose else log.fileno(), 2)
-        try:
-            yield
-        except (InputError, KeyboardInterrupt):
-            raise
-        except BaseException:
-            log.seek(0)
-            os.write(saved_err, log.read())
-            raise
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os.dup2(saved_out, 1)
-            os.dup2(saved_err, 2)
-            os.close(saved_out)
-            os.close(saved_err)

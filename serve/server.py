@@ -52,11 +52,12 @@ def run_server(
     """Serves `checkpoint` under the id `served` until a signal ends it; `on_ready` gets the URL.
 
     `model` is the name that OpenAI's clients use. Raises InputError for an address that cannot be used, and
-    MorfiError where vLLM cannot start.
+    for overrides with which no request could be steered, and MorfiError where vLLM cannot start.
     """
     check_reachable(address.host, address.keys)
-    sock = listen(address)
     gpu = is_gpu()
+    engine_settings.check_sound(overrides, gpu=gpu, seeded=True)
+    sock = listen(address)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     engine_settings.prepare_process(gpu=gpu, verbose=verbose)

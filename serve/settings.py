@@ -30,6 +30,9 @@ RESERVED = {
 CPU_BLOCK_SIZE = 32  # the smallest the CPU attention kernels take; vLLM's 128 never caches a 4-shot prefix
 CPU_KV_CACHE_BYTES = 1 << 30
 CPU_NORM = "morfi_cpu"  # registered by morfi.serve.cpu_norm
+ONE_ENGINE = "reports and refusals of all engines but the first of a data-parallel group are lost"
+# A seeded sample after a prompt that was computed in parts needs an offset of the random generator.
+NO_OFFSET = "a seeded request whose prompt is computed in parts ends the engine there"
 CPU_BATCHED_TOKENS = 4096  # tokens of one step; what a whole prompt leaves of it stays unused
 
 
@@ -60,10 +63,34 @@ def check_known(overrides: Mapping[str, Any], known: Sequence[str]) -> None:
             raise InputError(f'vLLM has no engine setting "{key}".{hint} See: vllm serve --help=all')
 
 
+def check_sound(overrides: Mapping[str, Any], *, gpu: bool, seeded: bool) -> None:
+    """Raises InputError for overrides with which answers are lost or the engine ends.
+
+    `seeded` says whether requests may come that have a seed and are sampled.
+    """
+    for key, value in overrides.items():
+        if key.startswith("data_parallel") and (key, value) != ("data_parallel_size", 1):
+            raise InputError(
+                f'engine setting "{key}" cannot be given: {ONE_ENGINE}; for more GPUs give '
+                "tensor_parallel_size or pipeline_parallel_size, or start one morfi for each"
+            )
+    if gpu or not seeded:
+        return
+    if overrides.get("enable_chunked_prefill", False) is not False:
+        raise InputError(
+            f"enable_chunked_prefill={overrides['enable_chunked_prefill']} cannot be given on a CPU: "
+            f"{NO_OFFSET}; leave it out"
+        )
+
+
 def engine_arguments(
     model_dir: Path, *, dtype: str, context: int, seed: int, gpu: bool, overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The keyword arguments of `vllm.LLM` for `model_dir`; a request may have `context` tokens."""
+    """The keyword arguments of `vllm.LLM` for `model_dir`; a request may have `context` tokens.
+
+    Raises InputError for data parallelism.
+    """
+    check_sound(overrides, gpu=gpu, seeded=False)
     arguments: dict[str, Any] = {
         "model": str(model_dir),
         "dtype": dtype,
@@ -81,9 +108,7 @@ def engine_arguments(
             "enforce_eager": True,
             "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
             "distributed_executor_backend": "uni",
-            # A seeded sample after a prompt that was computed in parts needs an offset of the random
-            # generator, which torch has on GPUs only.
-            "enable_chunked_prefill": False,
+            "enable_chunked_prefill": False,  # NO_OFFSET: torch has that on GPUs only
             "max_num_batched_tokens": max(context, CPU_BATCHED_TOKENS),
         }
         if overrides.get("enforce_eager", True) is True:

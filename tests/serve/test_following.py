@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from morfi.errors import MorfiError
-from morfi.serve.async_engine import Followed, Reports, SteeringLLM, ends_with_line
+from morfi.errors import InputError, MorfiError
+from morfi.serve.async_engine import Followed, Reports, SteeringLLM, ends_with_line, start_async_engine
 from morfi.serve.reports import WITH_END, attach, detach
 from morfi.serve.routes import with_applied
 from morfi.serve.state import Planned
@@ -19,6 +19,7 @@ from morfi.serve.wire import AppliedLatent
 from morfi.steering import Latent, Steering
 
 STEERING = (Steering(1, Latent("sae", 3), "add", 2.0),)
+PARALLEL = {"use_ubatching": False, "decode_context_parallel_size": 1, "data_parallel_size": 1}
 
 
 def report(reached: int, layers: tuple[int, int] = (0, 2)) -> dict[str, Any]:
@@ -184,6 +185,34 @@ def test_which_requests_the_engine_core_ends_with_the_line(given: dict[str, Any]
     from vllm import SamplingParams
 
     assert ends_with_line(SamplingParams(**given)) is ends
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"speculative_config": object()}, "do not work with speculative decoding; start without"),
+        ({"kv_transfer_config": object()}, "do not work with keys and values from elsewhere"),
+        ({"model_config": SimpleNamespace(architecture="GPT2LMHeadModel")}, "GPT2LMHeadModel cannot be"),
+        ({"parallel_config": SimpleNamespace(**PARALLEL | {"data_parallel_size": 2})}, "data parallelism"),
+    ],
+)
+def test_a_server_that_could_steer_nothing_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    config = SimpleNamespace(
+        **{
+            "model_config": SimpleNamespace(architecture="LlamaForCausalLM"),
+            "parallel_config": SimpleNamespace(**PARALLEL),
+            "speculative_config": None,
+            "kv_transfer_config": None,
+            **changes,
+        }
+    )
+    made = SimpleNamespace(create_engine_config=lambda _: config)
+    monkeypatch.setattr("morfi.serve.async_engine.AsyncEngineArgs", lambda **_: made)
+    checkpoint = SimpleNamespace(adapter_dir=None, sha256="a", name="base")
+    with pytest.raises(InputError, match=message):
+        start_async_engine(checkpoint, {"model": "m"})  # type: ignore[arg-type]
 
 
 def test_reports_of_a_request_that_is_dropped_are_fetched_and_forgotten() -> None:

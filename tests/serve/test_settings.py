@@ -17,6 +17,7 @@ from morfi.errors import InputError
 from morfi.serve.settings import (
     RESERVED,
     check_known,
+    check_sound,
     engine_arguments,
     parse_overrides,
     prepare_process,
@@ -92,6 +93,29 @@ def test_an_unknown_setting_suggests_the_nearest() -> None:
     check_known({"max_num_seqs": 1}, ["max_num_seqs", "block_size"])
     with pytest.raises(InputError, match=r'no engine setting "max_num_seq"\. Did you mean "max_num_seqs"\?'):
         check_known({"max_num_seq": 1}, ["max_num_seqs", "block_size"])
+
+
+@pytest.mark.parametrize("seeded", [True, False])
+@pytest.mark.parametrize("gpu", [True, False])
+def test_data_parallel_engines_are_refused(*, gpu: bool, seeded: bool) -> None:
+    for pair in ("data_parallel_size=2", "data_parallel_rank=0", "data-parallel-backend=ray"):
+        with pytest.raises(InputError, match=r'"data_parallel\w+" cannot be given: reports and refusals'):
+            check_sound(parse_overrides([pair]), gpu=gpu, seeded=seeded)
+    check_sound({"data_parallel_size": 1, "tensor_parallel_size": 2}, gpu=gpu, seeded=seeded)
+    with pytest.raises(InputError, match="data_parallel_size"):
+        engine_arguments(
+            Path("m"), dtype="float32", context=9, seed=0, gpu=gpu, overrides={"data_parallel_size": 2}
+        )
+
+
+@pytest.mark.parametrize("value", ["true", "True", "1"])
+def test_prompts_in_parts_are_refused_on_a_cpu_where_a_seed_may_come(value: str) -> None:
+    overrides = parse_overrides([f"enable_chunked_prefill={value}"])
+    with pytest.raises(InputError, match=rf"enable_chunked_prefill={value}.* on a CPU: a seeded request"):
+        check_sound(overrides | {"max_num_seqs": 4}, gpu=False, seeded=True)
+    check_sound(overrides, gpu=True, seeded=True)
+    check_sound(overrides, gpu=False, seeded=False)
+    check_sound({"enable_chunked_prefill": False}, gpu=False, seeded=True)
 
 
 @pytest.mark.parametrize("gpu", [True, False])

@@ -498,6 +498,14 @@ def test_the_step_in_which_a_batchmate_ends_and_each_part_of_a_prompt_are_steere
     check_captured(found[0][0], capture, long, after)
 
 
+def test_a_seed_is_refused_where_a_prompt_may_be_computed_in_parts(squeezed: Served) -> None:
+    seeded = Sampling(max_tokens=1, temperature=1.0, seed=5)
+    with pytest.raises(InputError, match=r"a seed was given, and enable_chunked_prefill on a CPU"):
+        squeezed.engine.generate([PREFIX], [seeded])
+    for sampling in (Sampling(max_tokens=1, temperature=1.0), Sampling(max_tokens=1, seed=5)):
+        assert squeezed.engine.generate([PREFIX], sampling)
+
+
 def test_request_ids_that_begin_alike_are_kept_apart(served: Served) -> None:
     from vllm import SamplingParams
 

@@ -1,0 +1,55 @@
+"""What vLLM prints, kept off the terminal, and the death of its processes, named."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from morfi.errors import InputError, MorfiError
+
+
+@contextlib.contextmanager
+def naming_death() -> Iterator[None]:
+    """Raises MorfiError in the block where an engine core in another process has died."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise MorfiError(
+            "vLLM's engine has died, so this call gives no answer; -v shows its last messages, which say "
+            "why. Start the engine again"
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet(verbose: bool) -> Iterator[None]:
+    """Keeps what vLLM, torch and their C++ parts print off the terminal, unless `verbose`.
+
+    Standard output always goes to standard error: it belongs to the command's own answer. What was kept back
+    is printed when the block fails, so that no reason for a failure is ever lost.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved_out, saved_err = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(saved_err if verbose else log.fileno(), 1)
+        os.dup2(saved_err if verbose else log.fileno(), 2)
+        try:
+            yield
+        except (InputError, KeyboardInterrupt):
+            raise
+        except BaseException:
+            log.seek(0)
+            os.write(saved_err, log.read())
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(saved_out, 1)
+            os.dup2(saved_err, 2)
+            os.close(saved_out)
+            os.close(saved_err)
