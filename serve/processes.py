@@ -10,10 +10,12 @@ from collections.abc import Iterator
 
 from morfi.errors import InputError, MorfiError
 
+_FAILED = "Worker failed with error"  # how vLLM begins what it raises for an error in a worker process
+
 
 @contextlib.contextmanager
 def naming_death() -> Iterator[None]:
-    """Raises MorfiError in the block where an engine core in another process has died."""
+    """Makes the failure of another process of vLLM's in the block a MorfiError."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
     try:
@@ -23,6 +25,10 @@ def naming_death() -> Iterator[None]:
             "vLLM's engine has died, so this call gives no answer; -v shows its last messages, which say "
             "why. Start the engine again"
         ) from error
+    except RuntimeError as error:
+        if not str(error).startswith(_FAILED):
+            raise
+        raise MorfiError(f"{error}; this call gives no answer. Start the engine again") from error
 
 
 @contextlib.contextmanager

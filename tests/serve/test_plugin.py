@@ -18,6 +18,7 @@ from morfi.directions import Direction, pack
 from morfi.errors import InputError, MorfiError
 from morfi.serve import plugin
 from morfi.serve.engine import Engine
+from morfi.serve.processes import naming_death
 from morfi.serve.reports import applied, captured
 from morfi.serve.residual import ResidualState
 from morfi.steering import Capture, Steering, to_json
@@ -183,3 +184,16 @@ def test_worker_processes_and_compiled_models_do_the_same(
     assert len(plain) == 4
     assert plain[:2] != plain[2:]
     assert run(overrides, environment) == plain
+
+
+def test_the_death_of_vllms_processes_is_named() -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    for raised, named in (
+        (EngineDeadError(), "engine has died, so this call gives no answer"),
+        (RuntimeError("Worker failed with error 'layer 3', please"), "error 'layer 3'.* gives no answer"),
+    ):
+        with pytest.raises(MorfiError, match=named), naming_death():
+            raise raised
+    with pytest.raises(RuntimeError, match="something else"), naming_death():
+        raise RuntimeError("something else")
