@@ -78,8 +78,7 @@ def check_sound(overrides: Mapping[str, Any], *, gpu: bool, seeded: bool) -> Non
         return
     if overrides.get("enable_chunked_prefill", False) is not False:
         raise InputError(
-            f"enable_chunked_prefill={overrides['enable_chunked_prefill']} cannot be given on a CPU: "
-            f"{NO_OFFSET}; leave it out"
+            f'engine setting "enable_chunked_prefill" cannot be given on a CPU: {NO_OFFSET}; leave it out'
         )
 
 

@@ -111,7 +111,9 @@ def test_data_parallel_engines_are_refused(*, gpu: bool, seeded: bool) -> None:
 @pytest.mark.parametrize("value", ["true", "True", "1"])
 def test_prompts_in_parts_are_refused_on_a_cpu_where_a_seed_may_come(value: str) -> None:
     overrides = parse_overrides([f"enable_chunked_prefill={value}"])
-    with pytest.raises(InputError, match=rf"enable_chunked_prefill={value}.* on a CPU: a seeded request"):
+    with pytest.raises(
+        InputError, match='"enable_chunked_prefill" cannot be given on a CPU: a seeded request'
+    ):
         check_sound(overrides | {"max_num_seqs": 4}, gpu=False, seeded=True)
     check_sound(overrides, gpu=True, seeded=True)
     check_sound(overrides, gpu=False, seeded=False)
