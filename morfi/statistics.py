@@ -1,4 +1,4 @@
-"""Intervals and tests for accuracies: Wilson, McNemar (exact) and the paired bootstrap."""
+"""Intervals and tests for accuracies: Wilson, McNemar (exact), and two of paired differences."""
 
 from __future__ import annotations
 
@@ -80,6 +80,21 @@ def paired_bootstrap_interval(
         means[start : start + rows] = generator.multinomial(n, counts / n, size=rows) @ values / n
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
+
+
+def paired_adjusted_interval(n_gained: int, n_lost: int, n: int, confidence: float = 0.95) -> Interval:
+    """The interval of (n_gained - n_lost) / n of Bonett and Price (2012): Wald's, a gain and a loss added.
+
+    It has a width where nothing was gained and nothing lost: that `n` questions showed no change does not
+    mean that none would. Raises ValueError for counts that do not go together.
+    """
+    _check_confidence(confidence)
+    if n < 1 or min(n_gained, n_lost) < 0 or n_gained + n_lost > n:
+        raise ValueError(f"n_gained = {n_gained} and n_lost = {n_lost} are out of range for n = {n}")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    gained, lost = (n_gained + 1) / (n + 2), (n_lost + 1) / (n + 2)
+    half = z * math.sqrt((gained + lost - (gained - lost) ** 2) / (n + 2))
+    return Interval(max(-1.0, gained - lost - half), min(1.0, gained - lost + half))
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:

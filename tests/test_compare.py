@@ -1,17 +1,21 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from morfi.compare import compare
+from morfi.compare import compare, difference
 from morfi.errors import InputError
-from morfi.statistics import Interval, wilson_interval
+from morfi.statistics import wilson_interval
 from morfi.store import Store
 from morfi.store.records import CompletionRow, RunRecord
 from morfi.types import Question
@@ -25,14 +29,23 @@ QUESTIONS = [
 
 
 def add_run(
-    store: Store, run_id: str, verdicts: Mapping[str, bool], *, data_sha256: str = "d" * 64, sample: int = 0
+    store: Store,
+    run_id: str,
+    verdicts: Mapping[str, bool],
+    *,
+    data_sha256: str = "d" * 64,
+    sample: int = 0,
+    questions: Sequence[Question] = QUESTIONS,
+    config: Mapping[str, Any] = MappingProxyType({}),
+    answer: str = "x",
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     run = RunRecord(
         run_id=run_id,
         kind="eval",
         created_at=datetime(2026, 1, 2, tzinfo=UTC),
         fingerprint=run_id,
-        config={},
+        config=config,
         ckpt="smollm2",
         ckpt_sha256="a" * 64,
         base=None,
@@ -45,11 +58,23 @@ def add_run(
         seed=0,
         n_planned=len(verdicts),
     )
-    store.begin_run(run, {"test": QUESTIONS})
+    run = replace(run, **changes)
+    store.begin_run(run, {"test": questions})
     store.write_completions(
         [
             CompletionRow(
-                run_id, question_id, sample, "p", f" {run_id} {question_id}", "x", "stop", correct, 1, 1, 1, 1
+                run_id,
+                question_id,
+                sample,
+                "p",
+                f" {run_id} {question_id}",
+                answer,
+                "stop",
+                correct,
+                1,
+                1,
+                1,
+                1,
             )
             for question_id, correct in verdicts.items()
         ]
@@ -113,7 +138,8 @@ def test_a_run_against_itself_has_no_difference(store: Store) -> None:
     add_run(store, "run-a", verdicts_of([True, False, True]))
     found = compare(store, "last", "run-a")
     assert (found.whole.difference, found.whole.p, found.flips) == (0.0, 1.0, ())
-    assert found.whole.interval == Interval(0.0, 0.0)
+    assert found.whole.interval.low < 0 < found.whole.interval.high, "three questions leave much open"
+    assert found.notes == ()
 
 
 def test_the_bootstrap_follows_its_seed(store: Store) -> None:
@@ -132,9 +158,60 @@ def test_further_samples_are_left_out(store: Store) -> None:
 
 def test_runs_on_other_questions_are_refused(store: Store) -> None:
     add_run(store, "run-a", verdicts_of([True]))
-    add_run(store, "run-b", verdicts_of([True]), data_sha256="e" * 64)
+    others = [replace(question, text=f"else {question.text}") for question in QUESTIONS]
+    add_run(store, "run-b", verdicts_of([True]), data_sha256="e" * 64, questions=others)
     with pytest.raises(InputError, match=r"run-a and run-b cannot be compared: .*d{12}.*e{12}"):
         compare(store, "run-a", "run-b")
+
+
+def test_the_questions_that_two_data_sets_share_are_compared_and_this_is_said(store: Store) -> None:
+    add_run(store, "run-a", verdicts_of([True, True, False]))
+    others = [QUESTIONS[0], replace(QUESTIONS[1], answers=("other",)), QUESTIONS[2]]
+    add_run(store, "run-b", verdicts_of([True, True, True]), data_sha256="e" * 64, questions=others)
+    found = compare(store, "run-a", "run-b")
+    assert (found.whole.n, found.whole.n_gained, found.n_only_a, found.n_only_b) == (2, 1, 1, 1)
+    assert found.notes[0].startswith("asked from other data (world-facts dddddddddddd, world-facts eeeeeeeee")
+
+
+def test_runs_that_were_judged_by_different_rules_are_judged_by_one(store: Store) -> None:
+    ids = [question.id for question in QUESTIONS[:4]]
+    add_run(store, "run-a", dict.fromkeys(ids, False), config={"match": "squad"}, answer="In answer 0!")
+    add_run(store, "run-b", dict.fromkeys(ids, True), config={"match": "contains"}, answer="In answer 0!")
+    found = compare(store, "run-a", "run-b")
+    assert (found.whole.n_gained, found.whole.n_lost) == (0, 0)
+    assert found.notes == ("judged differently: a by squad, b by contains; here both are judged by squad",)
+    found = compare(store, "run-b", "run-a")
+    assert (found.whole.accuracy_a, found.whole.accuracy_b) == (1.0, 0.25), "a's verdicts are its own"
+
+
+@pytest.mark.parametrize(
+    ("changes", "config", "note"),
+    [
+        ({}, {"shots": 0}, "prompted differently, so that not only the checkpoints differ: shots 4 and 0"),
+        ({"bos": False}, {}, "prompted differently, so that not only the checkpoints differ: BOS yes and no"),
+        ({"prompt": "chat template"}, {}, "prompted differently, .*: prompt p and chat template"),
+        ({"seed": 1}, {}, "prompted differently, .*: seed 0 and 1"),
+        ({}, {"max_tokens": 64}, "cut differently, .*: max-tokens 16 and 64"),
+        ({}, {"dtype": "bfloat16"}, "computed differently, .*: dtype float32 and bfloat16"),
+    ],
+)
+def test_what_else_differs_between_the_runs_is_said(
+    store: Store, changes: dict[str, Any], config: dict[str, Any], note: str
+) -> None:
+    same = {"match": "squad", "shots": 4, "max_tokens": 16, "dtype": "float32"}
+    add_run(store, "run-a", verdicts_of([True, False]), config=same)
+    add_run(store, "run-b", verdicts_of([True, True]), config=same | config, changes=changes)
+    (found,) = compare(store, "run-a", "run-b").notes
+    assert re.fullmatch(note, found)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 60))
+def test_no_interval_of_a_difference_is_of_width_zero(n_gained: int, n_lost: int, n_same: int) -> None:
+    before = [False] * n_gained + [True] * n_lost + [True] * n_same
+    after = [True] * n_gained + [False] * n_lost + [True] * n_same
+    found = difference(before, after)
+    assert -1 <= found.interval.low <= found.difference <= found.interval.high <= 1
+    assert found.interval.low < found.interval.high
 
 
 @pytest.mark.parametrize("verdicts_b", [{}, {"q05": True}])

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from morfi.statistics import Interval, mcnemar_exact_p, paired_bootstrap_interval, wilson_interval
+from morfi.statistics import (
+    Interval,
+    mcnemar_exact_p,
+    paired_adjusted_interval,
+    paired_bootstrap_interval,
+    wilson_interval,
+)
 
 
 @st.composite
@@ -124,3 +130,23 @@ def test_bootstrap_refuses_nothing_and_what_is_not_finite(differences: list[floa
 def test_bootstrap_refuses_no_resamples() -> None:
     with pytest.raises(ValueError, match="n_resamples = 0"):
         paired_bootstrap_interval([1], n_resamples=0)
+
+
+@pytest.mark.parametrize("chances", [(0.02, 0.02), (0.1, 0.0), (0.2, 0.05)])
+@pytest.mark.parametrize("n", [10, 40])
+def test_the_adjusted_interval_holds_the_true_difference_as_often_as_it_says(
+    n: int, chances: tuple[float, float]
+) -> None:
+    truth = chances[0] - chances[1]
+    draws = np.random.default_rng(1).multinomial(n, [*chances, 1 - sum(chances)], size=2000)
+    intervals = [paired_adjusted_interval(int(gained), int(lost), n) for gained, lost, _ in draws]
+    assert np.mean([one.low <= truth <= one.high for one in intervals]) > 0.935
+
+
+def test_the_adjusted_interval_is_even_and_refuses_counts_that_do_not_fit() -> None:
+    unchanged = paired_adjusted_interval(0, 0, 10)
+    assert unchanged.low == -unchanged.high < 0
+    assert paired_adjusted_interval(9, 0, 9).high == 1.0
+    for counts in ((-1, 0, 9), (5, 5, 9), (0, 0, 0)):
+        with pytest.raises(ValueError, match="out of range"):
+            paired_adjusted_interval(*counts)

@@ -68,7 +68,7 @@ class Group:
     kind: str
     n: int
     gain: float
-    interval: Interval | None  # None for fewer than two
+    interval: Interval | None  # None for fewer than two, and for gains that are all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,11 @@ def _groups(outcomes: Sequence[Outcome]) -> list[Group]:
             by_kind.setdefault(one.direction.kind, []).append(one.reported.difference)
     return [
         Group(
-            kind, len(gains), math.fsum(gains) / len(gains), mean_interval(gains) if len(gains) > 1 else None
+            kind,
+            len(gains),
+            math.fsum(gains) / len(gains),
+            # Gains that are all the same say nothing of how far others would lie from them.
+            mean_interval(gains) if len(set(gains)) > 1 else None,
         )
         for kind, gains in by_kind.items()
     ]

@@ -13,12 +13,18 @@ def comparison_table(comparison: Comparison, flips: int = 20) -> str:
     lines = [
         f"a: {comparison.run_a}",
         f"b: {comparison.run_b}",
+        *comparison.notes,
         "",
         *aligned([header, *rows], numeric=range(1, 9), rule_before_last=len(rows) > 1),
         "",
     ]
     if comparison.n_only_a or comparison.n_only_b:
-        lines += [f"answered by one run only: a {comparison.n_only_a}, b {comparison.n_only_b}", ""]
+        n = comparison.whole.n
+        lines += [
+            f"compared are the {n} questions that both answered; a answered {comparison.n_only_a} more, "
+            f"b {comparison.n_only_b}",
+            "",
+        ]
     shown = comparison.flips[:flips]
     if shown:
         changed = ("", "question", "subject", "accepted", "a answered", "b answered")
