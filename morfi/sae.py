@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -9,7 +10,7 @@ import textwrap
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from morfi.checkpoints.presets import PRESETS
 from morfi.directions import DecoderRows, SaeLatents
 from morfi.errors import InputError, nearest
+from morfi.sae_formats import check_folder, layer_read
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +30,8 @@ ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
 _NORMALIZED = ("none", "constant_norm_rescale", "layer_norm")
 # What the files of a release may be: none of these formats can hold code, as SAELens reads them.
 _READABLE = (".json", ".npz", ".safetensors", ".yaml", ".yml")
-_MALFORMED = (KeyError, TypeError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile)
+_BROKEN_FILE = (KeyError, TypeError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile)
+_MALFORMED = (*_BROKEN_FILE, AttributeError, IndexError, AssertionError)  # the last for odd configurations
 _guarding = threading.Lock()
 
 
@@ -150,6 +153,7 @@ def _from_folder(folder: str) -> Any:
     from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
     from safetensors import SafetensorError
 
+    check_folder(Path(folder), ARCHITECTURES)
     try:
         found = SAE.load_from_disk(folder)
         scaler = Path(folder) / ACTIVATION_SCALER_CFG_FILENAME
@@ -190,7 +194,10 @@ def _from_release(source: str) -> Any:
 
 @contextmanager
 def _without_pickles(source: str) -> Iterator[None]:
-    """SAELens fetches no file that it might unpickle: all its loaders fetch by the name replaced here."""
+    """SAELens fetches no file that it might unpickle: all its loaders fetch by the name replaced here.
+
+    Nor does it ask the hub for the shapes in a file that lies in the hub's cache.
+    """
     from sae_lens.loading import pretrained_sae_loaders as loaders
 
     with _guarding:
@@ -206,10 +213,25 @@ def _without_pickles(source: str) -> Iterator[None]:
             return str(fetch(repo_id, filename, **options))
 
         loaders.hf_hub_download = fetch_readable
+        shapes = loaders.get_safetensors_tensor_shapes
+        loaders.get_safetensors_tensor_shapes = functools.partial(_shapes, shapes)
         try:
             yield
         finally:
             loaders.hf_hub_download = fetch
+            loaders.get_safetensors_tensor_shapes = shapes
+
+
+def _shapes(ask: Callable[..., Any], repo_id: str, filename: str) -> dict[str, list[int]]:
+    """The shapes of a file's tensors: from the hub's cache where it is there, else by asking the hub."""
+    from huggingface_hub import try_to_load_from_cache
+    from safetensors import safe_open
+
+    cached = try_to_load_from_cache(repo_id, filename)
+    if not isinstance(cached, str):
+        return dict(ask(repo_id, filename))
+    with safe_open(cached, "pt") as file:
+        return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def _reason(error: Exception) -> str:
@@ -234,9 +256,15 @@ def from_sae_lens(sae: Any, release: str) -> Sae:
             f"{release}: normalize_activations is {normalization} and was not folded into the weights, so "
             "its latents cannot be computed; load it through its release, or fold it with SAELens and save it"
         )
+    layer = layer_read(config.metadata, release)
     if config.reshape_activations != "none":
         raise InputError(
             f"{release}: reads attention heads ({config.reshape_activations}), no residual stream"
+        )
+    if kind == "topk" and not 0 < config.k <= config.d_sae:
+        raise InputError(
+            f"{release}: keeps k = {config.k} latents a token of d_sae = {config.d_sae}; expected 1 to "
+            f"{config.d_sae}: the configuration is not that of the tensors"
         )
     state = {name: tensor.detach().float() for name, tensor in sae.state_dict().items()}
     for name, tensor in state.items():
@@ -258,15 +286,4 @@ def from_sae_lens(sae: Any, release: str) -> Sae:
         b_dec=state["b_dec"] if config.apply_b_dec_to_input else None,
         normalization=normalization,
     )
-    return Sae(encoder, W_dec.contiguous(), state["b_dec"], _layer_of(config.metadata), release)
-
-
-def _layer_of(metadata: Any) -> int | None:
-    """The decoder layer whose output the SAE reads; what comes before layer L is what layer L - 1 gives."""
-    parts = str(getattr(metadata, "hook_name", "") or "").split(".")
-    if len(parts) != 3 or parts[0] != "blocks" or not parts[1].isdecimal():
-        return None
-    before = {"hook_resid_post": 0, "hook_resid_pre": 1}.get(parts[2])
-    if before is None or int(parts[1]) < before:  # before the first layer lie the embeddings
-        return None
-    return int(parts[1]) - before
+    return Sae(encoder, W_dec.contiguous(), state["b_dec"], layer, release)

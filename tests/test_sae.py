@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,126 @@ def test_a_saved_sae_encodes_and_decodes_as_in_saelens(
     [
         ("blocks.16.hook_resid_pre", 15),
         ("blocks.20.hook_resid_post", 20),
-        ("blocks.3.hook_mlp_out", None),
+        ("blocks.0.hook_resid_post", 0),
+        ("blocks.4.hook_out", 4),
+        ("blocks.4.hook_in", 3),
+        ("model.layers.9.output", 9),
+        ("model.layers.9", 9),
+        ("transformer.h.3", 3),
         ("", None),
     ],
 )
 def test_the_layer_is_the_one_whose_output_is_read(hook: str, layer: int | None) -> None:
     assert from_sae_lens(make_sae("standard", hook), "here").layer == layer
+
+
+@pytest.mark.parametrize(
+    ("hook", "what"),
+    [
+        ("blocks.5.hook_mlp_out", "an MLP"),
+        ("blocks.5.mlp.hook_in", "an MLP"),
+        ("model.layers.5.mlp", "an MLP"),
+        ("model.layers.5.post_feedforward_layernorm.output", "an MLP"),
+        ("blocks.5.hook_attn_out", "attention"),
+        ("model.layers.5.self_attn.o_proj.input", "attention"),
+        ("blocks.5.attn.hook_z", "the attention heads"),
+        ("blocks.5.hook_resid_mid", "the middle of a layer"),
+        ("blocks.5.ln2.hook_normalized", "a layer norm"),
+        ("blocks.0.hook_resid_pre", "the embeddings, which come before layer 0"),
+        ("hook_embed", "the embeddings"),
+        ("ln_final.hook_normalized", "a layer norm"),
+        ("blocks.5.somewhere", "a place that is not known"),
+    ],
+)
+def test_an_sae_of_anything_but_the_residual_stream_is_refused_by_name(
+    tmp_path: Path, hook: str, what: str
+) -> None:
+    sae = make_sae("standard", hook)
+    if sae.cfg.reshape_activations == "none":
+        sae.save_model(tmp_path / "sae")
+        with pytest.raises(InputError, match=rf"the SAE reads {what}.* \({re.escape(hook)}\), not the resid"):
+            load_sae(str(tmp_path / "sae"))
+    with pytest.raises(InputError, match=rf"the SAE reads {what}.*take one of blocks\.N\.hook_resid_post"):
+        from_sae_lens(sae, "here")
+
+
+def _write(folder: Path, names: str, **config: Any) -> Path:
+    """A folder with these files, empty but for cfg.json."""
+    folder.mkdir(parents=True)
+    for name in names.split():
+        (folder / name).write_text(json.dumps(config) if name == "cfg.json" else "")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("cfg.json sae.safetensors", r"format of sparsify \(sae\.safetensors\).*make an SAE of SAELens"),
+        ("params.npz", r"format of Gemma Scope \(params\.npz\).*RELEASE:ID"),
+        ("params.safetensors config.json", r"format of Gemma Scope 2 .*RELEASE:ID"),
+        ("hyperparams.json", r"format of Llama Scope .*RELEASE:ID"),
+        ("ae.pt config.json", r"format of dictionary_learning, a pickle.*save_model"),
+        ("conf.yaml latest_ckpt.safetensors", r"format of temporal SAEs .*take another"),
+        ("sae.bin", r"sae\.bin may be a pickle.*save_model"),
+        ("cfg.json", r"no SAE, for sae_weights\.safetensors as SAELens writes"),
+        ("", r"no SAE, for cfg\.json and sae_weights\.safetensors"),
+    ],
+)
+def test_a_folder_of_another_tool_is_named_with_what_to_do(tmp_path: Path, names: str, said: str) -> None:
+    folder = _write(tmp_path / "one" / "layers.10", names, d_in=16, k=8, num_latents=48)
+    with pytest.raises(InputError, match=said) as caught:
+        load_sae(str(folder))
+    assert "\n" not in str(caught.value)
+    if "Gemma" in said or "sparsify" in said:
+        with pytest.raises(InputError, match=r"a folder of them; give one of them, such as .*layers\.10"):
+            load_sae(str(folder.parent))
+
+
+def test_the_documented_way_makes_a_readable_folder_of_sparsifys_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    folder = _write(tmp_path / "layers.10", "")
+    tensors = {
+        "encoder.weight": torch.randn(D_SAE, D_MODEL, generator=draw),
+        "encoder.bias": torch.randn(D_SAE, generator=draw),
+        "W_dec": torch.randn(D_SAE, D_MODEL, generator=draw),
+        "b_dec": torch.randn(D_MODEL, generator=draw),
+    }
+    save_file(tensors, folder / "sae.safetensors")
+    document = (Path(__file__).parent.parent / "docs" / "trends.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(from sae_lens import TopKSAE.*?)```", document, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"d_model": D_MODEL, "d_sae": D_SAE})
+    found = load_sae(str(tmp_path / "my-sae"))
+    assert (found.layer, found.encoder.k) == (10, 32)
+    x = torch.randn(20, D_MODEL, generator=draw)
+    latents = torch.relu(x @ tensors["encoder.weight"].T + tensors["encoder.bias"])
+    kept = latents >= latents.topk(32, dim=1).values[:, -1:]
+    torch.testing.assert_close(found.encode(x), latents * kept)
+
+
+def test_what_saelens_cannot_have_written_is_refused(tmp_path: Path) -> None:
+    make_sae("topk").save_model(tmp_path / "sae")
+    path = tmp_path / "sae" / "cfg.json"
+    config = json.loads(path.read_text())
+    for k in (0, D_SAE + 1, 500):
+        path.write_text(json.dumps({**config, "k": k}))
+        with pytest.raises(
+            InputError, match=f"keeps k = {k} latents a token of d_sae = 48; expected 1 to 48"
+        ):
+            load_sae(str(tmp_path / "sae"))
+    for kind in ("temporal", "transcoder", "unheard-of", None):
+        path.write_text(json.dumps({**config, "architecture": kind}))
+        with pytest.raises(InputError, match=rf"an SAE of architecture {kind}; standard, gated"):
+            load_sae(str(tmp_path / "sae"))
+    for text in ("", "[]", "{", "null"):
+        path.write_text(text)
+        with pytest.raises(InputError):
+            load_sae(str(tmp_path / "sae"))
+    path.write_text(json.dumps({key: value for key, value in config.items() if key != "dtype"}))
+    with pytest.raises(InputError, match="no SAE that SAELens can load"):
+        load_sae(str(tmp_path / "sae"))
 
 
 def test_what_would_differ_from_saelens_is_refused(tmp_path: Path) -> None:

@@ -202,6 +202,36 @@ def test_mistrals_sae_reads_before_layer_16_and_rescales_each_token(hub: Path) -
     torch.testing.assert_close(ours.encode(x * 7), found, rtol=1e-3, atol=1e-5)
 
 
+def test_a_release_whose_sizes_the_hub_is_asked_for_is_read_from_the_hubs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, sae_id = "gemma-scope-2-4b-pt", "resid_post_all/layer_9_width_16k_l0_small"
+    repository_folder = tmp_path / f"models--google--{name}"
+    folder = repository_folder / "snapshots" / ("0" * 40) / sae_id
+    folder.mkdir(parents=True)
+    (repository_folder / "refs").mkdir()
+    (repository_folder / "refs" / "main").write_text("0" * 40)
+    made = weights() | {"threshold": torch.ones(D_SAE)}
+    names = {"W_enc": "w_enc", "W_dec": "w_dec"}
+    save_file({names.get(key, key): tensor for key, tensor in made.items()}, folder / "params.safetensors")
+    config = {"architecture": "jump_relu", "model_name": "gemma-v3-4b-pt"}
+    (folder / "config.json").write_text(json.dumps(config | {"hf_hook_point_in": "model.layers.9.output"}))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def ask(*_: Any) -> Any:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(loaders, "get_safetensors_tensor_shapes", ask)
+    ours = load_sae(f"{name}-res-all:layer_9_width_16k_l0_small")
+    assert loaders.get_safetensors_tensor_shapes is ask
+    assert (ours.layer, ours.encoder.activation) == (9, "jumprelu")
+    assert torch.equal(ours.W_dec, made["W_dec"])
+    folder.parent.rename(folder.parent.with_name("attn_out_all"))
+    with pytest.raises(InputError, match="reads the attention heads"):
+        load_sae(f"{name}-att-all:layer_9_width_16k_l0_small")
+
+
 WRITERS: Mapping[str, Callable[[Path], dict[str, torch.Tensor]]] = {
     LLAMA: write_llama,
     GEMMA: write_gemma,
@@ -497,4 +527,5 @@ def test_embeddings_are_no_layers_output(tmp_path: Path) -> None:
     sae = trained("Standard")
     sae.cfg.metadata.hook_name = "blocks.0.hook_resid_pre"
     sae.save_inference_model(tmp_path)
-    assert load_sae(str(tmp_path)).layer is None
+    with pytest.raises(InputError, match="reads the embeddings"):
+        load_sae(str(tmp_path))
