@@ -145,6 +145,7 @@ def cli() -> None:
 @click.option("--match", help="How answers are compared: squad (default), answer, strict or contains.")
 @click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
 @click.option("--seed", type=int, help="Chooses questions and exemplars (default: 0).")
+@click.option("--bos", help="BOS before each prompt: auto (default), as the model needs it; yes or no.")
 @click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
 @engine_option
 @click.option("--batch", type=int, help="Questions stored together (default: 512, or 8192 on a GPU).")
@@ -189,6 +190,7 @@ def eval_command(common: Common, resume: str | None, **given: Any) -> None:
 @click.option("--match", help="How answers are compared: squad (default), answer, strict or contains.")
 @click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
 @click.option("--seed", type=int, help="Chooses questions, exemplars and samples (default: 0).")
+@click.option("--bos", help="BOS before each prompt: auto (default), as the model needs it; yes or no.")
 @click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
 @engine_option
 @click.option("--batch", type=int, help="Prompts answered and stored together.")

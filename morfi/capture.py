@@ -15,7 +15,7 @@ from morfi.attempts import attempting
 from morfi.errors import InputError, MorfiError
 from morfi.eval_config import check_numbers
 from morfi.live import LiveEngine, Serving, StartLiveEngine
-from morfi.prompts import ASKED, Prompt, build_prompts, check_lengths, load_tokenizer, starts_with_bos
+from morfi.prompts import ASKED, Prompt, build_prompts, check_lengths, prompt_tokenizer, starts_with_bos
 from morfi.provenance import attempt_record, new_run_id, now
 from morfi.questions import select
 from morfi.steering import Capture
@@ -164,7 +164,7 @@ def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
     questions: list[Question] = sorted(
         select(asked, limit=config.limit, seed=config.seed), key=lambda question: question.id
     )
-    tokenizer = load_tokenizer(trained.base.model_dir)
+    tokenizer = prompt_tokenizer(trained.base.model_dir, trained.bos, progress)
     relations = {question.relation for question in questions}
     prompts = build_prompts(questions, dict.fromkeys(relations, ()), tokenizer)
     context = context_for(trained.base, config.engine)

@@ -62,6 +62,11 @@ class Catalog:
         return self.found.layer
 
     @property
+    def bos(self) -> str:
+        """What --bos was when the base model was asked what it knows; for every prompt since."""
+        return self.trained.bos
+
+    @property
     def d_sae(self) -> int:
         """Number of latents."""
         return self.found.sae.encoder.d_sae

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from morfi.checkpoints.tokenizer import check_bos
 from morfi.device import default_batch
 from morfi.errors import InputError, nearest
 from morfi.matching import MATCH_MODES
@@ -28,12 +29,16 @@ class EvalConfig:
     match: str = "squad"
     max_tokens: int = 16
     seed: int = 0
+    bos: str = "auto"
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     batch: int = 512  # questions answered and stored together; the prefix cache starts empty for each batch
 
     def __post_init__(self) -> None:
         check_match(self.match)
+        check_bos(self.bos)
+        if self.chat and self.bos != "auto":
+            raise InputError(f"--bos {self.bos} with --chat: the chat template writes BOS; leave --bos out")
         check_numbers(
             {
                 "limit": (self.limit, 1),

@@ -19,7 +19,7 @@ from morfi.checkpoints import resolve
 from morfi.errors import InputError
 from morfi.eval_config import EvalConfig
 from morfi.exemplars import choose_shots
-from morfi.prompts import ASKED, build_prompts, check_lengths, load_tokenizer, starts_with_bos
+from morfi.prompts import ASKED, build_prompts, check_lengths, prompt_tokenizer, starts_with_bos
 from morfi.questions import UNSPLIT, QuestionSet, load_questions, select
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ def prepare(config: EvalConfig, progress: Progress) -> Task:
     chosen = choose_shots(data, pool, split, shots=config.shots, seed=config.seed)
     scored = select(chosen.scored, limit=config.limit, seed=config.seed)
     checkpoint = resolve(config.ckpt, base=config.base, dtype=config.dtype, progress=progress.phase)
-    tokenizer = load_tokenizer(checkpoint.model_dir)
+    tokenizer = prompt_tokenizer(checkpoint.model_dir, config.bos, progress)
     prompts = tuple(build_prompts(scored, chosen.exemplars, tokenizer, chat=config.chat))
     context = context_for(checkpoint, config.engine)
     check_lengths(prompts, config.max_tokens, context)
     decided = asdict(config)
-    for name_only in ("base", "split", "relations", "limit"):
+    for name_only in ("base", "split", "relations", "limit", "bos"):
         del decided[name_only]  # what they choose is in the prompts
     return Task(
         kind=KIND,

@@ -21,6 +21,7 @@ from morfi.answering import (
     resumable_run,
 )
 from morfi.checkpoints import resolve
+from morfi.checkpoints.tokenizer import check_bos
 from morfi.device import default_batch, is_gpu
 from morfi.errors import InputError
 from morfi.eval_config import check_match, check_numbers
@@ -30,7 +31,7 @@ from morfi.prompts import (
     Prompt,
     build_prompts,
     check_lengths,
-    load_tokenizer,
+    prompt_tokenizer,
     starts_with_bos,
 )
 from morfi.questions import SPLITS, QuestionSet, load_questions, select, with_splits
@@ -61,12 +62,14 @@ class SplitConfig:
     match: str = "squad"
     max_tokens: int = 16
     seed: int = 0
+    bos: str = "auto"
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     batch: int = 32  # prompts
 
     def __post_init__(self) -> None:
         check_match(self.match)
+        check_bos(self.bos)
         check_numbers(
             {
                 "limit": (self.limit, len(SPLITS)),
@@ -122,7 +125,7 @@ def prepare_split(config: SplitConfig, progress: Progress) -> Task:
     data = with_splits(load_questions(config.data))
     asked = chosen_questions(data, config)
     checkpoint = resolve(config.model, base=config.base, dtype=config.dtype, progress=progress.phase)
-    tokenizer = load_tokenizer(checkpoint.model_dir)
+    tokenizer = prompt_tokenizer(checkpoint.model_dir, config.bos, progress)
     prompts = [
         prompt
         for split, questions in asked.items()
@@ -131,7 +134,7 @@ def prepare_split(config: SplitConfig, progress: Progress) -> Task:
     context = context_for(checkpoint, config.engine)
     check_lengths(prompts, config.max_tokens, context)
     decided = asdict(config)
-    for name_only in ("model", "base", "relations", "limit"):
+    for name_only in ("model", "base", "relations", "limit", "bos"):
         del decided[name_only]  # what they choose is in the prompts
     return Task(
         kind=KIND,

@@ -7,8 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from morfi.checkpoints.tokenizer import control_tokens, frame_of, load_tokenizer, open_tokenizer
 from morfi.errors import InputError
-from morfi.types import Question
+from morfi.types import Progress, Question
+
+__all__ = [
+    "ANSWERED",
+    "ASKED",
+    "Prompt",
+    "build_prompts",
+    "check_lengths",
+    "check_no_control",
+    "load_tokenizer",
+    "prompt_tokenizer",
+    "starts_with_bos",
+]
 
 ANSWERED = "Q: {question}\nA: {answer}\n\n"
 ASKED = "Q: {question}\nA:"
@@ -24,18 +37,15 @@ class Prompt:
     sample: int = 0
 
 
-def load_tokenizer(model_dir: Path) -> Any:
-    """The tokenizer saved in `model_dir`; raises InputError where there is none that can be used."""
-    from transformers import AutoTokenizer
+def prompt_tokenizer(model_dir: Path, bos: str, progress: Progress) -> Any:
+    """The tokenizer of `model_dir` for prompts and training examples; `progress` is told what is special.
 
-    try:
-        return AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"the tokenizer in {model_dir} cannot be loaded: {reason}; expected tokenizer.json or "
-            "tokenizer.model beside the weights"
-        ) from error
+    `bos` is "auto", "yes" or "no" (`morfi.checkpoints.tokenizer.open_tokenizer`).
+    """
+    found = open_tokenizer(model_dir, bos)
+    for line in found.changes.values():
+        progress.phase(line)
+    return found.tokenizer
 
 
 def build_prompts(
@@ -45,7 +55,7 @@ def build_prompts(
     *,
     chat: bool = False,
 ) -> list[Prompt]:
-    """The prompts of `questions`, in order, with token ids that hold at most one BOS, at the front.
+    """The prompts of `questions`, in order; no text holds a control token, so that BOS stands in front at most.
 
     With `chat` every exemplar is a turn of the model's own chat template; else plain "Q:" and "A:" lines.
     The first accepted answer of an exemplar is shown.
@@ -61,8 +71,15 @@ def build_prompts(
     # A chat template writes the special tokens itself; a plain prompt gets what the tokenizer adds.
     encoded = tokenizer(texts, add_special_tokens=not chat)["input_ids"] if texts else []
     prompts = [Prompt(q, text, tuple(ids)) for q, text, ids in zip(questions, texts, encoded, strict=True)]
-    for prompt in prompts:
-        _check_bos(prompt, tokenizer, chat=chat)
+    if not prompts:
+        return []
+    if chat:
+        # The template writes control tokens of its own, so the texts are looked at before it.
+        _check_texts(questions, exemplars, tokenizer)
+        for prompt in prompts:
+            _check_bos_once(prompt, tokenizer)
+    else:
+        check_no_control([(prompt.question.id, prompt.token_ids) for prompt in prompts], tokenizer)
     return prompts
 
 
@@ -85,15 +102,48 @@ def _chat_text(question: Question, shown: Sequence[Question], tokenizer: Any) ->
         ) from error
 
 
-def _check_bos(prompt: Prompt, tokenizer: Any, *, chat: bool) -> None:
+def check_no_control(encoded: Sequence[tuple[str, Sequence[int]]], tokenizer: Any) -> None:
+    """Raises InputError for texts (question id, token ids) that hold control tokens after their beginning.
+
+    A model takes "</s>" in a question for the end of a text, not for four characters.
+    """
+    control, n_before = control_tokens(tokenizer), len(frame_of(tokenizer).before)
+    for question_id, token_ids in encoded:
+        if not control.isdisjoint(token_ids[n_before:]):
+            _refuse_control(question_id, token_ids[n_before:], tokenizer)
+
+
+def _refuse_control(question_id: str, token_ids: Sequence[int], tokenizer: Any) -> None:
+    control = control_tokens(tokenizer)
+    found = next(index for index in token_ids if index in control)
+    what = "BOS" if found == tokenizer.bos_token_id else "the control token"
+    raise InputError(
+        f"question {question_id}: the prompt would hold {what} ({tokenizer.convert_ids_to_tokens(found)}) in "
+        "its text; take the token out of the questions and answers"
+    )
+
+
+def _check_texts(
+    questions: Sequence[Question], exemplars: Mapping[str, Sequence[Question]], tokenizer: Any
+) -> None:
+    """As `check_no_control`, for the questions and exemplars of chats."""
+    owners = {question.text: question.id for question in questions}
+    for shown in exemplars.values():
+        owners |= {text: one.id for one in shown for text in (one.text, one.answers[0])}
+    encoded = tokenizer(list(owners), add_special_tokens=False)["input_ids"]
+    control = control_tokens(tokenizer)
+    for question_id, token_ids in zip(owners.values(), encoded, strict=True):
+        if not control.isdisjoint(token_ids):
+            _refuse_control(question_id, token_ids, tokenizer)
+
+
+def _check_bos_once(prompt: Prompt, tokenizer: Any) -> None:
     bos = tokenizer.bos_token_id
-    # A chat template may use its BOS token between turns as well (ChatML does), a plain prompt in front only.
-    doubled = prompt.token_ids[:2] == (bos, bos)
-    if bos is not None and (doubled or (not chat and bos in prompt.token_ids[1:])):
+    # A chat template may use its BOS token between turns as well, as ChatML does.
+    if bos is not None and prompt.token_ids[:2] == (bos, bos):
         raise InputError(
-            f"question {prompt.question.id}: the prompt would hold BOS ({tokenizer.bos_token}) "
-            f"{'twice at its start' if doubled else 'in its text'}; "
-            f"{'mend the chat template' if chat else 'take the token out of the questions and answers'}"
+            f"question {prompt.question.id}: the prompt would hold BOS ({tokenizer.bos_token}) twice at its "
+            "start; mend the chat template"
         )
 
 

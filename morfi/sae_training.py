@@ -23,11 +23,12 @@ from morfi.cache import Cache, Manifest
 from morfi.capture import CapturingEngine
 from morfi.checkpoints import Checkpoint, resolve
 from morfi.checkpoints.model_files import canonical_sha256
+from morfi.checkpoints.tokenizer import open_tokenizer
 from morfi.device import is_gpu, serving_dtype
 from morfi.errors import InputError, MorfiError
 from morfi.eval_config import check_numbers
 from morfi.live import Serving, StartLiveEngine
-from morfi.prompts import ANSWERED, ASKED, load_tokenizer
+from morfi.prompts import ANSWERED, ASKED
 from morfi.questions import load_questions, select, with_splits
 from morfi.sae import load_sae
 from morfi.sae_check import measure
@@ -99,11 +100,15 @@ def train_sae(
 
     Raises InputError where the model, the train run or the data cannot be used.
     """
-    base, rows = _sources(config, store, progress)
+    base, rows, bos = _sources(config, store, progress)
+    tokenizer = open_tokenizer(base.model_dir, bos)
     data = with_splits(load_questions(config.data))
     cache = Cache()
     sources = {"model": base.sha256, "data": data.sha256}
     sources |= {f"D_{row.level}": row.adapter_sha256 for row in rows}
+    if tokenizer.changes:
+        # Other tokens than those that a folder of this sha256 gave before.
+        sources["tokens"] = f"{bos}: {', '.join(tokenizer.changes)}"
     key = f"sae-{canonical_sha256({**asdict(config), **sources})[:16]}"
     splits = {
         "train": select(data.splits["train"], limit=config.limit, seed=config.seed),
@@ -113,7 +118,13 @@ def train_sae(
     def build(folder: Path) -> None:
         work = folder / "residuals"
         work.mkdir()
-        _capture(config, base, rows, splits, work, start_engine=start_engine, progress=progress)
+        for line in tokenizer.changes.values():
+            progress.phase(line)
+        encoded = {
+            name: tokenizer.tokenizer(make_texts(questions, config.seed))["input_ids"]
+            for name, questions in splits.items()
+        }
+        _capture(config, base, rows, encoded, work, start_engine=start_engine, progress=progress)
         _fit(config, work, folder, progress)
         progress.phase("measuring the SAE on held-out questions")
         quality = measure(load_sae(str(folder)), _rows(sorted(work.glob("held-out-*")), config.layer))
@@ -150,31 +161,27 @@ def make_texts(questions: Sequence[Question], seed: int) -> list[str]:
 
 def _sources(
     config: SaeTraining, store: Store, progress: Progress
-) -> tuple[Checkpoint, tuple[CheckpointRow, ...]]:
-    """The base model, and the checkpoints of the lowest and highest level."""
+) -> tuple[Checkpoint, tuple[CheckpointRow, ...], str]:
+    """The base model, the checkpoints of the lowest and highest level, and what --bos is for them."""
     if config.ckpts is None:
-        return resolve(config.model, dtype=config.dtype, progress=progress.phase), ()
+        return resolve(config.model, dtype=config.dtype, progress=progress.phase), (), "auto"
     trained = load_trained(config.ckpts, store, config.dtype, progress)
     # Sorted by level, and inside a level by epoch: the last of a level is the one trained longest.
     ends = {row.level: row for row in sorted(trained.checkpoints, key=lambda row: (row.level, row.epoch))}
-    return trained.base, tuple(ends[level] for level in sorted({min(ends), max(ends)}))
+    return trained.base, tuple(ends[level] for level in sorted({min(ends), max(ends)})), trained.bos
 
 
 def _capture(
     config: SaeTraining,
     base: Checkpoint,
     rows: Sequence[CheckpointRow],
-    splits: Mapping[str, Sequence[Question]],
+    encoded: Mapping[str, Sequence[Sequence[int]]],
     work: Path,
     *,
     start_engine: StartLiveEngine[CapturingEngine],
     progress: Progress,
 ) -> None:
     """Residual streams of every text under every source, in a folder each."""
-    tokenizer = load_tokenizer(base.model_dir)
-    encoded = {
-        name: tokenizer(make_texts(questions, config.seed))["input_ids"] for name, questions in splits.items()
-    }
     context = context_for(base, config.engine)
     progress.phase("starting vLLM")
     with start_engine(base, context=context, seed=config.seed, overrides=config.engine) as engine:

@@ -11,7 +11,7 @@ from morfi.checkpoints import Checkpoint
 from morfi.device import default_batch
 from morfi.errors import InputError
 from morfi.eval_config import check_match, check_numbers
-from morfi.prompts import Prompt, build_prompts, check_lengths, load_tokenizer, starts_with_bos
+from morfi.prompts import Prompt, build_prompts, check_lengths, prompt_tokenizer, starts_with_bos
 from morfi.questions import QuestionSet, select
 from morfi.store.records import CheckpointRow, KnowledgeRow, MixtureRow
 from morfi.trained import load_trained
@@ -77,7 +77,7 @@ def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan
     facts = {row.question_id: row for row in store.knowledge(trained.split.run_id)}
     split_of = {question_id: row.split for question_id, row in facts.items()}
     asked = _questions(config, facts, store.mixtures(trained.mix.run_id))
-    tokenizer = load_tokenizer(base.model_dir)
+    tokenizer = prompt_tokenizer(base.model_dir, trained.bos, progress)
     every = {question.id: question for questions in asked.values() for question in questions}
     relations = {question.relation for question in every.values()}
     prompts = build_prompts(list(every.values()), dict.fromkeys(relations, ()), tokenizer)

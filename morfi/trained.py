@@ -28,6 +28,11 @@ class Trained:
     checkpoints: tuple[CheckpointRow, ...]
 
     @property
+    def bos(self) -> str:
+        """What --bos was for `morfi split`: training, and all that asks its checkpoints, keep to it."""
+        return str(self.split.config.get("bos", "auto"))
+
+    @property
     def data(self) -> QuestionSet:
         """The name and sha256 of the questions, without the questions: the store has those."""
         return QuestionSet(self.split.data, self.split.data_sha256, {})

@@ -80,8 +80,9 @@ def _prepare(given: Mapping[str, Any], mix: RunRecord, store: Store, progress: P
     # Early stopping is by what fine-tuning may cost: answers that the model had before.
     dev = tuple(row.asked for row in facts.values() if row.split == "dev" and row.known)
     mixtures = tuple(Mixture(level, tuple(questions)) for level, questions in places.items())
+    asked = {**given, "model": split.config["model"], "bos": split.config.get("bos")}
     data = TrainingData(mix.data, mix.data_sha256, mixtures, dev)
-    task = prepare_training(train_config({**given, "model": split.config["model"]}), data, progress)
+    task = prepare_training(train_config(asked), data, progress)
     if task.base.sha256 != split.ckpt_sha256:
         raise InputError(
             f"{split.ckpt} is not the model that {split.run_id} measured: its sha256 is "

@@ -152,7 +152,8 @@ async def events(sides: Sequence[Side]) -> AsyncIterator[str]:
 
 def _token_ids(state: ServerState, prompt: str, max_tokens: int) -> list[int]:
     """The prompt as every run of morfi asks it; raises Refused where it does not fit."""
-    found: list[int] = state.tokenizer(prompt)["input_ids"]
+    add = not state.begins_with_bos([prompt])
+    found: list[int] = state.tokenizer(prompt, add_special_tokens=add)["input_ids"]
     context = state.engine.model_config.max_model_len
     if len(found) + max_tokens > context:
         raise Refused(

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from morfi.checkpoints.tokenizer import open_tokenizer, tokenizer_folder
 from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.device import device_name, is_gpu
 from morfi.errors import InputError, MorfiError
@@ -74,6 +75,7 @@ class Engine:
         unknown engine setting and MorfiError where vLLM cannot start.
         """
         gpu = is_gpu()
+        found = open_tokenizer(model_dir)
         engine_settings.prepare_process(gpu=gpu, verbose=verbose)
         with quiet(verbose):
             from vllm import LLM
@@ -91,6 +93,7 @@ class Engine:
                 seed=seed,
                 gpu=gpu,
                 overrides=overrides or {},
+                tokenizer=tokenizer_folder(found, model_dir),
             )
             try:
                 self._llm = LLM(**self._settings)
@@ -100,15 +103,16 @@ class Engine:
                     f"vLLM could not start on {model_dir}: {reason} (-v shows vLLM's log)"
                 ) from error
         self._served = Served(model_dir, dtype, started_on=sha256, sha256=sha256)
-        self._tokenizer = self._llm.get_tokenizer()
+        self._tokenizer = found.tokenizer
         self._newline_ids = newline_tokens(self._tokenizer)
+        self._newline_set = frozenset(self._newline_ids)
         self._request_number = itertools.count()
         self._shards: _Shards | None = None
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The arguments the engine was started with, without the model's path."""
-        return {key: value for key, value in self._settings.items() if key != "model"}
+        """The arguments the engine was started with, without paths."""
+        return {key: value for key, value in self._settings.items() if key not in ("model", "tokenizer")}
 
     @property
     def checkpoint_sha256(self) -> str | None:
@@ -342,10 +346,17 @@ class Engine:
             extra_args=extra,
         )
 
+    def _own_ids(self, part: Any) -> list[int]:
+        """The ids of an answer without its end token, which need not be a special one."""
+        ids = list(part.token_ids)
+        # A token that holds a newline ends an answer too, and may begin with text.
+        is_end = part.finish_reason == "stop" and part.stop_reason not in self._newline_set
+        return ids[:-1] if is_end else ids
+
     def _completions(self, outputs: Sequence[Any]) -> list[list[Completion]]:
         parts = [part for output in outputs for part in output.outputs]
         texts = self._tokenizer.batch_decode(
-            [list(part.token_ids) for part in parts], skip_special_tokens=True
+            [self._own_ids(part) for part in parts], skip_special_tokens=True
         )
         decoded = iter(zip(parts, texts, strict=True))
         return [

@@ -80,10 +80,18 @@ async def generate(
 ) -> Response:
     """The answer of vLLM's handler `create`, by its place in the app's state, to a request of its `kind`."""
     state = admit(raw_request, body, body.n_answers)
-    request = kind(**body.given())
+    request = kind(**body.given(), **_bos_once(state, body))
     planned = follow(state, request, body)
     found = await operator.attrgetter(create)(raw_request.app.state)(request, raw_request)
     return answer(found, planned, request._followed, body.n_answers)
+
+
+def _bos_once(state: ServerState, body: CompletionBody | ChatBody) -> dict[str, bool]:
+    """What keeps vLLM from putting BOS in front of prompts that begin with it."""
+    if not isinstance(body, CompletionBody) or body.add_special_tokens is not None:
+        return {}
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    return {"add_special_tokens": False} if state.begins_with_bos(prompts) else {}
 
 
 def admit(raw_request: Request, body: Sampled, n_answers: int) -> ServerState:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from morfi.checkpoints.tokenizer import open_tokenizer, tokenizer_folder
 from morfi.device import is_gpu
 from morfi.errors import InputError, MorfiError
 from morfi.serve import settings as engine_settings
@@ -68,8 +69,15 @@ def run_server(
     if not gpu:
         import morfi.serve.cpu_norm  # noqa: F401 - registers what the settings name
     plugin.register()
+    found = open_tokenizer(checkpoint.model_dir, catalog.bos)
     settings = engine_settings.engine_arguments(
-        checkpoint.model_dir, dtype=checkpoint.dtype, context=context, seed=0, gpu=gpu, overrides=overrides
+        checkpoint.model_dir,
+        dtype=checkpoint.dtype,
+        context=context,
+        seed=0,
+        gpu=gpu,
+        overrides=overrides,
+        tokenizer=tokenizer_folder(found, checkpoint.model_dir),
     )
     settings |= {"disable_log_stats": False, "served_model_name": [model]}
     signal.signal(signal.SIGTERM, _interrupt)  # until vLLM's server has its own handler

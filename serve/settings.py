@@ -21,6 +21,7 @@ RESERVED = {
     "seed": "use --seed",
     "trust_remote_code": "code from a checkpoint is never run",
     "load_format": "only safetensors are loaded",
+    "config_format": "config.json is what was checked",
     "quantization": "evaluate the checkpoint as it is saved",
     "skip_tokenizer_init": "morfi needs the tokenizer",
     "enable_lora": "adapters are merged before they are served",
@@ -83,15 +84,27 @@ def check_sound(overrides: Mapping[str, Any], *, gpu: bool, seeded: bool) -> Non
 
 
 def engine_arguments(
-    model_dir: Path, *, dtype: str, context: int, seed: int, gpu: bool, overrides: Mapping[str, Any]
+    model_dir: Path,
+    *,
+    dtype: str,
+    context: int,
+    seed: int,
+    gpu: bool,
+    overrides: Mapping[str, Any],
+    tokenizer: Path | None = None,
 ) -> dict[str, Any]:
     """The keyword arguments of `vllm.LLM` for `model_dir`; a request may have `context` tokens.
 
-    Raises InputError for data parallelism.
+    `tokenizer` is the folder of its tokenizer, by default `model_dir` (see `tokenizer_folder`). Raises
+    InputError for data parallelism.
     """
     check_sound(overrides, gpu=gpu, seeded=False)
     arguments: dict[str, Any] = {
         "model": str(model_dir),
+        "tokenizer": str(tokenizer or model_dir),
+        # Left to itself, vLLM prefers Mistral's own files to those that were checked.
+        "tokenizer_mode": "hf",
+        "config_format": "hf",
         "dtype": dtype,
         "seed": seed,
         "load_format": "safetensors",

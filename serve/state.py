@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from morfi.checkpoints.tokenizer import load_tokenizer
 from morfi.errors import InputError, MorfiError
-from morfi.prompts import load_tokenizer
 from morfi.serve.admission import admission_of
 from morfi.serve.async_engine import Followed, SteeringLLM
 from morfi.serve.gate import Gate, Refused
@@ -151,6 +151,17 @@ class ServerState:
             self.served, self.served_sha256 = name, checkpoint.sha256
         return time.monotonic() - begun
 
+    def begins_with_bos(self, prompts: Sequence[Any]) -> bool:
+        """Whether the prompts that are texts begin with BOS already, so that the tokenizer must add none.
+
+        Raises Refused (422) where some do and others do not.
+        """
+        bos = getattr(self.tokenizer, "bos_token", None) or ""
+        begins = [bos != "" and one.startswith(bos) for one in prompts if isinstance(one, str)]
+        if any(begins) and not all(begins):
+            raise Refused(422, "bos", f"some prompts begin with {bos}; leave it out of all", param="prompt")
+        return any(begins)
+
     def check_answers(self) -> None:
         """Raises Refused after a load that failed half way."""
         if not self.engine.served.answers:
@@ -182,6 +193,8 @@ def start_state(
         served_sha256=sha256,
         sae=admission_of(engine.input_processor).register(catalog.directions()),
         operations=catalog.operations,
-        tokenizer=load_tokenizer(engine.served.model_dir),  # vLLM works with its own in other threads
+        tokenizer=load_tokenizer(
+            engine.served.model_dir, catalog.bos
+        ),  # vLLM works with its own in other threads
         needs_key=needs_key,
     )

@@ -114,6 +114,27 @@ def test_the_run_and_its_attempt_record_what_made_them(
     assert attempt["wall_s"] >= attempt["generate_s"] > 0
 
 
+def test_bos_is_left_out_and_put_in_as_asked_and_is_part_of_what_makes_the_run(
+    config: EvalConfig, store: Store, serving: Any, questions: Mapping[str, Sequence[Question]]
+) -> None:
+    log = Log()
+    run_id = run(dataclasses.replace(config, bos="no"), store, serving, log=log)
+    record = store.run(run_id)
+    assert (record.bos, record.config["bos"]) == (False, "no")
+    assert sum("BOS (<s>) is left out of every prompt: --bos no" in line for line in log.phases) == 1
+    with_bos = prepare(config, Log())
+    without = prepare(dataclasses.replace(config, bos="no"), Log())
+    assert [one.token_ids[1:] for one in with_bos.prompts] == [one.token_ids for one in without.prompts]
+    assert with_bos.fingerprint != without.fingerprint == record.fingerprint
+    log = Log()
+    assert prepare(dataclasses.replace(config, bos="yes"), log).fingerprint == with_bos.fingerprint
+    assert not any("BOS" in line for line in log.phases)
+    with pytest.raises(InputError, match=r'--bos is "maybe"; expected one of auto, yes, no'):
+        dataclasses.replace(config, bos="maybe")
+    with pytest.raises(InputError, match="--bos no with --chat: the chat template writes BOS"):
+        dataclasses.replace(config, bos="no", chat=True)
+
+
 def test_the_engine_gets_the_context_seed_and_settings_and_starts_each_batch_with_an_empty_prefix_cache(
     config: EvalConfig, store: Store, serving: Any
 ) -> None:

@@ -248,6 +248,25 @@ def test_the_bos_token_inside_a_question_is_refused(tokenizer: Any, question: st
         build_prompts([LYON], {"P17": (bad,)}, tokenizer)
 
 
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_control_token_inside_a_question_or_an_exemplar_is_refused(
+    make_tokenizer: Callable[..., Any], chat: bool
+) -> None:
+    tokenizer = make_tokenizer(chat_template=f"<s>{CHATML}</s>")
+    bad = Question("q7", "P17", "s", "What does </s> end?", ("x",))
+    with pytest.raises(InputError, match=r"question q7: .*the control token \(</s>\) in its text; take"):
+        build_prompts([bad], {"P17": ()}, tokenizer, chat=chat)
+    worse = Question("q8", "P17", "s", "What ends?", ("</s>",))
+    with pytest.raises(InputError, match=r"question q[18]: .*the control token \(</s>\)"):
+        build_prompts([LYON], {"P17": (worse,)}, tokenizer, chat=chat)
+    assert build_prompts([LYON], {"P17": (KYIV,)}, tokenizer, chat=chat)
+
+
+def test_the_unknown_token_is_no_control_token(make_tokenizer: Callable[..., Any]) -> None:
+    asked_ = Question("q7", "P17", "s", "What is <unk>?", ("x",))
+    assert build_prompts([asked_], {"P17": ()}, make_tokenizer())
+
+
 @pytest.mark.parametrize(("adds_bos", "written"), [(True, ""), (False, ""), (True, "<s>"), (False, "<s>")])
 def test_a_chat_prompt_holds_the_bos_that_its_template_writes(
     make_tokenizer: Callable[..., Any], adds_bos: bool, written: str

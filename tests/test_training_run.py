@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from morfi.checkpoints import resolve
 from morfi.errors import InputError, MorfiError
 from morfi.store import Store
+from morfi.trained import Trained
 from morfi.training import read_manifest
 from morfi.training_run import run_train
 
@@ -83,6 +85,26 @@ def test_the_same_command_goes_on_to_the_same_checkpoints(
     n_starts = len(log.starts)
     assert train(experiment, tmp_path / "out", log) == stopped.run_id
     assert len(log.starts) == n_starts, "a finished run is only reported"
+
+
+def test_training_and_what_follows_keep_to_the_bos_of_the_split_run(
+    experiment: Any, tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, asked = Store.run_of_kind, []
+
+    def without_bos(store: Store, run_id: str, kind: str) -> Any:
+        found = read(store, run_id, kind)
+        return replace(found, config={**found.config, "bos": "no"}) if kind == "split" else found
+
+    monkeypatch.setattr(Store, "run_of_kind", without_bos)
+    monkeypatch.setattr("morfi.training_run.run_training", lambda task, *_, **__: asked.append(task))
+    run_id = train(experiment, tmp_path / "out", log, new=True)
+    assert not asked[0].bos
+    assert 0 not in asked[0].jobs[0].examples[0].token_ids
+    record = experiment.store.run(run_id)
+    assert (record.bos, record.config["bos"]) == (False, "no")
+    split = experiment.store.run_of_kind(experiment.split_run, "split")
+    assert Trained(record, record, split, resolve(split.config["model"]), ()).bos == "no"
 
 
 def test_a_failed_training_is_recorded_with_its_reason(

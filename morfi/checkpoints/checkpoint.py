@@ -23,8 +23,9 @@ from morfi.checkpoints.model_files import (
     open_model,
     refuse_custom_code,
 )
+from morfi.checkpoints.own_tokenizer import has_slow_vocabulary
 from morfi.checkpoints.presets import PRESETS
-from morfi.checkpoints.vocabulary import check_same_tokenizer
+from morfi.checkpoints.vocabulary import brings_tokenizer, check_same_tokenizer
 from morfi.checkpoints.weights import write_weights
 from morfi.device import serving_dtype
 from morfi.errors import InputError, nearest
@@ -128,7 +129,9 @@ def resolve_unmerged(
     return Checkpoint(
         name=_name(ckpt),
         model_dir=base.model_dir,
-        sha256=_merged_sha256(base_sha256=base.sha256, adapter_sha256=adapter_sha256, dtype=base.dtype),
+        sha256=_merged_sha256(
+            directory, base_sha256=base.sha256, adapter_sha256=adapter_sha256, dtype=base.dtype
+        ),
         base=base.name,
         base_sha256=base.sha256,
         adapter_sha256=adapter_sha256,
@@ -137,8 +140,10 @@ def resolve_unmerged(
     )
 
 
-def _merged_sha256(**sources: str) -> str:
-    return canonical_sha256({"kind": "merged", "format": _MERGE_FORMAT, **sources})
+def _merged_sha256(adapter_dir: Path, **sources: str) -> str:
+    # Entries of format 1 were written before tokenizers in this form counted.
+    own = {"tokenizer": "vocab.json"} if has_slow_vocabulary(adapter_dir) else {}
+    return canonical_sha256({"kind": "merged", "format": _MERGE_FORMAT, **own, **sources})
 
 
 def _resolve_adapter(
@@ -161,7 +166,7 @@ def _resolve_adapter(
     dtype = dtype or serving_dtype(model.dtype)
     base_sha256, adapter_sha256 = model.sha256(cache, progress), adapter.sha256(cache, progress)
     sources = {"base_sha256": base_sha256, "adapter_sha256": adapter_sha256, "dtype": dtype}
-    key = _merged_sha256(**sources)
+    key = _merged_sha256(adapter.path, **sources)
     manifest = Manifest(
         "merged", f"{name} on {_name(base)}", {**sources, "base": base, "adapter": str(adapter.path)}
     )
@@ -181,7 +186,7 @@ def _write_merged(directory: Path, base: ModelFiles, adapter: Adapter, dtype: st
     config = json.dumps(merge.config(base.config), indent=2, sort_keys=True)
     (directory / "config.json").write_text(config, encoding="utf-8")
     # An adapter saved with its tokenizer was trained with that one.
-    own_tokenizer = any((adapter.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    own_tokenizer = brings_tokenizer(adapter.path, base.path)
     for name in SIDE_FILES:
         source = (adapter if own_tokenizer and name in TOKENIZER_FILES else base).path / name
         if source.is_file():

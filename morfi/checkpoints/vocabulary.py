@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from morfi.checkpoints.model_files import TOKENIZER_FILES
+from morfi.checkpoints.own_tokenizer import (
+    auto_tokenizer,
+    has_slow_vocabulary,
+    has_vocabulary,
+    own_tokenizer,
+)
 from morfi.checkpoints.weights import read_json
 from morfi.errors import InputError
+
+# What settings of a tokenizer say about prompts and answers; the rest is of batches, or of who saved them.
+_SAID = ("bos_token", "eos_token", "chat_template", "add_bos_token", "add_eos_token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +40,7 @@ def check_same_tokenizer(adapter_dir: Path, base_dir: Path) -> None:
 
     Files that were only saved again, by another version or with another padding, are the same tokenizer.
     """
-    if not any((adapter_dir / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    if not brings_tokenizer(adapter_dir, base_dir):
         return
     names = [name for name in TOKENIZER_FILES if (adapter_dir / name).is_file()]
     if all(_same_bytes(adapter_dir / name, base_dir / name) for name in names):
@@ -43,21 +52,44 @@ def check_same_tokenizer(adapter_dir: Path, base_dir: Path) -> None:
         )
 
 
+def brings_tokenizer(adapter_dir: Path, base_dir: Path) -> bool:
+    """Whether an adapter's folder holds a tokenizer of its own, whose files then count and not its base's.
+
+    Raises InputError for settings of a tokenizer without its vocabulary, unless the base has the same ones.
+    """
+    if has_vocabulary(adapter_dir):
+        return True
+    for name in TOKENIZER_FILES:
+        path = adapter_dir / name
+        if path.is_file() and not _is_said_by(path, base_dir / name):
+            raise InputError(
+                f"{path} differs from that of the base {base_dir}, and the adapter has no vocabulary beside "
+                "it; save the whole tokenizer with the adapter, or remove the file"
+            )
+    return False
+
+
+def _is_said_by(path: Path, other: Path) -> bool:
+    """Whether `other` says all that decides about prompts and answers in the tokenizer's file `path`."""
+    if path.suffix != ".json" or path.name == "added_tokens.json":
+        return _same_bytes(path, other)
+    content, theirs = read_json(path), read_json(other) if other.is_file() else {}
+    return all(_text(content[key]) == _text(theirs.get(key)) for key in _SAID if content.get(key) is not None)
+
+
+def _text(token: Any) -> Any:
+    """A special token's text, which older files keep among its properties."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
 def _same_bytes(one: Path, other: Path) -> bool:
     return other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def _behaviour(directory: Path) -> dict[str, Any]:
     """All of a tokenizer that decides what becomes of a text, and where an answer ends."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"{directory} holds a tokenizer that transformers does not load: {reason}"
-        ) from error
+    # Whether BOS is added besides is decided by the model, not by these files.
+    tokenizer = own_tokenizer(directory, auto_tokenizer(directory))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = {} if backend is None else json.loads(backend.to_str())
     # Padding and truncation are set by whoever used it last.
@@ -70,8 +102,12 @@ def _behaviour(directory: Path) -> dict[str, Any]:
 
 def _tokens(directory: Path) -> Iterator[Token]:
     tokenizer, added = directory / "tokenizer.json", directory / "added_tokens.json"
+    if has_slow_vocabulary(directory):
+        tokenizer = directory / "vocab.json"
     try:
-        if tokenizer.is_file():
+        if tokenizer.name == "vocab.json":
+            yield from (Token(int(number), text) for text, number in read_json(tokenizer).items())
+        elif tokenizer.is_file():
             content = read_json(tokenizer)
             yield from (
                 Token(int(token["id"]), token["content"]) for token in content.get("added_tokens") or []
@@ -101,5 +137,7 @@ def line_ends(tokenizer: Any) -> frozenset[int]:
 
 
 def _pieces(tokenizer: Any) -> list[str]:
-    found: list[str] = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+    # Numbers may have gaps: the last is not the number of tokens less one.
+    n = 1 + max(tokenizer.get_vocab().values())
+    found: list[str] = tokenizer.batch_decode([[index] for index in range(n)])
     return found

@@ -16,7 +16,7 @@ from morfi.interventions.config import ALPHAS, SteerConfig
 from morfi.interventions.directions import Target, find_targets, scan_target
 from morfi.interventions.served import lowest, open_named
 from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE, Arm, n_surviving, rung_sizes
-from morfi.prompts import Prompt, build_prompts, check_lengths, load_tokenizer, starts_with_bos
+from morfi.prompts import Prompt, build_prompts, check_lengths, prompt_tokenizer, starts_with_bos
 from morfi.questions import QuestionSet, select
 from morfi.steering import MAX_ENTRIES
 from morfi.store.records import DirectionRow
@@ -131,7 +131,7 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
     scan = _scan(config, store, found, served[CHECKPOINT], len(targets))
     questions = _questions(config, store, trained)
     every = [question for asked in questions.values() for question in asked]
-    tokenizer = load_tokenizer(trained.base.model_dir)
+    tokenizer = prompt_tokenizer(trained.base.model_dir, trained.bos, progress)
     prompts = build_prompts(every, dict.fromkeys({one.relation for one in every}, ()), tokenizer)
     context = context_for(trained.base, config.engine)
     check_lengths(prompts, config.max_tokens, context)

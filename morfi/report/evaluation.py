@@ -120,9 +120,11 @@ def run_object(report: RunReport) -> dict[str, Any]:
 def run_details(run: RunRecord, attempts: Sequence[AttemptRecord]) -> str:
     """What made a run: what `morfi show` adds to its table."""
     adapter = f", adapter {run.adapter_sha256[:16]}" if run.adapter_sha256 else ""
+    bos = f" (--bos {run.config['bos']})" if "bos" in run.config else ""
     lines = [
         f"checkpoint {run.ckpt_sha256[:16]} (base {run.base} {(run.base_sha256 or '')[:16]}{adapter})",
-        f"data {run.data} {run.data_sha256[:16]}; prompt {run.prompt!r}, BOS {'yes' if run.bos else 'no'}",
+        f"data {run.data} {run.data_sha256[:16]}; prompt {run.prompt!r}, "
+        f"BOS {'yes' if run.bos else 'no'}{bos}",
         f"settings {json.dumps(dict(run.config), sort_keys=True)}",
     ]
     for number, attempt in enumerate(attempts, 1):

@@ -14,8 +14,8 @@ from morfi.eval_config import check_match, check_numbers
 ALL_LINEAR = "all-linear"
 SCHEDULES = ("constant", "linear", "cosine")
 DTYPES = ("bfloat16", "float32")
-# They name the trainings of a run, and say nothing about one of them.
-_ELSEWHERE = ("model", "seeds")
+# They name the trainings of a run and say nothing about one of them, or (bos) stand there as what they do.
+_ELSEWHERE = ("model", "seeds", "bos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class TrainConfig:
     dev_limit: int = 200  # questions for dev accuracy, measured after every epoch
     max_tokens: int = 16  # of an answer to a dev question
     match: str = "squad"
+    bos: str = "auto"  # as `morfi split` asked the model: examples and prompts agree
 
     def __post_init__(self) -> None:
         check_match(self.match)

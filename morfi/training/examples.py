@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from morfi.errors import InputError
-from morfi.prompts import build_prompts
+from morfi.prompts import build_prompts, check_no_control
 from morfi.types import Question
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class Example:
 def encode_examples(questions: Sequence[Question], tokenizer: Any, context: int) -> tuple[Example, ...]:
     """The examples of `questions`, in order: the 0-shot prompt of an evaluation, " answer" and a newline.
 
-    Raises InputError where a prompt's own token ids are not the beginning of the whole, where the tokenizer
-    writes no newline, and where an example is longer than `context`.
+    Raises InputError where a text holds a control token, where a prompt's own token ids are not the beginning
+    of the whole, where the tokenizer writes no newline, and where an example is longer than `context`.
     """
     if not questions:
         return ()
@@ -66,6 +66,7 @@ def encode_examples(questions: Sequence[Question], tokenizer: Any, context: int)
                 f"{context}; leave the question out"
             )
         examples.append(Example(question.id, tuple(ids), n_prompt))
+    check_no_control([(example.question_id, example.token_ids) for example in examples], tokenizer)
     return tuple(examples)
 
 

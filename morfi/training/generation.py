@@ -26,7 +26,8 @@ class LiveGenerator:
         self._model, self._tokenizer, self._batch = model, tokenizer, batch
         eos = getattr(model.generation_config, "eos_token_id", None)
         ends = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
-        self._ends = frozenset(ends | set(newline_tokens(tokenizer)))
+        newlines = frozenset(newline_tokens(tokenizer))
+        self._ends, self._end_tokens = ends | newlines, frozenset(ends - newlines)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -64,7 +65,9 @@ class LiveGenerator:
                 generated[index] = token_ids
             if on_finished is not None:
                 on_finished(len(indices))
-        texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True) if generated else []
+        # An end token need not be a special one.
+        own = [ids[:-1] if ids[-1] in self._end_tokens else ids for ids in generated]
+        texts = self._tokenizer.batch_decode(own, skip_special_tokens=True) if own else []
         return [
             [Completion(text.split("\n", 1)[0], tuple(ids), "stop" if ids[-1] in self._ends else "length", 0)]
             for text, ids in zip(texts, generated, strict=True)

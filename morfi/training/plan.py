@@ -11,9 +11,10 @@ from typing import Any
 from morfi.checkpoints import Checkpoint, resolve
 from morfi.checkpoints.model_files import canonical_sha256
 from morfi.checkpoints.presets import PRESETS
+from morfi.checkpoints.tokenizer import open_tokenizer
 from morfi.checkpoints.weights import read_json
 from morfi.errors import InputError
-from morfi.prompts import Prompt, build_prompts, check_lengths, load_tokenizer, starts_with_bos
+from morfi.prompts import Prompt, build_prompts, check_lengths, starts_with_bos
 from morfi.questions import select
 from morfi.training.config import TrainConfig
 from morfi.training.examples import Example, encode_examples
@@ -100,7 +101,10 @@ def prepare_training(config: TrainConfig, data: TrainingData, progress: Progress
         progress.phase(
             f"{config.model} has no preset: what was not given is as for models of 8 billion parameters"
         )
-    tokenizer = load_tokenizer(base.model_dir)
+    found = open_tokenizer(base.model_dir, config.bos)
+    for line in found.changes.values():
+        progress.phase(line)
+    tokenizer = found.tokenizer
     asked = select(data.dev, limit=config.dev_limit) if data.dev else ()
     dev = tuple(build_prompts(asked, dict.fromkeys((q.relation for q in asked), ()), tokenizer))
     check_lengths(dev, config.max_tokens, context)
@@ -114,6 +118,9 @@ def prepare_training(config: TrainConfig, data: TrainingData, progress: Progress
         "data_sha256": data.sha256,
         "dev_sha256": ids_sha256([prompt.question.id for prompt in dev]),
     }
+    if found.changes:
+        # Other tokens than those that a folder of this sha256 was trained on before.
+        common["tokens"] = [*found.changes, starts_with_bos(dev, tokenizer)]
     jobs = []
     for mixture in data.mixtures:
         examples = encode_examples(mixture.questions, tokenizer, context)

@@ -156,6 +156,17 @@ def test_an_entry_carries_the_tokenizer_of_the_adapter_else_of_the_base(root: Pa
     assert (second.model_dir / "generation_config.json").is_file()
 
 
+def test_an_adapters_tokenizer_in_vocab_json_and_merges_txt_is_the_entrys(root: Path) -> None:
+    before = resolve(str(root / "adapter"))
+    (root / "adapter" / "vocab.json").write_text('{"b": 0}')
+    (root / "adapter" / "merges.txt").write_text("#version: 0.2\n")
+    found = resolve(str(root / "adapter"))
+    assert found.sha256 != before.sha256
+    assert json.loads((found.model_dir / "vocab.json").read_text()) == {"b": 0}
+    assert (found.model_dir / "merges.txt").is_file()
+    assert not (found.model_dir / "tokenizer.json").exists()
+
+
 def test_a_failed_merge_leaves_no_entry(root: Path, cache: Cache) -> None:
     configure(root / "adapter", base_model_name_or_path=str(root / "mistral"))
     tensors = load_file(root / "adapter" / "adapter_model.safetensors")

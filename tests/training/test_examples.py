@@ -67,15 +67,24 @@ def test_an_example_longer_than_the_context_is_refused(tokenizer: PreTrainedToke
         encode_examples([question()], tokenizer, length - 1)
 
 
+def test_an_answer_with_a_control_token_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    asked = Question("q7", "P17", "Lima", "Which country is Lima in?", ("Peru</s>",))
+    with pytest.raises(InputError, match=r"question q7: .*control token \(</s>\)"):
+        encode_examples([asked], tokenizer, 500)
+
+
 class Joining:
     """A tokenizer that changes what the byte tokenizer gives for a text that holds an answer."""
-
-    bos_token_id = None
 
     def __init__(self, inner: Any, change: Callable[[list[int]], list[int]]) -> None:
         self._inner, self._change = inner, change
 
-    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __call__(self, texts: Any, **options: Any) -> Any:
+        if isinstance(texts, str):
+            return self._inner(texts, **options)
         encoded = self._inner(texts)["input_ids"]
         return {
             "input_ids": [

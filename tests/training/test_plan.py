@@ -22,6 +22,16 @@ def test_every_mixture_is_trained_with_every_seed(train_tiny: Any) -> None:
     assert task.bos
 
 
+def test_examples_and_dev_prompts_have_bos_alike_and_the_fingerprint_says_so(train_tiny: Any) -> None:
+    auto, yes, no = (train_tiny.prepare(bos=bos) for bos in ("auto", "yes", "no"))
+    assert auto.fingerprint == yes.fingerprint != no.fingerprint
+    assert (auto.bos, no.bos) == (True, False)
+    for with_bos, without in zip(auto.jobs[0].examples, no.jobs[0].examples, strict=True):
+        assert with_bos.token_ids == (0, *without.token_ids)
+        assert with_bos.n_targets == without.n_targets
+    assert [one.token_ids[1:] for one in auto.dev] == [one.token_ids for one in no.dev]
+
+
 def test_each_dev_question_is_asked_without_exemplars(train_tiny: Any) -> None:
     task = train_tiny.prepare(train_tiny.data(n_dev=6), dev_limit=4)
     assert len(task.dev) == 4
