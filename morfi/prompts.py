@@ -55,7 +55,7 @@ def build_prompts(
     *,
     chat: bool = False,
 ) -> list[Prompt]:
-    """The prompts of `questions`, in order; no text holds a control token, so that BOS stands in front at most.
+    """The prompts of `questions`, in order; no text holds a control token, BOS stands in front at most.
 
     With `chat` every exemplar is a turn of the model's own chat template; else plain "Q:" and "A:" lines.
     The first accepted answer of an exemplar is shown.
