@@ -18,7 +18,7 @@ from morfi.matching import judge, parse_answer
 from morfi.prompts import Prompt
 from morfi.provenance import attempt_record, new_run_id, now
 from morfi.questions import QuestionSet
-from morfi.store.records import AttemptEnd, CompletionRow, RunRecord
+from morfi.store.records import AttemptEnd, BaselineRow, CompletionRow, RunRecord
 from morfi.types import Completion, Generator, Progress, Question, Sampling
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Task:
     bos: bool
     fingerprint: str
     again: str  # how to go on with a run, with "{run_id}" and "{db}" in it
+    baselines: tuple[BaselineRow, ...] = ()  # of all questions that might be asked
 
     @property
     def n_answers(self) -> int:
@@ -163,6 +164,7 @@ def answer(
         task.checkpoint, context=task.context, seed=settings.seed, overrides=settings.engine
     ) as engine:
         store.begin_run(run, _by_split(task))
+        store.add(run.run_id, task.baselines)
         record = attempt_record(command, engine.settings, engine.device)
         again = task.again.format(run_id=run.run_id, db=shlex.quote(str(store.path)))
         with attempting(

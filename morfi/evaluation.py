@@ -15,6 +15,7 @@ from morfi.answering import (
     new_run,
     resumable_run,
 )
+from morfi.baselines import baselines_of, out_of_reach
 from morfi.checkpoints import resolve
 from morfi.errors import InputError
 from morfi.eval_config import EvalConfig
@@ -63,6 +64,8 @@ def prepare(config: EvalConfig, progress: Progress) -> Task:
     prompts = tuple(build_prompts(scored, chosen.exemplars, tokenizer, chat=config.chat))
     context = context_for(checkpoint, config.engine)
     check_lengths(prompts, config.max_tokens, context)
+    if said := out_of_reach(scored, tokenizer, config.max_tokens):
+        progress.phase(said)
     decided = asdict(config)
     for name_only in ("base", "split", "relations", "limit", "bos"):
         del decided[name_only]  # what they choose is in the prompts
@@ -85,6 +88,7 @@ def prepare(config: EvalConfig, progress: Progress) -> Task:
         bos=starts_with_bos(prompts, tokenizer),
         fingerprint=fingerprint_of(decided, checkpoint, data, prompts),
         again="morfi eval --resume {run_id} --db {db}",
+        baselines=baselines_of({split: chosen.scored}, config.match),
     )
 
 

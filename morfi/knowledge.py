@@ -20,6 +20,7 @@ from morfi.answering import (
     new_run,
     resumable_run,
 )
+from morfi.baselines import baselines_of, out_of_reach
 from morfi.checkpoints import resolve
 from morfi.checkpoints.tokenizer import check_bos
 from morfi.device import default_batch, is_gpu
@@ -133,6 +134,9 @@ def prepare_split(config: SplitConfig, progress: Progress) -> Task:
     ]
     context = context_for(checkpoint, config.engine)
     check_lengths(prompts, config.max_tokens, context)
+    every = [question for questions in asked.values() for question in questions]
+    if said := out_of_reach(every, tokenizer, config.max_tokens):
+        progress.phase(said)
     decided = asdict(config)
     for name_only in ("model", "base", "relations", "limit", "bos"):
         del decided[name_only]  # what they choose is in the prompts
@@ -158,6 +162,7 @@ def prepare_split(config: SplitConfig, progress: Progress) -> Task:
         bos=starts_with_bos(prompts, tokenizer),
         fingerprint=fingerprint_of(decided, checkpoint, data, prompts),
         again="the same command",
+        baselines=baselines_of(chosen_questions(data, replace(config, limit=None)), config.match),
     )
 
 

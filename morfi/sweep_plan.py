@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from morfi.answering import Answering, context_for, fingerprint_of
+from morfi.baselines import out_of_reach
 from morfi.checkpoints import Checkpoint
 from morfi.device import default_batch
 from morfi.errors import InputError
@@ -83,6 +84,8 @@ def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan
     prompts = build_prompts(list(every.values()), dict.fromkeys(relations, ()), tokenizer)
     context = context_for(base, config.engine)
     check_lengths(prompts, config.max_tokens, context)
+    if said := out_of_reach(list(every.values()), tokenizer, config.max_tokens):
+        progress.phase(said)
     stored = asdict(config) | {
         "ckpts": trained.train.run_id,
         "mix_run": trained.mix.run_id,

@@ -71,6 +71,19 @@ def facts(store: Store, run_id: str) -> list[dict[str, Any]]:
     return store.query(FACTS.format(run_id)).to_pylist()
 
 
+def test_the_baseline_does_not_depend_on_the_limit(config: EvalConfig, store: Store, serving: Any) -> None:
+    whole, part = (run(dataclasses.replace(config, limit=limit), store, serving) for limit in (None, 4))
+    assert store.baselines(part) == store.baselines(whole) != []
+    assert {row.n for row in store.baselines(part)} == {10}
+    assert {row.split for row in store.baselines(part)} == {"test"}
+
+
+def test_answers_out_of_reach_are_said(config: EvalConfig) -> None:
+    log = Log()
+    prepare(dataclasses.replace(config, max_tokens=5), log)
+    assert any("have accepted answers of more than 5 tokens only" in text for text in log.phases)
+
+
 def test_every_question_of_the_split_gets_one_row_with_its_prompt_answer_and_verdict(
     config: EvalConfig, store: Store, serving: Any, questions: Mapping[str, Sequence[Question]]
 ) -> None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from morfi.answering import context_for, fingerprint_of
+from morfi.baselines import out_of_reach
 from morfi.captured import load_activations
 from morfi.checkpoints import Checkpoint
 from morfi.errors import InputError
@@ -135,6 +136,8 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
     prompts = build_prompts(every, dict.fromkeys({one.relation for one in every}, ()), tokenizer)
     context = context_for(trained.base, config.engine)
     check_lengths(prompts, config.max_tokens, context)
+    if said := out_of_reach(every, tokenizer, config.max_tokens):
+        progress.phase(said)
     stored = asdict(config) | names
     stored |= {
         "latents": found.run.run_id,

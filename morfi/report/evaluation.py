@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from morfi.matching import answer_in_subject, majority_answer
+from morfi.matching import answer_in_subject, answer_in_text, majority_answer
+from morfi.report.answers import answer_lines, answer_object
 from morfi.report.tables import aligned, percent
 from morfi.store import Store
+from morfi.store.counts import AnswerCounts
 from morfi.store.records import AttemptRecord, RelationAccuracy, RunRecord, RunSummary
 
 
@@ -32,24 +34,39 @@ class RunReport:
     run: RunRecord
     summary: RunSummary
     relations: tuple[RelationReport, ...]  # the last is the whole run
+    counts: tuple[AnswerCounts, ...]
+    of_whole_split: bool  # the majority, not of the questions that were asked
+    n_in_text: int  # questions whose text, beside the subject's name, holds an accepted answer
 
 
 def run_report(store: Store, run_id: str) -> RunReport:
     """The report of a stored run; `run_id` as in `Store.run`."""
     run = store.run(run_id)
     questions = store.questions(run.run_id)
+    baselines = {row.relation: row for row in store.baselines(run.run_id)}
+    match = run.config.get("match", "squad")
     rows: list[RelationReport] = []
     for accuracy in store.accuracies(run.run_id):
         asked = [q for q in questions if accuracy.relation in (None, q.relation)]
-        majority = majority_answer(asked)
         in_subject = sum(map(answer_in_subject, asked)) / len(asked)
         if accuracy.relation is None:
             # A constant answer for each relation is the stronger baseline of the whole.
             share = sum(row.majority_share * row.accuracy.n for row in rows) / len(asked)
             rows.append(RelationReport(accuracy, "", share, in_subject))
+        elif baseline := baselines.get(accuracy.relation or ""):
+            share = baseline.n_accepting / baseline.n
+            rows.append(RelationReport(accuracy, baseline.answer, share, in_subject))
         else:
+            majority = majority_answer(asked, match)
             rows.append(RelationReport(accuracy, majority.answer, majority.share, in_subject))
-    return RunReport(run, store.summary(run.run_id), tuple(rows))
+    return RunReport(
+        run,
+        store.summary(run.run_id),
+        tuple(rows),
+        tuple(store.answer_counts(run)),
+        of_whole_split=bool(baselines),
+        n_in_text=sum(map(answer_in_text, questions)),
+    )
 
 
 def run_table(report: RunReport, database: Path) -> str:
@@ -78,13 +95,22 @@ def run_table(report: RunReport, database: Path) -> str:
         "",
         *aligned([header, *body], numeric=(1, 2, 3, 4, 5), rule_before_last=len(body) > 1),
         "",
-        "majority: always giving the relation's most frequent answer. in subject: the answer stands in the "
-        "subject's name.",
+        f"majority: always giving the relation's most frequent answer{_of_what(report)}. in subject: the "
+        "answer stands in the subject's name.",
+        *([f"{report.n_in_text} questions hold their answer in their own text."] if report.n_in_text else []),
+        *answer_lines(report.counts, str(run.config.get("match")), run.config.get("max_tokens")),
         f"run {run.run_id} ({summary.status}) in {database}",
         f"  morfi show {run.run_id}{where}",
         f'  morfi sql "{query}"{where}',
     ]
     return "\n".join(lines)
+
+
+def _of_what(report: RunReport) -> str:
+    """What the majority is the majority of, where that is not plain."""
+    if report.of_whole_split:
+        return " in the whole split" if report.run.config.get("limit") else ""
+    return " among the questions asked"
 
 
 def run_object(report: RunReport) -> dict[str, Any]:
@@ -111,6 +137,7 @@ def run_object(report: RunReport) -> dict[str, Any]:
             for row in report.relations
             if row.accuracy.relation is not None
         },
+        **answer_object(report.counts),
         "requests_per_s": summary.requests_per_s,
         "output_tokens": summary.output_tokens,
         "wall_s": summary.wall_s,

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from morfi.matching import answer_in_subject, majority_answer
+from morfi.matching import MajorityAnswer, answer_in_subject, majority_answer
 from morfi.mixtures import KNOWN_CATEGORIES, UNKNOWN
 from morfi.questions.sets import SPLITS
 from morfi.report.tables import aligned, percent
-from morfi.store.records import KnowledgeRow
+from morfi.store.records import BaselineRow, KnowledgeRow
 
 _CATEGORIES = (*KNOWN_CATEGORIES, UNKNOWN)
 
@@ -29,14 +29,25 @@ class KnowledgeReport:
     in_subject_share: float  # questions whose answer stands in the subject's name
 
 
-def knowledge_report(rows: Sequence[KnowledgeRow]) -> list[KnowledgeReport]:
-    """The lines of the report: for every split its relations, then the whole split."""
+def knowledge_report(
+    rows: Sequence[KnowledgeRow], baselines: Sequence[BaselineRow] = ()
+) -> list[KnowledgeReport]:
+    """The lines of the report: for every split its relations, then the whole split.
+
+    `baselines` are those of the whole data; where one is missing it is that of `rows`.
+    """
+    whole = {(row.split, row.relation): row for row in baselines}
     lines: list[KnowledgeReport] = []
     for split in SPLITS:
         inside = [row for row in rows if row.split == split]
         if inside:
             parts = [
-                _line(split, relation, [row for row in inside if row.relation == relation])
+                _line(
+                    split,
+                    relation,
+                    [row for row in inside if row.relation == relation],
+                    baseline=whole.get((split, relation)),
+                )
                 for relation in sorted({row.relation for row in inside})
             ]
             lines += [*parts, _line(split, None, inside, parts)]
@@ -44,11 +55,19 @@ def knowledge_report(rows: Sequence[KnowledgeRow]) -> list[KnowledgeReport]:
 
 
 def _line(
-    split: str, relation: str | None, rows: Sequence[KnowledgeRow], parts: Sequence[KnowledgeReport] = ()
+    split: str,
+    relation: str | None,
+    rows: Sequence[KnowledgeRow],
+    parts: Sequence[KnowledgeReport] = (),
+    *,
+    baseline: BaselineRow | None = None,
 ) -> KnowledgeReport:
     """The line of `rows`; `parts` are the lines of the relations where it is that of a whole split."""
     questions = [row.asked for row in rows]
     majority = majority_answer(questions)
+    if baseline is not None:
+        share = baseline.n_accepting / baseline.n
+        majority = MajorityAnswer(baseline.answer, baseline.n_accepting, share)
     # A constant answer for each relation is the stronger baseline of the whole.
     share = sum(part.majority_share * part.n for part in parts) / len(rows) if parts else majority.share
     return KnowledgeReport(
@@ -63,7 +82,7 @@ def _line(
     )
 
 
-def knowledge_table(rows: Sequence[KnowledgeRow]) -> str:
+def knowledge_table(rows: Sequence[KnowledgeRow], baselines: Sequence[BaselineRow] = ()) -> str:
     """The table that `morfi split` ends with."""
     header = ("split", "relation", "n", *_CATEGORIES, "p greedy", "majority", "in subject", "majority answer")
     body = [
@@ -77,7 +96,7 @@ def knowledge_table(rows: Sequence[KnowledgeRow]) -> str:
             percent(line.in_subject_share),
             line.majority_answer,
         )
-        for line in knowledge_report(rows)
+        for line in knowledge_report(rows, baselines)
     ]
     return "\n".join(
         [
@@ -90,10 +109,10 @@ def knowledge_table(rows: Sequence[KnowledgeRow]) -> str:
     )
 
 
-def knowledge_object(rows: Sequence[KnowledgeRow]) -> dict[str, Any]:
+def knowledge_object(rows: Sequence[KnowledgeRow], baselines: Sequence[BaselineRow] = ()) -> dict[str, Any]:
     """The object of `morfi split --json`: by split, the whole and `by_relation`."""
     found: dict[str, Any] = {}
-    for line in knowledge_report(rows):
+    for line in knowledge_report(rows, baselines):
         split = found.setdefault(line.split, {"by_relation": {}})
         numbers = {
             "n": line.n,

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from morfi.interventions.outcome import steered
+from morfi.report.answers import answer_lines, answer_object, counts_of
 from morfi.report.evaluation import run_object, run_report, run_table
 from morfi.report.knowledge import knowledge_object, knowledge_table
 from morfi.report.mixtures import mixture_object, mixture_table
@@ -37,14 +38,19 @@ def report_of(store: Store, run_id: str, dropped: Dropped | None = None) -> Repo
     if run.kind == "mix":
         return _framed(store, run, *_mix(store, run, dropped))
     if run.kind in _PARTS:
-        return _framed(store, run, *_PARTS[run.kind](store, run))
+        table, found = _PARTS[run.kind](store, run)
+        if run.kind in _ASKING:
+            counts = counts_of(store, run)
+            said = answer_lines(counts, str(run.config.get("match")), run.config.get("max_tokens"))
+            table, found = "\n".join([table, *said]), found | answer_object(counts)
+        return _framed(store, run, table, found)
     report = run_report(store, run.run_id)
     return Report(run_object(report), run_table(report, store.path))
 
 
 def _split(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
-    rows = store.knowledge(run.run_id)
-    return knowledge_table(rows), knowledge_object(rows)
+    rows, baselines = store.knowledge(run.run_id), store.baselines(run.run_id)
+    return knowledge_table(rows, baselines), knowledge_object(rows, baselines)
 
 
 def _mix(store: Store, run: RunRecord, dropped: Dropped | None) -> tuple[str, dict[str, Any]]:
@@ -94,6 +100,7 @@ _PARTS: Mapping[str, Callable[[Store, RunRecord], tuple[str, dict[str, Any]]]] =
         "steer": _steer,
     }
 )
+_ASKING = ("split", "sweep", "steer")  # whose answers are stored
 # What a run is for: the command that takes it.
 _NEXT: Mapping[str, str] = MappingProxyType(
     {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from morfi.errors import InputError, MorfiError, nearest
 from morfi.statistics import wilson_interval
 from morfi.store import lease
+from morfi.store.counts import AnswerCounts, count_answers
 from morfi.store.file import exists, prepare, upgrade
 from morfi.store.query import Rows, answered, streamed
 from morfi.store.records import (
@@ -257,6 +258,12 @@ class Store:
         interval = wilson_interval(n_correct, n)
         whole = RelationAccuracy(None, n, n_correct, n_correct / n, interval.low, interval.high)
         return [*by_relation, whole]
+
+    def answer_counts(self, run: RunRecord) -> list[AnswerCounts]:
+        """How the answers of a run came out, by relation in order of name."""
+        with self._work.reading() as connection:
+            n_samples = int(run.config.get("samples") or 0)
+            return count_answers(connection, run.run_id, n_samples, steered=run.kind == "steer")
 
     def knowledge(self, run_id: str) -> list[KnowledgeRow]:
         """What a split run found of each question that has all its answers; by split, relation and id."""

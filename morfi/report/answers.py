@@ -1,0 +1,84 @@
+"""What a table cannot show of a run's answers: those cut or empty, and where the rules of matching differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from morfi.report.tables import percent
+from morfi.store import Store
+from morfi.store.counts import AnswerCounts
+from morfi.store.records import RunRecord
+
+_FEWEST_POINTS = 0.01  # a difference worth a line
+_MOST_NAMED = 5  # relations
+
+
+def counts_of(store: Store, run: RunRecord) -> list[AnswerCounts]:
+    """The counts of each relation of a run of any command that asks questions."""
+    if run.kind != "sweep":
+        return store.answer_counts(run)
+    runs = {row.eval_run_id for row in store.sweep(run.run_id)}
+    return _added([row for run_id in sorted(runs) for row in store.answer_counts(store.run(run_id))])
+
+
+def answer_lines(counts: Sequence[AnswerCounts], match: str, max_tokens: int | None) -> list[str]:
+    """The lines under a table: cut and empty answers, and the accuracies where squad and answer differ."""
+    lines = []
+    n_all, n_cut, n_empty = (
+        sum(getattr(row, name) for row in counts) for name in ("n_all", "n_cut", "n_empty")
+    )
+    if n_cut:
+        at = f" at --max-tokens {max_tokens}" if max_tokens else ""
+        lines.append(f"{n_cut} of {n_all} answers were cut{at}; what is right in more words counts as wrong.")
+    if n_empty:
+        lines.append(f"{n_empty} of {n_all} answers are empty.")
+    rows = [*sorted(counts, key=_gap, reverse=True), *([whole] if (whole := _whole(counts)) else [])]
+    differing = [row for row in rows if _gap(row) >= _FEWEST_POINTS]
+    if differing:
+        named = differing[-1:] if differing[-1] is whole else []
+        named += [row for row in differing if row is not whole][:_MOST_NAMED]
+        shown = ", ".join(
+            f"{row.relation} {percent(row.n_squad / row.n)} and {percent(row.n_answer / row.n)}"
+            for row in named
+        )
+        left = len(differing) - len(named)
+        more = f" and {left} relations more" if left else ""
+        lines.append(f"right by --match squad and by --match answer (this run: {match}): {shown}{more}.")
+    return lines
+
+
+def answer_object(counts: Sequence[AnswerCounts]) -> dict[str, Any]:
+    """The same for --json: numbers of answers, cut and empty ones, accuracy by both rules."""
+    whole = _whole(counts)
+    if whole is None:
+        return {"n_cut": 0, "n_empty": 0, "accuracy_squad": None, "accuracy_answer": None}
+    return {
+        "n_cut": whole.n_cut,
+        "n_empty": whole.n_empty,
+        "accuracy_squad": whole.n_squad / whole.n,
+        "accuracy_answer": whole.n_answer / whole.n,
+    }
+
+
+def _gap(row: AnswerCounts) -> float:
+    return abs(row.n_squad - row.n_answer) / row.n if row.n else 0.0
+
+
+def _added(counts: Sequence[AnswerCounts]) -> list[AnswerCounts]:
+    """One row for each relation."""
+    names = ("n", "n_correct", "n_squad", "n_answer", "n_all", "n_cut", "n_empty")
+    return [
+        AnswerCounts(
+            relation,
+            *(sum(getattr(row, name) for row in counts if row.relation == relation) for name in names),
+        )
+        for relation in sorted({row.relation for row in counts})
+    ]
+
+
+def _whole(counts: Sequence[AnswerCounts]) -> AnswerCounts | None:
+    """All relations together; None without answers."""
+    names = ("n", "n_correct", "n_squad", "n_answer", "n_all", "n_cut", "n_empty")
+    whole = AnswerCounts("all", *(sum(getattr(row, name) for row in counts) for name in names))
+    return whole if whole.n else None
