@@ -55,6 +55,8 @@ def run_evaluation(
 def prepare(config: EvalConfig, progress: Progress) -> Task:
     """The task of `config`: checkpoint resolved, questions chosen, prompts built and checked."""
     data = load_questions(config.data)
+    for note in data.notes:
+        progress.phase(note)
     split = _split(config, data)
     pool = select(data.splits[split], relations=config.relations, seed=config.seed)
     chosen = choose_shots(data, pool, split, shots=config.shots, seed=config.seed)

@@ -124,6 +124,8 @@ def run_split(
 def prepare_split(config: SplitConfig, progress: Progress) -> Task:
     """The task of `config`: every question of every split with its `n_ex` prompts."""
     data = with_splits(load_questions(config.data))
+    for note in data.notes:
+        progress.phase(note)
     asked = chosen_questions(data, config)
     checkpoint = resolve(config.model, base=config.base, dtype=config.dtype, progress=progress.phase)
     tokenizer = prompt_tokenizer(checkpoint.model_dir, config.bos, progress)

@@ -11,8 +11,10 @@ from typing import Any
 
 from morfi.errors import InputError
 from morfi.questions.sets import SPLITS, UNSPLIT, answers_of, shown, text_of
+from morfi.questions.wordings import find_subjects
 from morfi.types import Question
 
+_MOST_NAMED = 3  # wordings in one note
 _FILE_NAME = re.compile(r"(P\d+)(?:\.(train|dev|test))?\.json")
 
 
@@ -31,25 +33,29 @@ class _Row:
     answers: tuple[str, ...]
 
 
-def read_folder(folder: Path) -> dict[str, list[Question]]:
-    """The questions of a folder by split, with the subject of each found from its relation's wording.
+def read_folder(folder: Path) -> tuple[dict[str, list[Question]], list[str]]:
+    """The questions of a folder by split, the subject of each found from its relation's wording; and notes.
 
     The folder holds train/, dev/ and test/ with P17.train.json and so on, or the folder dataset/ in it does,
     or it holds P17.test.json or P17.json files itself; other files are left alone. A file is a list of
-    {"question", "answers"}. The subject is what remains of a question without the words that all questions of
-    its relation, in all splits, begin and end with. Ids read "P17/test/00000".
+    {"question", "answers"}. The subject is what remains of a question without the wording that it shares
+    with others of its relation, in all splits. Ids read "P17/test/00000". The notes, a sentence each, say
+    where this was not plain.
     Raises InputError for an unusable folder, file or question.
     """
     by_relation: dict[str, list[_Row]] = {}
     for source in _sources(folder):
         by_relation.setdefault(source.relation, []).extend(_rows(source))
     splits: dict[str, list[Question]] = {}
+    notes: list[str] = []
     for relation, rows in by_relation.items():
-        for row, subject in zip(rows, _subjects(rows), strict=True):
+        subjects, said = _subjects(rows)
+        notes += said
+        for row, subject in zip(rows, subjects, strict=True):
             name = f"{relation}/{row.source.split}/{row.number:05d}"
             question = Question(name, relation, subject, row.text, row.answers)
             splits.setdefault(row.source.split, []).append(question)
-    return splits
+    return splits, notes
 
 
 def _sources(folder: Path) -> list[_Source]:
@@ -112,33 +118,35 @@ def _json_list(path: Path) -> list[Any]:
     return content
 
 
-def _subjects(rows: Sequence[_Row]) -> list[str]:
-    """What differs between the questions of one relation, for each of them."""
-    path = rows[0].source.path
+def _subjects(rows: Sequence[_Row]) -> tuple[list[str], list[str]]:
+    """The subjects of the questions of one relation, and what is to be said of how they were found."""
+    path, relation = rows[0].source.path, rows[0].source.relation
     if len({row.text for row in rows}) < 2:
         raise InputError(
-            f"{path}: {rows[0].source.relation} has one question only, {shown(rows[0].text)}, so its "
+            f"{path}: {relation} has one question only, {shown(rows[0].text)}, so its "
             'subject cannot be told from its wording; give a JSONL file with "subject" instead'
         )
-    texts = [row.text for row in rows]
-    n_before = _shared_length(texts)
-    rests = [text[n_before:] for text in texts]
-    n_after = _shared_length([rest[::-1] for rest in rests])
-    subjects = [rest[: len(rest) - n_after].strip() for rest in rests]
-    for row, subject in zip(rows, subjects, strict=True):
-        if not subject:
+    found = find_subjects([row.text for row in rows])
+    for row, subject in zip(rows, found.subjects, strict=True):
+        if subject == "":
             raise InputError(
                 f"{row.source.path}, question {row.number + 1}: {shown(row.text)} holds no subject, only the "
-                f"words that all questions of {row.source.relation} share; correct the question"
+                f"words that all questions of {relation} share; correct the question"
             )
-    return subjects
-
-
-def _shared_length(texts: Sequence[str]) -> int:
-    """How many characters all texts begin with, cut back to where a word ends in every one of them."""
-    first, last = min(texts), max(texts)  # what these two share, all between them share
-    differing = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-    length = next(differing, min(len(first), len(last)))
-    while length and any(text[length - 1 : length + 1].isalnum() and len(text) > length for text in texts):
-        length -= 1
-    return length
+    notes = []
+    if len(found.wordings) > 1:
+        named = ", ".join(f"{wording} ({wording.n})" for wording in found.wordings[:_MOST_NAMED])
+        more = ", ..." if len(found.wordings) > _MOST_NAMED else ""
+        notes.append(f"{relation}: subjects were found from {len(found.wordings)} wordings: {named}{more}")
+    if found.moved:
+        notes.append(
+            f"{relation}: {', '.join(map(shown, found.moved))} is taken for a part of its subjects, all of "
+            'which have it; if it is part of the question, give a JSONL file with "subject"'
+        )
+    if unknown := [row for row, subject in zip(rows, found.subjects, strict=True) if subject is None]:
+        notes.append(
+            f"{relation}: {len(unknown)} questions are worded like no other, such as "
+            f"{shown(unknown[0].text)}; their whole text stands for their subject"
+        )
+    subjects = [subject or row.text for row, subject in zip(rows, found.subjects, strict=True)]
+    return subjects, notes

@@ -11,11 +11,13 @@ import string
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError, nearest
+from morfi.folding import holds_text
+from morfi.questions.keys import KEYS, check_keys, notes_on, unique_keys
 from morfi.questions.recognition import Families, subject_key, without_marks
 from morfi.types import Question
 
@@ -23,7 +25,6 @@ SPLITS = ("train", "dev", "test")
 UNSPLIT = "all"  # the only split of a source that does not say which split its questions belong to
 
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
-_KEYS = ("id", "relation", "subject", "question", "answers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class QuestionSet:
     name: str
     sha256: str
     splits: Mapping[str, tuple[Question, ...]]  # keys among train, dev and test, or only "all"
+    notes: tuple[str, ...] = ()  # what is to be said of how it was read, a sentence each
 
 
 def load_questions(source: str) -> QuestionSet:
@@ -47,9 +49,11 @@ def load_questions(source: str) -> QuestionSet:
     path = Path(source)
     try:
         if path.is_dir():
-            return question_set(path.resolve().name, entity_questions.read_folder(path))
+            splits, notes = entity_questions.read_folder(path)
+            return replace(question_set(path.resolve().name, splits), notes=tuple(notes))
         if path.exists():
-            return question_set(path.name, _read_jsonl(path))
+            splits, notes = _read_jsonl(path)
+            return replace(question_set(path.name, splits), notes=tuple(notes))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     raise InputError(
@@ -94,7 +98,7 @@ def with_splits(data: QuestionSet) -> QuestionSet:
     for group in groups.values():
         key = min(split_key(question.subject) or subject_key(question.subject) for question in group)
         splits[split_of(key, "questions/1")] += group
-    return question_set(data.name, splits)
+    return replace(question_set(data.name, splits), notes=data.notes)
 
 
 def split_of(key: str, salt: str) -> str:
@@ -168,11 +172,15 @@ def text_of(value: Any, what: str) -> str:
     """
     if not isinstance(value, str):
         raise InputError(f"{what} is {shown(value)}; expected a string")
-    if not value.strip():
-        raise InputError(f"{what} is blank; expected some text")
+    if not holds_text(value):
+        raise InputError(f"{what} is blank{_unseen(value)}; expected some text")
     if _UNWRITABLE.search(value):
         raise InputError(f"{what} is {shown(value)}; expected no NUL and no half of a surrogate pair")
     return value
+
+
+def _unseen(value: str) -> str:
+    return f" to a reader (it is {shown(value)})" if value.strip() else ""
 
 
 def answers_of(value: Any, what: str) -> tuple[str, ...]:
@@ -188,7 +196,8 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _read_jsonl(path: Path) -> dict[str, list[Question]]:
+def _read_jsonl(path: Path) -> tuple[dict[str, list[Question]], list[str]]:
+    names: set[str] = set()
     splits: dict[str, list[Question]] = {}
     first_line_of: dict[str, int] = {}
     first_has_split: bool | None = None
@@ -198,6 +207,7 @@ def _read_jsonl(path: Path) -> dict[str, list[Question]]:
         where = f"{path}, line {number}"
         row = _json_object(line, where)
         question = _question(row, where)
+        names |= row.keys()
         earlier = first_line_of.setdefault(question.id, number)
         if earlier != number:
             raise InputError(
@@ -212,8 +222,8 @@ def _read_jsonl(path: Path) -> dict[str, list[Question]]:
             raise InputError(f'{where}: "split" is {shown(row["split"])}; expected train, dev or test')
         splits.setdefault(row["split"] if has_split else UNSPLIT, []).append(question)
     if not splits:
-        raise InputError(f"{path} holds no questions; expected JSON lines with {', '.join(_KEYS)}")
-    return splits
+        raise InputError(f"{path} holds no questions; expected JSON lines with {', '.join(KEYS)}")
+    return splits, notes_on(names, str(path))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -232,7 +242,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _json_object(line: bytes, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode())
+        row = json.loads(line.decode(), object_pairs_hook=unique_keys)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
     except json.JSONDecodeError as error:
@@ -240,14 +252,12 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
     except (RecursionError, ValueError) as error:
         raise InputError(f"{where}: JSON nested too deeply or a number too long") from error
     if not isinstance(row, dict):
-        raise InputError(f"{where}: found {shown(row)}; expected a JSON object with {', '.join(_KEYS)}")
+        raise InputError(f"{where}: found {shown(row)}; expected a JSON object with {', '.join(KEYS)}")
     return row
 
 
 def _question(row: Mapping[str, Any], where: str) -> Question:
-    missing = [key for key in _KEYS if key not in row]
-    if missing:
-        raise InputError(f'{where}: "{missing[0]}" is missing; expected the keys {", ".join(_KEYS)}')
-    texts = {key: text_of(row[key], f'{where}: "{key}"') for key in _KEYS if key != "answers"}
+    check_keys(row, where)
+    texts = {key: text_of(row[key], f'{where}: "{key}"') for key in KEYS if key != "answers"}
     answers = answers_of(row["answers"], f'{where}: "answers"')
     return Question(texts["id"], texts["relation"], texts["subject"], texts["question"], answers)

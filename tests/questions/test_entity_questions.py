@@ -85,7 +85,7 @@ def test_flat_folder_without_splits_is_one_set(tmp_path: Path) -> None:
         ([item("Ada"), item("Alan") | {"question": 5}], '"question" is 5'),
         ([item("Ada")], "has one question only"),
         ([item("Ada"), item("Ada")], "has one question only"),
-        ([item("Ada"), item("Alan"), {"question": "Where was born?", "answers": ["x"]}], "holds no subject"),
+        ([*map(item, "ABCDE"), {"question": "Where was born?", "answers": ["x"]}], "holds no subject"),
     ],
 )
 def test_broken_file_is_refused_by_name(content: Any, said: str, tmp_path: Path) -> None:
@@ -130,4 +130,18 @@ def test_subjects_that_share_no_words_are_recovered(subjects: list[str], frame: 
         _Row(_Source(Path("P1.json"), "P1", "all"), number, frame.format(subject), ("a",))
         for number, subject in enumerate(subjects)
     ]
-    assert _subjects(rows) == subjects
+    assert _subjects(rows)[0] == subjects
+
+
+def test_no_test_fact_stands_in_train_under_another_wording(tmp_path: Path) -> None:
+    people = ["Ada Lovelace", "Alan Turing", "Kurt Gödel", "Emmy Noether", "Marie Curie"]
+    in_city = [{"question": f"In what city was {one} born?", "answers": ["x"]} for one in people]
+    put(tmp_path / "train/P19.train.json", in_city)
+    put(tmp_path / "test/P19.test.json", [item(one) for one in people])
+    loaded = load_questions(str(tmp_path))
+    assert [question.subject for question in loaded.splits["train"]] == people
+    assert [question.subject for question in loaded.splits["test"]] == people
+    assert loaded.notes == (
+        'P19: subjects were found from 2 wordings: "In what city was ... born ?" (5), '
+        '"Where was ... born ?" (5)',
+    )

@@ -281,6 +281,39 @@ def test_splitting_names_the_new_content_and_leaves_a_set_with_splits_as_it_is(t
     assert with_splits(one) is one
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"subject": None, "subj": "Peru"}, '"subject" is missing; "subj" is not read: call it "subject"'),
+        ({"answers": None, "possible_answers": ["x"]}, '"possible_answers" is not read: call it "answers"'),
+        ({"relation": None, "prop": "capital"}, '"prop" is not read: call it "relation"'),
+        ({"question": None, "Question": "Where?"}, '"Question" is not read: call it "question"'),
+        ({"Split": "train"}, '"Split" is not read; call it "split", or leave it out'),
+        ({"splt": "train"}, '"splt" is not read; call it "split", or leave it out'),
+        ({"answers": ["\u200b"]}, "entry 1 is blank to a reader"),
+    ],
+)
+def test_a_key_that_stands_for_another_is_named(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    one = {key: value for key, value in (row(1) | changes).items() if value is not None}
+    assert said in refusal(written(tmp_path / "facts.jsonl", one))
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    twice = json.dumps(row(1))[:-1] + ', "answers": ["Lima"]}'
+    assert 'the key "answers" stands twice' in refusal(written(tmp_path / "facts.jsonl", twice))
+
+
+def test_keys_that_are_not_read_and_look_as_if_they_were_are_said(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "facts.jsonl", row(1, aliases=["x"], source="wiki"), row(2, fold="train", s_pop=3)
+    )
+    assert load_questions(str(path)).notes == (
+        f'{path}: "aliases" is not read; what counts is "answers", so it adds no accepted answer',
+        f'{path}: "fold" is not read; what counts is "split"',
+    )
+    assert load_questions(str(written(tmp_path / "plain.jsonl", row(1), row(2)))).notes == ()
+
+
 def test_questions_that_give_each_other_away_are_split_together() -> None:
     rows = [
         Question(f"{base}{i}", "P36", f"{base}{i}", f"What is the capital of {land} {i}?", (f"City {i}",))
