@@ -18,9 +18,9 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from morfi.checkpoints import Checkpoint
-from morfi.checkpoints.vocabulary import line_ends
 from morfi.errors import InputError, MorfiError
 from morfi.serve.admission import unsteerable
+from morfi.serve.line_ends import LineEnds
 from morfi.serve.metrics import STEERED_TOKENS, SWAPS
 from morfi.serve.reports import WITH_END, Report, applied, detach
 from morfi.serve.served import Served, check_swapped, first_refusal
@@ -29,6 +29,7 @@ from morfi.steering import Steering, to_json
 
 _FOLLOWED = "morfi_followed"
 ENDING_S = 10.0
+ABORTED = "abort"  # the finish reason of what `end_running` ended
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reports = Reports(self)
-        self._line_ends = line_ends(self.get_tokenizer())
+        self._line_ends = LineEnds(self.get_tokenizer())
         self._process_outputs = self.output_processor.process_outputs
         self.output_processor.process_outputs = self._process
         self.served: Served
@@ -87,13 +88,12 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
 
         Where it ends with the line, the engine core ends it, a step sooner than this process would.
         """
-        ends: frozenset[int] = frozenset()
-        if ends_with_line(sampling_params):
-            ends = self._line_ends.difference(sampling_params.stop_token_ids or ())
-            sampling_params.stop_token_ids = [*(sampling_params.stop_token_ids or ()), *ends]
+        added = self._line_ends.add(sampling_params)
         outputs = super().generate(prompt, sampling_params, request_id, **options)
-        if ends:
-            outputs = _as_text(outputs, ends)
+        if added:
+            outputs = self._line_ends.ended(outputs, request_id, added)
+        if sampling_params.prompt_logprobs is not None and sampling_params.n > 1:
+            outputs = _with_prompt_logprobs(outputs)
         followed: Followed | None = getattr(sampling_params, _FOLLOWED, None)
         return outputs if followed is None else self._follow(outputs, followed, sampling_params.n)
 
@@ -106,20 +106,24 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
         return queue
 
     def _process(self, outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-        self.reports.collect(outputs, self.output_processor.request_states)
+        states = self.output_processor.request_states
+        self.reports.collect(outputs, states)
+        self._line_ends.leave_to_text(outputs, states)
         return self._process_outputs(outputs, *args, **kwargs)
 
     async def _follow(
         self, outputs: AsyncGenerator[Any, None], followed: Followed, n: int
     ) -> AsyncGenerator[Any, None]:
-        n_prompt, n_output, taken = 0, [0] * n, False
+        n_prompt, n_output, taken, aborted = 0, [0] * n, False, False
         try:
             async for output in outputs:
                 if output.prompt_token_ids is not None:
                     n_prompt = len(output.prompt_token_ids)
                 for part in output.outputs:
                     n_output[part.index] += len(part.token_ids)
-                if output.finished:
+                # What was ended before its end was not steered to its end, and is not given as an answer.
+                aborted = aborted or any(part.finish_reason == ABORTED for part in output.outputs)
+                if output.finished and not aborted:
                     reports = await self.reports.take(followed.request_ids(n))
                     taken = True
                     followed.check(reports, n_prompt, n_output)
@@ -130,6 +134,10 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
             if not taken:
                 # Dropped or failed: nobody will ask for its reports, so workers must not keep them.
                 self.reports.forget(followed.request_ids(n))
+
+    async def end_running(self) -> None:
+        """Ends all requests that the engine has now: their last outputs say `ABORTED`."""
+        await self.abort(list(self.output_processor.request_states), internal=True)
 
     async def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Serves `checkpoint` from now on, as `morfi.serve.engine.Engine.load_checkpoint`.
@@ -212,19 +220,16 @@ class Reports:
         return [list(reports) for reports in zip(*workers, strict=True)]
 
 
-def ends_with_line(params: Any) -> bool:
-    """Whether a request ends where the engine core would end it at a token that begins with a newline."""
-    # Tokens to stop at are never chosen before `min_tokens`; a text to stop at may be.
-    return "\n" in (params.stop or ()) and not params.min_tokens and not params.include_stop_str_in_output
+async def _with_prompt_logprobs(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """The outputs of a request for several answers, each with the prompt's log probabilities.
 
-
-async def _as_text(outputs: AsyncGenerator[Any, None], ends: Container[int]) -> AsyncGenerator[Any, None]:
-    """The outputs of a request that gave a newline to stop at, not these tokens."""
+    In a stream vLLM gives them once, with whichever answer comes first, and its echo needs them for each.
+    """
+    found = None
     try:
         async for output in outputs:
-            for part in output.outputs:
-                if part.stop_reason in ends:
-                    part.stop_reason = "\n"
+            found = output.prompt_logprobs or found
+            output.prompt_logprobs = found
             yield output
     finally:
         await outputs.aclose()

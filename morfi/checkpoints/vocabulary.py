@@ -132,8 +132,21 @@ def newline_tokens(tokenizer: Any) -> list[int]:
 
 
 def line_ends(tokenizer: Any) -> frozenset[int]:
-    """The ids of every token whose text begins with a newline: nothing of it belongs to the line before."""
-    return frozenset(index for index, piece in enumerate(_pieces(tokenizer)) if piece.startswith("\n"))
+    """The ids of every token whose text begins with a newline: nothing of it belongs to the line before.
+
+    As a token decodes after others: some tokenizers drop a blank that stands first in a text. Special tokens,
+    which answers leave out, are not among them.
+    """
+    before = tokenizer.encode("x", add_special_tokens=False)
+    special = {
+        index for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special
+    }.union(tokenizer.all_special_ids)
+    possible = [index for index in newline_tokens(tokenizer) if index not in special]
+    shown = tokenizer.batch_decode([before, *([*before, index] for index in possible)])
+    head = shown[0]
+    return frozenset(
+        index for index, text in zip(possible, shown[1:], strict=True) if text.startswith(f"{head}\n")
+    )
 
 
 def _pieces(tokenizer: Any) -> list[str]:
