@@ -1,17 +1,19 @@
 """The bodies of /v1/completions and /v1/chat/completions, and the requests that vLLM makes of them.
 
-They name the fields of OpenAI's interface, vLLM's further sampling parameters, and `steering`. Anything else
-is refused: vLLM ignores fields that it does not know, and a misspelled `steering` must not be ignored.
+They name the fields of OpenAI's interface, vLLM's further sampling parameters, and `steering`; those without
+effect here stand in `fields`. Anything else is refused: vLLM ignores fields that it does not know, and a
+misspelled `steering` must not be ignored.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
+from morfi.serve import fields
 from morfi.serve.async_engine import Followed
 from morfi.serve.wire import Body, Steering, Wire
 
@@ -24,20 +26,18 @@ TokenIds = Annotated[list[Token], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
-Count = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, description="-1 is as none.")]
+Count = Annotated[int, Field(ge=0, le=MAX_TOKENS, description="0 with `echo` only.")]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-
-# Accepted for OpenAI's clients and without any effect here; not handed to vLLM.
-_WITHOUT_EFFECT = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-)
 
 
 class StreamOptions(Wire):
-    """OpenAI's."""
+    """OpenAI's and vLLM's."""
+
+    NEUTRAL = fields.STREAM_OPTIONS
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class Sampled(Body):
@@ -57,31 +57,25 @@ class Sampled(Body):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Share | None = None
 
-    top_k: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
     stop_token_ids: Annotated[list[Token], Field(max_length=64)] | None = None
+    include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     skip_special_tokens: bool | None = None
     return_token_ids: bool | None = None
 
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-
     def given(self) -> dict[str, Any]:
         """The fields for vLLM: those that were given and are not null."""
-        return self.model_dump(
-            exclude_unset=True, exclude_none=True, exclude={"steering", *_WITHOUT_EFFECT}, by_alias=True
-        )
+        return self.model_dump(exclude_unset=True, exclude_none=True, exclude={"steering"}, by_alias=True)
 
 
 class CompletionBody(Sampled):
     """OpenAI's request of a completion, with `steering`."""
+
+    NEUTRAL = fields.COMPLETION
 
     prompt: (
         Text
@@ -103,16 +97,28 @@ class CompletionBody(Sampled):
 class TextPart(Wire):
     """A part of a message."""
 
+    NEUTRAL = fields.TEXT_PART
+
     type: Literal["text"]
     text: str
 
 
 class ChatMessage(Wire):
-    """A message of a chat: text only."""
+    """A message of a chat: text only; an answer's message is taken as this server gives it."""
+
+    NEUTRAL = fields.MESSAGE
 
     role: Literal["system", "user", "assistant", "developer"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
     name: str | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Self:
+        if self.content is None:
+            if self.role != "assistant":
+                raise ValueError(f"a {self.role} message needs content")
+            self.content = ""  # an answer that is empty
+        return self
 
 
 class JsonSchema(Wire):
@@ -134,11 +140,16 @@ class ResponseFormat(Wire):
 class ChatBody(Sampled):
     """OpenAI's request of a chat completion, with `steering`; without tools, pictures and sound."""
 
+    NEUTRAL = fields.CHAT
+
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        default=None, description="For chat templates that look at it."
+    )
 
     @property
     def n_answers(self) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 
+from morfi.serve.fields import Neutral, without_neutral
 from morfi.serve.gate import MAX_STRENGTHS
 from morfi.steering import MAX_ENTRIES
 
@@ -20,6 +22,19 @@ class Wire(BaseModel):
     """What all requests have in common: unknown fields, and numbers as text, are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = {}  # fields that are taken where they mean nothing
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, data: Any) -> Any:
+        return without_neutral(data, cls.NEUTRAL)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        found = handler.resolve_ref_schema(handler(schema))
+        for name, neutral in cls.NEUTRAL.items():
+            found["properties"][name] = {"title": name, "description": "Without effect.", **neutral.schema}
+        return found
 
 
 class Body(Wire):
@@ -132,10 +147,11 @@ class SteeringApplied(BaseModel):
 
 
 class Answer(BaseModel):
-    """The default answer of a comparison."""
+    """The default answer of a comparison; `correct` by rule, where the question is one that is known here."""
 
     text: str
     finish_reason: str
+    correct: dict[str, bool] | None = None
 
 
 class SteeredAnswer(Answer):
@@ -146,10 +162,11 @@ class SteeredAnswer(Answer):
 
 
 class Compared(BaseModel):
-    """A comparison's result; `steered` in the order of the strengths."""
+    """A comparison's result; `steered` in the order of the strengths, `accepted` where they are known."""
 
     prompt: str
     checkpoint: str
+    accepted: list[str] | None = None
     default: Answer
     steered: list[SteeredAnswer]
 
