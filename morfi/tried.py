@@ -57,6 +57,13 @@ def lost_questions(catalog: Catalog, served: str) -> list[Tried]:
     ]
 
 
+def asked_questions(catalog: Catalog) -> list[Question]:
+    """The questions of the find run and of the newest sweep."""
+    rows = newest_sweep(catalog.store, catalog.trained.train.run_id)
+    asked = [_question(sample) for sample in _answers(catalog.store, rows[0])] if rows else []
+    return [*(one.question for one in captured_questions(catalog)), *asked]
+
+
 def newest_sweep(store: Store, train_run: str) -> list[SweepRow]:
     """The rows of the newest sweep of a train run's checkpoints; none where there is no sweep."""
     found = store.newest_of("sweep", train_run)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from argparse import Namespace
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -25,7 +26,7 @@ from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from morfi import __version__
 from morfi.errors import InputError, MorfiError
-from morfi.serve import compare, listings, metrics
+from morfi.serve import compare, fields, listings, metrics
 from morfi.serve.gate import Refused
 from morfi.serve.guard import Guard, error_object, refusal_headers
 from morfi.serve.keys import Keys
@@ -53,6 +54,8 @@ async def make_app(state: ServerState, args: Namespace, keys: Keys, *, local: bo
     app.router.routes[:] = [route for route in app.router.routes if type(route) is Route]
     app.title, app.version = "morfi", __version__
     app.state.morfi = state
+    serving = getattr(app.state, "openai_serving_completion", None)
+    state.backend = getattr(serving, "system_fingerprint", None) or state.backend
     # For the document: it is the guard that looks at the key.
     bearer = APIRouter(dependencies=[Security(HTTPBearer(auto_error=False))])
     for route in kept:
@@ -115,7 +118,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def refuse_invalid(_: Request, error: RequestValidationError) -> Response:
         metrics.REFUSED.labels("invalid").inc()
         # Never what was given: it may be NaN, which JSON cannot say, or megabytes long.
-        lines = [f"{_place(one['loc'])}: {one['msg']}" for one in error.errors()[:10]]
+        lines = [f"{_place(one['loc'])}: {_words(one)}" for one in error.errors()[:10]]
         param = _place(error.errors()[0]["loc"])
         return JSONResponse(error_object("; ".join(lines)[:2000], "invalid", 422, param), 422)
 
@@ -130,6 +133,12 @@ def _add_error_handlers(app: FastAPI) -> None:
         _log.error("a request failed: %s", error)
         status = 422 if isinstance(error, InputError) else 500
         return JSONResponse(error_object(str(error), type(error).__name__, status), status)
+
+
+def _words(error: Mapping[str, Any]) -> str:
+    """What is wrong; of a field that is known and does nothing here, why it is not taken."""
+    why = fields.WHY.get(str(error["loc"][-1])) if error["type"] == "extra_forbidden" else None
+    return why or str(error["msg"])
 
 
 def _place(loc: tuple[Any, ...]) -> str:

@@ -17,16 +17,18 @@ from vllm.exceptions import VLLMError
 from vllm.sampling_params import RequestOutputKind
 
 from morfi.errors import MorfiError
+from morfi.matching import MATCH_MODES, is_correct, parse_answer
 from morfi.prompts import ASKED
-from morfi.serve.async_engine import Followed
+from morfi.serve.async_engine import ABORTED, Followed
 from morfi.serve.gate import Refused
 from morfi.serve.guard import error_object
-from morfi.serve.routes import ERRORS, answers
+from morfi.serve.routes import ERRORS, UNBUFFERED, answers, ended, enter
 from morfi.serve.state import Planned, ServerState
 from morfi.serve.wire import Answer, Compared, Comparison, SteeredAnswer, Steering
 
 router = APIRouter(prefix="/v1/morfi", responses=ERRORS)
 _DEFAULT = -1  # the index of the answer without steering
+JUDGED = tuple(mode for mode in ("squad", "answer") if mode in MATCH_MODES)
 
 
 @dataclass(slots=True)
@@ -37,17 +39,20 @@ class Side:
     strength: float | None
     planned: Planned | None
     followed: Followed | None
+    accepted: Sequence[str] | None = None  # of a question that is known
     text: str = ""
     finish_reason: str = ""
     outputs: Any = field(default=None, repr=False)
 
     def answer(self) -> Answer | SteeredAnswer:
         """What came of it, once it has ended."""
+        correct = None if self.accepted is None else verdicts(self.text, self.accepted)
         if self.planned is None or self.followed is None or self.strength is None:
-            return Answer(text=self.text, finish_reason=self.finish_reason)
+            return Answer(text=self.text, finish_reason=self.finish_reason, correct=correct)
         return SteeredAnswer(
             text=self.text,
             finish_reason=self.finish_reason,
+            correct=correct,
             strength=self.strength,
             steering_applied=self.planned.applied([self.followed]),
         )
@@ -58,15 +63,14 @@ class Side:
 async def compare(body: Comparison, raw_request: Request) -> Response:
     """The default answer and one for each strength: greedy, up to the end of the line."""
     state: ServerState = raw_request.app.state.morfi
-    latents = {latent.id for latent in body.latents}
-    admitted = state.gate.admitted(1 + len(body.strengths), latents)
-    raw_request.scope["morfi.cleanup"].enter_context(admitted)
-    state.check_answers()
+    await enter(raw_request, 1 + len(body.strengths), {latent.id for latent in body.latents})
     prompt = body.prompt if body.prompt is not None else ASKED.format(question=body.question)
     token_ids = await asyncio.to_thread(_token_ids, state, prompt, body.max_tokens)
-    sides = start(state, body, token_ids)
+    accepted = None if body.question is None else state.accepted(body.question)
+    sides = start(state, body, token_ids, accepted)
     if body.stream:
-        return StreamingResponse(events(sides), media_type="text/event-stream")
+        parts = events(sides, state.served)
+        return StreamingResponse(parts, headers=UNBUFFERED, media_type="text/event-stream")
     try:
         async with asyncio.TaskGroup() as group:
             for side in sides:
@@ -74,18 +78,19 @@ async def compare(body: Comparison, raw_request: Request) -> Response:
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from failed
     default, *steered = (side.answer().model_dump(exclude_none=True) for side in sides)
-    return JSONResponse(
-        {"prompt": prompt, "checkpoint": state.served, "default": default, "steered": steered}
-    )
+    found = {"prompt": prompt, "checkpoint": state.served, "default": default, "steered": steered}
+    return JSONResponse(found if accepted is None else {**found, "accepted": list(accepted)})
 
 
-def start(state: ServerState, body: Comparison, token_ids: Sequence[int]) -> list[Side]:
+def start(
+    state: ServerState, body: Comparison, token_ids: Sequence[int], accepted: Sequence[str] | None
+) -> list[Side]:
     """The sides, the default one first, each with vLLM's outputs to come."""
-    sides = [Side(_DEFAULT, None, None, None)]
+    sides = [Side(_DEFAULT, None, None, None, accepted)]
     for index, strength in enumerate(body.strengths):
         latents = [latent.at(strength) for latent in body.latents]
         planned = state.plan(Steering(latents=latents, positions=body.positions))
-        sides.append(Side(index, strength, planned, Followed(planned.entries)))
+        sides.append(Side(index, strength, planned, Followed(planned.entries), accepted))
     for side in sides:
         # The end of the line is looked for in the text, as a token may hold more than the newline.
         params = SamplingParams(
@@ -114,6 +119,8 @@ async def deltas(side: Side) -> AsyncIterator[str]:
             (part,) = output.outputs
             side.text += part.text
             if part.finish_reason is not None:
+                if part.finish_reason == ABORTED:
+                    raise ended()
                 if part.finish_reason not in ("stop", "length"):
                     raise MorfiError(f'vLLM ended the request with "{part.finish_reason}"')
                 side.finish_reason = part.finish_reason
@@ -123,31 +130,39 @@ async def deltas(side: Side) -> AsyncIterator[str]:
         await side.outputs.aclose()
 
 
-async def events(sides: Sequence[Side]) -> AsyncIterator[str]:
+async def events(sides: Sequence[Side], checkpoint: str) -> AsyncIterator[str]:
     """All sides as one stream of server-sent events; one that fails ends it with an error."""
     queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
     async def feed(side: Side) -> None:
-        name = {"strength": side.strength, "index": side.index}
+        name = {"strength": side.strength, "index": side.index, "checkpoint": checkpoint}
         async for text in deltas(side):
             queue.put_nowait({**name, "text": text})
-        ended = side.answer().model_dump(exclude={"text", "strength"}, exclude_none=True)
-        queue.put_nowait({**name, "done": True, **ended})
+        answered = side.answer().model_dump(exclude={"text", "strength"}, exclude_none=True)
+        accepted = {} if side.accepted is None else {"accepted": list(side.accepted)}
+        queue.put_nowait({**name, "done": True, **answered, **accepted})
 
     tasks = [asyncio.ensure_future(feed(side)) for side in sides]
-    ended = asyncio.gather(*tasks)
-    ended.add_done_callback(lambda _: queue.put_nowait(None))
+    all_ended = asyncio.gather(*tasks)
+    all_ended.add_done_callback(lambda _: queue.put_nowait(None))
     try:
         while (event := await queue.get()) is not None:
             yield f"data: {json.dumps(event)}\n\n"
-        await ended
+        await all_ended
+    except Refused as refused:
+        yield f"data: {json.dumps(error_object(str(refused), refused.reason, refused.status))}\n\n"
     except (MorfiError, VLLMError) as error:
         yield f"data: {json.dumps(error_object(str(error), 'steering', 500))}\n\n"
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(ended, *tasks, return_exceptions=True)
+        await asyncio.gather(all_ended, *tasks, return_exceptions=True)
     yield "data: [DONE]\n\n"
+
+
+def verdicts(text: str, accepted: Sequence[str]) -> dict[str, bool]:
+    """Whether an answer is right, by each of the rules that a run may judge by."""
+    return {mode: is_correct(parse_answer(text), accepted, mode) for mode in JUDGED}
 
 
 def _token_ids(state: ServerState, prompt: str, max_tokens: int) -> list[int]:

@@ -242,6 +242,7 @@ def questions(
         found = lost_questions(state.catalog, state.served) if lost else captured_questions(state.catalog)
     except InputError as error:
         raise Refused(409, "sweep", str(error)) from error
+    state.remember(one.question for one in found)
     rows = [
         QuestionRow(**_question(one.question), reference_answer=one.reference_answer, answer=one.answer)
         for one in found[offset : offset + limit]
@@ -269,14 +270,17 @@ def checkpoints(raw_request: Request) -> CheckpointList:
 
 
 @router.post("/checkpoints/{name}/load")
-async def load(raw_request: Request, name: str) -> Loaded:
-    """Serves another checkpoint (admin key): running requests end first, new ones are refused meanwhile."""
+async def load(raw_request: Request, name: str, end_running: bool = False) -> Loaded:
+    """Serves another checkpoint (admin key) once running requests have ended; new ones wait meanwhile.
+
+    Where they do not end within seconds nothing is loaded; with `end_running` they are ended with an error.
+    """
     state = _state(raw_request)
     if raw_request.scope["morfi.role"] != "admin":
         raise Refused(403, "key", "loading a checkpoint needs the admin key")
     if name not in state.catalog.checkpoints:
         raise Refused(404, "checkpoint", "there is no such checkpoint; /v1/morfi/checkpoints lists them")
-    seconds = await state.load(name)
+    seconds = await state.load(name, end_running=end_running)
     return Loaded(served=state.served, seconds=seconds)
 
 

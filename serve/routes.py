@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import operator
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,7 +14,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 
 from morfi.errors import MorfiError
-from morfi.serve.async_engine import Followed
+from morfi.serve.async_engine import ABORTED, Followed
 from morfi.serve.bodies import ChatBody, CompletionBody, Sampled, SteeredChat, SteeredCompletion
 from morfi.serve.gate import Refused
 from morfi.serve.guard import error_object
@@ -23,6 +22,7 @@ from morfi.serve.state import Planned, ServerState
 from morfi.serve.wire import ErrorAnswer, SteeringApplied
 
 router = APIRouter()
+UNBUFFERED = {"x-accel-buffering": "no"}  # for nginx, which would hold a stream back
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorAnswer, "description": description}
     for code, description in (
@@ -31,7 +31,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (403, "A key that may not do this, or a page of another site."),
         (404, "No such thing."),
         (408, "The request came too slowly."),
-        (409, "What it needs is not there as it was, or is being loaded."),
+        (409, "What it needs is not there as it was, is being loaded, or is kept by running answers."),
         (413, "The body is too large."),
         (422, "A field is wrong."),
         (429, "Too much is in flight; try again later."),
@@ -42,14 +42,16 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 class CompletionAnswer(CompletionResponse):  # type: ignore[misc]
-    """OpenAI's answer, with what was applied."""
+    """OpenAI's answer, with the id of the checkpoint that gave it, and what was applied."""
 
+    checkpoint: str
     steering_applied: SteeringApplied | None = None
 
 
 class ChatAnswer(ChatCompletionResponse):  # type: ignore[misc]
-    """OpenAI's answer, with what was applied."""
+    """OpenAI's answer, with the id of the checkpoint that gave it, and what was applied."""
 
+    checkpoint: str
     steering_applied: SteeringApplied | None = None
 
 
@@ -79,11 +81,14 @@ async def generate(
     raw_request: Request, body: CompletionBody | ChatBody, kind: type[Any], create: str
 ) -> Response:
     """The answer of vLLM's handler `create`, by its place in the app's state, to a request of its `kind`."""
-    state = admit(raw_request, body, body.n_answers)
+    state = await admit(raw_request, body, body.n_answers)
     request = kind(**body.given(), **_bos_once(state, body))
     planned = follow(state, request, body)
-    found = await operator.attrgetter(create)(raw_request.app.state)(request, raw_request)
-    return answer(found, planned, request._followed, body.n_answers)
+    serving, handler = create.split(".")
+    vllm = getattr(raw_request.app.state, serving)
+    vllm.system_fingerprint = state.fingerprint  # nothing else is in flight while checkpoints change
+    found = await getattr(vllm, handler)(request, raw_request)
+    return answer(found, state.served, planned, request._followed, body.n_answers)
 
 
 def _bos_once(state: ServerState, body: CompletionBody | ChatBody) -> dict[str, bool]:
@@ -94,16 +99,23 @@ def _bos_once(state: ServerState, body: CompletionBody | ChatBody) -> dict[str, 
     return {"add_special_tokens": False} if state.begins_with_bos(prompts) else {}
 
 
-def admit(raw_request: Request, body: Sampled, n_answers: int) -> ServerState:
+async def admit(raw_request: Request, body: Sampled, n_answers: int) -> ServerState:
     """Counts the request in flight until it is over; raises Refused where it cannot come in."""
     state: ServerState = raw_request.app.state.morfi
     if body.model not in (None, state.model):
         # Not left to vLLM, which writes what clients say to the log.
         raise Refused(404, "model", f"there is no such model; {state.model} is served", param="model")
     latents = {latent.id for latent in body.steering.latents} if body.steering else set()
+    await enter(raw_request, n_answers, latents)
+    return state
+
+
+async def enter(raw_request: Request, n_answers: int, latents: Collection[int]) -> None:
+    """Waits for a load that goes on, and counts the request in flight from then on until it is over."""
+    state: ServerState = raw_request.app.state.morfi
+    await state.gate.opened(n_answers)
     raw_request.scope["morfi.cleanup"].enter_context(state.gate.admitted(n_answers, latents))
     state.check_answers()
-    return state
 
 
 def follow(state: ServerState, request: Any, body: Sampled) -> Planned | None:
@@ -115,23 +127,51 @@ def follow(state: ServerState, request: Any, body: Sampled) -> Planned | None:
     return planned
 
 
-def answer(found: Any, planned: Planned | None, followed: Sequence[Followed], n_answers: int) -> Response:
-    """vLLM's answer, or stream of parts, with what was applied."""
+def answer(
+    found: Any, checkpoint: str, planned: Planned | None, followed: Sequence[Followed], n_answers: int
+) -> Response:
+    """vLLM's answer, or stream of parts, with the checkpoint that gave it and what was applied."""
     if isinstance(found, ErrorResponse):
         return JSONResponse(found.model_dump(), found.error.code)
     if hasattr(found, "model_dump"):
         content = found.model_dump()
+        if any(choice.get("finish_reason") == ABORTED for choice in content["choices"]):
+            raise ended()
+        content["checkpoint"] = checkpoint
         if planned is not None:
             content["steering_applied"] = planned.applied(followed).model_dump(exclude_none=True)
         return JSONResponse(content)
     if planned is not None:
         found = with_applied(found, planned, followed, n_answers)
-    return StreamingResponse(found, media_type="text/event-stream")
+    return StreamingResponse(named(found, checkpoint), headers=UNBUFFERED, media_type="text/event-stream")
+
+
+def ended() -> Refused:
+    """What becomes of an answer that was ended before its end."""
+    message = "this answer was ended because a checkpoint is being loaded; ask again"
+    return Refused(503, "ended", message, retry_after_s=2)
+
+
+async def named(parts: AsyncGenerator[str, None], checkpoint: str) -> AsyncIterator[str]:
+    """The parts of a stream, each with the checkpoint that it is of; one that was ended ends in an error."""
+    start = f'data: {{"checkpoint":{json.dumps(checkpoint)},'
+    try:
+        async for part in parts:
+            # Quotes within a text are escaped, so this is the field itself.
+            if f'"finish_reason":"{ABORTED}"' in part:
+                refused = ended()
+                yield f"data: {json.dumps(error_object(str(refused), refused.reason, refused.status))}\n\n"
+                yield "data: [DONE]\n\n"
+                return
+            is_answer = part.startswith('data: {"') and not part.startswith('data: {"error"')
+            yield start + part.removeprefix("data: {") if is_answer else part
+    finally:
+        await parts.aclose()
 
 
 async def with_applied(
     parts: AsyncGenerator[str, None], planned: Planned, followed: Sequence[Followed], n_answers: int
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str, None]:
     """The parts of a stream, of which the one that ends the last choice says what was applied.
 
     A stream that would end without is ended by an error.
@@ -144,7 +184,8 @@ async def with_applied(
             if '"finish_reason":"' in part:
                 chunk = json.loads(part.removeprefix("data: "))
                 n_ended += sum(choice.get("finish_reason") is not None for choice in chunk["choices"])
-                if n_ended == n_answers:
+                was_ended = any(choice.get("finish_reason") == ABORTED for choice in chunk["choices"])
+                if n_ended == n_answers and not was_ended:
                     chunk["steering_applied"] = planned.applied(followed).model_dump(exclude_none=True)
                     text, said = f"data: {json.dumps(chunk)}\n\n", True
             failed = failed or part.startswith('data: {"error"')

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from morfi.serve.wire import AppliedLatent, Latent, Positions, Steering, Steerin
 from morfi.steering import Latent as SaeLatent
 from morfi.steering import Steering as Entry
 from morfi.strengths import steering_of
+from morfi.tried import asked_questions
+from morfi.types import Question
 
 if TYPE_CHECKING:
     from morfi.catalog import Catalog
@@ -64,11 +66,23 @@ class ServerState:
     operations: tuple[str, ...]
     tokenizer: Any
     needs_key: bool
+    backend: str = "morfi"  # what vLLM calls itself in its answers
+    answers: dict[str, tuple[str, ...]] = field(default_factory=dict)  # accepted, by question
 
     @property
     def sae_name(self) -> str:
         """What the find run calls its SAE, without the folder it lies in."""
         return PurePath(self.catalog.found.run.config["sae"]).name
+
+    def remember(self, questions: Iterable[Question]) -> None:
+        """Takes note of what is right for these questions; those of the same words are one."""
+        for question in questions:
+            text = question.text.strip()
+            self.answers[text] = tuple(dict.fromkeys((*self.answers.get(text, ()), *question.answers)))
+
+    def accepted(self, question: str) -> tuple[str, ...] | None:
+        """The answers that are right for a question; None for one that is not known here."""
+        return self.answers.get(question.strip())
 
     @property
     def can_load(self) -> bool:
@@ -126,14 +140,21 @@ class ServerState:
             catalog.layer, direction, latent.operation, amount, median_norm=unit, positions=positions
         )
 
-    async def load(self, name: str) -> float:
+    @property
+    def fingerprint(self) -> str:
+        """OpenAI's `system_fingerprint`: another one for other weights, or another vLLM or its settings."""
+        return f"{self.backend}-{self.served_sha256[:12]}"
+
+    async def load(self, name: str, *, end_running: bool = False) -> float:
         """Serves the checkpoint of this id once running requests have ended; returns the seconds it took.
 
-        Raises Refused where it cannot; then what was served is served still, or, after a load that failed
-        half way, nothing is until one succeeds.
+        Those that do not end in time are ended with an error where `end_running` says so. Raises Refused
+        where it cannot; then what was served is served still, or, after a load that failed half way, nothing
+        is until one succeeds.
         """
         begun = time.monotonic()
-        async with self.gate.closed(f"checkpoint {name} is being loaded"):
+        end = self.engine.end_running if end_running else None
+        async with self.gate.closed(f"checkpoint {name} is being loaded", end):
             try:
                 checkpoint = await asyncio.to_thread(self.catalog.open, name)
                 await asyncio.to_thread(self.catalog.median_norm, checkpoint.sha256)
@@ -184,7 +205,7 @@ def start_state(
     sha256 = engine.served.sha256
     assert sha256 is not None
     catalog.median_norm(sha256)  # so that no request waits for it
-    return ServerState(
+    state = ServerState(
         engine=engine,
         catalog=catalog,
         gate=gate,
@@ -198,3 +219,5 @@ def start_state(
         ),  # vLLM works with its own in other threads
         needs_key=needs_key,
     )
+    state.remember(asked_questions(catalog))
+    return state

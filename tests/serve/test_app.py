@@ -11,7 +11,20 @@ from typing import Any
 
 import httpx
 import pytest
-from vllm.entrypoints.openai.completion.protocol import CompletionResponse, CompletionResponseChoice
+from openai.types import chat as openai_types
+from openai.types import completion_create_params as completion_params
+from openai.types.chat import completion_create_params as chat_params
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+    ChatCompletionResponseChoice,
+    ChatMessage,
+)
+from vllm.entrypoints.openai.completion.protocol import (
+    CompletionRequest,
+    CompletionResponse,
+    CompletionResponseChoice,
+)
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
 from morfi.errors import InputError, MorfiError
@@ -45,6 +58,8 @@ class FakeEngine:
         assert method == "morfi_slots"
         return [{"n": 8, "used": 3, "followed": 0}]
 
+    async def end_running(self) -> None: ...
+
     async def load_checkpoint(self, checkpoint: Any) -> None:
         if self.failure is not None:
             self.served.answers = not isinstance(self.failure, MorfiError) or self.failure.exit_code == 2
@@ -59,6 +74,7 @@ class FakeServing:
 
     n_tokens: list[int] | None
     requests: list[Any] = field(default_factory=list)
+    system_fingerprint: str | None = None
     params: list[Any] = field(default_factory=list)
 
     async def create_completion(self, request: Any, raw_request: Any) -> Any:
@@ -71,6 +87,16 @@ class FakeServing:
         choices = [CompletionResponseChoice(index=0, text="x", finish_reason="stop")]
         usage = UsageInfo(prompt_tokens=1, completion_tokens=1, total_tokens=2)
         return CompletionResponse(model="tiny", choices=choices, usage=usage)
+
+    async def create_chat_completion(self, request: Any, raw_request: Any) -> Any:
+        self.requests.append(request)
+        self.params.append(request.to_sampling_params(8, {}))
+        if request.stream:
+            return self.stream()
+        message = ChatMessage(role="assistant", content="x")
+        choices = [ChatCompletionResponseChoice(index=0, message=message)]
+        usage = UsageInfo(prompt_tokens=1, completion_tokens=1, total_tokens=2)
+        return ChatCompletionResponse(model="tiny", choices=choices, usage=usage)
 
     async def stream(self) -> AsyncGenerator[str, None]:
         yield 'data: {"choices":[{"index":0,"text":"x","finish_reason":"stop"}]}\n\n'
@@ -146,7 +172,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
         )
         arguments = frontend_arguments({"served_model_name": ["tiny"]}, Address())
         app = await app_module.make_app(state, arguments, Keys(), local=True)
-        app.state.engine_client, app.state.openai_serving_completion = engine, serving
+        app.state.engine_client = engine
+        app.state.openai_serving_completion = app.state.openai_serving_chat = serving
         return Served(app, state, engine, serving)
 
     return asyncio.run(make())
@@ -333,9 +360,10 @@ def test_after_a_load_that_failed_half_way_nothing_is_answered_until_one_succeed
     assert served.post("/v1/completions", GOOD).status_code == 200
 
 
-def test_requests_during_a_load_are_refused_and_those_before_it_end_first(served: Served) -> None:
+def test_requests_during_a_load_wait_for_it_and_those_before_it_end_first(served: Served) -> None:
     order: list[str] = []
     plain: Callable[..., Any] = served.serving.create_completion
+    loaded = served.engine.load_checkpoint
 
     async def slow(request: Any, raw_request: Any) -> Any:
         await asyncio.sleep(0.05)
@@ -345,6 +373,7 @@ def test_requests_during_a_load_are_refused_and_those_before_it_end_first(served
     async def load(checkpoint: Any) -> None:
         order.append("loaded")
         await asyncio.sleep(0.05)
+        await loaded(checkpoint)
 
     served.serving.create_completion = slow  # type: ignore[method-assign]
     served.engine.load_checkpoint = load  # type: ignore[method-assign]
@@ -360,8 +389,196 @@ def test_requests_during_a_load_are_refused_and_those_before_it_end_first(served
             return [await early, await loading, late]
 
     early, loading, late = asyncio.run(run())
-    assert early.json()["steering_applied"]["checkpoint"] == "base"
+    assert [one.json()["checkpoint"] for one in (early, late)] == ["base", "level-100-seed-0-epoch-1"]
     assert loading.status_code == 200
-    assert "is being loaded" in error_of(late, 503)["message"]
-    assert late.headers["retry-after"]
-    assert order == ["answered", "loaded"]
+    assert order == ["answered", "loaded", "answered"]
+
+
+def test_a_load_that_answers_are_in_the_way_of_gives_up_or_ends_them(served: Served) -> None:
+    ending = asyncio.Event()
+
+    async def run_on(request: Any, raw_request: Any) -> Any:
+        await ending.wait()
+        choices = [CompletionResponseChoice(index=0, text="x", finish_reason="abort")]
+        usage = UsageInfo(prompt_tokens=1, completion_tokens=1, total_tokens=2)
+        return CompletionResponse(model="tiny", choices=choices, usage=usage)
+
+    async def end_running() -> None:
+        ending.set()
+
+    served.serving.create_completion = run_on  # type: ignore[method-assign]
+    served.engine.end_running = end_running  # type: ignore[method-assign]
+
+    async def run() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(served.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            running = asyncio.create_task(client.post("/v1/completions", json=GOOD))
+            await asyncio.sleep(0.02)
+            refused = await client.post(LOAD)
+            assert not running.done()
+            return [refused, await client.post(LOAD, params={"end_running": "true"}), await running]
+
+    refused, loaded, ended = asyncio.run(run())
+    assert "1 answers were still running" in error_of(refused, 409)["message"]
+    assert loaded.json()["served"] == "level-100-seed-0-epoch-1"
+    assert "a checkpoint is being loaded" in error_of(ended, 503)["message"]
+
+
+CHAT = {"messages": [{"role": "user", "content": "Q"}]}
+PATHS = {"/v1/completions": {"prompt": "Q"}, "/v1/chat/completions": CHAT}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", PATHS)
+def test_every_answer_names_its_checkpoint(served: Served, path: str, stream: bool) -> None:
+    def ask() -> Any:
+        answer = served.post(path, {**PATHS[path], "stream": stream})
+        assert answer.status_code == 200, answer.text
+        if not stream:
+            return answer.json()
+        first, *_ = answer.text.split("\n\n")
+        return json.loads(first.removeprefix("data: "))
+
+    before, fingerprint = ask(), served.serving.system_fingerprint
+    served.post(LOAD)
+    assert (before["checkpoint"], ask()["checkpoint"]) == ("base", "level-100-seed-0-epoch-1")
+    assert served.serving.system_fingerprint != fingerprint
+
+
+# Fields of OpenAI's and vLLM's interfaces
+
+
+def fields_of(path: str) -> dict[str, list[Any]]:
+    """Every field that clients may know, with the values that mean nothing."""
+    chat = path.endswith("chat/completions")
+    request = ChatCompletionRequest if chat else CompletionRequest
+    known = chat_params if chat else completion_params
+    found: dict[str, list[Any]] = {name: [None] for name in known.CompletionCreateParamsBase.__annotations__}
+    for name, info in request.model_fields.items():
+        default = info.get_default(call_default_factory=True)
+        found[name] = [None, default] if name != "request_id" else [None]
+    found["stream_options"] = [None]  # vLLM wants `stream` beside it
+    for name in ("messages", "prompt", "model"):
+        found.pop(name, None)
+    return found
+
+
+ODD = (
+    0,
+    1,
+    -1,
+    2.5,
+    1e300,
+    1 << 70,
+    True,
+    False,
+    "",
+    "x",
+    "none",
+    "auto",
+    [],
+    [1],
+    ["x"],
+    [[]],
+    {},
+    {"a": 1},
+)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_field_that_clients_send_by_themselves_is_taken(served: Served, path: str) -> None:
+    sent = [(name, value) for name, values in fields_of(path).items() for value in values]
+    bodies = [{**PATHS[path], name: value} for name, value in sent]
+    answers = [served.post(path, body) for body in bodies]
+    refused = [
+        (given, answer.text) for given, answer in zip(sent, answers, strict=True) if answer.status_code != 200
+    ]
+    assert refused == []
+    every = {name: values[-1] for name, values in fields_of(path).items()}
+    assert served.post(path, {**PATHS[path], **every}).status_code == 200
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_field_is_taken_or_refused_by_its_name(served: Served, path: str) -> None:
+    """With whatever value; none is the server's fault."""
+    sent = [(name, value) for name in fields_of(path) for value in ODD]
+    for name, value in sent:
+        answer = served.post(path, {**PATHS[path], name: value})
+        assert answer.status_code in (200, 400, 422), (name, value, answer.text)
+        if answer.status_code != 200:
+            error = answer.json()["error"]
+            assert name in f"{error['param']} {error['message']}", (name, value, answer.text)
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "words"),
+    [
+        ("/v1/completions", {"best_of": 2}, "ask for n answers"),
+        ("/v1/completions", {"suffix": "x"}, "continued at its end"),
+        ("/v1/completions", {"cache_salt": "x"}, "salts"),
+        ("/v1/completions", {"vllm_xargs": {"morfi": "{}"}}, "give `steering`"),
+        ("/v1/completions", {"best_of": True}, "ask for n answers"),
+        ("/v1/chat/completions", {"tools": [{"type": "function"}]}, "tools are not served"),
+        ("/v1/chat/completions", {"tool_choice": "required"}, "tools are not served"),
+        ("/v1/chat/completions", {"modalities": ["text", "audio"]}, "only text"),
+        ("/v1/chat/completions", {"store": True}, "nothing is stored"),
+        ("/v1/chat/completions", {"stream": True, "stream_options": {"include_obfuscation": True}}, "obfusc"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": None}]}, "needs content"),
+        ("/v1/chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, "assistant"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
+            "tools are not served",
+        ),
+    ],
+)
+def test_what_would_mean_something_that_is_not_done_is_refused(
+    served: Served, path: str, given: dict[str, Any], words: str
+) -> None:
+    error = error_of(served.post(path, {**PATHS[path], **given}), 422)
+    assert words in error["message"]
+    assert str(error["param"]).split(".")[0] in given
+    assert not served.serving.requests
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "params"),
+    [
+        ("/v1/completions", {"best_of": 3, "n": 3}, {"n": 3}),
+        ("/v1/completions", {"seed": -1}, {"seed": None}),
+        ("/v1/completions", {"seed": -7}, {"seed": -7}),
+        ("/v1/completions", {"top_k": -1}, {"top_k": -1}),
+        (
+            "/v1/completions",
+            {"max_tokens": 0, "echo": True, "logprobs": 1},
+            {"max_tokens": 1, "prompt_logprobs": 1},
+        ),
+        (
+            "/v1/completions",
+            {"stop": "x", "include_stop_str_in_output": True},
+            {"include_stop_str_in_output": True},
+        ),
+        ("/v1/chat/completions", {"tool_choice": "none", "tools": []}, {}),
+        ("/v1/chat/completions", {"stream": True, "stream_options": {"include_obfuscation": False}}, {}),
+    ],
+)
+def test_what_vllm_understands_is_passed_on(
+    served: Served, path: str, given: dict[str, Any], params: dict[str, Any]
+) -> None:
+    answer = served.post(path, {**PATHS[path], **given})
+    assert answer.status_code == 200, answer.text
+    (made,) = served.serving.params
+    assert {name: getattr(made, name) for name in params} == params
+
+
+def test_an_answers_message_comes_back_as_it_is(served: Served) -> None:
+    message = served.post("/v1/chat/completions", CHAT).json()["choices"][0]["message"]
+    assert {"refusal", "annotations", "audio", "function_call", "reasoning"} <= set(message)
+    parsed = openai_types.ChatCompletionMessage.model_validate(message).model_dump()
+    streamed = {"role": "assistant", "content": None, "tool_calls": None, "parsed": None}
+    for back in (message, parsed, streamed):
+        turns = [*CHAT["messages"], back, {"role": "user", "content": "And?"}]
+        answer = served.post("/v1/chat/completions", {"messages": turns})
+        assert answer.status_code == 200, (back, answer.text)
+        _, own, _ = served.serving.requests[-1].messages
+        assert own == {"role": "assistant", "content": back["content"] or ""}

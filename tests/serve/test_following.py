@@ -11,9 +11,16 @@ from typing import Any
 import pytest
 
 from morfi.errors import InputError, MorfiError
-from morfi.serve.async_engine import Followed, Reports, SteeringLLM, ends_with_line, start_async_engine
+from morfi.serve.async_engine import (
+    ABORTED,
+    Followed,
+    Reports,
+    SteeringLLM,
+    _with_prompt_logprobs,
+    start_async_engine,
+)
 from morfi.serve.reports import WITH_END, attach, detach
-from morfi.serve.routes import with_applied
+from morfi.serve.routes import named, with_applied
 from morfi.serve.state import Planned
 from morfi.serve.wire import AppliedLatent
 from morfi.steering import Latent, Steering
@@ -171,23 +178,6 @@ def test_only_who_asks_for_it_gets_reports_with_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "ends"),
-    [
-        ({"stop": ["\n"]}, True),
-        ({"stop": ["x", "\n"]}, True),
-        ({"stop": ["\n\n"]}, False),
-        ({}, False),
-        ({"stop": ["\n"], "min_tokens": 2}, False),
-        ({"stop": ["\n"], "include_stop_str_in_output": True}, False),
-    ],
-)
-def test_which_requests_the_engine_core_ends_with_the_line(given: dict[str, Any], *, ends: bool) -> None:
-    from vllm import SamplingParams
-
-    assert ends_with_line(SamplingParams(**given)) is ends
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"speculative_config": object()}, "do not work with speculative decoding; start without"),
@@ -240,6 +230,41 @@ def streamed(parts: Sequence[str], followed: Sequence[Followed], n_answers: int)
         return [part async for part in with_applied(given(), planned, followed, n_answers)]
 
     return asyncio.run(run())
+
+
+def test_an_answer_that_was_ended_is_passed_on_without_its_reports() -> None:
+    followed = Followed(STEERING, request_id="r")
+    workers = Workers({"r": 5})
+    assert len(follow(followed, workers, [(0, [7], None), (0, [], ABORTED)], 1)) == 2
+    assert followed.n_tokens == []
+
+
+def test_each_answer_of_a_stream_has_the_prompts_log_probabilities() -> None:
+    async def given() -> AsyncGenerator[Any, None]:
+        for found in (None, ["of the prompt"], None):
+            yield SimpleNamespace(prompt_logprobs=found)
+
+    async def run() -> list[Any]:
+        return [output.prompt_logprobs async for output in _with_prompt_logprobs(given())]
+
+    assert asyncio.run(run()) == [None, ["of the prompt"], ["of the prompt"]]
+
+
+def test_a_stream_names_its_checkpoint_in_every_part_and_ends_with_an_error_where_it_was_ended() -> None:
+    async def run(*parts: str) -> list[str]:
+        async def given() -> AsyncGenerator[str, None]:
+            for part in parts:
+                yield part
+
+        return [part async for part in named(given(), 'M "1"')]
+
+    parts = [chunk(None), chunk("stop"), 'data: {"error":{"message":"x"}}\n\n', "data: [DONE]\n\n"]
+    found = asyncio.run(run(*parts))
+    assert [json.loads(part.removeprefix("data: "))["checkpoint"] for part in found[:2]] == ['M "1"'] * 2
+    assert found[2:] == parts[2:]
+    found = asyncio.run(run(chunk(None), chunk(ABORTED), *parts[1:]))
+    assert "a checkpoint is being loaded" in found[1]
+    assert found[2:] == ["data: [DONE]\n\n"]
 
 
 def chunk(*reasons: str | None) -> str:

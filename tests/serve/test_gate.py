@@ -50,44 +50,107 @@ def test_different_latents_in_flight_are_limited_and_shared_ones_count_once() ->
     asyncio.run(run())
 
 
-def test_the_gate_closes_after_running_requests_and_before_new_ones() -> None:
+async def come(gate: Gate, n: int = 1) -> None:
+    """A request that waits where it must, and is answered at once."""
+    await gate.opened(n)
+    with gate.admitted(n, ()):
+        pass
+
+
+def test_the_gate_closes_after_running_requests_and_new_ones_wait() -> None:
     async def run() -> None:
         gate, order = Gate(Limits()), []
 
         async def load() -> None:
             async with gate.closed("a checkpoint is being loaded"):
-                order.append("loading")
+                await asyncio.sleep(0.01)
+                order.append("loaded")
                 assert gate.n_in_flight == 0
 
+        async def late() -> None:
+            await come(gate, 3)
+            order.append("a late one")
+
         with gate.admitted(1, ()):
-            task = asyncio.create_task(load())
+            loading = asyncio.create_task(load())
             await asyncio.sleep(0.01)
-            with pytest.raises(Refused, match="is being loaded") as refused, gate.admitted(1, ()):
+            waiting = asyncio.create_task(late())
+            await asyncio.sleep(0.01)
+            assert gate.n_waiting == 3
+            with pytest.raises(Refused) as refused, gate.admitted(1, ()):
                 pass
             assert (refused.value.status, refused.value.retry_after_s > 0) == (503, True)
             order.append("request ended")
-        await task
-        assert order == ["request ended", "loading"]
-        with gate.admitted(1, ()):
-            pass
+        await asyncio.gather(loading, waiting)
+        assert order == ["request ended", "loaded", "a late one"]
+        assert gate.n_waiting == 0
 
     asyncio.run(run())
 
 
-def test_a_second_load_and_one_that_waits_too_long_are_refused_and_nothing_stays_closed() -> None:
+def test_requests_do_not_wait_for_ever_nor_in_any_number() -> None:
+    async def run() -> None:
+        gate = Gate(Limits(wait_s=0.05, max_requests_in_flight=4))
+        async with gate.closed("A is being loaded"):
+            waiting = [asyncio.create_task(come(gate, 2)) for _ in range(3)]
+            found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(one) for one in found] == [Refused] * 3
+        words = [str(one) for one in found]
+        assert "4 answers wait for it" in words[2]
+        assert "A is being loaded, and that has taken more than 0.05 s" in words[0]
+        assert gate.n_waiting == 0
+        await come(gate)
+
+    asyncio.run(run())
+
+
+def test_a_load_gives_up_where_answers_run_on_and_those_that_waited_come_in_then() -> None:
     async def run() -> None:
         gate = Gate(Limits(drain_s=0.05))
         with gate.admitted(2, ()):
             with pytest.raises(Refused, match="2 answers were still running") as refused:
                 async with gate.closed("A is being loaded"):
                     pytest.fail("it ran beside requests")
-            assert refused.value.status == 503
+            assert (refused.value.status, refused.value.reason) == (409, "busy")
+            assert "end_running=true" in str(refused.value)
+            await come(gate)
+
+    asyncio.run(run())
+
+
+def test_answers_that_run_on_are_ended_where_the_load_says_so() -> None:
+    async def run() -> None:
+        gate, running = Gate(Limits(drain_s=0.05)), asyncio.Event()
+
+        async def answer() -> None:
             with gate.admitted(1, ()):
-                pass
+                await running.wait()
+
+        async def end_running() -> None:
+            running.set()
+
+        async def end_nothing() -> None: ...
+
+        task = asyncio.create_task(answer())
+        await asyncio.sleep(0)
+        with pytest.raises(Refused, match="1 answers were still running"):
+            async with gate.closed("A is being loaded", end_nothing):
+                pytest.fail("it ran beside requests")
+        async with gate.closed("A is being loaded", end_running):
+            assert gate.n_in_flight == 0
+        await task
+
+    asyncio.run(run())
+
+
+def test_a_second_load_is_refused_and_nothing_stays_closed() -> None:
+    async def run() -> None:
+        gate = Gate(Limits())
         async with gate.closed("A is being loaded"):
             with pytest.raises(Refused, match="A is being loaded") as second:
                 async with gate.closed("B is being loaded"):
                     pytest.fail("two at once")
             assert second.value.status == 409
+        await come(gate)
 
     asyncio.run(run())
