@@ -31,6 +31,7 @@ from morfi.serve.gate import Refused
 from morfi.serve.guard import Guard, error_object, refusal_headers
 from morfi.serve.keys import Keys
 from morfi.serve.routes import ERRORS, router
+from morfi.serve.sites import Sites
 from morfi.serve.state import ServerState
 
 # All that is left of vLLM's own: none of them generates, and none takes or shows a path.
@@ -43,7 +44,9 @@ _log = logging.getLogger("morfi.serve")
 own_router = APIRouter()
 
 
-async def make_app(state: ServerState, args: Namespace, keys: Keys, *, local: bool) -> FastAPI:
+async def make_app(
+    state: ServerState, args: Namespace, keys: Keys, *, local: bool, sites: Sites | None = None
+) -> FastAPI:
     """The app that serves `state`; `args` are those of vLLM's own server."""
     engine = state.engine
     tasks = await engine.get_supported_tasks()
@@ -72,7 +75,7 @@ async def make_app(state: ServerState, args: Namespace, keys: Keys, *, local: bo
     _add_page(app)
     _add_error_handlers(app)
     app.middleware_stack = None  # vLLM has it built before its time; it is built anew with what follows
-    app.add_middleware(Guard, keys=keys, limits=state.gate.limits, local=local)
+    app.add_middleware(Guard, keys=keys, limits=state.gate.limits, local=local, sites=sites)
     return app
 
 

@@ -7,7 +7,6 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -15,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from morfi.serve.gate import Limits, Refused
 from morfi.serve.keys import Keys
 from morfi.serve.metrics import REFUSED
+from morfi.serve.sites import Sites
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -23,7 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 WITHOUT_KEY = frozenset({"/", "/health"})
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_PREFLIGHT_S = 600  # for which a browser may remember that a page may ask
 _DISCARDED = 16  # so many bodies' worth of a too large one is read, so that the client can read the answer
 
 
@@ -31,11 +31,14 @@ class Guard:
     """ASGI middleware around the whole server. `local`: bound to loopback, so that only its names are right.
 
     Puts "morfi.role" ("user" or "admin") and "morfi.cleanup" (an ExitStack closed when the request is over)
-    into the scope.
+    into the scope, and the path and client that a proxy before the server means.
     """
 
-    def __init__(self, app: App, *, keys: Keys, limits: Limits, local: bool) -> None:
+    def __init__(
+        self, app: App, *, keys: Keys, limits: Limits, local: bool, sites: Sites | None = None
+    ) -> None:
         self._app, self._keys, self._limits, self._local = app, keys, limits, local
+        self._sites = sites or Sites()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers it."""
@@ -45,10 +48,19 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers, sites = Headers(scope=scope), self._sites
+        asked = sites.asked(scope, headers)
+        if asked.origin is not None and sites.allows(asked.origin):
+            send = _allowing(asked.origin, send)
         try:
-            self._check_names(Headers(scope=scope))
+            sites.check(asked, local=self._local)
+            if await _answered_before(scope, headers, sites, send):
+                return
+            if asked.address is not None and scope.get("client"):
+                scope["client"] = (asked.address, scope["client"][1])
+            scope = sites.placed(dict(scope))
             scope["morfi.role"] = self._role(scope)
-            body = await self._read(Headers(scope=scope), receive)
+            body = await self._read(headers, receive)
         except ClientDisconnect:
             return
         except Refused as refused:
@@ -60,19 +72,10 @@ class Guard:
             with contextlib.suppress(ClientDisconnect):
                 await self._app(scope, _replayed(body, receive), self._impatient(send))
 
-    def _check_names(self, headers: Headers) -> None:
-        """Other sites' pages can send requests here from a visitor's browser, even under their own names."""
-        host = headers.get("host", "")
-        if self._local and urlsplit(f"//{host}").hostname not in _LOCAL_NAMES:
-            raise Refused(403, "host", "this server answers to localhost and 127.0.0.1 only")
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            raise Refused(403, "origin", "pages of other sites may not use this server")
-
     def _role(self, scope: Scope) -> str:
         role = self._keys.role(Headers(scope=scope).get("authorization"))
         if role is None:
-            if scope["path"] in WITHOUT_KEY:
+            if scope["path"].removeprefix(self._sites.root_path) in WITHOUT_KEY:
                 return "nobody"
             raise Refused(401, "key", "a key is needed: Authorization: Bearer KEY")
         return role
@@ -114,6 +117,47 @@ class Guard:
                 raise ClientDisconnect from error
 
         return send_in_time
+
+
+async def _answered_before(scope: Scope, headers: Headers, sites: Sites, send: Send) -> bool:
+    """Answers what needs no key: whether a page may ask, and where the page is; whether it was that."""
+    origin = headers.get("origin")
+    found: dict[str, str] | None = None
+    if scope["method"] == "OPTIONS" and origin is not None and sites.allows(origin):
+        found = {
+            "access-control-allow-methods": "GET, POST",
+            "access-control-allow-headers": headers.get("access-control-request-headers", ""),
+            "access-control-max-age": str(_PREFLIGHT_S),
+        }
+        if "access-control-request-private-network" in headers:
+            found["access-control-allow-private-network"] = "true"
+    elif sites.root_path and scope["path"] == sites.root_path:
+        # The page's own addresses are relative to the folder that it is in.
+        found = {"location": f"{sites.root_path}/"}
+    if found is None:
+        return False
+    status = 307 if "location" in found else 204
+    pairs = [(name.encode(), value.encode("latin-1")) for name, value in found.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": b""})
+    return True
+
+
+def _allowing(origin: str, send: Send) -> Send:
+    """Sends what a browser wants to see before a page of another origin may read an answer."""
+    own = {
+        "access-control-allow-origin": origin,
+        "access-control-expose-headers": "retry-after",
+        "vary": "origin",
+    }
+
+    async def send_allowed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            pairs = [(name.encode(), value.encode("latin-1")) for name, value in own.items()]
+            message = {**message, "headers": [*message.get("headers", []), *pairs]}
+        await send(message)
+
+    return send_allowed
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -16,6 +16,7 @@ from morfi.device import is_gpu
 from morfi.errors import InputError, MorfiError
 from morfi.serve import settings as engine_settings
 from morfi.serve.keys import Keys, check_reachable, is_loopback
+from morfi.serve.sites import Sites
 
 if TYPE_CHECKING:
     from morfi.catalog import Catalog
@@ -30,6 +31,7 @@ class Address:
     host: str = "127.0.0.1"
     port: int = 8000
     keys: Keys = field(default_factory=Keys)
+    sites: Sites = field(default_factory=Sites)
 
     @property
     def shown(self) -> str:
@@ -141,8 +143,9 @@ async def _serve(job: _Job) -> None:
         (model,) = job.settings["served_model_name"]
         state = start_state(engine, job.catalog, gate, model, job.served, needs_key=address.keys.needed)
         args = frontend_arguments(job.settings, address)
-        app = await make_app(state, args, address.keys, local=is_loopback(address.host))
-        job.on_ready(f"http://{address.shown}:{job.sock.getsockname()[1]}/")
+        local = is_loopback(address.host)
+        app = await make_app(state, args, address.keys, local=local, sites=address.sites)
+        job.on_ready(f"http://{address.shown}:{job.sock.getsockname()[1]}{address.sites.root_path}/")
         shutdown = await serve_http(
             app,
             job.sock,
@@ -151,6 +154,7 @@ async def _serve(job: _Job) -> None:
             log_level="info" if job.verbose else "warning",
             access_log=job.verbose,
             timeout_keep_alive=10,
+            proxy_headers=False,  # the guard decides whom to believe
             http=impatient_protocol(gate.limits.read_s),
             ws="none",
         )

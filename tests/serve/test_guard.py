@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -15,10 +16,12 @@ import httpx
 import pytest
 import uvicorn
 
+from morfi.errors import InputError
 from morfi.serve.gate import Limits
 from morfi.serve.guard import Guard
 from morfi.serve.keys import Keys
 from morfi.serve.protocol import impatient_protocol
+from morfi.serve.sites import read_sites
 
 LIMITS = Limits(max_body_bytes=1000, read_s=3, stall_s=2)  # a busy machine is slow to ask
 USER, ADMIN = "user-key-123", "admin-key-456"
@@ -37,6 +40,8 @@ class Small:
         scope["morfi.cleanup"].callback(self._count)
         message = await receive()
         found = {"role": scope["morfi.role"], "n": len(message["body"]), "path": scope["path"]}
+        if scope.get("root_path"):
+            found |= {"root": scope["root_path"], "client": scope["client"][0]}
         start = {"type": "http.response.start", "status": 200, "headers": []}
         if scope["path"] == "/flood":
             await send(start)
@@ -66,21 +71,42 @@ class Served:
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
 
-@pytest.fixture(params=[Keys(), Keys(USER, ADMIN)], ids=["open", "keys"], scope="module")
-def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+@contextlib.contextmanager
+def serving(keys: Keys, **options: Any) -> Iterator[Served]:
+    """The small app behind a guard with these keys and options."""
     app = Small()
-    guard = Guard(app, keys=request.param, limits=LIMITS, local=True)
+    guard = Guard(app, keys=keys, limits=LIMITS, local=True, **options)
     config = uvicorn.Config(
-        guard, port=0, log_level="critical", lifespan="off", http=impatient_protocol(LIMITS.read_s), ws="none"
+        guard,
+        port=0,
+        log_level="critical",
+        lifespan="off",
+        http=impatient_protocol(LIMITS.read_s),
+        ws="none",
+        proxy_headers=False,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield Served(app, server.servers[0].sockets[0].getsockname()[1], request.param.needed)
+    yield Served(app, server.servers[0].sockets[0].getsockname()[1], keys.needed)
     server.should_exit = server.force_exit = True
     thread.join()
+
+
+@pytest.fixture(params=[Keys(), Keys(USER, ADMIN)], ids=["open", "keys"], scope="module")
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    with serving(request.param) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def proxied() -> Iterator[Served]:
+    """Behind a proxy that shows it at https://morfi.example/tools, and that is believed."""
+    sites = read_sites(["https://morfi.example"], ["127.0.0.1"], "/tools/")
+    with serving(Keys(USER, ADMIN), sites=sites) as served:
+        yield served
 
 
 def key(served: Served, name: str = USER) -> dict[str, str]:
@@ -163,3 +189,105 @@ def test_other_names_and_other_sites_are_refused(served: Served) -> None:
     assert served.get(headers={**key(served), "origin": own}).status_code == 200
     for origin in ("https://evil.example", "null", f"http://127.0.0.1:{served.port + 1}"):
         assert served.get(headers={**key(served), "origin": origin}).status_code == 403
+
+
+PAGE = "https://morfi.example"
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "forwarded", "status"),
+    [
+        ("127.0.0.1:8000", PAGE, {}, 200),  # as nginx sends it by itself
+        ("morfi.example", PAGE, {}, 200),  # proxy_set_header Host $host
+        ("morfi.example", None, {}, 200),
+        ("localhost", None, {}, 200),
+        ("evil.example", None, {}, 403),  # a site that leads its own name here
+        ("evil.example", "https://evil.example", {}, 403),
+        ("127.0.0.1:8000", "https://evil.example", {}, 403),
+        ("127.0.0.1:8000", "http://morfi.example", {}, 403),
+        ("127.0.0.1:8000", "https://morfi.example:444", {}, 403),
+        ("127.0.0.1:8000", "null", {}, 403),
+        ("127.0.0.1:8000", None, {"x-forwarded-host": "evil.example"}, 403),
+        ("127.0.0.1:8000", PAGE, {"x-forwarded-host": "morfi.example", "x-forwarded-proto": "https"}, 200),
+        (
+            "127.0.0.1",
+            "http://localhost",
+            {"x-forwarded-host": "localhost", "x-forwarded-proto": "https"},
+            403,
+        ),
+    ],
+)
+def test_behind_a_proxy_its_own_page_may_ask_and_no_other(
+    proxied: Served, host: str, origin: str | None, forwarded: dict[str, str], status: int
+) -> None:
+    headers = {"host": host, **key(proxied), **forwarded} | ({"origin": origin} if origin else {})
+    assert proxied.get(headers=headers).status_code == status
+
+
+def test_the_root_path_may_be_taken_off_or_not(proxied: Served) -> None:
+    for path in ("/v1/x", "/tools/v1/x"):
+        found = proxied.get(path, headers={**key(proxied), "x-forwarded-for": "6.6.6.6, 10.1.2.3"}).json()
+        assert (found["path"], found["root"]) == ("/tools/v1/x", "/tools")
+        assert found["client"] == "10.1.2.3"  # what the proxy saw, not what its client said
+    for path in ("/", "/tools/", "/tools/health", "/health"):
+        assert proxied.get(path).json()["role"] == "nobody"
+    assert proxied.get("/toolsx").status_code == 401
+    moved = proxied.get("/tools")
+    assert (moved.status_code, moved.headers["location"]) == (307, "/tools/")
+
+
+def test_what_a_proxy_says_is_believed_of_those_named_only(served: Served) -> None:
+    headers = {"x-forwarded-host": "127.0.0.1:9", "origin": "http://127.0.0.1:9"}
+    assert served.get(headers={**key(served), **headers}).status_code == 403
+
+
+def test_browsers_are_told_that_an_allowed_page_may_ask(proxied: Served, served: Served) -> None:
+    headers = {
+        "origin": PAGE,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
+    told = proxied.get(method="OPTIONS", headers=headers)
+    assert told.status_code == 204
+    assert told.headers["access-control-allow-origin"] == PAGE
+    assert told.headers["access-control-allow-headers"] == "authorization,content-type"
+    for answer in (
+        proxied.get(headers={"origin": PAGE, **key(proxied)}),
+        proxied.get(headers={"origin": PAGE}),
+    ):
+        assert answer.headers["access-control-allow-origin"] == PAGE
+        assert answer.headers["vary"] == "origin"
+    for other in (proxied, served):
+        answer = other.get(method="OPTIONS", headers={**headers, "origin": "https://evil.example"})
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("origins", "proxies", "root_path", "words"),
+    [
+        (["*"], [], "", "is no origin"),
+        (["morfi.example"], [], "", "is no origin"),
+        (["https://morfi.example/x"], [], "", "is no origin"),
+        (["https://user@morfi.example"], [], "", "is no origin"),
+        (["ftp://morfi.example"], [], "", "is no origin"),
+        (["https://morfi.example:99999"], [], "", "is no origin"),
+        ([], ["*"], "", "is no address"),
+        ([], ["localhost"], "", "is no address"),
+        ([], [], "tools", "is no path"),
+        ([], [], "//tools", "is no path"),
+        ([], [], "/tools?x", "is no path"),
+    ],
+)
+def test_options_that_name_no_site_are_refused(
+    origins: list[str], proxies: list[str], root_path: str, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        read_sites(origins, proxies, root_path)
+
+
+def test_origins_are_compared_as_browsers_write_them() -> None:
+    sites = read_sites(["HTTPS://Morfi.Example:443/", "http://[::1]:3000"], ["10.0.0.0/8"], "")
+    assert sites.origins == {"https://morfi.example", "http://[::1]:3000"}
+    assert sites.allows("https://morfi.example")
+    assert not sites.allows("null")
