@@ -572,20 +572,44 @@ def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) 
     type=click.Path(path_type=Path, dir_okay=False),
     help='File of "user KEY" and "admin KEY" (default: MORFI_API_KEY and MORFI_ADMIN_KEY).',
 )
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Whose pages may use the server beside its own, such as a proxy's https://morfi.example.",
+)
+@click.option("--root-path", default="", metavar="PATH", help="Where a proxy shows it, such as /morfi.")
+@click.option(
+    "--trust-forwarded",
+    multiple=True,
+    metavar="ADDRESS",
+    help="The proxy whose X-Forwarded-Host, -Proto and -For are believed.",
+)
 @click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
 @engine_option
 @common_options
 def serve_command(
-    common: Common, host: str, port: int, keys: Path | None, engine: tuple[str, ...], **given: Any
+    common: Common,
+    *,
+    host: str,
+    port: int,
+    keys: Path | None,
+    allow_origin: tuple[str, ...],
+    trust_forwarded: tuple[str, ...],
+    root_path: str,
+    engine: tuple[str, ...],
+    **given: Any,
 ) -> None:
     """Serves a checkpoint over HTTP, OpenAI-compatible and steerable along a find run's latents."""
     from morfi.serve.engine import engine_overrides
     from morfi.serve.keys import check_reachable, read_keys
     from morfi.serve.server import Address, run_server
+    from morfi.serve.sites import read_sites
     from morfi.serving import ServeConfig, serve
     from morfi.terminal import TerminalProgress
 
-    address = Address(host, port, read_keys(keys))
+    sites = read_sites(allow_origin, trust_forwarded, root_path)
+    address = Address(host, port, read_keys(keys), sites)
     check_reachable(address.host, address.keys)
     overrides = engine_overrides(engine, verbose=common.verbose)
     run = functools.partial(

@@ -113,6 +113,72 @@ def test_the_end_of_a_line_found_by_the_engine_core_is_that_found_in_the_text(cl
     assert n_ended > 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_stop_string_that_ends_an_answer_is_the_one_that_vllm_finds(
+    client: openai.OpenAI, stream: bool
+) -> None:
+    def ask(**given: Any) -> Any:
+        request = {"model": "tiny", "prompt": PROMPT, "max_tokens": 24, "temperature": 1, **given}
+        bias = {"13": 3, "1": -100}
+        found = client.completions.create(**request, logit_bias=bias, stream=stream)
+        chunks = list(found) if stream else [found]
+        text = "".join(chunk.choices[0].text for chunk in chunks)
+        return text, chunks[-1].choices[0].finish_reason, chunks[-1].choices[0].model_extra["stop_reason"]
+
+    n_ended = 0
+    for seed in range(12):
+        full = ask(seed=seed)[0]
+        if "\n" not in full[1:]:
+            continue
+        place = full.index("\n", 1)
+        last = full[place - 1 : place + 1]
+        for stop in ([last, "\n"], ["\n", last], [full[max(0, place - 3) : place + 1], "\n"]):
+            for include in (False, True):
+                extra = {"include_stop_str_in_output": include}
+                got = ask(seed=seed, stop=stop, extra_body=extra)
+                # With `min_tokens` the engine core ends nothing, and vLLM finds the end in the text.
+                assert got == ask(seed=seed, stop=stop, extra_body={**extra, "min_tokens": 1})
+                n_ended += got[1] == "stop"
+    assert n_ended > 6
+
+
+def test_a_stream_of_several_answers_that_echo_with_log_probabilities(server: Any) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 8, "temperature": 1, "n": 3, "echo": True, "logprobs": 2}
+    for seed in range(4):
+        answer = server.post("/v1/completions", {**body, "seed": seed, "stream": True})
+        assert '"error"' not in answer.text
+        chunks = [json.loads(part[6:]) for part in answer.text.split("\n\n") if part.startswith("data: {")]
+        tokens: dict[int, int] = {}
+        for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+            tokens[choice["index"]] = tokens.get(choice["index"], 0) + len(choice["logprobs"]["tokens"])
+        whole = server.post("/v1/completions", {**body, "seed": seed}).json()["choices"]
+        assert tokens == {one["index"]: len(one["logprobs"]["tokens"]) for one in whole}
+
+
+def test_an_answers_message_goes_back_in_as_it_is(client: openai.OpenAI) -> None:
+    request = {"model": "tiny", **GREEDY}
+    messages: list[Any] = [{"role": "user", "content": "Hi"}]
+    for _ in range(2):
+        found = client.chat.completions.create(**request, messages=messages)
+        messages += [found.choices[0].message, {"role": "user", "content": "And?"}]
+    plain = [{"role": one["role"], "content": one["content"]} for one in map(dict, messages)]
+    again = client.chat.completions.create(**request, messages=plain[:3])
+    assert again.choices[0].message.content == plain[3]["content"]
+
+
+def test_a_prompt_can_be_echoed_without_an_answer(client: openai.OpenAI) -> None:
+    request = {"model": "tiny", "prompt": PROMPT, "max_tokens": 0, "temperature": 0}
+    found = client.completions.create(**request, echo=True, logprobs=1)
+    assert found.choices[0].text == PROMPT
+    assert len(found.choices[0].logprobs.token_logprobs) == N_PROMPT
+    steered = client.completions.create(
+        **request, echo=True, logprobs=1, extra_body={"steering": STEERING, "top_k": -1}
+    )
+    assert steered.choices[0].logprobs.token_logprobs != found.choices[0].logprobs.token_logprobs
+    with pytest.raises(openai.BadRequestError, match="max_tokens"):
+        client.completions.create(**request)
+
+
 def test_logprobs_come_with_steering(client: openai.OpenAI) -> None:
     found = client.completions.create(
         model="tiny", prompt=PROMPT, **GREEDY, logprobs=3, extra_body={"steering": STEERING}

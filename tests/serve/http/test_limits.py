@@ -18,6 +18,7 @@ LOAD = "/v1/morfi/checkpoints/base/load"
 @pytest.fixture(scope="module")
 def guarded(serve_made: Any) -> Iterator[Any]:
     limits = {"max_requests_in_flight": 4, "max_vectors": 4, "max_body_bytes": 2000, "read_s": 5.0}
+    limits |= {"drain_s": 0.2}
     environment = {"MORFI_API_KEY": USER, "MORFI_ADMIN_KEY": ADMIN}
     with serve_made(environment, limits=limits) as server:
         server.headers = {"authorization": f"Bearer {USER}"}
@@ -70,6 +71,34 @@ def test_more_answers_than_may_be_in_flight_are_told_to_come_again(guarded: Any)
     assert int(answer.headers["retry-after"]) >= 1
     assert guarded.post("/v1/completions", BODY).status_code == 200
     assert guarded.post("/v1/completions", {**BODY, "n": 5}).status_code == 422
+
+
+@pytest.mark.parametrize("steering", [None, {"latents": [{"id": 3, "alpha": 1}]}], ids=["plain", "steered"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_in_the_way_of_a_load_go_on_or_are_ended_with_an_error(
+    guarded: Any, stream: bool, steering: Any
+) -> None:
+    admin = {"authorization": f"Bearer {ADMIN}"}
+    long = {**BODY, "n": 4, "max_tokens": 240, "ignore_eos": True, "temperature": 1, "stream": stream}
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(guarded.post, "/v1/completions", {**long, "steering": steering})
+        while not guarded.metric("morfi_answers_in_flight"):
+            time.sleep(0.01)
+        refused = guarded.post(LOAD, headers=admin)
+        loaded = guarded.post(f"{LOAD}?end_running=true", headers=admin)
+        ended = running.result()
+    assert (refused.status_code, refused.json()["error"]["type"]) == (409, "busy")
+    assert loaded.status_code == 200
+    words = "this answer was ended because a checkpoint is being loaded"
+    if stream:
+        assert ended.text.count('"error"') == 1
+        assert words in ended.text
+        assert ended.text.endswith("data: [DONE]\n\n")
+    else:
+        assert (ended.status_code, ended.json()["error"]["type"]) == (503, "ended")
+        assert words in ended.text
+    assert guarded.post("/v1/completions", BODY).json()["checkpoint"] == "base"
+    assert guarded.metric("morfi_followed_requests") == 0
 
 
 def test_more_vectors_than_may_be_in_use_are_refused(guarded: Any) -> None:
