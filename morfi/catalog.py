@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
 from morfi.directions import DecoderRows, SaeLatents
+from morfi.errors import InputError
 from morfi.found import Found, load_found
 from morfi.steering import OPERATIONS
-from morfi.store.records import CheckpointRow
+from morfi.store.records import CheckpointRow, FalseDiscoveriesRow, TrendSummaryRow
 from morfi.trained import Trained, load_trained, open_checkpoint
 from morfi.types import Progress, Question
 
@@ -41,6 +42,14 @@ class TopQuestion:
 
     question: Question
     activation: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """What chance alone would give of a find run's trends; false discoveries from the largest |S|."""
+
+    summary: TrendSummaryRow
+    false_discoveries: tuple[FalseDiscoveriesRow, ...]
 
 
 @dataclass(eq=False)
@@ -75,6 +84,25 @@ class Catalog:
     def levels(self) -> list[int]:
         """The level of each condition, in the order of a latent's means."""
         return [int(one.row.level or 0) for one in self.found.activations.conditions]
+
+    @functools.cached_property
+    def chance(self) -> Chance:
+        """What chance alone would give."""
+        run_id = self.found.run.run_id
+        summary = self.store.trend_summary(run_id)
+        if summary is None:
+            raise InputError(f"{run_id} has not ended; give its command again to finish it")
+        return Chance(summary, tuple(self.store.false_discoveries(run_id)))
+
+    @property
+    def n_selected(self) -> int:
+        """Number of selected latents."""
+        return sum(self.found.latents["selected"].to_pylist())
+
+    def with_chance(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A latent's row with the false discovery rate of those whose |S| is as large as its own."""
+        known = {one.s: one.fdr for one in self.chance.false_discoveries}
+        return {**row, "false_discovery_rate": known.get(abs(row["s"]))}
 
     def median_norm(self, ckpt_sha256: str) -> float:
         """The unit of strengths for this checkpoint."""
@@ -182,7 +210,9 @@ def load_catalog(store: Store, run_id: str, dtype: str | None, progress: Progres
     progress.phase("reading the find run")
     found = load_found(store, run_id)
     trained = load_trained(found.activations.run.config["ckpts"], store, dtype, progress)
-    return Catalog(store, found, trained)
+    catalog = Catalog(store, found, trained)
+    _ = catalog.chance  # read now: while a server runs, others write to the store
+    return catalog
 
 
 def checkpoint_id(row: CheckpointRow) -> str:

@@ -17,7 +17,7 @@ from vllm.exceptions import VLLMError
 from vllm.sampling_params import RequestOutputKind
 
 from morfi.errors import MorfiError
-from morfi.matching import MATCH_MODES, is_correct, parse_answer
+from morfi.matching import is_correct, parse_answer
 from morfi.prompts import ASKED
 from morfi.serve.async_engine import ABORTED, Followed
 from morfi.serve.gate import Refused
@@ -28,7 +28,7 @@ from morfi.serve.wire import Answer, Compared, Comparison, SteeredAnswer, Steeri
 
 router = APIRouter(prefix="/v1/morfi", responses=ERRORS)
 _DEFAULT = -1  # the index of the answer without steering
-JUDGED = tuple(mode for mode in ("squad", "answer") if mode in MATCH_MODES)
+JUDGED = ("squad", "answer")  # as every answer that is stored
 
 
 @dataclass(slots=True)

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import BaseModel
 
-from morfi.catalog import shown
+from morfi.catalog import Catalog, shown
 from morfi.errors import InputError
 from morfi.prompts import ASKED
 from morfi.serve.gate import Refused
 from morfi.serve.routes import ERRORS
+from morfi.serve.shown import (
+    Capabilities,
+    CheckpointList,
+    CheckpointShown,
+    FalseDiscoveriesShown,
+    LatentDetails,
+    LatentPage,
+    LatentRow,
+    LimitsShown,
+    Loaded,
+    NeighbourRow,
+    QuestionPage,
+    QuestionRow,
+    TopQuestionRow,
+    TrendsShown,
+)
 from morfi.serve.state import ServerState
 from morfi.steering import NAMED_POSITIONS
 from morfi.tried import captured_questions, known_accuracies, lost_questions
@@ -24,138 +40,6 @@ LatentPath = Annotated[int, Path(ge=0, lt=1 << 31)]
 Direction = Literal["rising", "falling", "any"]
 Selected = Literal["true", "false", "any"]
 Sort = Literal["score", "id", "rho", "slope", "firing"]
-
-
-class LimitsShown(BaseModel):
-    """What the server takes at most."""
-
-    max_alpha: float
-    max_latents: int
-    max_requests_in_flight: int
-    max_body_bytes: int
-    max_vectors: int
-    max_strengths: int
-
-
-class Capabilities(BaseModel):
-    """What is served, and what may be asked of it."""
-
-    model: str
-    base: str
-    checkpoint: str
-    find_run: str
-    layer: int
-    n_layers: int
-    d_model: int
-    d_sae: int
-    sae: str
-    median_norm: float
-    operations: list[str]
-    positions: list[str]
-    levels: list[int]
-    prompt: str
-    chat: bool
-    limits: LimitsShown
-    needs_key: bool
-    can_load: bool
-
-
-class LatentRow(BaseModel):
-    """What the find run says of a latent."""
-
-    id: int
-    direction: Literal["rising", "falling", "none"]
-    selected: bool
-    score: float | None
-    rho: float | None
-    s: int
-    p: float | None
-    slope: float | None
-    stability: float | None
-    firing: float | None
-    means: list[float | None]
-
-
-class LatentPage(BaseModel):
-    """Some latents of `total`; `levels` are those of their means."""
-
-    total: int
-    offset: int
-    limit: int
-    levels: list[int]
-    latents: list[LatentRow]
-
-
-class NeighbourRow(BaseModel):
-    """A latent with a similar decoder row."""
-
-    id: int
-    cosine: float
-    direction: Literal["rising", "falling", "none"]
-    selected: bool
-
-
-class TopQuestionRow(BaseModel):
-    """A question that a latent fires on."""
-
-    id: str
-    question: str
-    relation: str
-    answers: list[str]
-    activation: float
-
-
-class LatentDetails(LatentRow):
-    """A latent with what it is close to, and what it fires on."""
-
-    levels: list[int]
-    neighbours: list[NeighbourRow]
-    top_questions: list[TopQuestionRow]
-
-
-class QuestionRow(BaseModel):
-    """A question to try, with answers of the newest sweep where they are known."""
-
-    id: str
-    question: str
-    relation: str
-    answers: list[str]
-    reference_answer: str | None
-    answer: str | None
-
-
-class QuestionPage(BaseModel):
-    """Some questions of `total`."""
-
-    total: int
-    offset: int
-    limit: int
-    questions: list[QuestionRow]
-
-
-class CheckpointShown(BaseModel):
-    """A checkpoint that may be loaded; its accuracy on Known test questions, from the newest sweep."""
-
-    id: str
-    name: str
-    level: int | None
-    seed: int | None
-    epochs: str | None
-    accuracy: float | None
-
-
-class CheckpointList(BaseModel):
-    """All checkpoints, and which is served."""
-
-    served: str
-    checkpoints: list[CheckpointShown]
-
-
-class Loaded(BaseModel):
-    """The checkpoint that is served now, and how long that took."""
-
-    served: str
-    seconds: float
 
 
 # Plain functions: they run in threads, so that they hold up no stream.
@@ -180,6 +64,7 @@ def capabilities(raw_request: Request) -> Capabilities:
         operations=list(state.operations),
         positions=list(NAMED_POSITIONS),
         levels=catalog.levels,
+        trends=_trends(catalog),
         prompt=ASKED,
         chat=bool(getattr(state.tokenizer, "chat_template", None)),
         limits=LimitsShown(**{name: getattr(limits, name) for name in LimitsShown.model_fields}),
@@ -203,7 +88,7 @@ def latents(
     catalog = _state(raw_request).catalog
     chosen = None if selected == "any" else selected == "true"
     table = catalog.latents(direction=direction, selected=chosen, sort=sort, descending=order == "desc")
-    rows = [LatentRow(**row) for row in shown(table.slice(offset, limit))]
+    rows = [LatentRow(**catalog.with_chance(row)) for row in shown(table.slice(offset, limit))]
     return LatentPage(total=len(table), offset=offset, limit=limit, levels=catalog.levels, latents=rows)
 
 
@@ -211,13 +96,14 @@ def latents(
 def latent_details(raw_request: Request, latent: LatentPath) -> LatentDetails:
     """One latent: its trend, its decoder's neighbours, and the questions that it fires on most."""
     state = _state(raw_request)
-    catalog = state.catalog
+    catalog, served, sha256 = state.catalog, state.served, state.served_sha256
     if latent >= catalog.d_sae:
         raise Refused(404, "latent", f"latent {latent}: there are the latents 0 to {catalog.d_sae - 1}")
     neighbours = catalog.neighbours(latent)
     row, *others = catalog.rows([latent, *(one.latent for one in neighbours)])
     return LatentDetails(
-        **row,
+        **catalog.with_chance(row),
+        checkpoint=served,
         levels=catalog.levels,
         neighbours=[
             NeighbourRow(
@@ -227,7 +113,7 @@ def latent_details(raw_request: Request, latent: LatentPath) -> LatentDetails:
         ],
         top_questions=[
             TopQuestionRow(**_question(one.question), activation=one.activation)
-            for one in catalog.top_questions(latent, state.served_sha256)
+            for one in catalog.top_questions(latent, sha256)
         ],
     )
 
@@ -238,8 +124,9 @@ def questions(
 ) -> QuestionPage:
     """Questions to try; with `lost` those that M_0 answered right in a sweep and the served one wrong."""
     state = _state(raw_request)
+    served = state.served
     try:
-        found = lost_questions(state.catalog, state.served) if lost else captured_questions(state.catalog)
+        found = lost_questions(state.catalog, served) if lost else captured_questions(state.catalog)
     except InputError as error:
         raise Refused(409, "sweep", str(error)) from error
     state.remember(one.question for one in found)
@@ -247,7 +134,7 @@ def questions(
         QuestionRow(**_question(one.question), reference_answer=one.reference_answer, answer=one.answer)
         for one in found[offset : offset + limit]
     ]
-    return QuestionPage(total=len(found), offset=offset, limit=limit, questions=rows)
+    return QuestionPage(checkpoint=served, total=len(found), offset=offset, limit=limit, questions=rows)
 
 
 @router.get("/checkpoints")
@@ -287,6 +174,17 @@ async def load(raw_request: Request, name: str, end_running: bool = False) -> Lo
 def _state(raw_request: Request) -> ServerState:
     found: ServerState = raw_request.app.state.morfi
     return found
+
+
+def _trends(catalog: Catalog) -> TrendsShown:
+    summary = catalog.chance.summary
+    return TrendsShown(
+        n_selected=catalog.n_selected,
+        n_firing=summary.n_firing,
+        expected_false=summary.expected_false,
+        is_descriptive=summary.is_descriptive,
+        false_discoveries=[FalseDiscoveriesShown(**asdict(row)) for row in catalog.chance.false_discoveries],
+    )
 
 
 def _question(question: Question) -> dict[str, Any]:

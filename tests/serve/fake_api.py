@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -24,6 +24,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+
+from morfi.matching import is_correct
 
 LEVELS = (0, 10, 25, 50, 75, 90, 100)
 D_SAE = 4608
@@ -92,6 +94,7 @@ def _latent(number: int) -> dict[str, Any]:
         "score": abs(means[-1] - means[0]) * 0.6,
         "rho": 1 - 6 * squares / (7 * 48),
         "s": sum(pairs),
+        "false_discovery_rate": 0.04 if sign else 0.97,
         "p": 0.000397 if sign else draw.uniform(0.01, 1.0),
         "slope": (means[-1] - means[0]) / 100,
         "stability": draw.uniform(0.95, 1.0) if sign else None,
@@ -117,6 +120,9 @@ class FakeApi:
     stream_ends: str = ""  # "breaks", "stops" or "fails" after `n_sent` events
     n_sent: int = 4
     forgets_applied: bool = False
+    n_tokens: int = 14  # that a steering changes
+    fdr: float = 0.04
+    is_busy: bool = False  # answers are in the way of a load, which does not end them
     served: str = "level-100-seed-0-epoch-10"
     requests: list[tuple[str, str, Any]] = field(default_factory=list)  # method, path and query, body
     keys_seen: list[str] = field(default_factory=list)
@@ -159,6 +165,11 @@ class FakeApi:
         if against > 5:
             return self.text("the the the the the")
         return self.text(country if against >= 0.25 else self._plain(country, wrong))
+
+    def accepted(self, question: str) -> list[str] | None:
+        """What is right for a question, if it is one of those listed."""
+        known = [one["answers"] for one in self.questions() if one["question"] == question]
+        return known[0] if known else None
 
     def checkpoints(self) -> list[dict[str, Any]]:
         """The base and a checkpoint of each level."""
@@ -213,15 +224,8 @@ def make_app(api: FakeApi) -> FastAPI:
         await api.check(request)
         body = await request.json()
         runs = _runs(api, body)
-        if body.get("stream"):
-            return StreamingResponse(_stream(api, runs), media_type="text/event-stream")
-        (_, plain, _), *steered = runs
-        named = [
-            {"strength": strength, "text": text, "finish_reason": "stop", "steering_applied": applied}
-            for strength, text, applied in steered
-        ]
-        default = {"text": plain, "finish_reason": "stop"}
-        return JSONResponse({"prompt": "", "checkpoint": api.served, "default": default, "steered": named})
+        accepted = api.accepted(body.get("question", ""))
+        return StreamingResponse(_stream(api, runs, accepted), media_type="text/event-stream")
 
     return app
 
@@ -256,6 +260,13 @@ def _add_reading(app: FastAPI, api: FakeApi) -> None:
             "chat": False,
             "limits": limits,
             "needs_key": bool(api.user_key),
+            "trends": {
+                "n_selected": sum(row["selected"] for row in api.latents),
+                "n_firing": 300,
+                "expected_false": 300 * 0.000397,
+                "is_descriptive": False,
+                "false_discoveries": [{"s": 21, "n_found": 48, "fdr": api.fdr}],
+            },
             "can_load": api.can_load and (not api.user_key or api.keys_seen[-1] == api.admin_key),
         }
         return JSONResponse(told)
@@ -293,7 +304,8 @@ def _add_reading(app: FastAPI, api: FakeApi) -> None:
             | {"activation": 9.3 - 0.7 * place}
             for place, one in enumerate(asked)
         ]
-        return JSONResponse(row | {"levels": list(LEVELS), "neighbours": near, "top_questions": top})
+        found = {"checkpoint": api.served, "levels": list(LEVELS), "neighbours": near, "top_questions": top}
+        return JSONResponse(row | found)
 
     @app.get("/v1/morfi/questions")
     async def questions(request: Request) -> Response:
@@ -309,7 +321,7 @@ def _add_reading(app: FastAPI, api: FakeApi) -> None:
             rows = [row for row in rows if row["reference_answer"] != row["answer"]]
         else:
             rows = [row | {"reference_answer": None, "answer": None} for row in rows]
-        return JSONResponse(_page(query, rows, "questions"))
+        return JSONResponse(_page(query, rows, "questions") | {"checkpoint": api.served})
 
 
 def _add_checkpoints(app: FastAPI, api: FakeApi) -> None:
@@ -323,6 +335,8 @@ def _add_checkpoints(app: FastAPI, api: FakeApi) -> None:
         await api.check(request, is_admin=True)
         if checkpoint not in [one["id"] for one in api.checkpoints()]:
             raise Refused(404, f"no checkpoint {checkpoint}", "NotFoundError")
+        if api.is_busy and request.query_params.get("end_running") != "true":
+            raise Refused(409, "3 answers were still running after 5 s; nothing has changed", "busy")
         started = time.monotonic()
         await asyncio.sleep(api.load_s)
         api.served = checkpoint
@@ -376,23 +390,28 @@ def _runs(api: FakeApi, body: Mapping[str, Any]) -> list[tuple[float | None, str
             "positions": body.get("positions", "all"),
             "checkpoint": api.served,
             "latents": [{"id": row["id"], "op": op, **number, "strength": alpha * MEDIAN_NORM}],
-            "n_tokens": [14],
+            "n_tokens": [api.n_tokens],
         }
         runs.append((alpha, api.answer(question, effect, row), applied))
     return runs
 
 
-async def _stream(api: FakeApi, runs: list[tuple[float | None, str, Any]]) -> AsyncIterator[str]:
+async def _stream(
+    api: FakeApi, runs: list[tuple[float | None, str, Any]], accepted: list[str] | None
+) -> AsyncIterator[str]:
     """The answers in pieces, in turn, as a batch gives them."""
     pieces = [re.findall(r"\s*\S{1,4}", f" {text}") for _, text, _ in runs]
     events: list[dict[str, Any]] = []
     for step in range(max(map(len, pieces)) + 1):
-        for index, (strength, _, applied) in enumerate(runs):
-            head: dict[str, Any] = {"strength": strength, "index": index - 1}
+        for index, (strength, text, applied) in enumerate(runs):
+            head: dict[str, Any] = {"strength": strength, "index": index - 1, "checkpoint": api.served}
             if step < len(pieces[index]):
                 events.append(head | {"text": pieces[index][step]})
             elif step == len(pieces[index]):
-                end = {"done": True, "finish_reason": "stop"}
+                end: dict[str, Any] = {"done": True, "finish_reason": "stop"}
+                if accepted is not None:
+                    correct = {rule: is_correct(text, accepted, rule) for rule in ("squad", "answer")}
+                    end |= {"accepted": accepted, "correct": correct}
                 told = applied is not None and not api.forgets_applied
                 events.append(head | end | ({"steering_applied": applied} if told else {}))
     is_whole = False
@@ -421,14 +440,14 @@ async def _stream(api: FakeApi, runs: list[tuple[float | None, str, Any]]) -> As
 
 
 @contextlib.contextmanager
-def serving(api: FakeApi, port: int = 0) -> Iterator[FakeApi]:
-    """Serves `api` on a loopback port, and says where in its `url`."""
+def serving(api: FakeApi, port: int = 0, around: Callable[[Any], Any] = lambda app: app) -> Iterator[FakeApi]:
+    """Serves `api`, with `around` around its app, on a loopback port, and says where in its `url`."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         api.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         config = uvicorn.Config(
-            make_app(api), log_level="critical", timeout_graceful_shutdown=1, lifespan="off"
+            around(make_app(api)), log_level="critical", timeout_graceful_shutdown=1, lifespan="off"
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

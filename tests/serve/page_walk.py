@@ -55,12 +55,12 @@ def chromium() -> str | None:
 
 
 @contextmanager
-def launched(path: str) -> Iterator[Browser]:
-    """A headless Chromium."""
+def launched(path: str, *arguments: str) -> Iterator[Browser]:
+    """A headless Chromium, with these arguments and the usual ones."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        browser = playwright.chromium.launch(executable_path=path, args=[*ARGUMENTS, *arguments])
         try:
             yield browser
         finally:

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from morfi.matching import is_correct, normalise, parse_answer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -163,14 +161,14 @@ def test_the_page_makes_no_markup_from_text() -> None:
 def test_click_path(visit: Visits, api: Any) -> None:
     walked = page_walk.walk(visit(), api.url)
     assert re.fullmatch(r"latent \d+, rising, rho 1\.00, score [\d.]+, selected", walked.latent)
-    assert walked.n_statistics == 7
+    assert walked.n_statistics == 8
     assert walked.question == "Which country is Toulouse in?"
     assert "France" in walked.accepted
     assert (walked.default, walked.steered) == ("Germany", "France")
     assert walked.verdicts == ("✗ wrong", "✓ right")
     assert walked.strength == f"Steered, {MINUS}0.6"
     assert walked.n_marks == 2
-    assert walked.applied == "layer 25, 14 tokens steered"
+    assert walked.applied == "layer 25, 14 tokens changed"
     assert walked.n_strengths == 8  # -0.6 stands in the list already
     first, second, third = compared(api)
     latent = int(walked.latent.split()[1].rstrip(","))
@@ -546,15 +544,112 @@ def test_a_steered_answer_that_does_not_say_what_was_applied(ready: Callable[...
     assert page.locator("#steered-answer .note").inner_text() == "The server did not say what was applied."
 
 
+OTHER = "level-0-seed-0-epoch-10"
+OTHER_SHOWN = "M_0 · 10 epochs · 95.0 % · served"
+
+
+def wait_for_other(page: Page) -> None:
+    """Returns when the page shows M_0 as served, and nothing of the checkpoint before."""
+    page.locator("#checkpoint option:checked", has_text=OTHER_SHOWN).wait_for(state="attached")
+    page.locator("#load-status", has_text="Another client has loaded this checkpoint.").wait_for()
+    page.locator("#question-list", has_text="lost no question").wait_for()
+    page.locator("#default-answer .said:not(.old)", has_text="France").wait_for()
+    page_walk.wait_for_answers(page, "Steered")
+    assert not page.locator("#all").is_visible()
+
+
 @needs_chromium
-def test_another_client_loads_a_checkpoint(ready: Callable[..., Page], api: Any) -> None:
+@pytest.mark.parametrize("does", ["asks", "asks from the table", "reads a list", "comes back"])
+def test_after_another_client_loads_a_checkpoint_one_is_on_the_screen(
+    ready: Callable[..., Page], api: Any, does: str
+) -> None:
     page = ready()
     choose(page)
-    api.served = "level-0-seed-0-epoch-10"
-    page.get_by_role("button", name="Ask").click()
-    page.locator("#checkpoint option:checked", has_text="M_0 · 10 epochs · 95.0 % · served").wait_for(
-        state="attached"
+    page.get_by_role("button", name="All strengths").click()
+    page.locator("#all").wait_for()
+    page.locator(page_walk.WHOLE).wait_for()
+    assert page.locator("#default-answer .said").inner_text() == "Germany"
+    api.served = OTHER
+    if does == "asks":
+        page.get_by_role("button", name="Ask").click()
+    elif does == "asks from the table":
+        page.locator("#all tbody tr").nth(1).get_by_role("button").click()
+    elif does == "reads a list":
+        page.locator("#source").get_by_text("All", exact=True).click()
+        page.locator("#source").get_by_text("Lost by the checkpoint").click()
+    else:
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    wait_for_other(page)
+    latent = int(page.locator("#latent-title").inner_text().split()[1])
+    assert api.requests.count(("GET", f"/v1/morfi/latents/{latent}", None)) == 2  # what it fires on, as well
+
+
+@needs_chromium
+def test_a_table_that_is_asked_of_the_new_checkpoint_stays(ready: Callable[..., Page], api: Any) -> None:
+    page = ready()
+    choose(page)
+    api.served = OTHER
+    page.get_by_role("button", name="All strengths").click()
+    page.locator("#checkpoint option:checked", has_text=OTHER_SHOWN).wait_for(state="attached")
+    page.locator(page_walk.WHOLE).wait_for()
+    assert page.locator("#all tbody tr .said").all_inner_texts()[3:5] == ["France"] * 2
+    assert page.locator("#all").is_visible()
+
+
+@needs_chromium
+def test_answers_in_the_way_of_a_load_are_ended_on_request(
+    ready: Callable[..., Page], visit: Visits, api: Any
+) -> None:
+    visit.may_fail = True
+    api.is_busy = True
+    page = ready()
+    choose(page)
+    page.locator("#checkpoint").select_option(OTHER)
+    page.get_by_role("button", name="Load", exact=True).click()
+    page.locator("#header-error", has_text="still running").wait_for()
+    page.get_by_role("button", name="End them and load").click()
+    page.locator("#load-status", has_text="Loaded in").wait_for()
+    page.locator("#default-answer .said:not(.old)", has_text="France").wait_for()
+    assert page.locator("#header-error").inner_text() == ""
+
+
+@needs_chromium
+def test_a_steering_that_changes_nothing_says_so(ready: Callable[..., Page], api: Any) -> None:
+    api.n_tokens = 0
+    page = ready()
+    choose(page)
+    page.locator("#op").get_by_text("ablate").click()
+    page_walk.wait_for_answers(page, "Steered, ablated")
+    note = page.locator("#steered-answer .note")
+    assert note.inner_text() == "layer 25, 0 tokens changed: the latent does not fire here"
+
+
+@needs_chromium
+@pytest.mark.parametrize(("fdr", "is_warned"), [(0.04, False), (1.0, True)])
+def test_the_runs_false_discovery_rate_stands_above_its_latents(
+    ready: Callable[..., Page], api: Any, fdr: float, *, is_warned: bool
+) -> None:
+    api.fdr = fdr
+    page = ready()
+    words = page.locator("#chance").inner_text()
+    assert f"False discovery rate {fdr:.2f} for the 48 latents with |S| ≥ 21" in words
+    assert ("Chance alone gives about as many" in words) is is_warned
+    choose(page, question=None)
+    assert "False discovery rate" in page.locator("#statistics").inner_text()
+
+
+@needs_chromium
+def test_where_two_rules_judge_an_answer_differently_both_are_named(
+    ready: Callable[..., Page], api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = ready()
+    judged = fake_api.is_correct
+    monkeypatch.setattr(
+        fake_api, "is_correct", lambda text, accepted, rule: rule == "answer" or judged(text, accepted, rule)
     )
+    choose(page)
+    verdicts = page.locator(".answer .verdict").all_inner_texts()
+    assert verdicts == ["✗ wrong by squad, ✓ right by answer", "✓ right"]
 
 
 @needs_chromium
@@ -591,7 +686,6 @@ def test_text_from_the_server_and_the_address_is_never_markup(visit: Visits, api
         assert "<script>window.hacked=1</script>" in page.locator(place).text_content()
     page.goto(api.url + "#latent=5&q=%3Cimg%20src=x%20onerror=window.hacked=1%3E&a=%3Cb%20id=x%3E&op=%3Cb%3E")
     page.reload()
-    page.locator("#accepted", has_text="<b id=x>").wait_for()
     page.locator("#latent-error", has_text="<img src=x").wait_for()
     assert page.evaluate("window.hacked") is None
     assert page.locator("img, #x").count() == 0
@@ -617,6 +711,23 @@ def test_the_address_opens_the_same_view(ready: Callable[..., Page], api: Any) -
     assert told[1].startswith(other.locator("#accepted").inner_text())
     assert other.locator("#question").input_value() == page.locator("#question").input_value()
     assert float(other.locator("#strength").input_value()) < 0
+
+
+@needs_chromium
+def test_what_is_right_is_for_the_server_to_say_and_not_for_who_made_the_address(
+    ready: Callable[..., Page], api: Any
+) -> None:
+    latent = api.latents[0]["id"]
+    page = ready(f"#latent={latent}&strength=-1&q=Which+country+is+Toulouse+in%3F&a=Germany")
+    page_walk.wait_for_answers(page, "Steered")
+    assert page.locator("#accepted").inner_text().startswith("Accepted: France")
+    assert page.locator(".answer .verdict").all_inner_texts() == ["✗ wrong", "✓ right"]
+    page.locator("#source").get_by_text("All", exact=True).click()
+    assert "Germany" not in page.evaluate("location.hash")
+    typed = ready(f"#latent={latent}&strength=-1&q=Who+am+I%3F&a=the+town+of+nowhere")
+    page_walk.wait_for_answers(typed, "Steered")
+    assert typed.locator("#accepted").inner_text() == ""
+    assert typed.locator(".answer .verdict").all_inner_texts() == ["", ""]
 
 
 @needs_chromium
@@ -746,6 +857,68 @@ def test_a_phone_never_scrolls_sideways(visit: Visits, api: Any, long: str) -> N
 
 
 @needs_chromium
+def test_on_a_phone_the_answers_to_a_tapped_question_are_in_sight(visit: Visits, api: Any) -> None:
+    page = visit(width=360, height=740, is_mobile=True, has_touch=True)
+    page.goto(api.url)
+    page_walk.wait_for_list(page, "latent")
+    page_walk.wait_for_list(page, "question")
+    page_walk.rows(page, "latent").first.tap()
+    page.locator("#statistics dt").first.wait_for()
+    page_walk.rows(page, "question").first.tap()
+    page_walk.wait_for_answers(page, "Steered")
+    box = page.locator("#pair").bounding_box()
+    assert box["y"] >= 0
+    assert box["y"] + box["height"] <= 740
+
+
+@needs_chromium
+@pytest.mark.parametrize("limit", [8, 64])
+def test_on_a_phone_half_the_slider_is_for_strengths_up_to_1(visit: Visits, api: Any, limit: float) -> None:
+    api.max_alpha = limit
+    page = visit(width=360, height=740, is_mobile=True, has_touch=True)
+    page.goto(api.url)
+    page_walk.wait_for_list(page, "latent")
+    width = page.locator("#strength").bounding_box()["width"]
+    share = page.evaluate("(placeOf(1) - placeOf(-1)) / 200")
+    assert share == 0.5
+    assert share * width >= 80
+    labels = page.locator("#ends span").evaluate_all(
+        "all => all.map((one) => one.getBoundingClientRect().toJSON())"
+    )
+    labels.sort(key=lambda box: box["left"])
+    assert all(a["right"] < b["left"] for a, b in pairwise(labels))
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    "served", ["level-0-seed-0-epoch-10", "level-10-seed-0-epoch-10", "level-100-seed-0-epoch-10"]
+)
+@pytest.mark.parametrize("width", [360, 1440])
+def test_words_of_the_chart_do_not_lie_on_each_other(
+    ready: Callable[..., Page], api: Any, served: str, width: int
+) -> None:
+    api.served = "level-100-seed-0-epoch-10"
+    page = ready(width=width)
+    page.evaluate("id => { state.capabilities.checkpoint = id; }", served)
+    api.served = served
+    choose(page, question=None)
+    boxes = page.locator("#trend text").evaluate_all(
+        "all => all.map((one) => one.getBoundingClientRect().toJSON())"
+    )
+    overlapping = [
+        (a, b)
+        for place, a in enumerate(boxes)
+        for b in boxes[:place]
+        if a["left"] < b["right"]
+        and b["left"] < a["right"]
+        and a["top"] < b["bottom"]
+        and b["top"] < a["bottom"]
+    ]
+    assert overlapping == []
+    assert "served" in page.locator("#trend text").all_text_contents()
+
+
+@needs_chromium
 @pytest.mark.parametrize("width", [768, 1024, 1216, 1920])
 def test_no_width_scrolls_sideways(visit: Visits, api: Any, width: int) -> None:
     page = visit(width=width, height=800)
@@ -818,9 +991,6 @@ def test_every_control_has_a_name(ready: Callable[..., Page]) -> None:
 
 # The page's own small functions
 
-ODD = ("The U.S.A.", "the the", "!!!", "D.C.", " An  a", "ﬁne", "Côte d\u2019Ivoire", "$5")
-TEXTS = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12) | st.sampled_from(ODD)
-
 
 @pytest.fixture(scope="module")
 def blank(browser: Browser) -> Iterator[Page]:
@@ -833,15 +1003,31 @@ def blank(browser: Browser) -> Iterator[Page]:
 
 
 @needs_chromium
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(TEXTS, min_size=20, max_size=60))
-def test_answers_are_compared_as_morfi_does(blank: Page, texts: list[str]) -> None:
-    assert blank.evaluate("texts => texts.map(normalise)", texts) == [normalise(text) for text in texts]
-    accepted, answers = texts[:8], [*texts, *(f" {text.upper()}.\nmore" for text in texts[:8])]
-    ours = blank.evaluate(
-        "([answers, accepted]) => answers.map((one) => isRight(one, accepted))", [answers, accepted]
-    )
-    assert ours == [is_correct(parse_answer(answer), accepted, "squad") for answer in answers]
+@pytest.mark.parametrize(
+    ("text", "strengths"),
+    [
+        ("-1, 0.5, 1", ["-1", "0.5", "1"]),
+        ("-1,0.5,1", ["-1", "0.5", "1"]),
+        ("-1 0.5\t1", ["-1", "0.5", "1"]),
+        ("0,5; 1", ["0.5", "1"]),
+        ("-0,25; 0,25;1", ["-0.25", "0.25", "1"]),
+        (f"{MINUS}1; 0.5", ["-1", "0.5"]),
+        ("1, 2", ["1", "2"]),
+        ("1,2,3", ["1", "2", "3"]),
+        ("1,-2", ["1", "-2"]),
+        ("", []),
+        ("0,5", None),
+        ("0,5 1", None),
+        ("-1, 0,5, 1", None),
+    ],
+)
+def test_strengths_are_read_as_people_write_them(blank: Page, text: str, strengths: list[str] | None) -> None:
+    script = "text => { try { return listed(text); } catch (error) { return error.message; } }"
+    found = blank.evaluate(script, text)
+    if strengths is None:
+        assert "can be one number or two" in found
+    else:
+        assert found == strengths
 
 
 @needs_chromium
@@ -874,7 +1060,7 @@ def test_the_slider_reaches_every_strength(ready: Callable[..., Page], api: Any,
     assert strengths == [-one for one in reversed(strengths)]
     back = page.evaluate("strengths => strengths.map((one) => strengthAt(placeOf(one)))", strengths)
     assert back == strengths
-    assert max(b - a for a, b in pairwise(strengths) if abs(b) <= 4) <= 0.5
+    assert max(b - a for a, b in pairwise(strengths) if abs(b) <= 4) < 0.55
 
 
 @needs_chromium

@@ -1,0 +1,161 @@
+"""What /v1/morfi shows of a find run and of what is served, as pydantic models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+
+class LimitsShown(BaseModel):
+    """What the server takes at most."""
+
+    max_alpha: float
+    max_latents: int
+    max_requests_in_flight: int
+    max_body_bytes: int
+    max_vectors: int
+    max_strengths: int
+
+
+class FalseDiscoveriesShown(BaseModel):
+    """Of the latents with |S| of at least `s`: how many there are, and the share by chance."""
+
+    s: int
+    n_found: int
+    fdr: float
+
+
+class TrendsShown(BaseModel):
+    """What the find run says of all latents together; false discoveries from the largest |S|, by shuffles."""
+
+    n_selected: int
+    n_firing: int
+    expected_false: float
+    is_descriptive: bool
+    false_discoveries: list[FalseDiscoveriesShown]
+
+
+class Capabilities(BaseModel):
+    """What is served, and what may be asked of it."""
+
+    model: str
+    base: str
+    checkpoint: str
+    find_run: str
+    layer: int
+    n_layers: int
+    d_model: int
+    d_sae: int
+    sae: str
+    median_norm: float
+    operations: list[str]
+    positions: list[str]
+    levels: list[int]
+    trends: TrendsShown
+    prompt: str
+    chat: bool
+    limits: LimitsShown
+    needs_key: bool
+    can_load: bool
+
+
+class LatentRow(BaseModel):
+    """What the find run says of a latent."""
+
+    id: int
+    direction: Literal["rising", "falling", "none"]
+    selected: bool
+    score: float | None
+    rho: float | None
+    s: int
+    false_discovery_rate: float | None  # of the latents with an |S| as large
+    p: float | None
+    slope: float | None
+    stability: float | None
+    firing: float | None
+    means: list[float | None]
+
+
+class LatentPage(BaseModel):
+    """Some latents of `total`; `levels` are those of their means."""
+
+    total: int
+    offset: int
+    limit: int
+    levels: list[int]
+    latents: list[LatentRow]
+
+
+class NeighbourRow(BaseModel):
+    """A latent with a similar decoder row."""
+
+    id: int
+    cosine: float
+    direction: Literal["rising", "falling", "none"]
+    selected: bool
+
+
+class TopQuestionRow(BaseModel):
+    """A question that a latent fires on."""
+
+    id: str
+    question: str
+    relation: str
+    answers: list[str]
+    activation: float
+
+
+class LatentDetails(LatentRow):
+    """A latent with what it is close to, and what it fires on most, under the checkpoint."""
+
+    checkpoint: str
+    levels: list[int]
+    neighbours: list[NeighbourRow]
+    top_questions: list[TopQuestionRow]
+
+
+class QuestionRow(BaseModel):
+    """A question to try, with answers of the newest sweep where they are known."""
+
+    id: str
+    question: str
+    relation: str
+    answers: list[str]
+    reference_answer: str | None
+    answer: str | None
+
+
+class QuestionPage(BaseModel):
+    """Some questions of `total`, with the checkpoint that is served."""
+
+    checkpoint: str
+    total: int
+    offset: int
+    limit: int
+    questions: list[QuestionRow]
+
+
+class CheckpointShown(BaseModel):
+    """A checkpoint that may be loaded; its accuracy on Known test questions, from the newest sweep."""
+
+    id: str
+    name: str
+    level: int | None
+    seed: int | None
+    epochs: str | None
+    accuracy: float | None
+
+
+class CheckpointList(BaseModel):
+    """All checkpoints, and which is served."""
+
+    served: str
+    checkpoints: list[CheckpointShown]
+
+
+class Loaded(BaseModel):
+    """The checkpoint that is served now, and how long that took."""
+
+    served: str
+    seconds: float
