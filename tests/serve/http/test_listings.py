@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 
 from morfi.found import Found, load_found
+from morfi.matching import is_correct, parse_answer
 from morfi.store import Store
 
 M_100 = "level-100-seed-0-epoch-early-stop"
@@ -40,6 +42,17 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
         "can_load": True,
     }
     assert {name: said[name] for name in expected} == expected
+    store = Store(server.made.db)
+    summary, rates = (read(server.made.find_run) for read in (store.trend_summary, store.false_discoveries))
+    assert summary is not None
+    assert said["trends"] == {
+        "n_selected": sum(found.latents["selected"].to_pylist()),
+        "n_firing": summary.n_firing,
+        "expected_false": summary.expected_false,
+        "is_descriptive": summary.is_descriptive,
+        "false_discoveries": [asdict(one) for one in rates],
+    }
+    assert said["trends"]["false_discoveries"][0]["s"] == 3
     last = found.activations.conditions[-1]
     assert said["median_norm"] == pytest.approx(float(last.values.norm(dim=1).median()))
     assert set(said["limits"]) == {
@@ -79,6 +92,9 @@ def test_latents_are_filtered_sorted_and_paged(server: Any, found: Found) -> Non
 
 def test_a_latent_comes_with_its_neighbours_and_questions(server: Any, found: Found) -> None:
     details = server.get("/v1/morfi/latents/40").json()
+    rates = {one.s: one.fdr for one in Store(server.made.db).false_discoveries(server.made.find_run)}
+    assert details["false_discovery_rate"] == rates.get(abs(details["s"]))
+    assert details["checkpoint"] == M_100
     listed = server.get("/v1/morfi/latents", params={"sort": "id", "order": "asc", "limit": 200}).json()
     assert {name: details[name] for name in listed["latents"][40]} == listed["latents"][40]
     rows = torch.nn.functional.normalize(found.sae.W_dec, dim=1)
@@ -128,7 +144,8 @@ def test_a_comparison_gives_what_completions_give(server: Any) -> None:
     assert (found["prompt"], found["checkpoint"]) == (prompt, M_100)
     plain = {"prompt": prompt, "max_tokens": 16, "temperature": 0, "stop": "\n"}
     default = server.post("/v1/completions", plain).json()["choices"][0]
-    assert found["default"] == {"text": default["text"], "finish_reason": default["finish_reason"]}
+    told = {name: found["default"][name] for name in ("text", "finish_reason")}
+    assert told == {name: default[name] for name in told}
     assert [side["strength"] for side in found["steered"]] == strengths
     for side in found["steered"]:
         steering = {"latents": [{"id": 3, "alpha": side["strength"]}, {"id": 5, "clamp": 2.0}]}
@@ -143,6 +160,28 @@ def test_a_comparison_gives_what_completions_give(server: Any) -> None:
             for index, side in enumerate(found["steered"])
         },
     }
+
+
+def test_the_server_says_whether_the_answer_to_a_question_that_it_knows_is_right(server: Any) -> None:
+    body = {"latents": [{"id": 3}], "strengths": [1.0], "max_tokens": 2}
+    known, unknown = "Which country is Testville 3 in?", "Which country is Nowhere in?"
+    found = server.post("/v1/morfi/compare", {**body, "question": known}).json()
+    assert found["accepted"] == ["France", "Earth"]
+    for side in (found["default"], *found["steered"]):
+        assert side["correct"] == {
+            rule: is_correct(parse_answer(side["text"]), found["accepted"], rule) for rule in side["correct"]
+        }
+        assert set(side["correct"]) == {"squad", "answer"}
+    stream = server.post("/v1/morfi/compare", {**body, "question": known, "stream": True}).text
+    events = [json.loads(part[6:]) for part in stream.split("\n\n") if part.startswith("data: {")]
+    ended = [event for event in events if event.get("done")]
+    assert [event["correct"] for event in ended] == [{"squad": False, "answer": False}] * 2
+    assert [event["accepted"] for event in ended] == [found["accepted"]] * 2
+    assert {event["checkpoint"] for event in events} == {M_100}
+    for asked in ({"question": unknown}, {"prompt": f"Q: {known}\nA:"}):
+        found = server.post("/v1/morfi/compare", {**body, **asked}).json()
+        assert "accepted" not in found
+        assert "correct" not in found["default"]
 
 
 def sides_of(stream: str) -> dict[int, Any]:
