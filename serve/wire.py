@@ -19,7 +19,7 @@ Positions = Literal["all", "prompt", "generated", "last_prompt"]
 
 
 class Wire(BaseModel):
-    """What all requests have in common: unknown fields, and numbers as text, are refused."""
+    """What all requests have in common: unknown fields, and numbers as text, are refused; null is as none."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = {}  # fields that are taken where they mean nothing
@@ -27,7 +27,12 @@ class Wire(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, data: Any) -> Any:
-        return without_neutral(data, cls.NEUTRAL)
+        found = without_neutral(data, cls.NEUTRAL)
+        if not isinstance(found, dict):
+            return found
+        return {
+            name: value for name, value in found.items() if value is not None or name not in cls.model_fields
+        }
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:

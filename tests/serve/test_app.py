@@ -18,8 +18,8 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest,
     ChatCompletionResponse,
     ChatCompletionResponseChoice,
-    ChatMessage,
 )
+from vllm.entrypoints.openai.chat_completion.protocol import ChatMessage as AnsweredMessage
 from vllm.entrypoints.openai.completion.protocol import (
     CompletionRequest,
     CompletionResponse,
@@ -29,11 +29,14 @@ from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
 from morfi.errors import InputError, MorfiError
 from morfi.serve import app as app_module
+from morfi.serve.bodies import ChatBody, ChatMessage, CompletionBody, StreamOptions
 from morfi.serve.gate import Gate, Limits
 from morfi.serve.keys import Keys
 from morfi.serve.server import Address, frontend_arguments
 from morfi.serve.state import ServerState
-from morfi.steering import Latent, Steering
+from morfi.serve.wire import Comparison, Steering
+from morfi.steering import Latent
+from morfi.steering import Steering as Entry
 
 GOOD = {"prompt": "Q", "steering": {"latents": [{"id": 3, "alpha": 1.5}]}}
 JSON = {"content-type": "application/json"}
@@ -93,7 +96,7 @@ class FakeServing:
         self.params.append(request.to_sampling_params(8, {}))
         if request.stream:
             return self.stream()
-        message = ChatMessage(role="assistant", content="x")
+        message = AnsweredMessage(role="assistant", content="x")
         choices = [ChatCompletionResponseChoice(index=0, message=message)]
         usage = UsageInfo(prompt_tokens=1, completion_tokens=1, total_tokens=2)
         return ChatCompletionResponse(model="tiny", choices=choices, usage=usage)
@@ -197,7 +200,7 @@ def test_a_steering_reaches_the_engine_in_raw_units_and_comes_back(served: Serve
         "n_tokens": [7],
     }
     (followed,) = served.serving.requests[0]._followed
-    assert followed.steering == (Steering(1, Latent("the-sae", 3), "add", 3.0, "prompt"),)
+    assert followed.steering == (Entry(1, Latent("the-sae", 3), "add", 3.0, "prompt"),)
     specification = served.serving.params[0].extra_args["morfi"]
     assert specification["report"] == "with_end"
     assert specification["steering"][0]["direction"] == {"sae": "the-sae", "latent": 3}
@@ -569,6 +572,20 @@ def test_what_vllm_understands_is_passed_on(
     assert answer.status_code == 200, answer.text
     (made,) = served.serving.params
     assert {name: getattr(made, name) for name in params} == params
+
+
+@pytest.mark.parametrize("body", [CompletionBody, ChatBody, Comparison, Steering, ChatMessage, StreamOptions])
+def test_null_is_as_leaving_a_field_out(body: type[Any]) -> None:
+    required = {
+        "prompt": "Q",
+        "messages": [{"role": "user", "content": "Q"}],
+        "latents": [{"id": 3, "op": "ablate"}],
+        "strengths": [1.0],
+        "role": "assistant",
+    }
+    given = {name: value for name, value in required.items() if name in body.model_fields}
+    nulls = dict.fromkeys(name for name in (*body.model_fields, *body.NEUTRAL) if name not in given)
+    assert body.model_validate({**given, **nulls}) == body.model_validate(given)
 
 
 def test_an_answers_message_comes_back_as_it_is(served: Served) -> None:
