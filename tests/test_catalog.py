@@ -14,7 +14,7 @@ from morfi.errors import InputError
 from morfi.finding import FindConfig, run_find
 from morfi.sweep import run_sweep
 from morfi.sweep_plan import configure_sweep
-from morfi.tried import captured_questions, known_accuracies, lost_questions
+from morfi.tried import asked_questions, captured_questions, known_accuracies, lost_questions
 
 M_0, M_100 = "level-0-seed-0-epoch-early-stop", "level-100-seed-0-epoch-early-stop"
 
@@ -102,6 +102,8 @@ def test_lost_questions_need_a_sweep_and_are_those_that_flipped(
     experiment, train_run = own_experiment
     assert len(captured_questions(catalog)) == 10
     assert known_accuracies(catalog) == {}
+    captured = [one.question for one in captured_questions(catalog)]
+    assert asked_questions(catalog) == captured
     with pytest.raises(InputError, match=f"run: morfi sweep --ckpts {train_run}"):
         lost_questions(catalog, M_100)
     experiment.serving.loaded.clear()
@@ -113,9 +115,22 @@ def test_lost_questions_need_a_sweep_and_are_those_that_flipped(
         new=False,
         command="",
     )
+    swept = asked_questions(catalog)[len(captured) :]
+    assert {question.id for question in swept} > {question.id for question in captured}
     assert lost_questions(catalog, M_100) == []  # the fake engine knows the same under all checkpoints
     accuracies = known_accuracies(catalog)
     assert set(accuracies) == set(catalog.checkpoints)
     assert all(0 < value < 1 for value in accuracies.values())
     with pytest.raises(InputError, match="no checkpoint of"):
         lost_questions(catalog, "another")
+
+
+def test_what_chance_gives_is_read_with_the_run(make_catalog: Any, identity_sae: Path) -> None:
+    catalog = make_catalog(identity_sae)
+    run_id, store = catalog.found.run.run_id, catalog.store
+    assert catalog.chance.summary == store.trend_summary(run_id)
+    rates = store.false_discoveries(run_id)
+    assert list(catalog.chance.false_discoveries) == rates
+    rows = catalog.rows(range(16))
+    told = [catalog.with_chance(row)["false_discovery_rate"] for row in rows]
+    assert told == [{one.s: one.fdr for one in rates}.get(abs(row["s"])) for row in rows]
