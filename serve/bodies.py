@@ -27,7 +27,7 @@ Text = Annotated[str, Field(min_length=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, description="-1 is as none.")]
-Count = Annotated[int, Field(ge=0, le=MAX_TOKENS, description="0 with `echo` only.")]
+Count = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
@@ -84,8 +84,19 @@ class CompletionBody(Sampled):
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
     echo: bool | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(
+        default=None, description="0 with `echo` only."
+    )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     add_special_tokens: bool | None = None
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError(
+                "max_tokens: 0 gives the prompt back with echo, and nothing without; give 1 or more"
+            )
+        return self
 
     @property
     def n_answers(self) -> int:

@@ -31,6 +31,7 @@ class Limits:
     read_s: float = 20.0  # for a request to arrive, headers and body
     stall_s: float = 30.0  # for a client to take a part of its answer
     drain_s: float = 5.0  # for running requests to end before a load
+    end_s: float = 5.0  # for requests that are ended to be over
     wait_s: float = 30.0  # for a request to wait for a load
 
 
@@ -137,7 +138,7 @@ class Gate:
         """Ends what runs, and what comes to run meanwhile, as it was let in before; whether all has ended."""
         if end_running is None:
             return False
-        deadline = asyncio.get_running_loop().time() + self.limits.drain_s
+        deadline = asyncio.get_running_loop().time() + self.limits.end_s
         while asyncio.get_running_loop().time() < deadline:
             await end_running()
             if await self._emptied(0.1):

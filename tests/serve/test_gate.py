@@ -120,7 +120,7 @@ def test_a_load_gives_up_where_answers_run_on_and_those_that_waited_come_in_then
 
 def test_answers_that_run_on_are_ended_where_the_load_says_so() -> None:
     async def run() -> None:
-        gate, running = Gate(Limits(drain_s=0.05)), asyncio.Event()
+        gate, running = Gate(Limits(drain_s=0.05, end_s=0.05)), asyncio.Event()
 
         async def answer() -> None:
             with gate.admitted(1, ()):

@@ -18,7 +18,7 @@ LOAD = "/v1/morfi/checkpoints/base/load"
 @pytest.fixture(scope="module")
 def guarded(serve_made: Any) -> Iterator[Any]:
     limits = {"max_requests_in_flight": 4, "max_vectors": 4, "max_body_bytes": 2000, "read_s": 5.0}
-    limits |= {"drain_s": 0.2}
+    limits |= {"drain_s": 0.02}
     environment = {"MORFI_API_KEY": USER, "MORFI_ADMIN_KEY": ADMIN}
     with serve_made(environment, limits=limits) as server:
         server.headers = {"authorization": f"Bearer {USER}"}
