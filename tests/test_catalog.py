@@ -116,7 +116,7 @@ def test_lost_questions_need_a_sweep_and_are_those_that_flipped(
         command="",
     )
     swept = asked_questions(catalog)[len(captured) :]
-    assert {question.id.split("-")[0] for question in swept} == {"test"}
+    assert {question.id.split("-")[0] for question in swept} == {"train", "test"}
     assert lost_questions(catalog, M_100) == []  # the fake engine knows the same under all checkpoints
     accuracies = known_accuracies(catalog)
     assert set(accuracies) == set(catalog.checkpoints)
