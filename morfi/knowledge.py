@@ -35,7 +35,7 @@ from morfi.prompts import (
     prompt_tokenizer,
     starts_with_bos,
 )
-from morfi.questions import SPLITS, QuestionSet, load_questions, select, with_splits
+from morfi.questions import SPLITS, Families, QuestionSet, load_questions, select, with_splits
 from morfi.types import Question
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def run_split(
 def prepare_split(config: SplitConfig, progress: Progress) -> Task:
     """The task of `config`: every question of every split with its `n_ex` prompts."""
     data = with_splits(load_questions(config.data))
-    for note in data.notes:
+    for note in (*data.notes, *_shared_between(data)):
         progress.phase(note)
     asked = chosen_questions(data, config)
     checkpoint = resolve(config.model, base=config.base, dtype=config.dtype, progress=progress.phase)
@@ -180,6 +180,22 @@ def chosen_questions(data: QuestionSet, config: SplitConfig) -> dict[str, tuple[
         for split in SPLITS
         if split in data.splits
     }
+
+
+def _shared_between(data: QuestionSet) -> list[str]:
+    """A sentence for each split whose questions another one gives away: the data's own splits may."""
+    families = Families(question for split in data.splits.values() for question in split)
+    by_split = {split: {families.of(one) for one in asked} for split, asked in data.splits.items()}
+    notes = []
+    for split, other in (("test", "train"), ("dev", "train"), ("test", "dev")):
+        shared = by_split.get(split, set()) & by_split.get(other, set())
+        n = sum(families.of(question) in shared for question in data.splits.get(split, ()))
+        if n:
+            notes.append(
+                f"{n} of {len(data.splits[split])} {split} questions have their subject or text in {other} "
+                "too" + ("; `morfi mix` leaves these out of training" if other == "train" else "")
+            )
+    return notes
 
 
 def _prompts(

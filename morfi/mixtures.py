@@ -175,6 +175,17 @@ def draw(
     return Mixtures(tuple(drawn), dropped)
 
 
+def given_away(drawn: Iterable[MixtureRow], facts: Sequence[KnowledgeRow]) -> list[KnowledgeRow]:
+    """The training questions among `drawn` that a dev or test question of `facts` is of the family of.
+
+    There are none in mixtures that this morfi drew; an earlier one went by the spelling of subjects alone.
+    """
+    families = Families(row.asked for row in facts)
+    held_out = {families.of(row.asked) for row in facts if row.split != "train"}
+    wanted = {row.question_id for row in drawn}
+    return [row for row in facts if row.question_id in wanted and families.of(row.asked) in held_out]
+
+
 def _candidates(
     rows: Sequence[KnowledgeRow],
     config: MixConfig,

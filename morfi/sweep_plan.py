@@ -12,6 +12,7 @@ from morfi.checkpoints import Checkpoint
 from morfi.device import default_batch
 from morfi.errors import InputError
 from morfi.eval_config import check_match, check_numbers
+from morfi.mixtures import given_away
 from morfi.prompts import Prompt, build_prompts, check_lengths, prompt_tokenizer, starts_with_bos
 from morfi.questions import QuestionSet, select
 from morfi.store.records import CheckpointRow, KnowledgeRow, MixtureRow
@@ -77,7 +78,13 @@ def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan
     base, data = trained.base, trained.data
     facts = {row.question_id: row for row in store.knowledge(trained.split.run_id)}
     split_of = {question_id: row.split for question_id, row in facts.items()}
-    asked = _questions(config, facts, store.mixtures(trained.mix.run_id))
+    mixed = store.mixtures(trained.mix.run_id)
+    if leaks := given_away(mixed, list(facts.values())):
+        progress.phase(
+            f"{len(leaks)} of the questions that {trained.train.run_id} trained on are asked in dev or test "
+            "too, so accuracies there are too high; run `morfi mix` and `morfi train` again"
+        )
+    asked = _questions(config, facts, mixed)
     tokenizer = prompt_tokenizer(base.model_dir, trained.bos, progress)
     every = {question.id: question for questions in asked.values() for question in questions}
     relations = {question.relation for question in every.values()}

@@ -12,6 +12,7 @@ from morfi.attempts import attempting
 from morfi.checkpoints.model_files import canonical_sha256
 from morfi.device import device_name
 from morfi.errors import InputError
+from morfi.mixtures import given_away
 from morfi.prompts import ASKED
 from morfi.provenance import attempt_record, new_run_id, now
 from morfi.store.records import CheckpointRow, EpochRow, RunRecord
@@ -75,7 +76,13 @@ def _prepare(given: Mapping[str, Any], mix: RunRecord, store: Store, progress: P
     split = store.run_of_kind(mix.config["split_run"], "split")
     facts = {row.question_id: row for row in store.knowledge(split.run_id)}
     places: dict[int, list[Question]] = {}
-    for row in store.mixtures(mix.run_id):
+    mixed = store.mixtures(mix.run_id)
+    if leaks := given_away(mixed, list(facts.values())):
+        raise InputError(
+            f"{mix.run_id} trains on {len(leaks)} questions that dev or test asks too, such as "
+            f'"{leaks[0].question}" ({leaks[0].question_id}); run `morfi mix` again'
+        )
+    for row in mixed:
         places.setdefault(row.level, []).append(facts[row.question_id].asked)
     # Early stopping is by what fine-tuning may cost: answers that the model had before.
     dev = tuple(row.asked for row in facts.values() if row.split == "dev" and row.known)

@@ -79,6 +79,17 @@ def test_exemplars_come_from_dev_and_differ_between_prompts(config: SplitConfig,
     assert {len(found) for found in heads.values()} == {2}
 
 
+def test_questions_that_splits_share_are_said(
+    config: SplitConfig, tmp_path: Path, write_questions: Callable[..., Path], log: Any
+) -> None:
+    splits = few_dev_questions(6)
+    splits["test"].append(dataclasses.replace(splits["dev"][0], id="again", subject="DEV 0!"))
+    path = write_questions(tmp_path / "shared.jsonl", splits)
+    prepare_split(dataclasses.replace(config, data=str(path)), log)
+    assert "1 of 7 test questions have their subject or text in dev too" in log.phases
+    assert not any("in train too" in text for text in log.phases)
+
+
 def few_dev_questions(n_dev: int) -> dict[str, list[Question]]:
     sizes = {"train": 6, "dev": n_dev, "test": 6}
     return {

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from morfi.errors import InputError
-from morfi.mixtures import Dropped, MixConfig, confounds, draw
+from morfi.mixtures import Dropped, MixConfig, confounds, draw, given_away
 from morfi.store.records import KnowledgeRow, MixtureRow
 from morfi.types import Question
 
@@ -213,6 +213,14 @@ def test_no_question_is_drawn_that_dev_or_test_asks_under_another_subject() -> N
     found = draw([*rows, asked], MixConfig("split-1", (0, 100), 3))
     assert found.dropped == Dropped(shared_subject=1)
     assert rows[2].question_id not in {row.question_id for row in found.rows}
+
+
+def test_training_questions_that_dev_or_test_asks_are_found_in_mixtures_of_an_earlier_morfi() -> None:
+    rows = facts({"P17": (4, 4)})
+    rows.append(replace(fact(50, split="test", subject="m.0x1"), question=rows[2].question))
+    drawn = [MixtureRow(0, i, row.question_id, row.category) for i, row in enumerate(rows[:4])]
+    assert given_away(drawn, rows) == [rows[2]]
+    assert given_away(draw(rows, MixConfig("split-1", (0, 100), 3)).rows, rows) == []
 
 
 def test_the_majority_is_that_of_the_whole_data_by_the_rule_of_the_split_run() -> None:
