@@ -17,6 +17,7 @@ from morfi.answering import (
 )
 from morfi.baselines import baselines_of, out_of_reach
 from morfi.checkpoints import resolve
+from morfi.encoding import Spoken
 from morfi.errors import InputError
 from morfi.eval_config import EvalConfig
 from morfi.exemplars import choose_shots
@@ -54,6 +55,7 @@ def run_evaluation(
 
 def prepare(config: EvalConfig, progress: Progress) -> Task:
     """The task of `config`: checkpoint resolved, questions chosen, prompts built and checked."""
+    progress.phase(f"reading {config.data}")
     data = load_questions(config.data)
     for note in data.notes:
         progress.phase(note)
@@ -63,7 +65,8 @@ def prepare(config: EvalConfig, progress: Progress) -> Task:
     scored = select(chosen.scored, limit=config.limit, seed=config.seed)
     checkpoint = resolve(config.ckpt, base=config.base, dtype=config.dtype, progress=progress.phase)
     tokenizer = prompt_tokenizer(checkpoint.model_dir, config.bos, progress)
-    prompts = tuple(build_prompts(scored, chosen.exemplars, tokenizer, chat=config.chat))
+    spoken = Spoken(len(scored), progress.phase)
+    prompts = tuple(build_prompts(scored, chosen.exemplars, tokenizer, chat=config.chat, on_part=spoken))
     context = context_for(checkpoint, config.engine)
     check_lengths(prompts, config.max_tokens, context)
     if said := out_of_reach(scored, tokenizer, config.max_tokens):

@@ -24,6 +24,7 @@ from morfi.baselines import baselines_of, out_of_reach
 from morfi.checkpoints import resolve
 from morfi.checkpoints.tokenizer import check_bos
 from morfi.device import default_batch, is_gpu
+from morfi.encoding import Spoken
 from morfi.errors import InputError
 from morfi.eval_config import check_match, check_numbers
 from morfi.exemplars import draw_shots, n_sets
@@ -123,6 +124,7 @@ def run_split(
 
 def prepare_split(config: SplitConfig, progress: Progress) -> Task:
     """The task of `config`: every question of every split with its `n_ex` prompts."""
+    progress.phase(f"reading {config.data}")
     data = with_splits(load_questions(config.data))
     for note in (*data.notes, *_shared_between(data)):
         progress.phase(note)
@@ -222,9 +224,10 @@ def _prompts(
                 f"{relation} has {n} sets of {config.shots} exemplars for {split}: of the {config.n_ex} "
                 "prompts of a question some differ in the order of the exemplars only"
             )
+    spoken = Spoken(sum(len(chosen.scored) for chosen in draws), progress.phase)
     prompts: list[tuple[str, int, Prompt]] = []
     for number, chosen in enumerate(draws):
         first_sample = number * (1 + config.samples)
-        for prompt in build_prompts(chosen.scored, chosen.exemplars, tokenizer):
+        for prompt in build_prompts(chosen.scored, chosen.exemplars, tokenizer, on_part=spoken):
             prompts.append((prompt.question.relation, number, replace(prompt, sample=first_sample)))
     return [prompt for *_, prompt in sorted(prompts, key=lambda entry: entry[:2])]

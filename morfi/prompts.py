@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from morfi.checkpoints.tokenizer import control_tokens, frame_of, load_tokenizer, open_tokenizer
+from morfi.encoding import encode
 from morfi.errors import InputError
 from morfi.types import Progress, Question
 
@@ -54,6 +55,7 @@ def build_prompts(
     tokenizer: Any,
     *,
     chat: bool = False,
+    on_part: Callable[[int], None] | None = None,
 ) -> list[Prompt]:
     """The prompts of `questions`, in order; no text holds a control token, BOS stands in front at most.
 
@@ -61,16 +63,21 @@ def build_prompts(
     The first accepted answer of an exemplar is shown.
     """
     if chat:
-        texts = [_chat_text(question, exemplars[question.relation], tokenizer) for question in questions]
+        heads = [""] * len(questions)
+        tails = [_chat_text(question, exemplars[question.relation], tokenizer) for question in questions]
     else:
-        heads = {
+        shared = {
             relation: "".join(ANSWERED.format(question=s.text, answer=s.answers[0]) for s in shown)
             for relation, shown in exemplars.items()
         }
-        texts = [heads[q.relation] + ASKED.format(question=q.text) for q in questions]
+        heads = [shared[question.relation] for question in questions]
+        tails = [ASKED.format(question=question.text) for question in questions]
     # A chat template writes the special tokens itself; a plain prompt gets what the tokenizer adds.
-    encoded = tokenizer(texts, add_special_tokens=not chat)["input_ids"] if texts else []
-    prompts = [Prompt(q, text, tuple(ids)) for q, text, ids in zip(questions, texts, encoded, strict=True)]
+    encoded = encode(heads, tails, tokenizer, special=not chat, on_part=on_part)
+    prompts = [
+        Prompt(question, head + tail, ids)
+        for question, head, tail, ids in zip(questions, heads, tails, encoded, strict=True)
+    ]
     if not prompts:
         return []
     if chat:
