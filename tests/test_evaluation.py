@@ -450,7 +450,10 @@ def test_ctrl_c_exits_with_130_keeps_whole_batches_and_says_how_to_go_on(tmp_pat
     process = child(database, 0.2)
     assert process.stderr is not None
     assert "starting vLLM" in process.stderr.readline()
-    time.sleep(1.5)
+    deadline = time.monotonic() + 60  # a busy machine takes long to the first batch
+    while not (database.exists() and any(run.n_done for run in Store(database).runs(1))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     answer, said = process.communicate(timeout=30)
     assert process.returncode == 130
