@@ -6,6 +6,7 @@ Answers go to standard output, everything else to standard error. Exit codes: 0 
 
 from __future__ import annotations
 
+import csv
 import functools
 import json
 import re
@@ -136,9 +137,9 @@ def cli() -> None:
 @cli.command("eval")
 @click.option("--ckpt", help="Preset, model or LoRA adapter folder, or hub id.")
 @click.option("--base", help="The adapter's base model, when its adapter_config.json is not to be followed.")
-@click.option("--data", help='"world-facts" (default), FILE.jsonl[.gz], or a folder of P*.json files.')
+@click.option("--data", help='"world-facts" (default), a file of questions, or a folder of P*.json files.')
 @click.option("--split", help="train, dev or test (default: test).")
-@click.option("--relations", help="Comma-separated, such as P17,P36 (default: all).")
+@click.option("--relations", help="Between commas, such as P17,P36 (default: all); '\"a, b\",c' quotes one.")
 @click.option("--limit", type=int, help="At most this many questions, the same number of each relation.")
 @click.option("--shots", type=int, help="Exemplars before each question (default: 4).")
 @click.option("--chat/--no-chat", default=None, help="Use the checkpoint's chat template.")
@@ -180,7 +181,7 @@ def eval_command(common: Common, resume: str | None, **given: Any) -> None:
 @click.option("--model", required=True, help="Preset, model folder or hub id whose knowledge is measured.")
 @click.option("--base", help="The base model, when --model is a LoRA adapter.")
 @click.option("--data", help="As for eval; without splits, train, dev and test are made by subject.")
-@click.option("--relations", help="Comma-separated, such as P17,P36 (default: all).")
+@click.option("--relations", help="Between commas, such as P17,P36 (default: all); '\"a, b\",c' quotes one.")
 @click.option("--limit", type=int, help="At most this many questions: 60 % train, 15 % dev, 25 % test.")
 @click.option("--n-ex", type=int, help="Few-shot prompts for each question (default: 10; 3 on a CPU).")
 @click.option("--shots", type=int, help="Exemplars in each prompt, from dev (default: 4).")
@@ -755,7 +756,9 @@ def _names(option: str, listed: str | None) -> tuple[str, ...] | None:
     """The parts of a comma-separated option, None where it is not given."""
     if listed is None:
         return None
-    names = tuple(part.strip() for part in listed.split(","))
+    # As in CSV, so that a name may hold commas or have blanks around it: '"city, state",P17'.
+    (parts,) = csv.reader([listed.replace("\n", " ")], skipinitialspace=True) if listed else ([""],)
+    names = tuple(part.strip() for part in parts)
     if "" in names:
         raise InputError(f'--{option} is "{listed}"; expected names between commas')
     return names

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError
+from morfi.questions.formats import rows_of
 from morfi.questions.sets import SPLITS, UNSPLIT, answers_of, shown, text_of
 from morfi.questions.wordings import find_subjects
 from morfi.types import Question
@@ -43,8 +44,27 @@ def read_folder(folder: Path) -> tuple[dict[str, list[Question]], list[str]]:
     where this was not plain.
     Raises InputError for an unusable folder, file or question.
     """
+    return _read(_sources(folder))
+
+
+def is_one(path: Path) -> bool:
+    """Whether the file is one of such a folder's, by its name and by what its first question lacks."""
+    if _FILE_NAME.fullmatch(path.name) is None or not path.is_file():
+        return False
+    _, first = next(rows_of(path), ("", None))
+    return isinstance(first, dict) and not {"id", "relation", "subject"} & first.keys()
+
+
+def read_file(path: Path) -> tuple[dict[str, list[Question]], list[str]]:
+    """As `read_folder`, of one file."""
+    match = _FILE_NAME.fullmatch(path.name)
+    assert match is not None
+    return _read([_Source(path, match[1], match[2] or UNSPLIT)])
+
+
+def _read(sources: Sequence[_Source]) -> tuple[dict[str, list[Question]], list[str]]:
     by_relation: dict[str, list[_Row]] = {}
-    for source in _sources(folder):
+    for source in sources:
         by_relation.setdefault(source.relation, []).extend(_rows(source))
     splits: dict[str, list[Question]] = {}
     notes: list[str] = []

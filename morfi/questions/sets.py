@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import random
 import re
 import string
 import unicodedata
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError, nearest
 from morfi.folding import holds_text
-from morfi.questions.keys import KEYS, check_keys, notes_on, unique_keys
+from morfi.questions.formats import READABLE, rows_of
+from morfi.questions.keys import KEYS, check_keys, notes_on
 from morfi.questions.recognition import Families, subject_key, without_marks
 from morfi.types import Question
 
@@ -38,7 +37,7 @@ class QuestionSet:
 
 
 def load_questions(source: str) -> QuestionSet:
-    """The question set that `source` names: "world-facts", a JSONL file (also gzip), or a folder of P*.json.
+    """The question set that `source` names: "world-facts", a file (see `formats`), or a folder of P*.json.
 
     Raises InputError, with file and line, for anything that cannot be read or is not a question.
     """
@@ -51,13 +50,16 @@ def load_questions(source: str) -> QuestionSet:
         if path.is_dir():
             splits, notes = entity_questions.read_folder(path)
             return replace(question_set(path.resolve().name, splits), notes=tuple(notes))
+        if entity_questions.is_one(path):
+            splits, notes = entity_questions.read_file(path)
+            return replace(question_set(path.name, splits), notes=tuple(notes))
         if path.exists():
-            splits, notes = _read_jsonl(path)
+            splits, notes = _read_file(path)
             return replace(question_set(path.name, splits), notes=tuple(notes))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     raise InputError(
-        f'no question file or folder "{source}"; give "world-facts", a .jsonl or .jsonl.gz file, or a folder '
+        f'no question file or folder "{source}"; give "world-facts", a file ({READABLE}), or a folder '
         f"of P*.json files.{nearest(source, ['world-facts'])}"
     )
 
@@ -134,12 +136,7 @@ def select(
     by_relation: dict[str, list[Question]] = {}
     for question in questions:
         by_relation.setdefault(question.relation, []).append(question)
-    for relation in relations:
-        if relation not in by_relation:
-            available = ", ".join(sorted(by_relation)) or "none"
-            hint = nearest(relation, by_relation)
-            raise InputError(f'no question has the relation "{relation}"; available: {available}.{hint}')
-    wanted = sorted(set(relations) or by_relation)
+    wanted = sorted(set(_named(relations, by_relation)) or by_relation)
     shares = equal_shares([len(by_relation[relation]) for relation in wanted], limit)
     chosen: list[Question] = []
     for relation, share in zip(wanted, shares, strict=True):
@@ -147,6 +144,32 @@ def select(
         random.Random(f"{seed}/{relation}").shuffle(rows)  # noqa: S311 - a reproducible draw, not a secret
         chosen += rows[:share]
     return tuple(chosen)
+
+
+def _named(given: Sequence[str], known: Iterable[str]) -> list[str]:
+    """The relations that `given` names; those with commas in their names may come in parts ("city", "state").
+
+    Raises InputError for one that no question has.
+    """
+    parts_of = {tuple(part.strip() for part in name.split(",")): name for name in known}
+    names, place = [], 0
+    while place < len(given):
+        if given[place] in parts_of.values():
+            names.append(given[place])
+            place += 1
+            continue
+        length = next(
+            (n for n in range(len(given) - place, 0, -1) if tuple(given[place : place + n]) in parts_of), 0
+        )
+        if not length:
+            available = ", ".join(f'"{name}"' if "," in name else name for name in sorted(parts_of.values()))
+            hint = nearest(given[place], parts_of.values())
+            raise InputError(
+                f'no question has the relation "{given[place]}"; available: {available or "none"}.{hint}'
+            )
+        names.append(parts_of[tuple(given[place : place + length])])
+        place += length
+    return names
 
 
 def equal_shares(sizes: Sequence[int], limit: int | None) -> list[int]:
@@ -196,23 +219,20 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _read_jsonl(path: Path) -> tuple[dict[str, list[Question]], list[str]]:
+def _read_file(path: Path) -> tuple[dict[str, list[Question]], list[str]]:
     names: set[str] = set()
     splits: dict[str, list[Question]] = {}
-    first_line_of: dict[str, int] = {}
+    first_place_of: dict[str, str] = {}
     first_has_split: bool | None = None
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        row = _json_object(line, where)
+    for where, row in rows_of(path):
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: found {shown(row)}; expected a JSON object with {', '.join(KEYS)}")
         question = _question(row, where)
         names |= row.keys()
-        earlier = first_line_of.setdefault(question.id, number)
-        if earlier != number:
-            raise InputError(
-                f"{where}: the id {shown(question.id)} is taken by line {earlier}; ids must differ"
-            )
+        earlier = first_place_of.setdefault(question.id, where)
+        if earlier is not where:
+            taken = earlier.removeprefix(f"{path}, ")
+            raise InputError(f"{where}: the id {shown(question.id)} is taken by {taken}; ids must differ")
         has_split = "split" in row
         if first_has_split is None:
             first_has_split = has_split
@@ -222,42 +242,14 @@ def _read_jsonl(path: Path) -> tuple[dict[str, list[Question]], list[str]]:
             raise InputError(f'{where}: "split" is {shown(row["split"])}; expected train, dev or test')
         splits.setdefault(row["split"] if has_split else UNSPLIT, []).append(question)
     if not splits:
-        raise InputError(f"{path} holds no questions; expected JSON lines with {', '.join(KEYS)}")
+        raise InputError(f"{path} holds no questions; expected rows with {', '.join(KEYS)}")
     return splits, notes_on(names, str(path))
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file, numbered from 1; what is gzip inside is unpacked, whatever the file is called."""
-    number = 0
-    with path.open("rb") as file:
-        packed = file.peek(2).startswith(b"\x1f\x8b")
-        try:
-            for number, line in enumerate(gzip.GzipFile(fileobj=file) if packed else file, 1):
-                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(
-                f"{path}, line {number + 1}: gzip data cut short or damaged ({error}); copy the file again"
-            ) from error
-
-
-def _json_object(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode(), object_pairs_hook=unique_keys)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}, column {error.colno}: not valid JSON ({error.msg})") from error
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{where}: JSON nested too deeply or a number too long") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: found {shown(row)}; expected a JSON object with {', '.join(KEYS)}")
-    return row
 
 
 def _question(row: Mapping[str, Any], where: str) -> Question:
     check_keys(row, where)
     texts = {key: text_of(row[key], f'{where}: "{key}"') for key in KEYS if key != "answers"}
+    # Blanks around a relation's name are never meant, and nobody sees them in a table or can type them.
+    texts["relation"] = texts["relation"].strip()
     answers = answers_of(row["answers"], f'{where}: "answers"')
     return Question(texts["id"], texts["relation"], texts["subject"], texts["question"], answers)
