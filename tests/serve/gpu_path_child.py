@@ -34,6 +34,7 @@ def use_gpu_ways() -> None:
     from vllm.platforms import current_platform
     from vllm.v1.sample.ops import topk_topp_sampler
 
+    from morfi.kernels.residual import residual_, residual_reference
     from morfi.serve import decoder_layers
     from morfi.serve.device_work import DeviceWork
 
@@ -52,7 +53,8 @@ def use_gpu_ways() -> None:
         if json.loads(os.environ[SWITCHES])["tables"]:
             n_tokens = scheduler.max_num_batched_tokens
             state.device_work = work = DeviceWork(state.layers.stop, n_tokens, state.d_model, runner.device)
-            kernel = work._kernel
+            # Triton's kernel, or where nothing is interpreted what it is to do.
+            kernel = residual_ if os.environ.get("TRITON_INTERPRET") else residual_reference
 
             def unless_broken(*args: Any) -> None:
                 if not flag.exists():
@@ -101,6 +103,7 @@ def main() -> None:
     import torch
 
     from morfi.directions import Direction
+    from morfi.serve import residual
     from morfi.serve.engine import Engine
 
     answers = []
@@ -108,15 +111,16 @@ def main() -> None:
         os.environ[SWITCHES] = json.dumps(one)
         engine = Engine(model, dtype="float32", context=64, overrides=one["overrides"])
         name = engine.register(Direction(torch.linspace(-3, 3, 64)))
-        found = {"right": run(engine, name, steered=True, captured=True)}
+        found: dict[str, Any] = {"right": run(engine, name, steered=True, captured=True)}
         found["plain"] = run(engine, name, steered=False, captured=False)
         if one["tables"]:
             flag.touch()
             found["broken"] = run(engine, name, steered=True, captured=one["captured"])
             flag.unlink()
             found["after"] = run(engine, name, steered=False, captured=False)
-        answers.append(found)
         engine.close()
+        found["left"] = residual._current is not None
+        answers.append(found)
     json.dump(answers, out)
 
 

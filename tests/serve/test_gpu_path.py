@@ -27,6 +27,7 @@ PLANS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "v1": {
         "cpu": {"asynchronous": False, "tables": False, "captured": False, "overrides": {}},
+        "v1 synchronous": {"asynchronous": False, "tables": True, "captured": False, "overrides": {}},
     },
 }
 BROKEN = [name for plan in PLANS.values() for name, one in plan.items() if one["tables"]]
@@ -77,3 +78,9 @@ def test_no_answer_leaves_a_step_whose_operation_did_not_run(
     assert found["ended"] == 0
     assert "layer 0 was to be steered or captured, but its operation did not run" in found["error"]
     assert "error" in answers[name]["after"], "what is broken stays so"
+
+
+def test_a_closed_engine_leaves_nothing_that_the_operation_would_work_with(
+    answers: dict[str, dict[str, Any]],
+) -> None:
+    assert not any(found["left"] for found in answers.values())
