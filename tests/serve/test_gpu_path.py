@@ -18,9 +18,8 @@ MP = {"distributed_executor_backend": "mp"}
 # What is run in each process: runner V2 with Triton interpreted, the same with workers, and runner V1.
 PLANS: dict[str, dict[str, dict[str, Any]]] = {
     "v2": {
-        "v2 synchronous": {"asynchronous": False, "tables": True, "captured": False, "overrides": {}},
+        "v2 synchronous": {"asynchronous": False, "tables": True, "captured": True, "overrides": {}},
         "v2 queue": {"asynchronous": True, "tables": True, "captured": False, "overrides": {}},
-        "v2 queue, captured": {"asynchronous": True, "tables": True, "captured": True, "overrides": {}},
     },
     "processes": {
         "v2 processes": {"asynchronous": True, "tables": True, "captured": False, "overrides": MP},

@@ -243,7 +243,7 @@ def run(machine: type[Interleaving], n_examples: int, n_steps: int, *, derandomi
 
 
 def test_each_request_is_answered_as_if_alone(machine: type[Interleaving]) -> None:
-    seen = run(machine, 12, 20, derandomize=True)
+    seen = run(machine, 20, 20, derandomize=True)
     assert min(seen[what] for what in ("steered, cached", "plain, cached", "captured", "aborted")) > 0, seen
 
 
