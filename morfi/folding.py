@@ -80,6 +80,8 @@ def is_seen(character: str) -> bool:
 
 def holds_text(text: str) -> bool:
     """Whether anything but blanks is to be seen in `text`."""
+    if text.isascii() and text.isprintable():
+        return bool(text.strip())
     return any(not character.isspace() and is_seen(character) for character in text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from morfi.errors import InputError, nearest
@@ -58,6 +59,7 @@ def _is_split_misspelled(given: str) -> bool:
     return meant_by(given) == "split" and _plain(given) not in _OTHER_NAMES["split"]
 
 
+@lru_cache(maxsize=4096)  # every row of a file has the same keys
 def meant_by(given: str) -> str | None:
     """The known key that one of another name may stand for; None for one that resembles none."""
     plain = _plain(given)

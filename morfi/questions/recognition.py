@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 from morfi.folding import is_unspaced
 from morfi.matching import normalise
 from morfi.types import Question
 
 
+@lru_cache(maxsize=1 << 19)  # a set's subjects and texts are looked up several times
 def subject_key(subject: str) -> str:
     """What two spellings of a subject share: normalised, without diacritics.
 

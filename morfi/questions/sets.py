@@ -23,6 +23,7 @@ from morfi.types import Question
 SPLITS = ("train", "dev", "test")
 UNSPLIT = "all"  # the only split of a source that does not say which split its questions belong to
 
+_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -115,11 +116,10 @@ def split_key(name: str) -> str:
 
     It stays as it was when the first sets were split by it, or their questions would change places.
     """
-    composed = unicodedata.normalize("NFKC", without_marks(name)).lower()
-    kept = (
-        c for c in composed if c not in string.punctuation and not unicodedata.category(c).startswith("P")
-    )
-    return " ".join(word for word in "".join(kept).split() if word not in ("a", "an", "the"))
+    composed = unicodedata.normalize("NFKC", without_marks(name)).lower().translate(_ASCII_PUNCTUATION)
+    if not composed.isascii():
+        composed = "".join(c for c in composed if not unicodedata.category(c).startswith("P"))
+    return " ".join([word for word in composed.split() if word not in ("a", "an", "the")])
 
 
 def select(
