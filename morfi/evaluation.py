@@ -64,7 +64,7 @@ def prepare(config: EvalConfig, progress: Progress) -> Task:
     chosen = choose_shots(data, pool, split, shots=config.shots, seed=config.seed)
     scored = select(chosen.scored, limit=config.limit, seed=config.seed)
     checkpoint = resolve(config.ckpt, base=config.base, dtype=config.dtype, progress=progress.phase)
-    tokenizer = prompt_tokenizer(checkpoint.model_dir, config.bos, progress)
+    tokenizer = prompt_tokenizer(checkpoint.model_dir, config.bos, progress, chat=config.chat)
     spoken = Spoken(len(scored), progress.phase)
     prompts = tuple(build_prompts(scored, chosen.exemplars, tokenizer, chat=config.chat, on_part=spoken))
     context = context_for(checkpoint, config.engine)

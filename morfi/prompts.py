@@ -38,14 +38,16 @@ class Prompt:
     sample: int = 0
 
 
-def prompt_tokenizer(model_dir: Path, bos: str, progress: Progress) -> Any:
+def prompt_tokenizer(model_dir: Path, bos: str, progress: Progress, *, chat: bool = False) -> Any:
     """The tokenizer of `model_dir` for prompts and training examples; `progress` is told what is special.
 
-    `bos` is "auto", "yes" or "no" (`morfi.checkpoints.tokenizer.open_tokenizer`).
+    `bos` is "auto", "yes" or "no" (`morfi.checkpoints.tokenizer.open_tokenizer`); what stands around the
+    text of a `chat` is for its template to say.
     """
     found = open_tokenizer(model_dir, bos)
-    for line in found.changes.values():
-        progress.phase(line)
+    for name, line in found.changes.items():
+        if name == "tokenizer" or not chat:
+            progress.phase(line)
     return found.tokenizer
 
 

@@ -16,6 +16,7 @@ from morfi.prompts import (
     build_prompts,
     check_lengths,
     load_tokenizer,
+    prompt_tokenizer,
     starts_with_bos,
 )
 from morfi.questions import UNSPLIT, QuestionSet, question_set, select
@@ -297,6 +298,14 @@ def test_a_broken_chat_template_is_refused(make_tokenizer: Callable[..., Any], t
     with pytest.raises(InputError, match=r"chat template .*leave --chat out") as caught:
         build_prompts([KYIV], {"P17": ()}, make_tokenizer(chat_template=template), chat=True)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_special_about_a_tokenizer_is_said_but_not_what_a_chat_does_not_meet(
+    tiny_model: Path, log: Any
+) -> None:
+    for chat in (True, False):
+        prompt_tokenizer(tiny_model, "no", log, chat=chat)
+        assert len(log.phases) == (0 if chat else 1)
 
 
 def test_no_questions_give_no_prompts(tokenizer: Any) -> None:

@@ -49,6 +49,24 @@ def test_a_steered_completion_is_another_and_says_what_was_applied(
     }
 
 
+def test_bos_stands_in_front_once_whoever_writes_it(client: openai.OpenAI, server: Any) -> None:
+    plain, written = (
+        client.completions.create(model="tiny", prompt=prompt, **GREEDY)
+        for prompt in (PROMPT, f"<s>{PROMPT}")
+    )
+    assert plain.usage.prompt_tokens == written.usage.prompt_tokens == N_PROMPT
+    assert plain.choices[0].text == written.choices[0].text
+    with pytest.raises(openai.UnprocessableEntityError, match=r"some prompts begin with <s>; leave it out"):
+        client.completions.create(model="tiny", prompt=[PROMPT, f"<s>{PROMPT}"], **GREEDY)
+    compared = [
+        server.post(
+            "/v1/morfi/compare", {"prompt": prompt, "latents": [{"id": 3}], "strengths": [1.0]}
+        ).json()
+        for prompt in (PROMPT, f"<s>{PROMPT}")
+    ]
+    assert compared[0]["steered"] == compared[1]["steered"]
+
+
 def test_a_stream_gives_the_same_text_and_ends_with_what_was_applied(client: openai.OpenAI) -> None:
     request = {"model": "tiny", "prompt": PROMPT, **GREEDY, "extra_body": {"steering": STEERING}}
     whole = client.completions.create(**request)
