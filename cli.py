@@ -164,7 +164,7 @@ def eval_command(common: Common, resume: str | None, **given: Any) -> None:
     given["engine"] = engine_overrides(given["engine"], verbose=common.verbose) or None
     given["relations"] = _names("relations", given["relations"])
     named = resume not in (None, "auto")
-    stored = from_stored(common.store.run(str(resume)).config) if named else None
+    stored = from_stored(common.store.run_of_kind(str(resume), "eval").config) if named else None
     with TerminalProgress() as progress:
         run_id = run_evaluation(
             configure(given, stored),
@@ -219,6 +219,7 @@ def split_command(common: Common, new: bool, **given: Any) -> None:
 
 @cli.command("mix")
 @click.option("--split", "split_run", metavar="RUN", required=True, help="The run of `morfi split`.")
+@click.option("--data", help="Where the data of that run is now, where it has moved.")
 @click.option("--levels", help="Percent Unknown of each mixture (default: 0,10,25,50,75,90,100).")
 @click.option("--size", type=int, help="Questions in each mixture (default: 320).")
 @click.option("--seed", type=int, help="Draws the questions (default: 0).")
@@ -240,7 +241,8 @@ def mix_command(common: Common, new: bool, **given: Any) -> None:
 
     given["levels"] = _numbers("levels", given["levels"])
     given["known"] = _names("known", given["known"])
-    result = run_mix(configure_mix(given), common.store, new=new, command=_command())
+    data = given.pop("data")
+    result = run_mix(configure_mix(given), common.store, new=new, command=_command(), data_now=data)
     report_run(common, result.run_id, dropped=result.dropped)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from morfi.checkpoints.tokenizer import check_bos
@@ -69,6 +70,19 @@ def check_numbers(options: Mapping[str, tuple[int | None, int]]) -> None:
             raise InputError(f"--seed is {value}; expected at most {MAX_SEED}")
 
 
+def located(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` for the store: folders and files with their whole paths, so that any folder can go on."""
+    from morfi.checkpoints.presets import PRESETS
+
+    found = dict(config)
+    for key in ("ckpt", "model", "base", "data"):
+        value = found.get(key)
+        if isinstance(value, str) and value not in (*PRESETS, "world-facts"):
+            path = Path(value).expanduser()
+            found[key] = str(path.absolute()) if path.exists() else value
+    return found
+
+
 def from_stored(stored: Mapping[str, Any]) -> EvalConfig:
     """The configuration of a stored run; raises InputError for one that is no evaluation of this morfi."""
     try:
@@ -93,10 +107,13 @@ def configure(given: Mapping[str, Any], stored: EvalConfig | None) -> EvalConfig
             )
         config = EvalConfig(**options)
         return config if "batch" in options else replace(config, batch=default_batch())
+    # Where the same files are now; that they are the same is checked by their content.
+    places = [key for key in ("ckpt", "base", "data") if key in options and Path(options[key]).exists()]
+    moved = {key: options.pop(key) for key in places}
     for key, value in options.items():
         if value != getattr(stored, key):
             raise InputError(
                 f"--{key.replace('_', '-')} is {value!r}, but the resumed run has {getattr(stored, key)!r}; "
                 "leave it out, or run without --resume"
             )
-    return stored
+    return replace(stored, **moved)

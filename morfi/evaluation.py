@@ -19,7 +19,7 @@ from morfi.baselines import baselines_of, out_of_reach
 from morfi.checkpoints import resolve
 from morfi.encoding import Spoken
 from morfi.errors import InputError
-from morfi.eval_config import EvalConfig
+from morfi.eval_config import EvalConfig, located
 from morfi.exemplars import choose_shots
 from morfi.prompts import ASKED, build_prompts, check_lengths, prompt_tokenizer, starts_with_bos
 from morfi.questions import UNSPLIT, QuestionSet, load_questions, select
@@ -76,7 +76,7 @@ def prepare(config: EvalConfig, progress: Progress) -> Task:
         del decided[name_only]  # what they choose is in the prompts
     return Task(
         kind=KIND,
-        config=asdict(config),
+        config=located(asdict(config)),
         answering=Answering(
             max_tokens=config.max_tokens,
             match=config.match,

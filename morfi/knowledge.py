@@ -26,7 +26,7 @@ from morfi.checkpoints.tokenizer import check_bos
 from morfi.device import default_batch, is_gpu
 from morfi.encoding import Spoken
 from morfi.errors import InputError
-from morfi.eval_config import check_match, check_numbers
+from morfi.eval_config import check_match, check_numbers, located
 from morfi.exemplars import draw_shots, n_sets
 from morfi.prompts import (
     ASKED,
@@ -146,7 +146,7 @@ def prepare_split(config: SplitConfig, progress: Progress) -> Task:
         del decided[name_only]  # what they choose is in the prompts
     return Task(
         kind=KIND,
-        config=asdict(config),
+        config=located(asdict(config)),
         answering=Answering(
             max_tokens=config.max_tokens,
             match=config.match,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.attempts import attempting
@@ -34,9 +35,12 @@ def configure_mix(given: Mapping[str, Any]) -> MixConfig:
     return MixConfig(**{key: value for key, value in given.items() if value is not None})
 
 
-def run_mix(config: MixConfig, store: Store, *, new: bool, command: str) -> MixResult:
+def run_mix(
+    config: MixConfig, store: Store, *, new: bool, command: str, data_now: str | None = None
+) -> MixResult:
     """Draws the mixtures of `config` and returns the run that holds them.
 
+    `data_now` is where the split run's data is now, None for where it was.
     The same configuration gives the same mixtures, so a run that there is already is returned, unless `new`.
     Raises InputError where they cannot be filled, or where the data has changed since the split run.
     """
@@ -45,10 +49,16 @@ def run_mix(config: MixConfig, store: Store, *, new: bool, command: str) -> MixR
     if (status := store.summary(split.run_id).status) != "done":
         raise InputError(f"{split.run_id} is {status}; give its `morfi split` command again to finish it")
     config = replace(config, split_run=split.run_id)
-    data = with_splits(load_questions(split.config["data"]))
+    source = data_now or str(split.config["data"])
+    try:
+        data = with_splits(load_questions(source))
+    except InputError as error:
+        if data_now is not None or Path(source).exists():
+            raise
+        raise InputError(f"{error} --data says where that of {split.run_id} is now") from error
     if data.sha256 != split.data_sha256:
         raise InputError(
-            f"{split.config['data']} has changed since {split.run_id}: its sha256 is {data.sha256[:16]}, "
+            f"{source} has changed since {split.run_id}: its sha256 is {data.sha256[:16]}, "
             f"expected {split.data_sha256[:16]}; bring back that data or run `morfi split` again"
         )
     facts = store.knowledge(split.run_id)

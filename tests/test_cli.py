@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -641,3 +641,55 @@ def test_ctrl_c_in_a_process_of_its_own_exits_with_130(tmp_path: Path) -> None:
     )
     assert (process.returncode, process.stdout) == (130, "")
     assert process.stderr.strip() == "morfi: interrupted"
+
+
+def test_another_folder_goes_on_with_what_lies_in_the_first(
+    ask: Callable[..., Ended],
+    morfi_: Callable[..., Ended],
+    tiny_model: Path,
+    data_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copyfile(data_file, "q.jsonl")
+    shutil.copytree(tiny_model, "model")
+    asked = ask("--json", ckpt="model", data="q.jsonl")
+    run_id = json.loads(asked.out)["run_id"]
+    database = Path("morfi.duckdb").absolute()
+    split = morfi_("split", "--model", "model", "--data", "q.jsonl", "--n-ex", 1, "--samples", 0, "--json")
+    split_run = json.loads(split.out)["run_id"]
+    (Path.cwd() / "sub").mkdir()
+    monkeypatch.chdir(Path.cwd() / "sub")
+    there = ("--db", database)
+    for resumed in (("--resume", run_id), ("--resume", run_id, "--data", "../q.jsonl", "--ckpt", "../model")):
+        ended = morfi_("eval", *resumed, "--json", *there)
+        assert ended.code == 0, ended
+        assert json.loads(ended.out)["run_id"] == run_id
+    mix = ("mix", "--split", split_run, "--levels", "100", "--size", 2, "--json", *there)
+    mixed = morfi_(*mix)
+    assert mixed.code == 0, mixed
+    # The file moves.
+    Path("../q.jsonl").rename("../moved.jsonl")
+    refused(morfi_(*mix), str(Path("../q.jsonl").resolve()), f"--data says where that of {split_run} is now")
+    again = morfi_(*mix, "--data", "../moved.jsonl")
+    assert json.loads(again.out)["run_id"] == json.loads(mixed.out)["run_id"]
+    ended = morfi_("eval", "--resume", run_id, "--data", "../moved.jsonl", "--json", *there)
+    assert ended.code == 0, ended
+    refused(morfi_("eval", "--ckpt", "../model", "--data", "no.jsonl"), f'"no.jsonl" in {Path.cwd()}')
+    refused(morfi_("eval", "--resume", split_run, *there), f"{split_run} is a run of `morfi split`")
+
+
+def test_a_relation_with_a_comma_can_be_chosen(
+    ask: Callable[..., Ended], write_questions: Callable[..., Path], questions: Any, tmp_path: Path
+) -> None:
+    named = {
+        split: [replace(q, relation="city, state" if q.relation == "P17" else q.relation) for q in asked]
+        for split, asked in questions.items()
+    }
+    data = write_questions(tmp_path / "comma.jsonl", named)
+    for given in ('"city, state"', "city, state"):
+        ended = ask("--json", "--relations", given, data=data)
+        assert ended.code == 0, ended
+        assert set(json.loads(ended.out)["by_relation"]) == {"city, state"}
+    both = ask("--json", "--relations", '"city, state",P36', data=data)
+    assert set(json.loads(both.out)["by_relation"]) == {"city, state", "P36"}
+    refused(ask("--relations", "city", data=data), '"city, state"')

@@ -59,8 +59,9 @@ def load_questions(source: str) -> QuestionSet:
             return replace(question_set(path.name, splits), notes=tuple(notes))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    here = "" if path.is_absolute() else f" in {Path.cwd()}"
     raise InputError(
-        f'no question file or folder "{source}"; give "world-facts", a file ({READABLE}), or a folder '
+        f'no question file or folder "{source}"{here}; give "world-facts", a file ({READABLE}), or a folder '
         f"of P*.json files.{nearest(source, ['world-facts'])}"
     )
 
