@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 from morfi.directions import Direction, pack
 from morfi.errors import InputError, MorfiError
 from morfi.serve import plugin
+from morfi.serve.admission import Admission, admit
 from morfi.serve.engine import Engine
 from morfi.serve.processes import naming_death
 from morfi.serve.reports import applied, captured
@@ -127,7 +129,9 @@ def test_what_cannot_be_steered_is_refused_by_name(
 CHILD = """
 import json, sys, torch
 from pathlib import Path
+from types import SimpleNamespace
 from morfi.directions import Direction
+from morfi.serve.admission import Admission, admit
 from morfi.serve.engine import Engine
 from morfi.steering import Capture, Steering
 from morfi.types import Sampling
@@ -197,3 +201,10 @@ def test_the_death_of_vllms_processes_is_named() -> None:
             raise raised
     with pytest.raises(RuntimeError, match="something else"), naming_death():
         raise RuntimeError("something else")
+
+
+def test_a_prompt_that_comes_in_parts_is_refused() -> None:
+    """What counts from its end would mean other positions with each part."""
+    params = SimpleNamespace(extra_args={"morfi": {"capture": {"layers": [0]}}})
+    with pytest.raises(InputError, match="a prompt that comes in parts cannot be steered or captured"):
+        admit(SimpleNamespace(sampling_params=params, resumable=True), Admission(None, 2, 4))
