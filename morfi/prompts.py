@@ -88,7 +88,7 @@ def build_prompts(
         for prompt in prompts:
             _check_bos_once(prompt, tokenizer)
     else:
-        check_no_control([(prompt.question.id, prompt.token_ids) for prompt in prompts], tokenizer)
+        check_no_control([(one.question.id, one.text, one.token_ids) for one in prompts], tokenizer)
     return prompts
 
 
@@ -111,25 +111,28 @@ def _chat_text(question: Question, shown: Sequence[Question], tokenizer: Any) ->
         ) from error
 
 
-def check_no_control(encoded: Sequence[tuple[str, Sequence[int]]], tokenizer: Any) -> None:
-    """Raises InputError for texts (question id, token ids) that hold control tokens after their beginning.
+def check_no_control(encoded: Sequence[tuple[str, str, Sequence[int]]], tokenizer: Any) -> None:
+    """Raises InputError for texts (question id, text, token ids) with control tokens after their beginning.
 
     A model takes "</s>" in a question for the end of a text, not for four characters.
     """
-    control, n_before = control_tokens(tokenizer), len(frame_of(tokenizer).before)
-    for question_id, token_ids in encoded:
-        if not control.isdisjoint(token_ids[n_before:]):
-            _refuse_control(question_id, token_ids[n_before:], tokenizer)
+    _refuse_control(encoded, tokenizer, len(frame_of(tokenizer).before))
 
 
-def _refuse_control(question_id: str, token_ids: Sequence[int], tokenizer: Any) -> None:
+def _refuse_control(encoded: Sequence[tuple[str, str, Sequence[int]]], tokenizer: Any, n_before: int) -> None:
     control = control_tokens(tokenizer)
-    found = next(index for index in token_ids if index in control)
-    what = "BOS" if found == tokenizer.bos_token_id else "the control token"
-    raise InputError(
-        f"question {question_id}: the prompt would hold {what} ({tokenizer.convert_ids_to_tokens(found)}) in "
-        "its text; take the token out of the questions and answers"
-    )
+    for question_id, text, token_ids in encoded:
+        if control.isdisjoint(token_ids[n_before:]):
+            continue
+        for index in token_ids[n_before:]:
+            # The unknown token stands for characters as well.
+            if index in control and (index != tokenizer.unk_token_id or tokenizer.unk_token in text):
+                what = "BOS" if index == tokenizer.bos_token_id else "the control token"
+                raise InputError(
+                    f"question {question_id}: the prompt would hold {what} "
+                    f"({tokenizer.convert_ids_to_tokens(index)}) in its text; take the token out of the "
+                    "questions and answers"
+                )
 
 
 def _check_texts(
@@ -140,10 +143,7 @@ def _check_texts(
     for shown in exemplars.values():
         owners |= {text: one.id for one in shown for text in (one.text, one.answers[0])}
     encoded = tokenizer(list(owners), add_special_tokens=False)["input_ids"]
-    control = control_tokens(tokenizer)
-    for question_id, token_ids in zip(owners.values(), encoded, strict=True):
-        if not control.isdisjoint(token_ids):
-            _refuse_control(question_id, token_ids, tokenizer)
+    _refuse_control(list(zip(owners.values(), owners, encoded, strict=True)), tokenizer, 0)
 
 
 def _check_bos_once(prompt: Prompt, tokenizer: Any) -> None:

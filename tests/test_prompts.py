@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from morfi.errors import InputError
 from morfi.exemplars import Shots, choose_shots
@@ -263,9 +265,19 @@ def test_a_control_token_inside_a_question_or_an_exemplar_is_refused(
     assert build_prompts([LYON], {"P17": (KYIV,)}, tokenizer, chat=chat)
 
 
-def test_the_unknown_token_is_no_control_token(make_tokenizer: Callable[..., Any]) -> None:
-    asked_ = Question("q7", "P17", "s", "What is <unk>?", ("x",))
-    assert build_prompts([asked_], {"P17": ()}, make_tokenizer())
+def test_the_unknown_token_is_refused_as_it_is_written_and_not_for_a_character_that_is_lacking(
+    make_tokenizer: Callable[..., Any],
+) -> None:
+    written = Question("q7", "P17", "s", "What is <unk>?", ("x",))
+    with pytest.raises(InputError, match=r"question q7: .*the control token \(<unk>\)"):
+        build_prompts([written], {"P17": ()}, make_tokenizer())
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "Q": 1, ":": 2, "A": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    (prompt,) = build_prompts([LYON], {"P17": ()}, tokenizer)
+    assert 0 in prompt.token_ids
+    with pytest.raises(InputError, match=r"question q7: .*the control token \(<unk>\)"):
+        build_prompts([written], {"P17": ()}, tokenizer)
 
 
 @pytest.mark.parametrize(("adds_bos", "written"), [(True, ""), (False, ""), (True, "<s>"), (False, "<s>")])

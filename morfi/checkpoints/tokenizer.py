@@ -154,10 +154,13 @@ def needs_bos(model_type: str, bos_token: str | None, first: Sequence[str], *, t
 
 
 def control_tokens(tokenizer: Any) -> frozenset[int]:
-    """The ids that no text of a question may hold: special tokens and end tokens, but not the unknown one."""
+    """The ids that no text of a question may hold: special tokens and end tokens.
+
+    The unknown token is among them, though a tokenizer also writes it for characters that it lacks.
+    """
     added = getattr(tokenizer, "added_tokens_decoder", {})
     found = {index for index, token in added.items() if token.special} | set(tokenizer.all_special_ids)
-    return frozenset(found - {tokenizer.unk_token_id})
+    return frozenset(found)
 
 
 def _config(model_dir: Path, name: str = "config.json") -> Mapping[str, Any]:

@@ -66,7 +66,9 @@ def encode_examples(questions: Sequence[Question], tokenizer: Any, context: int)
                 f"{context}; leave the question out"
             )
         examples.append(Example(question.id, tuple(ids), n_prompt))
-    check_no_control([(example.question_id, example.token_ids) for example in examples], tokenizer)
+    check_no_control(
+        [(one.question_id, text, one.token_ids) for one, text in zip(examples, texts, strict=True)], tokenizer
+    )
     return tuple(examples)
 
 

@@ -257,7 +257,6 @@ def test_an_end_token_of_the_generation_settings_is_a_control_token(tmp_path: Pa
     tokenizer = load_tokenizer(tmp_path / "model")
     end = own.token_to_id(END)
     assert end in control_tokens(tokenizer)
-    assert tokenizer.unk_token_id not in control_tokens(tokenizer)
     ids = [*own.encode("a", add_special_tokens=False).ids, end]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "a"
 
