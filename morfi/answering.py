@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from morfi.attempts import NOTHING_DONE, attempting
 from morfi.checkpoints import Checkpoint
+from morfi.checkpoints.model_files import context_limit
 from morfi.errors import InputError, MorfiError
 from morfi.matching import judge, parse_answer
 from morfi.prompts import Prompt
@@ -77,11 +78,8 @@ class StartEngine(Protocol):
 
 def context_for(checkpoint: Checkpoint, engine: Mapping[str, Any]) -> int:
     """The tokens a request may have: the model's limit, or what the engine setting makes it."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(checkpoint.model_dir, local_files_only=True)
     # An architecture without position embeddings names no limit of its own.
-    limit = int(getattr(config, "max_position_embeddings", None) or MAX_CONTEXT)
+    limit = context_limit(checkpoint.model_dir) or MAX_CONTEXT
     wanted = engine.get("max_model_len", min(limit, MAX_CONTEXT))
     if not isinstance(wanted, int) or not 0 < wanted <= limit:
         raise InputError(f"--engine max_model_len={wanted}: the model takes 1 to {limit} tokens")

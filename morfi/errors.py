@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# What pydantic says before the first of the reasons.
+_PREAMBLE = re.compile(r"\d+ validation errors? for ")
 
 
 class MorfiError(Exception):
@@ -37,3 +41,22 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean "x"?' for the entry of `known` closest to `word`, else an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f' Did you mean "{close[0]}"?' if close else ""
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of an error that says something; else its type.
+
+    Of pydantic's errors that is the first reason, after the field that it is about.
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if not _PREAMBLE.match(lines[0]):
+        return lines[0].strip()
+    field = ""
+    for line in lines[1:]:
+        if not line.startswith(" "):
+            field = f"{line}: "
+            continue
+        return field + line.strip().removeprefix("Value error, ").partition(" [type=")[0]
+    return lines[0]

@@ -18,7 +18,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from morfi.checkpoints import Checkpoint
-from morfi.errors import InputError, MorfiError
+from morfi.errors import InputError, MorfiError, reason_of
 from morfi.serve.admission import unsteerable
 from morfi.serve.line_ends import LineEnds
 from morfi.serve.metrics import STEERED_TOKENS, SWAPS
@@ -251,7 +251,6 @@ def start_async_engine(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> S
             raise InputError(f"data parallelism cannot be used: {ONE_ENGINE}; is VLLM_DP_SIZE set?")
         engine: SteeringLLM = SteeringLLM.from_vllm_config(config, disable_log_stats=False)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MorfiError(f"vLLM could not start on {checkpoint.name}: {reason}") from error
+        raise MorfiError(f"vLLM could not start on {checkpoint.name}: {reason_of(error)}") from error
     engine.served = Served(Path(settings["model"]), checkpoint.dtype, started_on=sha256, sha256=sha256)
     return engine

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from morfi.checkpoints.tokenizer import open_tokenizer, tokenizer_folder
 from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.device import device_name, is_gpu
-from morfi.errors import InputError, MorfiError
+from morfi.errors import InputError, MorfiError, reason_of
 from morfi.files import whole_folder
 from morfi.serve import settings as engine_settings
 from morfi.serve.admission import Admission, admission_of
@@ -98,7 +98,7 @@ class Engine:
             try:
                 self._llm = LLM(**self._settings)
             except (ValueError, TypeError, RuntimeError, OSError) as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                reason = reason_of(error)
                 raise MorfiError(
                     f"vLLM could not start on {model_dir}: {reason} (-v shows vLLM's log)"
                 ) from error

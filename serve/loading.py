@@ -15,17 +15,31 @@ if TYPE_CHECKING:
 # one module can be given to it alone. vLLM's own reload takes any model, at twice the cost.
 _PLAIN = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Gemma2ForCausalLM"})
 _LAYER = re.compile(r".*?\.\d+\.")
+_EXPERTS = re.compile(r".*\.experts\.")
 
 
 def loadable_parts(model: torch.nn.Module, names: Collection[str]) -> dict[str, str]:
     """The part of the model that each of a checkpoint's tensors can only be loaded with.
 
     vLLM fuses tensors (query, key and value; gate and up; experts) and packs what it fused: a tensor needs
-    its whole module where that is known, else its whole decoder layer. Other tensors stand alone.
+    its whole module where that is known, else its whole decoder layer, without the experts, which are a part
+    of their own. Other tensors stand alone.
     """
     if _is_plain(model):
         return {name: _target(model, name) for name in names}
-    return {name: match.group() if (match := _LAYER.match(name)) else name for name in names}
+    return {
+        name: match.group() if (match := _EXPERTS.match(name) or _LAYER.match(name)) else name
+        for name in names
+    }
+
+
+def are_experts(tensor: str) -> bool:
+    """Whether the tensor of this name belongs to the experts of a mixture, which vLLM does not load anew
+    rightly.
+
+    On a CPU it packs them when the engine starts and not again, so that what is loaded later is read wrongly.
+    """
+    return _EXPERTS.match(tensor) is not None
 
 
 def load_tensors(runner: Any, tensors: Iterable[tuple[str, torch.Tensor]], names: Collection[str]) -> None:

@@ -17,6 +17,7 @@ RESERVED = {
     "model": "use --ckpt",
     "tokenizer": "the checkpoint's own tokenizer is always used",
     "tokenizer_mode": "the checkpoint's own tokenizer is always used",
+    "config_format": "the checkpoint's config.json is always used",
     "dtype": "use --dtype",
     "seed": "use --seed",
     "trust_remote_code": "code from a checkpoint is never run",
@@ -107,7 +108,10 @@ def engine_arguments(
         "config_format": "hf",
         "dtype": dtype,
         "seed": seed,
+        # What was checked is what is loaded: without these, files in Mistral's own layout go before it.
         "load_format": "safetensors",
+        "config_format": "hf",
+        "tokenizer_mode": "hf",
         "trust_remote_code": False,
         "enable_prefix_caching": True,
         "max_model_len": context,

@@ -11,10 +11,10 @@ from morfi.cache import Cache
 from morfi.checkpoints.adapters import load_adapter
 from morfi.checkpoints.lora import Merge, merged_tensors
 from morfi.checkpoints.merge_plan import plan_merge
-from morfi.checkpoints.model_files import OUTPUT_HEAD, ModelFiles, open_model
+from morfi.checkpoints.model_files import ModelFiles, open_model
 from morfi.checkpoints.weights import Weights
 from morfi.errors import InputError
-from morfi.serve.loading import is_tied, load_tensors, loadable_parts, pack_output_heads
+from morfi.serve.loading import are_experts, is_tied, load_tensors, loadable_parts, pack_output_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,11 @@ class LiveModel:
     def _check_fits_live_model(self, base: ModelFiles, merge: Merge) -> None:
         path = merge.adapter.path
         alone = "a live engine keeps its shapes; evaluate it by itself, with morfi eval --ckpt"
+        if experts := sorted(name for name in merge.edits if are_experts(name)):
+            raise InputError(
+                f"{path} changes the experts of {base.path} ({experts[0]}), which vLLM does not load anew "
+                f"rightly; {alone}"
+            )
         if merge.untied:
             raise InputError(
                 f"{path} gives {base.path} an output head of its own, which the base ties to the input "
@@ -104,10 +109,10 @@ class LiveModel:
             raise InputError(
                 f"{path} changes the number of tokens of {base.path} to {merge.vocab_size}; {alone}"
             )
-        if base.tied and OUTPUT_HEAD in base.weights.tensors and not is_tied(self.runner.get_model()):
+        if base.tied and base.output_head in base.weights.tensors and not is_tied(self.runner.get_model()):
             raise InputError(
-                f"{base.path} ties its output head to the input embedding, but stores another {OUTPUT_HEAD}, "
-                "which vLLM serves and a merge would drop; save the base again without it"
+                f"{base.path} ties its output head to the input embedding, and vLLM keeps {base.output_head} "
+                "apart from it, which a merge would not reach; save the base again without it"
             )
 
 

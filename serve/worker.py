@@ -6,6 +6,7 @@ from vllm.platforms import current_platform
 
 from morfi.serve import plugin
 from morfi.serve import settings as engine_settings
+from morfi.serve.loaded import check_what_is_loaded
 from morfi.serve.reports import Reporting
 from morfi.serve.swap import WeightSwapping
 
@@ -15,6 +16,7 @@ if current_platform.is_cpu():
     engine_settings.keep_freed_memory()
 
 plugin.register()
+check_what_is_loaded()
 
 
 class WorkerExtension(WeightSwapping, Reporting):

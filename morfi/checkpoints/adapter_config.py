@@ -122,13 +122,29 @@ def _check_values(path: Path, config: Mapping[str, Any]) -> None:
     saved = config.get("modules_to_save") or []
     if not isinstance(saved, list) or not all(isinstance(name, str) and name for name in saved):
         raise InputError(f"{path}: modules_to_save is {saved!r}, expected a list of module names")
-    for pattern in (*ranks, *alphas):
+    _check_targets(path, config)
+    whole = [config.get(key) for key in ("target_modules", "exclude_modules")]
+    for pattern in (*ranks, *alphas, *(value for value in whole if isinstance(value, str))):
         try:
             re.compile(pattern)
         except re.error as error:
             raise InputError(
                 f"{path}: the module pattern {pattern!r} is no regular expression: {error}"
             ) from error
+
+
+def _check_targets(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises InputError where what chooses the modules is of a form that PEFT does not know."""
+    for key, kind, name in (
+        ("target_modules", str, "names"),
+        ("exclude_modules", str, "names"),
+        ("layers_pattern", str, "names"),
+        ("layers_to_transform", int, "whole numbers"),
+    ):
+        value = config.get(key)
+        listed = value if isinstance(value, list) else [value]
+        if value is not None and not all(type(each) is kind for each in listed):
+            raise InputError(f"{path}: {key} is {value!r}, expected a list of {name}")
 
 
 def _pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:

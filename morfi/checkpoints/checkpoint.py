@@ -12,6 +12,7 @@ from pathlib import Path
 from morfi.cache import Cache, Manifest
 from morfi.checkpoints.adapters import CONFIG, Adapter, load_adapter
 from morfi.checkpoints.embedded import embedded_model
+from morfi.checkpoints.fit import check_whole
 from morfi.checkpoints.lora import merged_tensors
 from morfi.checkpoints.merge_plan import plan_merge
 from morfi.checkpoints.model_files import (
@@ -26,11 +27,12 @@ from morfi.checkpoints.model_files import (
 from morfi.checkpoints.own_tokenizer import has_slow_vocabulary
 from morfi.checkpoints.presets import PRESETS
 from morfi.checkpoints.vocabulary import brings_tokenizer, check_same_tokenizer
-from morfi.checkpoints.weights import write_weights
+from morfi.checkpoints.weights import INDEX, are_alone, write_weights
 from morfi.device import serving_dtype
-from morfi.errors import InputError, nearest
+from morfi.errors import InputError, nearest, reason_of
 
-_MERGE_FORMAT = 1  # of merged entries; a new number merges again
+_TRAINED = "manifest.json"  # of an adapter that `morfi train` wrote, whose base is named as for --ckpt
+_MERGE_FORMAT = 2  # of merged entries; a new number merges again
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = [
     "config.json",
@@ -97,7 +99,8 @@ def resolve(
     model = open_model(directory)
     sha256 = model.sha256(cache, progress)
     name = _name(ckpt)
-    return Checkpoint(name, directory, sha256, name, sha256, None, dtype or serving_dtype(model.dtype))
+    served_dir = _served_dir(model, sha256, name, cache, progress)
+    return Checkpoint(name, served_dir, sha256, name, sha256, None, dtype or serving_dtype(model.dtype))
 
 
 def resolve_unmerged(
@@ -118,7 +121,7 @@ def resolve_unmerged(
     refuse_custom_code(directory)
     named = adapter.base
     if named is not None and (named in PRESETS or Path(named).expanduser().is_dir()):
-        found = open_model(_locate(named, cache, progress)).sha256(cache, progress)
+        found = open_model(_locate_base(adapter, cache, progress)).sha256(cache, progress)
         if found != base.sha256:
             raise InputError(
                 f"{ckpt} was trained on {named}, which does not hold the model {base.name} that is served "
@@ -155,14 +158,16 @@ def _resolve_adapter(
     cache: Cache,
     progress: Progress | None,
 ) -> Checkpoint:
-    base = base or adapter.base
-    if base is None:
-        raise InputError(f"{adapter.path / CONFIG} names no base model; give it with --base")
     refuse_custom_code(adapter.path)
-    base_dir = _locate(base, cache, progress, adapter.config.get("revision"))
+    if base is not None:
+        base_dir = _locate(base, cache, progress, adapter.config.get("revision"))
+    else:
+        base_dir = _locate_base(adapter, cache, progress)
+        base = str(adapter.base)
     if (base_dir / CONFIG).is_file():
         raise InputError(f"the base {base} is an adapter itself; give the model it was trained on as --base")
     model = open_model(base_dir)
+    check_whole(adapter, model)
     dtype = dtype or serving_dtype(model.dtype)
     base_sha256, adapter_sha256 = model.sha256(cache, progress), adapter.sha256(cache, progress)
     sources = {"base_sha256": base_sha256, "adapter_sha256": adapter_sha256, "dtype": dtype}
@@ -191,6 +196,50 @@ def _write_merged(directory: Path, base: ModelFiles, adapter: Adapter, dtype: st
         source = (adapter if own_tokenizer and name in TOKENIZER_FILES else base).path / name
         if source.is_file():
             shutil.copyfile(source, directory / name)
+
+
+def _served_dir(model: ModelFiles, sha256: str, name: str, cache: Cache, progress: Progress | None) -> Path:
+    """The model's folder; one that links to its weights where vLLM would make something else of the folder.
+
+    That is where it would read other files there as well, or share an output head that has values of its own.
+    """
+    if are_alone(model.path, model.weights) and model.served_config == model.config:
+        return model.path
+
+    def build(directory: Path) -> None:
+        config = json.dumps(model.served_config, indent=2, sort_keys=True)
+        (directory / "config.json").write_text(config, encoding="utf-8")
+        for file in SIDE_FILES:
+            if (model.path / file).is_file():
+                shutil.copyfile(model.path / file, directory / file)
+        for shard in model.weights.shards():
+            (directory / shard.name).symlink_to(shard.resolve())
+        if len(model.weights.shards()) > 1:
+            shutil.copyfile(model.path / INDEX, directory / INDEX)
+
+    key = canonical_sha256({"kind": "linked", "path": str(model.path), "sha256": sha256})
+    return cache.get_or_create(key, build, Manifest("linked", name, {"path": str(model.path)}), progress)
+
+
+def _locate_base(adapter: Adapter, cache: Cache, progress: Progress | None) -> Path:
+    """The directory of the base that the adapter's configuration names.
+
+    Names are PEFT's, for which a folder here goes before anything else, except in an adapter of `morfi
+    train`. Raises InputError, which says to give --base, where it is not here.
+    """
+    named = adapter.base
+    if named is None:
+        raise InputError(f"{adapter.path / CONFIG} names no base model; give it with --base")
+    path = Path(named).expanduser()
+    if (path / "config.json").is_file() and not (adapter.path / _TRAINED).is_file():
+        return path.absolute()
+    try:
+        return _locate(named, cache, progress, adapter.config.get("revision"))
+    except InputError as error:
+        raise InputError(
+            f"the base of {adapter.path} is not here; give it with --base. {CONFIG} names it {named!r}: "
+            f"{error}"
+        ) from error
 
 
 def _locate(given: str, cache: Cache, progress: Progress | None, revision: str | None = None) -> Path:
@@ -224,7 +273,7 @@ def _download(model_id: str, revision: str | None, progress: Progress | None) ->
         return Path(snapshot_download(model_id, revision=revision, allow_patterns=_HUB_FILES))
     # HTTPError is that of the client which the installed huggingface_hub uses.
     except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason_of(error)
         raise InputError(
             f"{model_id} is no folder here and could not be fetched from the hub ({reason}); check the name, "
             "the network and your access to it, or download it elsewhere and give its folder"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints.adapters import Adapter, Lora, TokenRows
-from morfi.checkpoints.model_files import OUTPUT_HEAD
 from morfi.checkpoints.weights import is_finite
 from morfi.errors import InputError
 
@@ -31,16 +30,18 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """A checked plan to merge `adapter`; `edits` is by tensor name of the base.
+    """A checked plan to merge `adapter`; `edits` is by tensor name of the base, `head` that of its output
+    head.
 
     `untied`: the base shares its input embedding with the output head and the result cannot, so that
-    `lm_head.weight` is a tensor of its own. `vocab_size`: the new number of tokens, None if unchanged.
+    the head is a tensor of its own. `vocab_size`: the new number of tokens, None if unchanged.
     """
 
     adapter: Adapter
     dtype: str
     edits: Mapping[str, Edit]
     embedding: str | None
+    head: str
     base_tied: bool
     untied: bool
     vocab_size: int | None
@@ -56,16 +57,18 @@ class Merge:
 def merged_tensors(
     base_tensors: Iterable[tuple[str, torch.Tensor]], merge: Merge
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor of the merged model, in the serving dtype, from the base's, one at a time.
+    """Each tensor of the merged model, from the base's, one at a time.
 
-    Raises InputError where a result does not fit the serving dtype.
+    What the adapter leaves alone stays as it is stored; the rest is in the serving dtype, or in the base's
+    own where that holds more, for the model may compute with it. Raises InputError where a result does not
+    fit the serving dtype.
     """
     for name, tensor in base_tensors:
-        if name == OUTPUT_HEAD and merge.base_tied:
+        if name == merge.head and merge.base_tied:
             continue
         yield name, _merged(name, tensor, merge)
         if name == merge.embedding and merge.untied:
-            yield OUTPUT_HEAD, _merged(OUTPUT_HEAD, tensor, merge)
+            yield merge.head, _merged(merge.head, tensor, merge)
 
 
 def edited(tensor: torch.Tensor, edit: Edit, adapter: Adapter) -> torch.Tensor:
@@ -99,9 +102,11 @@ def _merged(name: str, tensor: torch.Tensor, merge: Merge) -> torch.Tensor:
 
     if not tensor.is_floating_point():
         return tensor
-    edit = merge.edits.get(name)
-    result = (tensor if edit is None else edited(tensor, edit, merge.adapter)).to(getattr(torch, merge.dtype))
-    if not is_finite(result):
+    edit, dtype = merge.edits.get(name), getattr(torch, merge.dtype)
+    result = tensor
+    if edit is not None:
+        result = edited(tensor, edit, merge.adapter).to(torch.promote_types(tensor.dtype, dtype))
+    if not is_finite(result.to(dtype)):
         raise InputError(
             f"{merge.adapter.path}: the merged tensor {name} holds NaN or infinity in {merge.dtype}; "
             "give --dtype float32, and if that fails too the adapter is damaged"

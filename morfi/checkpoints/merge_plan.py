@@ -5,43 +5,45 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from morfi.checkpoints.adapters import Adapter, Lora
+from morfi.checkpoints.fit import check_whole, named_as_in_files
 from morfi.checkpoints.lora import Edit, Merge, edited, matrices
-from morfi.checkpoints.model_files import OUTPUT_HEAD, ModelFiles
+from morfi.checkpoints.model_files import ALWAYS_TIED, ModelFiles
 from morfi.checkpoints.vocabulary import highest_token
 from morfi.errors import InputError
-
-# GPT-2's projections are stored [d_in, d_out].
-_CONV1D_FAMILIES = frozenset({"gpt2", "openai-gpt"})
-_CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc"})
-# vLLM has no output head of its own for these.
-_ALWAYS_TIED = frozenset({"gemma2", "cohere", "cohere2"})
 
 
 def plan_merge(base: ModelFiles, adapter: Adapter, dtype: str) -> Merge:
     """What merging `adapter` into `base` does to each tensor; raises InputError where the two do not fit."""
-    if base.config.get("quantization_config"):
-        raise InputError(f"{base.path} is quantised, which takes no merge; give the full model as --base")
-    if adapter.config.get("fan_in_fan_out") and base.model_type not in _CONV1D_FAMILIES:
+    layout = base.layout
+    if adapter.config.get("fan_in_fan_out") and "conv1d" not in layout.modules.values():
         raise InputError(
             f"{adapter.path}: fan_in_fan_out is set, which is for GPT-2's layers, but {base.path} is a "
             f"{base.model_type} model; give the adapter's own base as --base"
         )
+    check_whole(adapter, base)
+    adapter = named_as_in_files(adapter, base)
     fit = _Fit(base, adapter)
     fit.collect()
-    embedding = base.input_embedding
+    embedding, head = base.input_embedding, base.output_head
     untied = False
-    if base.tied and embedding is not None and (embedding in fit.edits or OUTPUT_HEAD in fit.edits):
-        fit.edits.update(_share(adapter, fit.edits, embedding))
-        untied = _differ(fit, embedding, dtype)
+    if base.tied and embedding is not None and (embedding in fit.edits or head in fit.edits):
+        fit.edits.update(_share(adapter, fit.edits, embedding, head))
+        untied = _differ(fit, embedding, head, dtype)
         if not untied:
-            del fit.edits[OUTPUT_HEAD]
-    if untied and base.model_type in _ALWAYS_TIED:
+            del fit.edits[head]
+    if untied and base.model_type in ALWAYS_TIED:
         raise InputError(
             f"{adapter.path} trains the input embedding and the output head apart, which vLLM cannot serve "
             f"for {base.model_type}; train it with ensure_weight_tying or without these modules"
         )
-    vocab_size = None if embedding is None else _vocab_size(fit, embedding, untied)
-    return Merge(adapter, dtype, fit.edits, embedding, base.tied, untied, vocab_size)
+    vocab_size = None if embedding is None else _vocab_size(fit, embedding, head, untied)
+    if vocab_size is not None and "vocab_size" not in base.config:
+        raise InputError(
+            f"{adapter.path} changes the number of tokens to {vocab_size}, and the config.json of "
+            f"{base.path} has no vocab_size of its own; merge it with PEFT's merge_and_unload and give "
+            "the merged model"
+        )
+    return Merge(adapter, dtype, fit.edits, embedding, head, base.tied, untied, vocab_size)
 
 
 @dataclass(slots=True)
@@ -56,7 +58,7 @@ class _Fit:
     def __post_init__(self) -> None:
         self.base_shapes = {name: entry.shape for name, entry in self.base.weights.tensors.items()}
         if self.base.tied and self.base.input_embedding is not None:
-            self.base_shapes[OUTPUT_HEAD] = self.base_shapes[self.base.input_embedding]
+            self.base_shapes[self.base.output_head] = self.base_shapes[self.base.input_embedding]
 
     def collect(self) -> None:
         """Fills `edits` from the adapter; raises InputError for a tensor that has no place or shape there."""
@@ -70,8 +72,8 @@ class _Fit:
         for module, lora in self.adapter.loras.items():
             tensor, bias = f"{module}.weight", f"{module}.bias"
             edit = self._edit(tensor, matrices(lora)[0])
-            conv1d = module.rpartition(".")[2] in _CONV1D_MODULES and self.base.model_type in _CONV1D_FAMILIES
-            self.edits[tensor] = replace(edit, lora=lora, flipped=conv1d or "embedding_a" in lora.parts)
+            flipped = self.base.is_conv1d(tensor) or "embedding_a" in lora.parts
+            self.edits[tensor] = replace(edit, lora=lora, flipped=flipped)
             self._check_lora(tensor, lora, self.edits[tensor].flipped)
             if "bias" in lora.parts:
                 self.edits[bias] = replace(self._edit(bias, lora.parts["bias"]), bias_of=lora)
@@ -105,7 +107,7 @@ class _Fit:
     def _check_replacement(self, tensor: str, source: str) -> None:
         expected = self.base_shapes[tensor]
         shape = self.adapter.weights.tensors[source].shape
-        if tensor in (self.base.input_embedding, OUTPUT_HEAD) and len(shape) == 2:
+        if tensor in (self.base.input_embedding, self.base.output_head) and len(shape) == 2:
             # Resized embeddings may have another number of rows; _vocab_size checks that both ends agree.
             expected = (shape[0], expected[1])
         self._expect(source, expected, tensor)
@@ -136,17 +138,17 @@ class _Fit:
             self._expect(lora.parts["magnitude"], (d_out,), tensor)
 
 
-def _share(adapter: Adapter, edits: dict[str, Edit], embedding: str) -> dict[str, Edit]:
+def _share(adapter: Adapter, edits: dict[str, Edit], embedding: str, head: str) -> dict[str, Edit]:
     """The edits of a tied base's two ends; PEFT stores a change of both under one name or under two."""
-    ends = {name: edits.get(name, Edit()) for name in (embedding, OUTPUT_HEAD)}
-    for here, there in ((embedding, OUTPUT_HEAD), (OUTPUT_HEAD, embedding)):
+    ends = {name: edits.get(name, Edit()) for name in (embedding, head)}
+    for here, there in ((embedding, head), (head, embedding)):
         stored = adapter.replacements.get(here)
         if stored is not None and not stored.own_copy and ends[there].replacement is None:
             ends[there] = replace(ends[there], replacement=stored.name)
-    if ends[OUTPUT_HEAD] == replace(ends[embedding], rows=None):
-        ends[OUTPUT_HEAD] = ends[embedding]
-    if _is_transpose(adapter, ends[embedding].lora, ends[OUTPUT_HEAD].lora):
-        ends[OUTPUT_HEAD] = replace(ends[OUTPUT_HEAD], lora=ends[embedding].lora, flipped=True)
+    if ends[head] == replace(ends[embedding], rows=None):
+        ends[head] = ends[embedding]
+    if _is_transpose(adapter, ends[embedding].lora, ends[head].lora):
+        ends[head] = replace(ends[head], lora=ends[embedding].lora, flipped=True)
     return ends
 
 
@@ -161,24 +163,24 @@ def _is_transpose(adapter: Adapter, embedding: Lora | None, head: Lora | None) -
     return torch.equal(head_a, b.T) and torch.equal(head_b, a.T)
 
 
-def _differ(fit: _Fit, embedding: str, dtype: str) -> bool:
+def _differ(fit: _Fit, embedding: str, head: str, dtype: str) -> bool:
     """Whether the two ends of a tied base come out different."""
     import torch
 
-    if fit.edits[embedding] == fit.edits[OUTPUT_HEAD]:
+    if fit.edits[embedding] == fit.edits[head]:
         return False
     weight = fit.base.weights.tensor(embedding)
-    ends = (edited(weight, fit.edits[name], fit.adapter) for name in (embedding, OUTPUT_HEAD))
+    ends = (edited(weight, fit.edits[name], fit.adapter) for name in (embedding, head))
     return not torch.equal(*(end.to(getattr(torch, dtype)) for end in ends))
 
 
-def _vocab_size(fit: _Fit, embedding: str, untied: bool) -> int | None:
+def _vocab_size(fit: _Fit, embedding: str, head: str, untied: bool) -> int | None:
     """The new number of embedding rows, None if unchanged; raises InputError where two counts disagree."""
     n_base, n_rows = fit.base_shapes[embedding][0], fit.shape(embedding)[0]
     where = f"{fit.adapter.path}: with the base {fit.base.path}, which has {n_base} tokens,"
-    if (untied or not fit.base.tied) and fit.shape(OUTPUT_HEAD)[0] != n_rows:
+    if (untied or not fit.base.tied) and fit.shape(head)[0] != n_rows:
         raise InputError(
-            f"{where} the input embedding has {n_rows} rows and the output head {fit.shape(OUTPUT_HEAD)[0]}; "
+            f"{where} the input embedding has {n_rows} rows and the output head {fit.shape(head)[0]}; "
             "give the adapter's own base as --base"
         )
     token = highest_token(fit.adapter.path)

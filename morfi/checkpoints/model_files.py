@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from morfi.checkpoints.architecture import Layout, layout_of
 from morfi.checkpoints.weights import Weights, open_model_weights, read_json
-from morfi.errors import InputError, nearest
+from morfi.errors import InputError, nearest, reason_of
 
 if TYPE_CHECKING:
     from morfi.cache import Cache
@@ -29,7 +30,20 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 SIDE_FILES = (*TOKENIZER_FILES, "generation_config.json")
-_INPUT_EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight")
+# What architectures call the tokens that they take; vLLM goes by the lowest.
+_CONTEXT_LIMITS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "model_max_length",
+    "max_target_positions",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+)
+# vLLM has no output head of its own for these.
+ALWAYS_TIED = frozenset({"gemma2", "cohere", "cohere2"})
 # What says nothing about the function that the model computes, and changes when a model is saved again.
 _BOOKKEEPING = frozenset({"_name_or_path", "_model_name_or_path", "transformers_version", "use_cache"})
 _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -39,12 +53,13 @@ _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 class ModelFiles:
     """A model directory whose configuration and weights were opened and fit each other's form.
 
-    `tied`: the output head is the input embedding, and `lm_head.weight`, if stored at all, is not read.
+    `tied`: the output head is the input embedding; a head that is stored beside it is the same tensor again.
     """
 
     path: Path
     config: Mapping[str, Any]
     weights: Weights
+    layout: Layout
     tied: bool
 
     @property
@@ -67,8 +82,25 @@ class ModelFiles:
 
     @property
     def input_embedding(self) -> str | None:
-        """The name of the input embedding's tensor, None for an architecture that calls it otherwise."""
-        return next((name for name in _INPUT_EMBEDDINGS if name in self.weights.tensors), None)
+        """The name of the input embedding's tensor, None for an architecture that has none."""
+        return None if self.layout.embedding is None else self.layout.tensor_of(self.layout.embedding)
+
+    @property
+    def output_head(self) -> str:
+        """The name of the output head's tensor, or the one it would have if it is not stored."""
+        head = self.layout.head or OUTPUT_HEAD
+        return self.layout.tensor_of(head) or head
+
+    @property
+    def served_config(self) -> Mapping[str, Any]:
+        """The configuration, which ties nothing where the files hold an output head of their own."""
+        claimed = self.layout.head is not None and self.layout.head in self.layout.shared
+        return {**self.config, "tie_word_embeddings": False} if claimed and not self.tied else self.config
+
+    def is_conv1d(self, tensor: str) -> bool:
+        """Whether the tensor is stored [d_in, d_out], as GPT-2's projections are."""
+        module = self.layout.parameters.get(tensor, "").removesuffix(".weight")
+        return self.layout.modules.get(module) == "conv1d"
 
     def sha256(self, cache: Cache | None = None, progress: Callable[[str], None] | None = None) -> str:
         """The hash of all that decides the model's answers, wherever it lies and however it is sharded.
@@ -76,7 +108,7 @@ class ModelFiles:
         sha256 over the weights' hash (`Weights.sha256`), the configuration without bookkeeping as canonical
         JSON, and the bytes of the tokenizer and generation files.
         """
-        config = {key: value for key, value in self.config.items() if key not in _BOOKKEEPING}
+        config = {key: value for key, value in self.served_config.items() if key not in _BOOKKEEPING}
         parts = {
             "weights": self.weights.sha256(cache, progress),
             "config": config,
@@ -104,15 +136,50 @@ def open_model(directory: Path) -> ModelFiles:
     config = read_json(path)
     refuse_custom_code(directory)
     _check_architecture(path, config)
+    if quantised := config.get("quantization_config") or config.get("compression_config"):
+        raise InputError(_quantised(directory, quantised))
     weights = open_model_weights(directory)
-    tied = _ties_embeddings(path)
-    model = ModelFiles(directory, config, weights, tied)
-    if not tied and model.input_embedding is not None and OUTPUT_HEAD not in weights.tensors:
-        raise InputError(
-            f"{directory}: the weights lack {OUTPUT_HEAD}, and config.json does not tie it to the input "
-            "embedding; copy the model again, or set tie_word_embeddings to true if it was saved tied"
-        )
+    layout = layout_of(directory, _transformers_config(path), config["architectures"][0], weights)
+    model = ModelFiles(directory, config, weights, layout, _is_tied(layout, weights))
+    _check_servable_head(model)
     return model
+
+
+def _is_tied(layout: Layout, weights: Weights) -> bool:
+    """Whether head and input embedding are one: by the configuration, and by value if both are stored."""
+    import torch
+
+    if layout.head is None or layout.shared.get(layout.head) != layout.embedding or layout.embedding is None:
+        return False
+    head, embedding = layout.tensor_of(layout.head), layout.tensor_of(layout.embedding)
+    if head is None or embedding is None:
+        return True
+    return torch.equal(weights.tensor(head).float(), weights.tensor(embedding).float())
+
+
+def _check_servable_head(model: ModelFiles) -> None:
+    if model.model_type in ALWAYS_TIED and not model.tied and model.layout.head is not None:
+        raise InputError(
+            f"{model.path} has an output head of its own, and vLLM serves a {model.model_type} model with "
+            "its input embedding in that place; it cannot be served as it is"
+        )
+
+
+def _quantised(directory: Path, settings: Any) -> str:
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    return (
+        f"{directory / 'config.json'} says that the model is quantised ({method or 'unknown method'}), "
+        "and only full weights are served: give the model that it was made from, or take "
+        "quantization_config out of "
+        "config.json if the weights were saved in 16 or 32 bits again"
+    )
+
+
+def context_limit(directory: Path) -> int | None:
+    """The tokens that the model in `directory` takes: its configuration's lowest limit, None without any."""
+    config = _transformers_config(directory / "config.json").get_text_config()
+    limits = [getattr(config, name, None) for name in _CONTEXT_LIMITS]
+    return min((int(limit) for limit in limits if limit), default=None)
 
 
 def refuse_custom_code(directory: Path) -> None:
@@ -162,14 +229,13 @@ def _check_architecture(path: Path, config: Mapping[str, Any]) -> None:
         raise InputError(f'{path} gives model_type {family!r} for {architecture}, expected "{expected}"')
 
 
-def _ties_embeddings(path: Path) -> bool:
-    """What the architecture makes of tie_word_embeddings, whose default differs from one to the next."""
+def _transformers_config(path: Path) -> Any:
+    """The configuration as transformers reads it, with the defaults of the architecture."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True)
+        return AutoConfig.from_pretrained(path.parent, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason_of(error)
         raise InputError(f"{path} is not a configuration that transformers accepts: {reason}") from error
-    return bool(getattr(config, "tie_word_embeddings", False))

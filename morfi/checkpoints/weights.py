@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_MISTRALS_OWN = "consolidated"  # the same weights under Mistral's own names, beside Hugging Face's
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SCAN_ELEMENTS = 1 << 23
 _SHARD_BYTES = 2 << 30
@@ -111,12 +112,14 @@ def open_file(path: Path) -> Weights:
 def open_model_weights(directory: Path) -> Weights:
     """The weights of a model directory, through its index or its single file.
 
-    Raises InputError for missing, truncated or corrupt files, for an index that disagrees with its shards,
-    for pickled weights, and where a file lies beside the weights that vLLM would load as well.
+    A whole single file goes before an index whose shards are not all there, which an earlier save left
+    behind. Raises InputError for missing, truncated or corrupt files, for an index that disagrees with its
+    shards, for pickled weights, and where a file lies beside the weights that other programs would load
+    instead.
     """
-    index = directory / INDEX
-    single = directory / SINGLE
-    if index.is_file():
+    index, single = directory / INDEX, directory / SINGLE
+    is_stale = index.is_file() and single.is_file() and not _has_shards(index)
+    if index.is_file() and not is_stale:
         weights = _open_indexed(index)
     elif single.is_file():
         weights = open_file(single)
@@ -125,14 +128,27 @@ def open_model_weights(directory: Path) -> Weights:
     if not weights.tensors:
         raise InputError(f"{directory}: the weights hold no tensors; copy the model again")
     used = {path.name for path in weights.shards()}
-    stray = sorted(path.name for path in directory.glob("*.safetensors") if path.name not in used)
-    # With an index, readers agree on the shards it names, except that some prefer a file of the single name.
-    if stray and (SINGLE in stray or not index.is_file()):
+    beside = sorted(path.name for path in directory.glob("*.safetensors") if path.name not in used)
+    if index.is_file():
+        # Readers agree on the shards of an index, except that some prefer a file of the single name.
+        stray = [] if is_stale else [name for name in beside if name == SINGLE]
+    else:
+        stray = [name for name in beside if not name.startswith(_MISTRALS_OWN)]
+    if stray:
         raise InputError(
             f"{directory}: {stray[0]} lies beside the weights {', '.join(sorted(used)[:3])}, and programs "
             "differ in which of them they load; keep one set of weights in the folder"
         )
     return weights
+
+
+def are_alone(directory: Path, weights: Weights) -> bool:
+    """Whether vLLM, which follows any index and else reads all files, would read just `weights`."""
+    used = {path.name for path in weights.shards()}
+    index = directory / INDEX
+    if index.is_file():
+        return set(read_json(index).get("weight_map", {}).values()) == used
+    return {path.name for path in directory.glob("*.safetensors")} == used
 
 
 def write_weights(
@@ -221,6 +237,15 @@ def _opened(path: Path) -> Any:
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _has_shards(index: Path) -> bool:
+    """Whether every file that the index names lies beside it; not, where it cannot be read."""
+    try:
+        shards = read_json(index).get("weight_map")
+    except InputError:
+        return False
+    return isinstance(shards, dict) and all((index.parent / str(name)).is_file() for name in shards.values())
 
 
 def _open_indexed(index: Path) -> Weights:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from morfi.checkpoints import Checkpoint, resolve
-from morfi.checkpoints.model_files import canonical_sha256
+from morfi.checkpoints.model_files import canonical_sha256, context_limit
 from morfi.checkpoints.presets import PRESETS
 from morfi.checkpoints.tokenizer import open_tokenizer
 from morfi.checkpoints.weights import read_json
@@ -160,4 +160,4 @@ def _context(base: Checkpoint) -> int:
     config = read_json(base.model_dir / "config.json")
     if config.get("quantization_config"):
         raise InputError(f"{base.name} is quantised, which cannot be trained on exactly; give the full model")
-    return int(config.get("max_position_embeddings") or config.get("n_positions") or 4096)
+    return context_limit(base.model_dir) or 4096

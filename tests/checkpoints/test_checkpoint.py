@@ -112,8 +112,9 @@ def test_a_merged_checkpoint_is_built_once_and_in_the_serving_dtype(
 ) -> None:
     said: list[str] = []
     first = resolve(str(root / "adapter"), dtype="bfloat16", progress=said.append)
+    # The base is stored in float32, and vLLM casts what it loads: nothing is rounded before.
     tensors = load_file(first.model_dir / "model.safetensors")
-    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     assert json.loads((first.model_dir / "config.json").read_text())["dtype"] == "bfloat16"
     assert sum("merging" in line for line in said) == 1
     monkeypatch.setattr(morfi.checkpoints.checkpoint, "plan_merge", None)
@@ -211,7 +212,19 @@ def refusals() -> dict[str, tuple[Callable[[Path], dict[str, Any]], str]]:
         "no base": (lambda root: adapter(root, base_model_name_or_path=None), "give it with --base"),
         "missing base": (
             lambda root: adapter(root, base_model_name_or_path="/gone"),
-            "there is no folder /gone",
+            "adapter is not here; give it with --base. adapter_config.json names it '/gone'",
+        ),
+        "base of another machine": (
+            lambda root: adapter(root, base_model_name_or_path="C:\\models\\llama"),
+            "is not here; give it with --base",
+        ),
+        "base named alone": (
+            lambda root: adapter(root, base_model_name_or_path="Llama-3.2-1B"),
+            "is not here; give it with --base",
+        ),
+        "base by address": (
+            lambda root: adapter(root, base_model_name_or_path="https://huggingface.co/a/b"),
+            "is not here; give it with --base",
         ),
         "an adapter as base": (
             lambda root: adapter(root, base_model_name_or_path=str(root / "adapter")),
@@ -320,3 +333,89 @@ def test_an_unmerged_adapter_with_a_tokenizer_of_its_own_is_refused(
     make_tokenizer(adds_bos=False).save_pretrained(root / "adapter")
     with pytest.raises(InputError, match="comes with a tokenizer that is not that of its base"):
         resolve_unmerged(str(root / "adapter"), base=base)
+
+
+def test_a_base_named_like_a_preset_is_the_folder_that_peft_would_take(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "base").rename(root / "smollm2")
+    configure(root / "adapter", base_model_name_or_path="smollm2")
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(morfi.checkpoints.checkpoint, "embedded_model", lambda *_: root / "mistral")
+    folder = resolve("./smollm2")
+    assert resolve(str(root / "adapter")).base_sha256 == folder.sha256
+    assert resolve_unmerged(str(root / "adapter"), base=folder).base_sha256 == folder.sha256
+    # `morfi train` names bases as --ckpt does, where the preset goes before a folder.
+    (root / "adapter" / "manifest.json").write_text("{}")
+    assert resolve(str(root / "adapter")).base_sha256 == resolve("smollm2").sha256 != folder.sha256
+
+
+def weights_that_vllm_reads(folder: Path) -> dict[str, torch.Tensor]:
+    """By its rule: the files that an index names, else all."""
+    index = folder / "model.safetensors.index.json"
+    names = (
+        set(json.loads(index.read_text())["weight_map"].values())
+        if index.is_file()
+        else {path.name for path in folder.glob("*.safetensors")}
+    )
+    return {key: tensor for name in names for key, tensor in load_file(folder / name).items()}
+
+
+@pytest.mark.parametrize("beside", ["model.safetensors.index.json", "consolidated.safetensors"])
+def test_files_beside_the_weights_are_not_what_vllm_reads(root: Path, cache: Cache, beside: str) -> None:
+    plain = resolve(str(root / "base"))
+    if beside.endswith(".json"):
+        index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+        (root / "base" / beside).write_text(json.dumps(index))
+    else:
+        save_file({"norm.weight": torch.zeros(32)}, root / "base" / beside)
+    found = resolve(str(root / "base"))
+    assert found.sha256 == plain.sha256
+    assert found.model_dir == resolve(str(root / "base")).model_dir != root / "base"
+    read, own = weights_that_vllm_reads(found.model_dir), load_file(root / "base" / "model.safetensors")
+    assert read.keys() == own.keys()
+    assert all(torch.equal(read[name], own[name]) for name in own)
+    assert (found.model_dir / "model.safetensors").is_symlink()
+    assert resolve(str(root / "adapter")).sha256
+    assert resolve_unmerged(str(root / "adapter"), base=found).base_sha256 == plain.sha256
+
+
+def test_a_whole_file_beside_a_whole_index_is_refused(root: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(root / "base").save_pretrained(
+        root / "sharded", max_shard_size="10KB"
+    )
+    shutil.copyfile(root / "base" / "model.safetensors", root / "sharded" / "model.safetensors")
+    with pytest.raises(InputError, match="differ in which of them they load"):
+        resolve(str(root / "sharded"))
+
+
+def test_an_own_head_is_served_untied_whatever_the_configuration_claims(root: Path) -> None:
+    configure_model(root / "base", tie_word_embeddings=True)
+    found = resolve(str(root / "base"))
+    assert found.model_dir != root / "base"
+    assert json.loads((found.model_dir / "config.json").read_text())["tie_word_embeddings"] is False
+    assert resolve(str(found.model_dir)).sha256 == found.sha256
+    base = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.float32)
+    served = AutoModelForCausalLM.from_pretrained(found.model_dir, dtype=torch.float32)
+    torch.testing.assert_close(logits(served), logits(base), atol=0, rtol=0)
+    expected = logits(PeftModel.from_pretrained(base, root / "adapter"))
+    merged = resolve(str(root / "adapter")).model_dir
+    got = logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_an_adapter_leaves_alone_is_not_rounded(root: Path) -> None:
+    tensors = load_file(root / "base" / "model.safetensors")
+    kept = {"model.norm.weight", "model.layers.0.self_attn.q_proj.weight"}
+    mixed = {name: x if name in kept else x.bfloat16() for name, x in tensors.items()}
+    save_file(mixed, root / "base" / "model.safetensors", {"format": "pt"})
+    configure_model(root / "base", dtype="bfloat16")
+    merged = load_file(resolve(str(root / "adapter"), dtype="bfloat16").model_dir / "model.safetensors")
+    assert torch.equal(merged["model.norm.weight"], tensors["model.norm.weight"])
+    assert merged["model.layers.0.self_attn.q_proj.weight"].dtype is torch.float32
+    assert merged["model.layers.0.self_attn.v_proj.weight"].dtype is torch.bfloat16
+
+
+def configure_model(folder: Path, **settings: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))

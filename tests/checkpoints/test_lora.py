@@ -14,11 +14,19 @@ from peft import LoraConfig, PeftModel, VeloraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     Gemma2Config,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    OPTConfig,
     PreTrainedModel,
+    SiglipVisionConfig,
 )
 
 from morfi.checkpoints.adapters import Adapter, load_adapter
@@ -46,8 +54,29 @@ CONFIGS = {
     "llama-bias": LlamaConfig(**DIMENSIONS, tie_word_embeddings=False, attention_bias=True),
     "mistral": MistralConfig(**DIMENSIONS, tie_word_embeddings=False, sliding_window=None),
     "gemma2": Gemma2Config(**DIMENSIONS, query_pre_attn_scalar=8),
+    "opt": OPTConfig(
+        vocab_size=N_TOKENS,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+    ),
+    "bloom": BloomConfig(vocab_size=N_TOKENS, hidden_size=32, n_layer=2, n_head=4),
+    "gpt_neox": GPTNeoXConfig(
+        vocab_size=N_TOKENS,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+    ),
+    "mixtral": MixtralConfig(**DIMENSIONS, num_local_experts=4, tie_word_embeddings=False),
     "gpt2": GPT2Config(vocab_size=N_TOKENS, n_embd=32, n_layer=2, n_head=4, n_positions=64),
 }
+HEADS = {"lm_head.weight", "embed_out.weight"}
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 
@@ -182,6 +211,12 @@ FORMS = [
     Form("gaussian start", "llama", {"target_modules": ATTENTION, "init_lora_weights": "gaussian"}),
     Form("orthogonal start", "llama", {"target_modules": ATTENTION, "init_lora_weights": "orthogonal"}),
     Form("mica start", "llama", {"target_modules": ATTENTION, "init_lora_weights": "mica"}),
+    Form("opt embedding", "opt", {"target_modules": ["q_proj", "embed_tokens"]}),
+    Form("opt head", "opt", {"target_modules": ["q_proj", "lm_head"]}),
+    Form("opt saved embedding", "opt", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    Form("opt plain", "opt", {"target_modules": ["q_proj", "fc1"]}, tied=True),
+    Form("bloom embedding", "bloom", {"target_modules": ["query_key_value", "word_embeddings"]}),
+    Form("neox", "gpt_neox", {"target_modules": ["query_key_value", "dense_h_to_4h"]}),
     Form("velora", "llama", {"target_modules": ATTENTION, "velora_config": VeloraConfig(num_groups=4)}),
 ]
 
@@ -212,10 +247,15 @@ def quiet() -> Iterator[None]:
 
 
 def train(
-    base: Path, directory: Path, *, prepare: Callable[[PreTrainedModel], Any] = lambda m: m, **settings: Any
+    base: Path,
+    directory: Path,
+    *,
+    prepare: Callable[[PreTrainedModel], Any] = lambda m: m,
+    cls: Any = AutoModelForCausalLM,
+    **settings: Any,
 ) -> Path:
     """Saves an adapter on `base` whose every trainable number has moved at random."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = cls.from_pretrained(base, dtype=torch.float32)
     prepare(model)
     torch.manual_seed(1)
     tuned = get_peft_model(
@@ -283,7 +323,7 @@ def test_the_merged_model_computes_what_the_adapted_one_did(
     assert not torch.allclose(logits(unadapted), logits(expected), atol=1e-2), "the adapter does nothing"
     torch.testing.assert_close(logits(merged), logits(expected), atol=1e-4, rtol=1e-4)
     assert merged.config.tie_word_embeddings is form.tied
-    assert ("lm_head.weight" in tensors) is not form.tied
+    assert any(name in tensors for name in HEADS) is not form.tied
 
 
 def pefts_merge_is_exact(form: Form) -> bool:
@@ -291,7 +331,7 @@ def pefts_merge_is_exact(form: Form) -> bool:
 
     In place, in a shared parameter, it adds an update of one end to both, and one of both ends twice.
     """
-    ends = {"embed_tokens", "lm_head"}.intersection(form.settings["target_modules"])
+    ends = {"embed_tokens", "word_embeddings", "lm_head"}.intersection(form.settings["target_modules"])
     return not CONFIGS[form.base].tie_word_embeddings or not (ends or "tokens of" in form.name)
 
 
@@ -306,7 +346,9 @@ def test_merged_tensors_are_those_of_pefts_own_merge(
     adapter = saved_form(form)
     _, tensors = merge(base, adapter)
     expected = trained(base, adapter).merge_and_unload().state_dict()
-    assert set(expected) - set(tensors) <= {"lm_head.weight"}
+    # In files GPT-NeoX calls it otherwise.
+    expected |= {"embed_out.weight": expected["lm_head.weight"]}
+    assert set(expected) - set(tensors) <= HEADS
     for name, tensor in tensors.items():
         # DoRA divides by a norm whose order of summation may differ.
         torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-6 if "dora" in form.name else 0)
@@ -321,7 +363,7 @@ def test_a_lower_dtype_is_the_float32_merge_cast_once(
     _, tensors = merge(base, adapter, dtype)
     _, exact = merge(base, adapter)
     for name, tensor in tensors.items():
-        assert torch.equal(tensor, exact[name].to(getattr(torch, dtype)))
+        assert torch.equal(tensor.to(getattr(torch, dtype)), exact[name].to(getattr(torch, dtype)))
 
 
 def test_a_base_in_bfloat16_is_merged_in_float32(bases: Callable[[str], Path], tmp_path: Path) -> None:
@@ -525,7 +567,7 @@ def test_a_quantised_base_is_refused(adapter: Path, bases: Callable[[str], Path]
     path = tmp_path / "quantised" / "config.json"
     files = open_model(tmp_path / "quantised")
     path.write_text(json.dumps({**files.config, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
-    with pytest.raises(InputError, match=r"quantised.*--base"):
+    with pytest.raises(InputError, match=r"quantised \(gptq\).*give the model that it was made from"):
         plan_merge(open_model(tmp_path / "quantised"), load_adapter(adapter), "float32")
 
 
@@ -539,3 +581,118 @@ def test_a_merge_that_overflows_the_serving_dtype_is_refused(
         InputError, match=r"layers\.0\.self_attn\.q_proj\.weight holds NaN or infinity in float16"
     ):
         fitted(adapter, bases("llama"), "float16")
+
+
+def lose(*names: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    """Takes the tensors away whose names hold one of `names`."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if any(part in name for part in names)]:
+            del tensors[name]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("settings", "lost", "said"),
+    [
+        ({"target_modules": LINEAR}, "layers.1.", "target_modules"),
+        ({"target_modules": LINEAR}, "layers.0.mlp.up_proj", r"layers\.0\.mlp\.up_proj \(LoRA\)"),
+        ({"target_modules": ".*(q|v)_proj"}, "layers.0.self_attn.v_proj", r"0\.self_attn\.v_proj \(LoRA\)"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens", r"embed_tokens \(LoRA\)"),
+        (
+            {"target_modules": ["q_proj"], "modules_to_save": ["mlp"]},
+            "layers.1.mlp.up_proj",
+            r"modules_to_save .*layers\.1\.mlp\.up_proj\.weight",
+        ),
+        ({"target_modules": ["q_proj"], "bias": "all"}, "layers.1.self_attn.k_proj.bias", "bias of"),
+        ({"target_modules": ["q_proj"], "bias": "lora_only"}, "layers.1.self_attn.q_proj.base", "bias of"),
+        ({"target_modules": ["q_proj"], "trainable_token_indices": [5]}, "token_adapter", "token rows"),
+    ],
+)
+def test_an_adapter_that_lost_tensors_is_refused(
+    settings: Any, lost: str, said: str, bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases("llama-bias")
+    adapter = train(base, tmp_path / "adapter", **settings)
+    assert merge(base, adapter)
+    edited(adapter, lose(lost))
+    with pytest.raises(InputError, match=rf"lacks tensors that .*{said}") as caught:
+        merge(base, adapter)
+    assert "\n" not in str(caught.value)
+
+
+def test_lora_that_the_settings_leave_out_is_refused(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    adapter = train(bases("llama"), tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "target_modules": ["q_proj"]}))
+    with pytest.raises(InputError, match=r"LoRA tensors of .*v_proj, which target_modules"):
+        merge(bases("llama"), adapter)
+
+
+def test_an_adapter_fits_files_without_the_models_prefix(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(bases("gpt2"), tmp_path / "hub"))
+    file = base / "model.safetensors"
+    save_file({name.removeprefix("transformer."): x for name, x in load_file(file).items()}, file)
+    adapter = train(base, tmp_path / "adapter", target_modules=["c_attn", "wte"], fan_in_fan_out=True)
+    plan, tensors = merge(base, adapter)
+    merged = load_merged(base, plan, tensors, tmp_path / "merged")
+    torch.testing.assert_close(logits(merged), logits(trained(base, adapter)), atol=1e-4, rtol=1e-4)
+    assert "h.0.attn.c_attn.weight" in tensors
+
+
+def test_an_adapter_of_a_model_with_vision_fits_its_files(tmp_path: Path) -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=Gemma3TextConfig(**DIMENSIONS, query_pre_attn_scalar=8),
+        vision_config=SiglipVisionConfig(**vision, image_size=28, patch_size=14),
+        mm_tokens_per_image=4,
+    )
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    targets = r".*language_model.*q_proj"
+    adapter = train(
+        tmp_path / "base",
+        tmp_path / "adapter",
+        cls=Gemma3ForConditionalGeneration,
+        target_modules=targets,
+    )
+    base = Gemma3ForConditionalGeneration.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    expected = logits(PeftModel.from_pretrained(base, adapter).eval())
+    plan, tensors = merge(tmp_path / "base", adapter)
+    load_merged(tmp_path / "base", plan, tensors, tmp_path / "merged")
+    merged = Gemma3ForConditionalGeneration.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    torch.testing.assert_close(logits(merged.eval()), expected, atol=1e-4, rtol=1e-4)
+
+
+def write_by_hand(base: Path, directory: Path, targets: list[str], rename: Callable[[str], str]) -> Path:
+    """An adapter as earlier versions of transformers and PEFT saved it, by the names in the files."""
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for name, tensor in load_file(base / "model.safetensors").items():
+        module = name.removesuffix(".weight")
+        if module.rpartition(".")[2] in targets:
+            d_out, d_in = tensor.shape
+            path = f"base_model.model.{rename(module)}"
+            tensors[f"{path}.lora_A.weight"] = torch.randn(4, d_in, generator=generator) * 0.2
+            tensors[f"{path}.lora_B.weight"] = torch.randn(d_out, 4, generator=generator) * 0.2
+    directory.mkdir()
+    save_file(tensors, directory / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "bias": "none"}
+    (directory / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": targets}))
+    return directory
+
+
+@pytest.mark.parametrize("targets", [["w1", "w2", "w3", "q_proj"], ["w2"], ["gate", "q_proj"]])
+def test_experts_that_were_modules_of_their_own_are_merged_as_peft_does(
+    targets: list[str], bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases("mixtral")
+    adapter = write_by_hand(base, tmp_path / "adapter", targets, lambda module: module)
+    plan, tensors = merge(base, adapter)
+    merged = load_merged(base, plan, tensors, tmp_path / "merged")
+    torch.testing.assert_close(logits(merged), logits(trained(base, adapter)), atol=1e-4, rtol=1e-4)
+    edited(adapter, lose("layers.0.block_sparse_moe.experts.3." if "w2" in targets else "layers.0."))
+    with pytest.raises(InputError, match=r"lacks tensors that target_modules"):
+        merge(base, adapter)

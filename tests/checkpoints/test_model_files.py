@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
-from morfi.checkpoints.model_files import ModelFiles, canonical_sha256, open_model
+from morfi.checkpoints.model_files import canonical_sha256, open_model
 from morfi.errors import InputError
 
 DIMENSIONS = {
@@ -68,14 +69,14 @@ def test_the_dtype_is_the_configurations_or_that_of_the_weights(
     model: Path, settings: Any, dtype: str
 ) -> None:
     path = change(model, **settings) / "config.json"
-    files = ModelFiles(model, json.loads(path.read_text()), open_model(model).weights, tied=False)
+    files = replace(open_model(model), config=json.loads(path.read_text()))
     assert files.dtype == dtype
 
 
 def test_a_dtype_that_cannot_be_served_is_refused(model: Path) -> None:
     files = open_model(model)
     with pytest.raises(InputError, match=r'dtype "float64".*--dtype'):
-        _ = ModelFiles(model, {**files.config, "dtype": "float64"}, files.weights, tied=False).dtype
+        _ = replace(files, config={**files.config, "dtype": "float64"}).dtype
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "llama-tied": ("llama", {**LLAMA_LIKE, "tie_word_embeddings": True}),
     "mistral": ("mistral", {**LLAMA_LIKE, "sliding_window": None}),
     "gemma2": ("gemma2", {**LLAMA_LIKE, "query_pre_attn_scalar": 32, "sliding_window": 16}),
+    "mixtral": ("mixtral", {**LLAMA_LIKE, "num_local_experts": 4}),
     "gpt2": (
         "gpt2",
         {

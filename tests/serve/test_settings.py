@@ -135,6 +135,7 @@ def test_overrides_win_and_nothing_else_changes(gpu: bool) -> None:
         512,
     )
     assert (plain["load_format"], plain["trust_remote_code"]) == ("safetensors", False)
+    assert (plain["config_format"], plain["tokenizer_mode"]) == ("hf", "hf")
     assert ("block_size" in plain) is not gpu
     assert plain.get("enable_chunked_prefill", True) is gpu
     assert arguments(block_size=64, max_num_seqs=3) == {**plain, "block_size": 64, "max_num_seqs": 3}

@@ -60,6 +60,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
             "embedding kept tied", {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}
         ),
     ),
+    "mixtral": (Form("attention", {"target_modules": ["q_proj", "o_proj"]}),),
     "gpt2": (Form("transposed", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),),
 }
 
@@ -307,14 +308,13 @@ def changed_on_disk(case: Trained, made: Path, train: Callable[..., Path]) -> Ch
 
 
 def with_more_tokens(case: Trained, made: Path, train: Callable[..., Path]) -> Checkpoint:
-    adapter = train(made / "a", case.base.model_dir, target_modules=["q_proj", "lm_head"])
+    adapter = train(made / "a", case.base.model_dir, target_modules=["q_proj"])
     tensors = load_file(adapter / "adapter_model.safetensors")
     embedding = torch.randn(300, 64)
     whole = {
         f"base_model.model.{name}.weight": embedding.clone() for name in ("lm_head", "model.embed_tokens")
     }
-    kept = {name: tensor for name, tensor in tensors.items() if "q_proj" in name}
-    save_file(kept | whole, adapter / "adapter_model.safetensors")
+    save_file(tensors | whole, adapter / "adapter_model.safetensors")
     return resolve_unmerged(str(adapter), base=case.base)
 
 
