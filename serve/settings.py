@@ -108,10 +108,7 @@ def engine_arguments(
         "config_format": "hf",
         "dtype": dtype,
         "seed": seed,
-        # What was checked is what is loaded: without these, files in Mistral's own layout go before it.
         "load_format": "safetensors",
-        "config_format": "hf",
-        "tokenizer_mode": "hf",
         "trust_remote_code": False,
         "enable_prefix_caching": True,
         "max_model_len": context,

@@ -31,6 +31,12 @@ def check_whole(adapter: Adapter, base: ModelFiles) -> None:
     expected = {module for module in layout.modules if targeted(module)} | {m for m in fused if targeted(m)}
     if lost := expected - set(found):
         raise InputError(_lost(adapter, (f"{module} (LoRA)" for module in lost), "target_modules"))
+    leaves = {module.rpartition(".")[2] for module in fused & set(found)}
+    if both := sorted(m for m in set(found) - fused if m.rpartition(".")[2] in leaves):
+        raise InputError(
+            f"{adapter.path} changes experts, and {both[0]} by the same name, which PEFT drops with the "
+            "transformers that fuses the experts; merge it with those that trained it and give the merged model"
+        )
     ends = {_module(layout.embedding), _module(layout.head)} if base.tied else set()
     for module, given in found.items():
         stem = _module(layout.tensor_of(f"{module}.weight")) or given
