@@ -17,7 +17,6 @@ RESERVED = {
     "model": "use --ckpt",
     "tokenizer": "the checkpoint's own tokenizer is always used",
     "tokenizer_mode": "the checkpoint's own tokenizer is always used",
-    "config_format": "the checkpoint's config.json is always used",
     "dtype": "use --dtype",
     "seed": "use --seed",
     "trust_remote_code": "code from a checkpoint is never run",

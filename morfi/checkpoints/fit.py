@@ -35,7 +35,8 @@ def check_whole(adapter: Adapter, base: ModelFiles) -> None:
     if both := sorted(m for m in set(found) - fused if m.rpartition(".")[2] in leaves):
         raise InputError(
             f"{adapter.path} changes experts, and {both[0]} by the same name, which PEFT drops with the "
-            "transformers that fuses the experts; merge it with those that trained it and give the merged model"
+            "transformers that fuses the experts; merge it with those that trained it and give the "
+            "merged model"
         )
     ends = {_module(layout.embedding), _module(layout.head)} if base.tied else set()
     for module, given in found.items():
