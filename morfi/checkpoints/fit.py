@@ -32,11 +32,10 @@ def check_whole(adapter: Adapter, base: ModelFiles) -> None:
     if lost := expected - set(found):
         raise InputError(_lost(adapter, (f"{module} (LoRA)" for module in lost), "target_modules"))
     leaves = {module.rpartition(".")[2] for module in fused & set(found)}
-    if both := sorted(m for m in set(found) - fused if m.rpartition(".")[2] in leaves):
+    if both := sorted(module for module in layout.modules if module.rpartition(".")[2] in leaves):
         raise InputError(
-            f"{adapter.path} changes experts, and {both[0]} by the same name, which PEFT drops with the "
-            "transformers that fuses the experts; merge it with those that trained it and give the "
-            "merged model"
+            f"{adapter.path} changes experts of {base.path}, where {both[0]} is called the same, and PEFT takes "
+            "one for the other; merge it with the transformers that trained it and give the merged model"
         )
     ends = {_module(layout.embedding), _module(layout.head)} if base.tied else set()
     for module, given in found.items():

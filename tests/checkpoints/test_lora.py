@@ -26,6 +26,7 @@ from transformers import (
     MixtralConfig,
     OPTConfig,
     PreTrainedModel,
+    Qwen2MoeConfig,
     SiglipVisionConfig,
 )
 
@@ -74,6 +75,12 @@ CONFIGS = {
         tie_word_embeddings=False,
     ),
     "mixtral": MixtralConfig(**DIMENSIONS, num_local_experts=4, tie_word_embeddings=False),
+    "qwen2_moe": Qwen2MoeConfig(
+        **{name: value for name, value in DIMENSIONS.items() if name != "head_dim"},
+        num_experts=4,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=24,
+    ),
     "gpt2": GPT2Config(vocab_size=N_TOKENS, n_embd=32, n_layer=2, n_head=4, n_positions=64),
 }
 HEADS = {"lm_head.weight", "embed_out.weight"}
@@ -696,3 +703,13 @@ def test_experts_that_were_modules_of_their_own_are_merged_as_peft_does(
     edited(adapter, lose("layers.0.block_sparse_moe.experts.3." if "w2" in targets else "layers.0."))
     with pytest.raises(InputError, match=r"lacks tensors that target_modules"):
         merge(base, adapter)
+
+
+def test_experts_beside_a_module_of_the_same_name_are_refused(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases("qwen2_moe")
+    for targets in (["gate_proj", "up_proj", "down_proj"], ["down_proj"]):
+        adapter = write_by_hand(base, tmp_path / str(len(targets)), targets, lambda module: module)
+        with pytest.raises(InputError, match=r"shared_expert\.\w+_proj is called the same"):
+            merge(base, adapter)

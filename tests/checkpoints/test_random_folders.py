@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, currently_in_test_context, event, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -284,6 +284,12 @@ def load_by_peft(base: Any, adapter: Path) -> Any:
     return None if any("missing adapter keys" in str(each.message) for each in said) else model
 
 
+def tell(what: str) -> None:
+    """For `--hypothesis-show-statistics`."""
+    if currently_in_test_context():
+        event(what)
+
+
 def what_vllm_reads(folder: Path) -> dict[str, torch.Tensor]:
     """By its rule: the files that an index names, else all."""
     index = folder / "model.safetensors.index.json"
@@ -301,7 +307,7 @@ def served(ckpt: Path, root: Path) -> Path | None:
     except InputError as error:
         said = str(error)
     assert "\n" not in said
-    event(f"refused: {said.partition(': ')[2][:30]}")
+    tell(f"refused: {said.partition(': ')[2][:30]}")
     return None
 
 
@@ -313,7 +319,7 @@ def check(folder: Folder, adapter: Adapter | None, root: Path) -> Path | None:
     if reference is not None and adapter is not None:
         saved = write_adapter(adapter, base, root / "adapter")
         if saved is None:
-            event("no such adapter")
+            tell("no such adapter")
             return None
         ckpt, reference = saved, load_by_peft(load_by_transformers(base), saved)
         # Only one end of what Gemma 2 shares cannot be served.
@@ -334,7 +340,7 @@ def check(folder: Folder, adapter: Adapter | None, root: Path) -> Path | None:
     assert sum(
         x.numel() for name, x in read.items() if name not in ("lm_head.weight", "embed_out.weight")
     ) == sum(x.numel() for name, x in own.items() if name != "lm_head.weight")
-    event("served")
+    tell("served")
     return got
 
 
