@@ -124,7 +124,7 @@ def folders(**fixed: Any) -> st.SearchStrategy[Folder]:
         "shards": st.sampled_from([1, 2]),
         "prefix": st.booleans(),
         "beside": st.sampled_from(["nothing", "nothing", "stale index", "consolidated"]),
-        "damage": st.sampled_from(["nothing"] * 4 + ["missing", "extra", "empty", "twice", "wider"]),
+        "damage": st.sampled_from(["nothing"] * 9 + ["missing", "extra", "empty", "twice", "wider"]),
         "which": st.integers(0, 99),
     }
     return st.builds(Folder, **(drawn | {name: st.just(value) for name, value in fixed.items()}))
