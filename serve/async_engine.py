@@ -19,6 +19,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from morfi.checkpoints import Checkpoint
 from morfi.errors import InputError, MorfiError, reason_of
+from morfi.serve import finite
 from morfi.serve.admission import unsteerable
 from morfi.serve.line_ends import LineEnds
 from morfi.serve.metrics import STEERED_TOKENS, SWAPS
@@ -89,12 +90,13 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
         Where it ends with the line, the engine core ends it, a step sooner than this process would.
         """
         added = self._line_ends.add(sampling_params)
+        followed: Followed | None = getattr(sampling_params, _FOLLOWED, None)
         outputs = super().generate(prompt, sampling_params, request_id, **options)
+        outputs = finite.answers(outputs, steered=followed is not None)
         if added:
             outputs = self._line_ends.ended(outputs, request_id, added)
         if sampling_params.prompt_logprobs is not None and sampling_params.n > 1:
             outputs = _with_prompt_logprobs(outputs)
-        followed: Followed | None = getattr(sampling_params, _FOLLOWED, None)
         return outputs if followed is None else self._follow(outputs, followed, sampling_params.n)
 
     async def add_request(self, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:

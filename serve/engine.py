@@ -15,6 +15,7 @@ from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.device import device_name, is_gpu
 from morfi.errors import InputError, MorfiError, reason_of
 from morfi.files import whole_folder
+from morfi.serve import finite
 from morfi.serve import settings as engine_settings
 from morfi.serve.admission import Admission, admission_of
 from morfi.serve.processes import naming_death, quiet
@@ -169,6 +170,7 @@ class Engine:
                 if place:
                     core.abort_request(list(place))
                 reports = self._take_reports(followed)
+        _check_answers(outputs, wanted)
         completions = self._completions(outputs)
         for index, parts in reports.items():
             completions[index] = [
@@ -410,6 +412,16 @@ def _check_known(overrides: Mapping[str, Any]) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     engine_settings.check_known(overrides, list(EngineArgs.__dataclass_fields__))
+
+
+def _check_answers(outputs: Sequence[Any], wanted: Sequence[_Wanted]) -> None:
+    """Raises MorfiError for the first request, counted from 0, that vLLM ended without an answer."""
+    for index, output in enumerate(outputs):
+        for part in output.outputs:
+            try:
+                finite.check(part, steered=bool(wanted[index].steering))
+            except MorfiError as error:
+                raise MorfiError(f"request {index} of {len(outputs)}: {error}") from error
 
 
 def _completion(part: Any, text: str, n_cached_tokens: int) -> Completion:

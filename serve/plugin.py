@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from morfi.errors import InputError
+from morfi.serve import finite
 from morfi.serve.admission import admission_of, admit
 
 SUPPORTED = "0.32"
@@ -38,6 +39,7 @@ def register() -> None:
         (block_pool, "generate_block_hash_extra_keys", block, _block_keys),  # in the events it publishes
         (VllmConfig, "compute_hash", (), _compute_hash),
         (CPUModelRunner, "load_model", (), _load_model),
+        (CPUModelRunner, "_zero_block_ids", ("block_ids",), _zero_block_ids),
         (GPUModelRunner, "load_model", (), _load_model),
         (GPUModelRunner, "_prepare_inputs", ("scheduler_output", "num_scheduled_tokens"), _prepare_inputs_v1),
         (GPUModelRunner, "_dummy_run", ("num_tokens",), _dummy_run),
@@ -52,6 +54,7 @@ def register() -> None:
     ]
     for owner, name, parameters, _ in wraps:
         _check(owner, name, parameters)
+    finite.compute()
     for owner, name, _, wrapper in wraps:
         original = owner.__dict__[name]
         if not hasattr(original, _OURS):
@@ -189,8 +192,14 @@ def _step(original: Callable[..., Any], self: Any) -> Any:
     requests = dict(self.scheduler.requests)  # those that end in this step will be gone
     outputs, executed = original(self)
     if outputs:
+        finite.fail(self.scheduler, outputs)
         attach(self.model_executor, requests, outputs)
     return outputs, executed
+
+
+def _zero_block_ids(_: Callable[..., Any], self: Any, block_ids: list[int]) -> None:
+    # vLLM's leaves out layers with a sliding window.
+    finite.zero_blocks(self.kv_caches, block_ids)
 
 
 def _enter(runner: Any) -> Any:
