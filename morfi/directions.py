@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import numbers
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from morfi.errors import InputError
 
@@ -16,9 +16,15 @@ if TYPE_CHECKING:
     import torch
 
 
+SHORTEST, LONGEST = 1e-15, 1e15  # a direction whose length float32 can square, and divide by
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Direction:
-    """A direction of the residual stream: float32 `vector` [d_model], and how its latent is computed, if any.
+    """A direction of the residual stream: `vector` [d_model], and how its latent is computed, if any.
+
+    Vectors may be given as tensors or NumPy arrays of any real dtype, or as lists of numbers; they are held
+    as float32 tensors on the CPU.
 
     With an `encoder` [d_model] the direction is a SAE's latent: f(x) = p if p > `threshold` else 0, where
     p = x . encoder + `bias`, all in the units of the residual stream, and `vector` is the decoder row in the
@@ -33,19 +39,25 @@ class Direction:
     norm_rescaled: bool = False
 
     def __post_init__(self) -> None:
-        import torch
-
-        for name, tensor in (("vector", self.vector), ("encoder", self.encoder)):
-            if tensor is None:
+        for name in ("vector", "encoder"):
+            if getattr(self, name) is None:
                 continue
+            tensor = _numbers(getattr(self, name), f"a direction's {name}")
+            object.__setattr__(self, name, tensor)
             if tensor.ndim != 1 or tensor.shape != self.vector.shape or not len(tensor):
                 raise InputError(
                     f"a direction's {name} has the shape {tuple(tensor.shape)}, expected [d_model]"
                 )
-            if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
-                raise InputError(f"a direction's {name} is not made of finite float32 numbers")
-        if not bool(self.vector.any()):
+        length = float(self.vector.double().norm())
+        if not length:
             raise InputError("a direction of length 0 leads nowhere")
+        if not SHORTEST <= length <= LONGEST:
+            raise InputError(
+                f"a direction of length {length:g} cannot be computed with in float32; scale it to a length "
+                f"from {SHORTEST:g} to {LONGEST:g}, and its strength the other way"
+            )
+        for name in ("bias", "threshold"):
+            object.__setattr__(self, name, _number(getattr(self, name), f"a latent's {name}"))
         if not (math.isfinite(self.bias) and math.isfinite(self.threshold)) or self.threshold < 0:
             raise InputError(
                 f"a latent's bias and threshold are finite, the threshold not negative; got {self.bias}, "
@@ -60,8 +72,8 @@ class Direction:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SaeLatents:
-    """The latents of a SAE as directions, a row each: float32 `vectors` and `encoders` [d_sae, d_model],
-    `biases` and `thresholds` [d_sae]; f and units as for a `Direction`.
+    """The latents of a SAE as directions, a row each: `vectors` and `encoders` [d_sae, d_model],
+    `biases` and `thresholds` [d_sae]; f, units and dtypes as for a `Direction`.
 
     Whatever scaling the SAE needs, other than `norm_rescaled`, is folded in. A latent whose activity depends
     on the other latents' (TopK) has no such form.
@@ -74,8 +86,8 @@ class SaeLatents:
     norm_rescaled: bool = False
 
     def __post_init__(self) -> None:
-        import torch
-
+        for name in ("vectors", "encoders", "biases", "thresholds"):
+            object.__setattr__(self, name, _numbers(getattr(self, name), f"a SAE's {name}"))
         shape = self.vectors.shape
         expected = {"vectors": shape, "encoders": shape, "biases": shape[:1], "thresholds": shape[:1]}
         for name, wanted in expected.items():
@@ -85,8 +97,6 @@ class SaeLatents:
                     f"a SAE's {name} have the shape {tuple(tensor.shape)}; vectors and encoders are "
                     "[d_sae, d_model], biases and thresholds [d_sae]"
                 )
-            if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
-                raise InputError(f"a SAE's {name} are not made of finite float32 numbers")
         if bool((self.thresholds < 0).any()):
             raise InputError("a SAE's thresholds are not negative")
 
@@ -123,14 +133,11 @@ class DecoderRows:
     vectors: torch.Tensor
 
     def __post_init__(self) -> None:
-        import torch
-
+        object.__setattr__(self, "vectors", _numbers(self.vectors, "decoder rows"))
         if self.vectors.ndim != 2 or not all(self.vectors.shape):
             raise InputError(
                 f"decoder rows have the shape {tuple(self.vectors.shape)}, expected [d_sae, d_model]"
             )
-        if self.vectors.dtype != torch.float32 or not bool(torch.isfinite(self.vectors).all()):
-            raise InputError("decoder rows are not made of finite float32 numbers")
 
     def direction(self, index: int) -> Direction:
         """Row `index`; raises InputError where there is none, or it is 0."""
@@ -146,14 +153,51 @@ class DecoderRows:
         return found.hexdigest()
 
 
-def from_numbers(numbers: Iterable[object]) -> Direction:
-    """A direction to add or project out; raises InputError for anything but finite numbers."""
+def from_numbers(values: object) -> Direction:
+    """A direction to add or project out, from a list of numbers, a tensor or a NumPy array.
+
+    Raises InputError for anything else, and for numbers that are not finite in float32.
+    """
+    return Direction(values)  # type: ignore[arg-type] # it is taken as the class says
+
+
+def is_numbers(value: object) -> bool:
+    """Whether `value` is meant as a vector: a list, a tuple, a tensor or an array."""
+    return isinstance(value, list | tuple) or hasattr(value, "__array__")
+
+
+def _numbers(value: Any, what: str) -> torch.Tensor:
+    """`value` as a float32 tensor on the CPU; raises InputError where that is not what it is."""
     import torch
 
-    values = list(numbers)
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        raise InputError("a direction is a list of numbers")
-    return Direction(torch.tensor(values, dtype=torch.float32))
+    if isinstance(value, list | tuple):
+        value = [_number(one, f"a number of {what}") for one in value]
+    elif not hasattr(value, "__array__"):
+        raise InputError(
+            f"{what}: expected a tensor, an array or a list of numbers, got {type(value).__name__}"
+        )
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what}: these are no real numbers ({error})") from error
+    if tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise InputError(f"{what}: expected real numbers, got {tensor.dtype}")
+    made = tensor.detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(made).all()):
+        held = " (float32 holds up to 3.4e38)" if bool(torch.isfinite(tensor).all()) else ""
+        raise InputError(f"{what}: expected finite float32 numbers, got NaN or infinity{held}")
+    return made
+
+
+def _number(value: Any, what: str) -> float:
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InputError(f"{what}: expected a number, got {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise InputError(f"{what}: a whole number of 300 digits or more is not finite in float32") from error
 
 
 def from_safetensors(data: bytes) -> Direction | SaeLatents:

@@ -7,7 +7,7 @@ layer L (from 0) hands to the next one.
 
 from __future__ import annotations
 
-import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ OPERATIONS = ("add", "ablate", "clamp", "project")
 NAMED_POSITIONS = ("all", "prompt", "generated", "last_prompt")
 MAX_ENTRIES = 8  # steerings of one request
 MAX_CAPTURED_LAYERS = 4  # of one request
+FLOAT32_MAX = 3.4028234663852886e38
 
 Positions = str | tuple[int | tuple[int, int | None], ...]
 
@@ -35,6 +36,7 @@ class Latent:
     def __post_init__(self) -> None:
         if not isinstance(self.sae, str) or not self.sae:
             raise InputError(f"a latent needs the name of a registered SAE, got {self.sae!r}")
+        object.__setattr__(self, "index", _plain_index(self.index))
         if not _is_index(self.index) or self.index < 0:
             raise InputError(f"latent {self.index!r} is no latent; latents are counted from 0")
 
@@ -49,10 +51,11 @@ class Steering:
     `operation` is "add" (x + strength d), "ablate" (x - f(x) d: the latent's own contribution leaves),
     "clamp" (x + (strength - f(x)) d: the latent is set to `strength`) or "project" (x without its component
     along d). `direction` names a registered direction d, or a `Latent` of a registered SAE; "ablate" and
-    "clamp" need a latent's f. Several steerings of one layer all see the x from before them; their changes
-    are summed. `positions` is "all", "prompt", "generated", "last_prompt", or a tuple of positions and
-    half-open ranges (start, stop), where stop None means to the end. Raises InputError for what could not
-    mean anything.
+    "clamp" need a latent's f. Several steerings of one layer and position act together: additions sum up;
+    ablations and clamps all see the x from before them, and one latent has one value; projections leave
+    nothing along any of their directions, and only what is added comes on top. `positions` is "all",
+    "prompt", "generated", "last_prompt", or a tuple of positions and half-open ranges (start, stop), where
+    stop None means to the end. Raises InputError for what could not mean anything.
     """
 
     layer: int
@@ -67,11 +70,11 @@ class Steering:
                 f'steering operation "{self.operation}" is none of {", ".join(OPERATIONS)}.'
                 f"{nearest(self.operation, OPERATIONS)}"
             )
-        _check_layer(self.layer, "steering")
+        object.__setattr__(self, "layer", _checked_layer(self.layer, "steering"))
         if not isinstance(self.direction, str | Latent) or not self.direction:
             raise InputError(f"steering needs the name of a registered direction, got {self.direction!r}")
-        if not _is_number(self.strength) or not math.isfinite(self.strength):
-            raise InputError(f"steering strength {self.strength!r} is no finite number")
+        object.__setattr__(self, "strength", _checked_strength(self.strength))
+        object.__setattr__(self, "positions", _plain_positions(self.positions))
         if self.operation in ("ablate", "project") and self.strength:
             raise InputError(f"{self.operation} takes no strength, got {self.strength:g}; leave it out")
         spans(self.positions, 1)
@@ -92,8 +95,9 @@ class Capture:
     def __post_init__(self) -> None:
         if not isinstance(self.layers, tuple) or not self.layers:
             raise InputError(f"capture needs at least one layer, got {self.layers!r}")
-        for layer in self.layers:
-            _check_layer(layer, "capture")
+        layers = tuple(_checked_layer(layer, "capture") for layer in self.layers)
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "positions", _plain_positions(self.positions))
         if len(self.layers) > MAX_CAPTURED_LAYERS:
             raise InputError(
                 f"capture names {len(self.layers)} layers, at most {MAX_CAPTURED_LAYERS} are taken at a time"
@@ -109,7 +113,9 @@ class Capture:
 class Applied:
     """What became of one steering: it changed the residual stream after `layer` at `n_tokens` positions.
 
-    Positions whose keys and values came from the prefix cache count: they were steered alike when computed.
+    Positions count where the stream is another one afterwards: not those where a latent that is ablated does
+    not fire, nor any at strength 0. Those whose keys and values came from the prefix cache do: they were
+    changed alike when they were computed.
     """
 
     steering: Steering
@@ -148,14 +154,18 @@ def spans(positions: Positions, n_prompt: int) -> list[tuple[int, int | None]]:
     if not isinstance(positions, tuple) or not positions:
         raise InputError(f"positions are a name or a tuple of positions and ranges, got {positions!r}")
     found = [_span(place, n_prompt) for place in positions]
-    return _disjoint([(start, stop) for start, stop in found if stop is None or start < stop])
+    return disjoint([(start, stop) for start, stop in found if stop is None or start < stop])
 
 
 def n_positions(positions: Positions, n_prompt: int, n_computed: int) -> int:
     """How many of a sequence's first `n_computed` positions are meant."""
+    return n_within(spans(positions, n_prompt), n_computed)
+
+
+def n_within(places: Sequence[tuple[int, int | None]], n_computed: int) -> int:
+    """How many of a sequence's first `n_computed` positions lie in disjoint ranges."""
     return sum(
-        max(0, (n_computed if stop is None else min(stop, n_computed)) - start)
-        for start, stop in spans(positions, n_prompt)
+        max(0, (n_computed if stop is None else min(stop, n_computed)) - start) for start, stop in places
     )
 
 
@@ -213,13 +223,40 @@ def from_json(specification: object) -> tuple[tuple[Steering, ...], Capture | No
     return tuple(steering), Capture(**fields)
 
 
-def _check_layer(layer: object, what: str) -> None:
-    if not isinstance(layer, int) or isinstance(layer, bool) or layer < 0:
+def _checked_layer(layer: object, what: str) -> int:
+    plain = _plain_index(layer)
+    if not isinstance(plain, int) or isinstance(plain, bool) or plain < 0:
         raise InputError(f"{what} layer {layer!r} is no layer; layers are counted from 0")
+    return plain
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _checked_strength(value: object) -> float:
+    """The number as Python's own: NumPy's, and those in a tensor or array without dimensions, are taken."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InputError(f"steering strength {value!r} is no finite number")
+    if not isinstance(value, int):
+        value = float(value)
+    if not -FLOAT32_MAX <= value <= FLOAT32_MAX:
+        shown = "of more than 38 digits" if isinstance(value, int) else f"{value!r}"
+        raise InputError(f"steering strength {shown} is no finite number that float32 holds (to 3.4e38)")
+    return float(value)
+
+
+def _plain_index(value: object) -> object:
+    """A whole number as Python's own, anything else as it is."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return int(value) if whole else value  # type: ignore[call-overload]
+
+
+def _plain_positions(positions: Any) -> Any:
+    if not isinstance(positions, tuple):
+        return positions
+    return tuple(
+        tuple(map(_plain_index, place)) if isinstance(place, tuple) else _plain_index(place)
+        for place in positions
+    )
 
 
 def _is_index(value: object) -> bool:
@@ -233,6 +270,8 @@ def _span(place: object, n_prompt: int) -> tuple[int, int | None]:
     if isinstance(place, tuple) and len(place) == 2 and _is_index(place[0]):
         start, stop = place
         if stop is None or _is_index(stop):
+            if stop is not None and stop < start and (start < 0) == (stop < 0):
+                raise InputError(f"the range {place!r} stops before it starts")
             end = None if stop is None else max(0, _absolute(stop, n_prompt))
             return max(0, _absolute(start, n_prompt)), end
     raise InputError(f"{place!r} is no position and no range (start, stop)")
@@ -242,7 +281,8 @@ def _absolute(position: int, n_prompt: int) -> int:
     return position + n_prompt if position < 0 else position
 
 
-def _disjoint(ranges: list[tuple[int, int | None]]) -> list[tuple[int, int | None]]:
+def disjoint(ranges: Sequence[tuple[int, int | None]]) -> list[tuple[int, int | None]]:
+    """The half-open `ranges` in order, those that touch or overlap as one."""
     merged: list[tuple[int, int | None]] = []
     for start, stop in sorted(ranges, key=lambda one: one[0]):
         if merged and (merged[-1][1] is None or start <= merged[-1][1]):
