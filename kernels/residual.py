@@ -13,6 +13,9 @@ import triton
 import triton.language as tl
 
 ADD, ABLATE, CLAMP, PROJECT = range(4)
+# The square of the largest norm of a steered residual stream: the norms of a model sum squares in float32.
+MOST_SQUARE = tl.constexpr(1e36)
+UNFIT = tl.constexpr(1 << 8)  # in `changed`: the stream would not have fitted, and is NaN instead
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +23,14 @@ class Tables:
     """What one forward pass does, of at most T tokens: E entries and C captured layers for each."""
 
     active: torch.Tensor  # int32 [n_layers]: the number of the pass, 0 where a layer has nothing to do
+    marks: torch.Tensor  # int32 [n_layers + T]: `ran` and `changed`, to be copied as one
     ran: torch.Tensor  # int32 [n_layers]: the last pass in which a layer did what it had to do
     layers: torch.Tensor  # int32 [T, E]: the layer of an entry, -1 for none
     slots: torch.Tensor  # int32 [T, E]: its direction
     operations: torch.Tensor  # int32 [T, E]
     strengths: torch.Tensor  # float32 [T, E]
+    users: torch.Tensor  # int32 [T, E]: bits of the request's steerings that it carries out
+    changed: torch.Tensor  # int32 [T]: bits of those that changed the token in the pass, and UNFIT
     capture_layers: torch.Tensor  # int32 [T, C]: the layers after which a token is captured, -1 for none
     capture_before: torch.Tensor  # int32 [T]: 1 where the value from before the steering is captured
     captured: torch.Tensor  # float32 [C, T, d_model]
@@ -43,13 +49,17 @@ def make_tables(
     def full(*shape: int, value: int = -1) -> torch.Tensor:
         return torch.full(shape, value, dtype=torch.int32, device=device)
 
+    marks = full(n_layers + n_tokens, value=0)
     return Tables(
         active=full(n_layers, value=0),
-        ran=full(n_layers, value=0),
+        marks=marks,
+        ran=marks[:n_layers],
         layers=full(n_tokens, n_entries),
         slots=full(n_tokens, n_entries, value=0),
         operations=full(n_tokens, n_entries, value=0),
         strengths=torch.zeros(n_tokens, n_entries, device=device),
+        users=full(n_tokens, n_entries, value=0),
+        changed=marks[n_layers:],
         capture_layers=full(n_tokens, n_captured),
         capture_before=full(n_tokens, value=0),
         captured=torch.zeros(n_captured, n_tokens, d_model, device=device),
@@ -69,6 +79,8 @@ def residual_kernel(
     slots,
     operations,
     strengths,
+    users,
+    changed,
     capture_layers,
     capture_before,
     captured,
@@ -95,6 +107,7 @@ def residual_kernel(
         x = h + r
         change = tl.zeros([BLOCK], dtype=tl.float32)
         is_steered = 0
+        done = 0
         for entry in range(N_ENTRIES):
             place = token * N_ENTRIES + entry
             if tl.load(layers + place) == layer:
@@ -117,17 +130,21 @@ def residual_kernel(
                     target = tl.where(operation == 2, strength, 0.0)
                     factor = (target - f) * unit
                 change += factor * d
+                done |= tl.where(factor != 0.0, tl.load(users + place), 0)
+        new = h
         if is_steered != 0:
-            tl.store(
-                hidden + token * hidden_stride + columns,
-                (h + change).to(hidden.dtype.element_ty),
-                mask=inside,
-            )
+            new = (h + change).to(hidden.dtype.element_ty).to(tl.float32)
+            stream = (new + r).to(hidden.dtype.element_ty).to(tl.float32)
+            fits = tl.sum(stream * stream) <= MOST_SQUARE  # false for NaN
+            new = tl.where(fits, new, float("nan"))
+            tl.store(hidden + token * hidden_stride + columns, new.to(hidden.dtype.element_ty), mask=inside)
+            is_moved = tl.max(tl.where(inside & (new != h), 1, 0)) != 0
+            done = tl.where(is_moved, done, 0) | tl.where(fits, 0, UNFIT)
+            tl.store(changed + token, tl.load(changed + token) | done)
         for place in range(N_CAPTURED):
             if tl.load(capture_layers + token * N_CAPTURED + place) == layer:
                 # What the next layer reads: the sum after rounding to the model's dtype.
-                after = (h + change).to(hidden.dtype.element_ty).to(tl.float32) + r
-                kept = tl.where(tl.load(capture_before + token) != 0, x, after)
+                kept = tl.where(tl.load(capture_before + token) != 0, x, new + r)
                 tl.store(captured + (place * n_rows + token) * D + columns, kept, mask=inside)
 
 
@@ -141,7 +158,8 @@ def residual_(
     """Steers `hidden` [n_tokens, d_model] in place and captures, as `tables` say for `layer`.
 
     `bank` holds vectors and encoders, float32 [n_slots, d_model], and numbers, float32 [n_slots, 5]: bias,
-    threshold, 1 / |d|^2, what "add" multiplies d with, and whether norms are rescaled.
+    threshold, 1 / |d|^2, what "add" multiplies d with, and whether norms are rescaled. A steered token whose
+    stream `hidden` cannot hold, or whose norm float32 cannot square, is made NaN and marked in `changed`.
     """
     vectors, encoders, numbers = bank
     n_tokens, d_model = hidden.shape
@@ -157,6 +175,8 @@ def residual_(
         tables.slots,
         tables.operations,
         tables.strengths,
+        tables.users,
+        tables.changed,
         tables.capture_layers,
         tables.capture_before,
         tables.captured,
@@ -188,7 +208,7 @@ def residual_reference(
     for token in range(len(hidden)):
         x = hidden[token].float() + residual[token].float()
         change = torch.zeros_like(x)
-        is_steered = False
+        is_steered, done = False, 0
         for entry in range(tables.layers.shape[1]):
             if tables.layers[token, entry] != layer:
                 continue
@@ -200,14 +220,21 @@ def residual_reference(
             unit = (x.square().mean().sqrt() if rescaled else torch.ones(())).clamp_min(1e-20)
             p = (x * w).sum() / unit + bias
             f = p if p > threshold else torch.zeros(())
-            change += {
+            factor = {
                 ADD: strength * along,
                 ABLATE: -f * unit,
                 CLAMP: (strength - f) * unit,
                 PROJECT: -(x * d).sum() * inverse_square,
-            }[operation] * d
+            }[operation]
+            change += factor * d
+            done |= int(tables.users[token, entry]) if factor != 0 else 0
         if is_steered:
-            hidden[token] = (hidden[token].float() + change).to(hidden.dtype)
+            new = (hidden[token].float() + change).to(hidden.dtype)
+            fits = bool((new + residual[token]).float().square().sum() <= MOST_SQUARE.value)
+            if bool((new == hidden[token]).all()):
+                done = 0
+            hidden[token] = new if fits else float("nan")
+            tables.changed[token] |= done if fits else done | UNFIT.value
         after = hidden[token].float() + residual[token].float()
         for place in range(tables.capture_layers.shape[1]):
             if tables.capture_layers[token, place] == layer:

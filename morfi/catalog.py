@@ -114,6 +114,12 @@ class Catalog:
         """The length of a latent's decoder row."""
         return float(self._row_norms[latent])
 
+    def moved(self, amounts: Mapping[int, float]) -> float:
+        """How far the stream is moved by `amounts` along the unit decoder rows of latents, all at once."""
+        rows = self.found.sae.W_dec[list(amounts)].double()
+        units = rows / rows.norm(dim=1, keepdim=True)
+        return float((rows.new_tensor(list(amounts.values())) @ units).norm())
+
     @functools.cached_property
     def _row_norms(self) -> Any:
         """float32 [d_sae]."""

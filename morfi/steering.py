@@ -270,8 +270,6 @@ def _span(place: object, n_prompt: int) -> tuple[int, int | None]:
     if isinstance(place, tuple) and len(place) == 2 and _is_index(place[0]):
         start, stop = place
         if stop is None or _is_index(stop):
-            if stop is not None and stop < start and (start < 0) == (stop < 0):
-                raise InputError(f"the range {place!r} stops before it starts")
             end = None if stop is None else max(0, _absolute(stop, n_prompt))
             return max(0, _absolute(start, n_prompt)), end
     raise InputError(f"{place!r} is no position and no range (start, stop)")

@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from morfi.directions import DecoderRows, Direction, SaeLatents, from_numbers, pack
+from morfi.directions import DecoderRows, Direction, SaeLatents, from_numbers, is_numbers, pack
 from morfi.errors import InputError
 from morfi.serve.directions import Registry
-from morfi.steering import Capture, Steering, from_json
+from morfi.serve.finite import check_amounts
+from morfi.serve.joint import join, put_in_together
+from morfi.serve.plain import comes_with_end, parsed
+from morfi.serve.reports import IN_CORE
+from morfi.steering import Capture, Steering, from_json, to_json
 
 # Decoder layers that return hidden states and residual, the residual stream being their sum; all are tested.
 ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Gemma2ForCausalLM"})
@@ -23,6 +27,7 @@ class Admission:
     n_layers: int
     d_model: int
     registry: Registry = field(default_factory=Registry)
+    dtype: str = "float32"
 
     def register(self, what: Direction | SaeLatents | DecoderRows) -> str:
         """Registers a direction or SAE that fits the model; returns the name that requests use."""
@@ -30,11 +35,15 @@ class Admission:
         return self.registry.add(what)
 
     def directions(
-        self, steering: Sequence[Steering], capture: Capture | None, inline: Mapping[str, Direction]
+        self,
+        steering: Sequence[Steering],
+        capture: Capture | None,
+        inline: Mapping[str, Direction],
+        n_prompt: int,
     ) -> dict[str, bytes]:
         """The packed directions of a request, by name: those that came with it and registered ones.
 
-        Raises InputError for what this engine cannot do exactly as asked.
+        Raises InputError for what this engine cannot do exactly as asked, of a prompt of `n_prompt` tokens.
         """
         if self.refusal is not None:
             raise InputError(self.refusal)
@@ -54,6 +63,8 @@ class Admission:
                     f"{one.operation} needs a latent with its encoder, which direction "
                     f"{str(one.direction)[:12]} lacks; add or project it"
                 )
+        for parts in put_in_together(join(steering, packed, n_prompt)):
+            check_amounts(parts, self.dtype)
         return packed
 
     def _check_width(self, what: Direction | SaeLatents | DecoderRows) -> None:
@@ -70,7 +81,12 @@ def admission_of(input_processor: Any) -> Admission:
     if found is None:
         config = input_processor.vllm_config
         model = config.model_config
-        found = Admission(unsteerable(config), model.get_total_num_hidden_layers(), model.get_hidden_size())
+        found = Admission(
+            unsteerable(config),
+            model.get_total_num_hidden_layers(),
+            model.get_hidden_size(),
+            dtype=str(model.dtype).removeprefix("torch."),
+        )
         input_processor.morfi_admission = found
     return found
 
@@ -78,22 +94,33 @@ def admission_of(input_processor: Any) -> Admission:
 def admit(request: Any, admission: Admission) -> None:
     """Checks the specification of an `EngineCoreRequest` and makes it ready for the workers.
 
-    One that captures reads no cached prefix. Raises InputError; the request must not be run then.
+    One that captures, ablates or clamps reads no cached prefix. Raises InputError; the request must not be
+    run then.
     """
     params = request.sampling_params
-    specification = params.extra_args["morfi"]
     if request.resumable:
         raise InputError("a prompt that comes in parts cannot be steered or captured; send it whole")
-    if not isinstance(specification, dict):
-        raise InputError(f"a steering specification is an object, got {type(specification).__name__}")
+    specification = parsed(params.extra_args["morfi"])
     # What morfi's own engine adds: whether it will ask for a report, and the request's number in shards.
     own = {"report": specification.get("report", False), "shard": specification.get("shard")}
     plain, inline = _named({key: value for key, value in specification.items() if key not in own})
     steering, capture = from_json(plain)
-    packed = admission.directions(steering, capture, inline)
-    params.extra_args = {**params.extra_args, "morfi": {**plain, **own, "directions": packed}}
-    if capture is not None:
+    if "report" not in specification and comes_with_end(params, capture):
+        own["report"] = IN_CORE
+    packed = admission.directions(steering, capture, inline, _prompt_length(request))
+    ready = {**to_json(steering, capture), **own, "directions": packed}
+    params.extra_args = {**params.extra_args, "morfi": ready}
+    # What a latent's value changes is counted where it is computed.
+    depends = any(one.operation in ("ablate", "clamp") and one.positions != "generated" for one in steering)
+    if capture is not None or depends:
         params.skip_reading_prefix_cache = True
+
+
+def _prompt_length(request: Any) -> int:
+    """Tokens of the prompt of an `EngineCoreRequest`."""
+    if request.prompt_token_ids is not None:
+        return len(request.prompt_token_ids)
+    return len(request.prompt_embeds)
 
 
 def _named(specification: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Direction]]:
@@ -105,7 +132,7 @@ def _named(specification: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Dir
     named = []
     for entry in entries:
         numbers = entry.get("direction") if isinstance(entry, dict) else None
-        if isinstance(numbers, list):
+        if is_numbers(numbers):
             direction = from_numbers(numbers)
             inline[direction.sha256] = direction
             named.append({**entry, "direction": direction.sha256})

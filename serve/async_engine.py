@@ -23,7 +23,7 @@ from morfi.serve import finite
 from morfi.serve.admission import unsteerable
 from morfi.serve.line_ends import LineEnds
 from morfi.serve.metrics import STEERED_TOKENS, SWAPS
-from morfi.serve.reports import WITH_END, Report, applied, detach
+from morfi.serve.reports import WITH_END, Report, detach, n_changed
 from morfi.serve.served import Served, check_swapped, first_refusal
 from morfi.serve.settings import ONE_ENGINE
 from morfi.steering import Steering, to_json
@@ -60,8 +60,7 @@ class Followed:
         """Keeps how many tokens were steered; raises MorfiError unless all that were to be are."""
         found = []
         for each, n in zip(reports, n_output, strict=True):
-            # Its entries are of one layer and one set of positions: the first speaks for all.
-            found.append(applied(self.steering, each, n_prompt, n)[0].n_tokens)
+            found.append(n_changed(self.steering, each, n_prompt, n))
         self.n_tokens = found
 
 

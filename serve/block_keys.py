@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from morfi.serve.residual import Spans, within
+from morfi.serve.joint import Spans
+from morfi.serve.residual import within
 from morfi.steering import Steering, from_json, spans
 
 Key = tuple[str, str]

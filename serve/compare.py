@@ -22,7 +22,7 @@ from morfi.prompts import ASKED
 from morfi.serve.async_engine import ABORTED, Followed
 from morfi.serve.gate import Refused
 from morfi.serve.guard import error_object
-from morfi.serve.routes import ERRORS, UNBUFFERED, answers, ended, enter
+from morfi.serve.routes import ERRORS, UNBUFFERED, answers, check_generated, ended, enter
 from morfi.serve.state import Planned, ServerState
 from morfi.serve.wire import Answer, Compared, Comparison, SteeredAnswer, Steering
 
@@ -86,6 +86,7 @@ def start(
     state: ServerState, body: Comparison, token_ids: Sequence[int], accepted: Sequence[str] | None
 ) -> list[Side]:
     """The sides, the default one first, each with vLLM's outputs to come."""
+    check_generated(body.positions, body.max_tokens)
     sides = [Side(_DEFAULT, None, None, None, accepted)]
     for index, strength in enumerate(body.strengths):
         latents = [latent.at(strength) for latent in body.latents]

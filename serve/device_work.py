@@ -26,7 +26,7 @@ class DeviceWork:
         self, n_layers: int, n_tokens: int, d_model: int, device: torch.device, kernel: Kernel = residual_
     ) -> None:
         self.tables = make_tables(n_layers, n_tokens, MAX_ENTRIES, MAX_CAPTURED_LAYERS, d_model, device)
-        self.steps = Steps(self.tables.ran)
+        self.steps = Steps(self.tables.marks, n_layers)
         self._kernel = kernel
         self._is_active = False  # whether the tables give any layer something to do
         self._n_filled = 0  # tokens of the tables that say anything
@@ -36,14 +36,15 @@ class DeviceWork:
         if not work:
             self.idle()
             return
-        self.steps.begin(list(work))
-        tables = self.tables
         n_tokens = 1 + max((row for one in work.values() for row in _rows(one)), default=-1)
+        self.steps.begin(list(work), n_tokens)
+        tables = self.tables
         n = max(n_tokens, self._n_filled)
         self._n_filled = n_tokens
         active = np.zeros(len(tables.active), np.int32)
         integers = np.full((3, n, MAX_ENTRIES), -1, np.int32)
         strengths = np.zeros((n, MAX_ENTRIES), np.float32)
+        users = np.zeros((n, MAX_ENTRIES), np.int32)
         capture = np.full((n, MAX_CAPTURED_LAYERS), -1, np.int32)
         before = np.zeros(n, np.int32)
         used = np.zeros(n, np.int64)  # entries of a token that are taken
@@ -57,6 +58,7 @@ class DeviceWork:
                 integers[1][rows, places] = one.slots
                 integers[2][rows, places] = one.operations
                 strengths[rows, places] = one.strengths
+                users[rows, places] = one.users
             for live, rows_of_live, _ in one.captured:
                 assert live.capture is not None
                 here = slice(rows_of_live.start, rows_of_live.stop)
@@ -68,6 +70,8 @@ class DeviceWork:
             (tables.slots[:n], integers[1]),
             (tables.operations[:n], integers[2]),
             (tables.strengths[:n], strengths),
+            (tables.users[:n], users),
+            (tables.changed[:n], np.zeros(n, np.int32)),
             (tables.capture_layers[:n], capture),
             (tables.capture_before[:n], before),
         ):

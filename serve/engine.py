@@ -19,7 +19,7 @@ from morfi.serve import finite
 from morfi.serve import settings as engine_settings
 from morfi.serve.admission import Admission, admission_of
 from morfi.serve.processes import naming_death, quiet
-from morfi.serve.reports import Report, applied, captured, check_captured
+from morfi.serve.reports import Report, applied, captured, check_captured, unfit
 from morfi.serve.served import Served, check_swapped, first_refusal
 from morfi.shards import write_requests
 from morfi.steering import Capture, Steering, to_json
@@ -170,13 +170,16 @@ class Engine:
                 if place:
                     core.abort_request(list(place))
                 reports = self._take_reports(followed)
-        _check_answers(outputs, wanted)
+        _check_answers(outputs, wanted, reports)
         completions = self._completions(outputs)
         for index, parts in reports.items():
-            completions[index] = [
-                self._followed(completion, wanted[index], report, len(prompts[index]), sample)
-                for sample, (completion, report) in enumerate(zip(completions[index], parts, strict=True))
-            ]
+            try:
+                completions[index] = [
+                    self._followed(completion, wanted[index], report, len(prompts[index]), sample)
+                    for sample, (completion, report) in enumerate(zip(completions[index], parts, strict=True))
+                ]
+            except MorfiError as error:
+                raise MorfiError(f"request {index} of {len(prompts)}: {error}") from error
         return completions
 
     @contextlib.contextmanager
@@ -278,8 +281,15 @@ class Engine:
                 replace(one, shard=first + number) if one.capture is not None else one
                 for number, one in enumerate(wanted)
             ]
-        for one in {(one.steering, one.capture) for one in wanted if one.is_followed}:
-            self._admission.directions(*one, {})
+        # Where several meet depends on the length of the prompt.
+        lengths = [
+            len(prompt) if len(one.steering) > 1 else 1 for prompt, one in zip(prompts, wanted, strict=True)
+        ]
+        asked = {
+            (one.steering, one.capture, n) for one, n in zip(wanted, lengths, strict=True) if one.is_followed
+        }
+        for each, taken, n_prompt in asked:
+            self._admission.directions(each, taken, {}, n_prompt)
         return wanted
 
     def _check_seeds(self, samplings: Sequence[Sampling]) -> None:
@@ -414,14 +424,20 @@ def _check_known(overrides: Mapping[str, Any]) -> None:
     engine_settings.check_known(overrides, list(EngineArgs.__dataclass_fields__))
 
 
-def _check_answers(outputs: Sequence[Any], wanted: Sequence[_Wanted]) -> None:
+def _check_answers(
+    outputs: Sequence[Any],
+    wanted: Sequence[_Wanted],
+    reports: Mapping[int, Sequence[Sequence[Report | None]]],
+) -> None:
     """Raises MorfiError for the first request, counted from 0, that vLLM ended without an answer."""
     for index, output in enumerate(outputs):
         for part in output.outputs:
             try:
                 finite.check(part, steered=bool(wanted[index].steering))
             except MorfiError as error:
-                raise MorfiError(f"request {index} of {len(outputs)}: {error}") from error
+                own = [report for of_sample in reports.get(index, ()) for report in of_sample if report]
+                reason = next(filter(None, map(unfit, own)), str(error))
+                raise MorfiError(f"request {index} of {len(outputs)}: {reason}") from error
 
 
 def _completion(part: Any, text: str, n_cached_tokens: int) -> Completion:

@@ -8,15 +8,20 @@ zeroed when it is handed out, and a request whose logits are not finite ends wit
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from morfi.errors import MorfiError
+from morfi.directions import unpack
+from morfi.errors import InputError, MorfiError
+from morfi.serve.joint import ADD, Entry
 
 NOT_FINITE = "the model's logits are not finite numbers"
+MOST_NORM = 1e18
+MOST_FLOAT16 = 32752.0
 
 
 def compute() -> None:
@@ -29,6 +34,42 @@ def compute() -> None:
     gpu_model_runner.count_nans_per_row = rows_not_finite
     sampler.get_num_nans = rows_not_finite
     KVCacheConfig.needs_kv_cache_zeroing = property(lambda _: True)
+
+
+def check_amounts(parts: Sequence[tuple[Entry, bytes]], dtype: str) -> None:
+    """Raises InputError unless a residual stream of `dtype` can take these changes all at once.
+
+    In float32 and bfloat16 the norm of what is put in is bounded by MOST_NORM: the norms of the model square
+    it in float32, to 1e36 of the 3e38 that it holds. In float16 each element is bounded by half of what it
+    holds; the other half is left to the model's own stream.
+    """
+    most = MOST_FLOAT16 if dtype == "float16" else MOST_NORM
+    at_most = sum(abs(entry.strength) * max(_sizes(packed, entry.operation)) for entry, packed in parts)
+    if at_most <= most:
+        return
+    total = torch.stack([entry.strength * _put_in(packed, entry.operation) for entry, packed in parts]).sum(0)
+    size = float(total.abs().max() if dtype == "float16" else total.norm())
+    if not size <= most:
+        where = "an element of the residual stream" if dtype == "float16" else "the residual stream"
+        raise InputError(
+            f"steering after layer {parts[0][0].layer} would move {where} by {size:g}, more than {dtype} can "
+            f"be computed with (at most {most:g}); steer it less"
+        )
+
+
+@functools.lru_cache(maxsize=512)
+def _sizes(packed: bytes, operation: int) -> tuple[float, float]:
+    """The norm and the largest element of what a strength of 1 puts in."""
+    vector = _put_in(packed, operation)
+    return float(vector.norm()), float(vector.abs().max())
+
+
+def _put_in(packed: bytes, operation: int) -> torch.Tensor:
+    """What a strength of 1 puts in along a direction: float64 [d_model]."""
+    direction = unpack(packed)
+    vector = direction.vector.double()
+    is_unit = operation == ADD and direction.encoder is not None
+    return vector / vector.norm() if is_unit else vector
 
 
 def rows_not_finite(logits: torch.Tensor) -> torch.Tensor:

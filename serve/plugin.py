@@ -15,8 +15,9 @@ from types import ModuleType
 from typing import Any
 
 from morfi.errors import InputError
-from morfi.serve import finite
+from morfi.serve import finite, plain
 from morfi.serve.admission import admission_of, admit
+from morfi.serve.reports import Reporting
 
 SUPPORTED = "0.32"
 _OURS = "morfi_wrapped"
@@ -28,15 +29,20 @@ def register() -> None:
     from vllm.v1.core import block_pool, kv_cache_utils
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestState
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as V2Runner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.worker_base import WorkerBase
 
     block = ("start_token_idx", "end_token_idx", "start_mm_idx")
     wraps: list[tuple[type | ModuleType, str, tuple[str, ...], Callable[..., Any]]] = [
         (InputProcessor, "process_inputs", ("request_id", "prompt", "params"), _process_inputs),
         (kv_cache_utils, "generate_block_hash_extra_keys", block, _block_keys),
         (block_pool, "generate_block_hash_extra_keys", block, _block_keys),  # in the events it publishes
+        (OutputProcessor, "add_request", ("request", "prompt"), _add_request),
+        (OutputProcessor, "process_outputs", ("engine_core_outputs",), _process_outputs),
+        (RequestState, "_new_completion_output", ("token_ids", "finish_reason"), _new_completion_output),
         (VllmConfig, "compute_hash", (), _compute_hash),
         (CPUModelRunner, "load_model", (), _load_model),
         (CPUModelRunner, "_zero_block_ids", ("block_ids",), _zero_block_ids),
@@ -55,6 +61,7 @@ def register() -> None:
     for owner, name, parameters, _ in wraps:
         _check(owner, name, parameters)
     finite.compute()
+    Reporting.offer(WorkerBase)
     for owner, name, _, wrapper in wraps:
         original = owner.__dict__[name]
         if not hasattr(original, _OURS):
@@ -89,9 +96,10 @@ def _process_inputs(original: Callable[..., Any], self: Any, *args: Any, **kwarg
 
     request = original(self, *args, **kwargs)
     params = request.sampling_params
-    if params is not None and params.extra_args and "morfi" in params.extra_args:
+    if params is not None and params.extra_args:
         try:
-            admit(request, admission_of(self))
+            if plain.asks(params.extra_args):
+                admit(request, admission_of(self))
         except InputError as error:
             raise VLLMValidationError(str(error), parameter="morfi") from error
     return request
@@ -105,6 +113,24 @@ def _block_keys(
     keys, next_mm = original(request, start, stop, mm)
     own = block_key(request, start, stop)
     return (keys if own is None else (*(keys or ()), own)), next_mm
+
+
+def _add_request(original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+    original(self, request, *args, **kwargs)
+    if request.sampling_params is not None and request.sampling_params.extra_args:
+        plain.note(self.request_states[request.request_id], request.sampling_params.extra_args)
+
+
+def _process_outputs(original: Callable[..., Any], self: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
+    plain.take(self.request_states, outputs)
+    return original(self, outputs, *args, **kwargs)
+
+
+def _new_completion_output(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    output = original(self, *args, **kwargs)
+    if output.finish_reason is not None:
+        plain.hand_out(self, output)
+    return output
 
 
 def _compute_hash(original: Callable[..., Any], self: Any) -> str:

@@ -11,20 +11,28 @@ import numpy as np
 import torch
 
 from morfi.errors import MorfiError
-from morfi.serve.residual import Live, ResidualState
+from morfi.serve.residual import UNFIT, Live, ResidualState
 from morfi.shards import ShardWriter
-from morfi.steering import Applied, Capture, Captured, Steering, n_positions
+from morfi.steering import Applied, Capture, Captured, Steering, disjoint, n_positions, n_within, spans
 
 Report = dict[str, Any]  # plain, so that it goes to another process
 WITH_END = "with_end"  # in place of True, where reports are to come with a request's last output
+IN_CORE = "in_core"  # as WITH_END, but reports that do not come with the last output are not kept
 _REPORTS = "morfi_reports"
 
 
 class Reporting:
-    """Mixed into vLLM's worker (`worker_extension_cls`): the calls that hand out what was captured."""
+    """The calls that hand out what was captured; `offer` gives them to every worker of vLLM."""
 
     model_runner: Any
     rank: int
+
+    @staticmethod
+    def offer(worker: type) -> None:
+        """Makes the calls methods of vLLM's class of workers."""
+        for name, call in vars(Reporting).items():
+            if name.startswith("morfi_"):
+                setattr(worker, name, call)
 
     def morfi_open_shards(self, folder: str, shard_bytes: int) -> None:
         """From now on requests that have a number in shards are captured to files in `folder`."""
@@ -101,7 +109,7 @@ def detach(output: Any) -> list[Report | None] | None:
 def _wants(request: Any) -> bool:
     params = None if request is None else request.sampling_params
     extra = (params.extra_args if params is not None else None) or {}
-    return bool(extra.get("morfi", {}).get("report") == WITH_END)
+    return bool(extra.get("morfi", {}).get("report") in (WITH_END, IN_CORE))
 
 
 def _report(live: Live, state: ResidualState, n_computed: int | None) -> Report:
@@ -116,6 +124,8 @@ def _report(live: Live, state: ResidualState, n_computed: int | None) -> Report:
         "layers": [state.layers.start, state.layers.stop],
         "reached": live.reached,
         "unproven": unproven,
+        "first": live.first,
+        "changed": live.changed.tobytes(),
         "failure": None if state.shards is None else state.shards.failure,
         "n_captured": {str(layer): n for layer, n in live.n_captured.items()},
         "captured": captured,
@@ -127,9 +137,50 @@ def applied(
 ) -> tuple[Applied, ...]:
     """What was applied of `steering`, from the reports of all workers; raises MorfiError unless all of it."""
     n_computed = n_prompt + n_output - 1  # the last token is never put into the model
-    for one in steering:
-        _reaching(reports, one.layer, n_computed)
-    return tuple(Applied(one, n_positions(one.positions, n_prompt, n_computed)) for one in steering)
+    found = []
+    for number, one in enumerate(steering):
+        report = _reaching(reports, one.layer, n_computed)
+        if reason := unfit(report, n_computed):
+            raise MorfiError(reason)
+        n_tokens = int((_changed(report, n_computed) >> number & 1).sum())
+        if _always(one):
+            n_tokens += n_positions(one.positions, n_prompt, min(report["first"], n_computed))
+        found.append(Applied(one, n_tokens))
+    return tuple(found)
+
+
+def n_changed(
+    steering: Sequence[Steering], reports: Sequence[Report | None], n_prompt: int, n_output: int
+) -> int:
+    """At how many positions any of `steering`, all after one layer, changed it; raises as `applied`."""
+    applied(steering, reports, n_prompt, n_output)
+    n_computed = n_prompt + n_output - 1
+    report = _reaching(reports, steering[0].layer, n_computed)
+    n_cached = min(report["first"], n_computed)
+    known = [span for one in steering if _always(one) for span in spans(one.positions, n_prompt)]
+    return int((_changed(report, n_computed) != 0).sum()) + n_within(disjoint(known), n_cached)
+
+
+def unfit(report: Report, n_computed: int | None = None) -> str | None:
+    """Why the first `n_computed` positions of a request give no answer: it was steered too far."""
+    places = np.flatnonzero(_changed(report, n_computed) & UNFIT)
+    if not len(places):
+        return None
+    return (
+        f"steered as asked, the residual stream at position {report['first'] + int(places[0])} is more than "
+        "the dtype holds or can be computed with; there is no answer. Steer it less"
+    )
+
+
+def _changed(report: Report, n_computed: int | None) -> np.ndarray:
+    """For each position from the first that was computed on, what changed it, as the kernel says."""
+    found = np.frombuffer(report["changed"], np.uint16)
+    return found if n_computed is None else found[: max(0, n_computed - report["first"])]
+
+
+def _always(one: Steering) -> bool:
+    """Whether it changes every position. Only such requests have positions from the prefix cache."""
+    return one.operation == "project" or (one.operation == "add" and one.strength != 0)
 
 
 def captured(

@@ -9,6 +9,7 @@ some time after the step, so there `unproven` has the last word on what a reques
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,25 +17,16 @@ from typing import Any
 import torch
 
 from morfi.errors import MorfiError
+from morfi.kernels import residual as kernel
+from morfi.serve.changes import Changes
 from morfi.serve.device_work import DeviceWork
 from morfi.serve.directions import Bank
+from morfi.serve.joint import Entry, Spans, join
 from morfi.serve.shared_layers import Plan, Prefix, SharedLayers, plan
 from morfi.shards import ShardWriter
-from morfi.steering import OPERATIONS, Capture, Steering, from_json, spans
+from morfi.steering import MAX_ENTRIES, Capture, from_json, spans
 
-Spans = list[tuple[int, int | None]]
-_ADD, _ABLATE, _CLAMP, _PROJECT = range(len(OPERATIONS))
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One steering of a request, made ready: where it goes and what it does there."""
-
-    layer: int
-    direction: str
-    operation: int
-    strength: float
-    spans: Spans
+MOST_SQUARE, UNFIT = (one.value for one in (kernel.MOST_SQUARE, kernel.UNFIT))
 
 
 @dataclass(slots=True)
@@ -42,15 +34,17 @@ class Live:
     """A request that is steered or captured, as one worker sees it."""
 
     request_id: str
-    report: bool  # whether it will be asked for when it has ended
-    entries: list[Entry]
-    directions: dict[str, bytes]  # packed, by name
+    report: bool  # whether it is kept until it is asked for
+    entries: Sequence[Entry]
+    directions: Mapping[str, bytes]  # packed, by name
     capture: Capture | None
     capture_spans: Spans
     labels: tuple[int, int] | None  # its number and the sample's in shards, where it is to be written to them
     prefix: Prefix = field(default_factory=Prefix)
     reached: int = 0  # positions that were computed or came from the cache, from the first on
     steps: list[tuple[int, int]] = field(default_factory=list)  # not proven yet: number, and first position
+    first: int = 0  # position that was computed, those before it came from the cache
+    changed: array[int] = field(default_factory=lambda: array("H"))  # from `first` on, as the kernel says
     n_captured: dict[int, int] = field(default_factory=dict)  # rows, by layer
     captured: dict[int, list[Rows]] = field(default_factory=dict)  # those not written to shards
 
@@ -64,6 +58,21 @@ class Rows:
     values: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """What one layer does in one step, as the operation wants it: long where nothing else is said."""
+
+    rows: torch.Tensor  # [n], of each change
+    slots: torch.Tensor  # [n]
+    operations: torch.Tensor  # [n]
+    strengths: torch.Tensor  # float32 [n]
+    users: torch.Tensor  # [n]
+    where: torch.Tensor  # [n_rows], each row that is changed once
+    place: torch.Tensor  # [n], which of `where` a change is for
+    keep: torch.Tensor  # rows to capture
+    keep_before: torch.Tensor  # those of `keep` whose value from before the steering is wanted
+
+
 @dataclass(slots=True)
 class LayerWork:
     """What one layer does in one step; rows are those of the batch."""
@@ -72,8 +81,9 @@ class LayerWork:
     slots: list[int] = field(default_factory=list)
     operations: list[int] = field(default_factory=list)
     strengths: list[float] = field(default_factory=list)
+    users: list[int] = field(default_factory=list)
     captured: list[tuple[Live, range, range]] = field(default_factory=list)  # its rows and their positions
-    tensors: tuple[torch.Tensor, ...] = ()
+    tensors: Tensors = field(init=False)
     kept: torch.Tensor | None = None  # the captured rows, in the order of `captured`
     n_calls: int = 0
 
@@ -100,10 +110,13 @@ class ResidualState:
         self.live: dict[str, Live] = {}
         self.ended: dict[str, Live] = {}  # until they are taken
         self.work: dict[int, LayerWork] = {}
+        self._steered: list[tuple[Live, int, int, int]] = []  # in this step: first row, position, rows
+        self._changed = torch.zeros(0, dtype=torch.int32)  # rows of this step, as the kernel says
         self.device_work = (
             device_work  # where steps may be CUDA graphs, else each layer's work is done in torch
         )
         self.shared_layers = shared_layers
+        self.changes = Changes()
 
     def add(self, request_id: str, n_prompt: int, extra_args: Mapping[str, Any] | None) -> None:
         """Takes note of a new request whose specification `morfi.serve.admission.admit` made ready."""
@@ -113,11 +126,12 @@ class ResidualState:
         report, shard = specification.pop("report"), specification.pop("shard")
         directions = specification.pop("directions")
         steering, capture = from_json(specification)
+        joint = join(steering, directions, n_prompt)
         self.live[request_id] = Live(
             request_id,
-            bool(report),
-            [_entry(one, n_prompt) for one in steering],
-            directions,
+            bool(report) and report != "in_core",
+            joint.entries,
+            joint.directions,
             capture,
             [] if capture is None else spans(capture.positions, n_prompt),
             None if shard is None else (shard, _sample_of(request_id)),
@@ -175,16 +189,19 @@ class ResidualState:
                 if start > live.reached and live.reached:
                     raise RuntimeError(f"request {request_id} skipped from {live.reached} to {start}")
                 planned.append((live, offset, int(start), int(count)))
-                used |= live.directions
+                used.update(live.directions)
             offset += int(count)
         slots = self.bank.slots(used)
         with_work = []
         for live, first_row, start, count in planned:
             if self._plan(live, slots, first_row, start, count):
                 with_work.append((live, start))
+            if not live.reached:
+                live.first = start
             live.reached = max(live.reached, start + count)
         if self.shared_layers is not None:
             self.shared_layers.begin(self._shared(request_ids, starts, counts, token_ids))
+        self._steered = [one for one in planned if one[0].entries]
         if self.device_work is not None:
             self.device_work.fill(self.work)
             steps = self.device_work.steps
@@ -192,6 +209,7 @@ class ResidualState:
                 unproven = [step for step in live.steps if step[0] > steps.proven]
                 live.steps = [*unproven, (steps.last, start)]
             return
+        self._changed = torch.zeros(offset, dtype=torch.int32, device=self.bank.vectors.device)
         for work in self.work.values():
             work.tensors = self._tensors(work)
 
@@ -205,23 +223,14 @@ class ResidualState:
         if work is None:
             return
         work.n_calls += 1
-        rows, slots, _, strengths, keep, keep_before = work.tensors
+        tensors = work.tensors
+        keep, keep_before = tensors.keep, tensors.keep_before
         before = _stream(hidden, residual, keep) if len(keep_before) else None
-        if len(rows):
-            vectors = self.bank.vectors[slots]
+        if len(tensors.rows):
+            factors = tensors.strengths * self.bank.numbers[tensors.slots, 3]
             if any(work.operations):
-                numbers = self.bank.numbers[slots]
-                strengths = self._strengths(hidden, residual, work, numbers)
-            else:
-                strengths = strengths * self.bank.numbers[slots, 3]
-            change = vectors * strengths[:, None]
-            if hidden.dtype == torch.float32:
-                hidden.index_add_(0, rows, change)
-            else:
-                # Summed in float32 and rounded once, however many directions meet in a row.
-                where, place = rows.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-                total = hidden[where].float().index_add_(0, place, change)
-                hidden[where] = total.to(hidden.dtype)
+                factors = self._factors(hidden, residual, tensors)
+            self._steer(hidden, residual, tensors, factors)
         if len(keep):
             work.kept = _stream(hidden, residual, keep)
             if before is not None:
@@ -231,8 +240,11 @@ class ResidualState:
         """Checks that the step's work was done, and hands out what was captured; `input_ids`: its tokens."""
         if self.shared_layers is not None:
             self.shared_layers.check()
-        if self.device_work is not None and self.work:
+        if self.work and self.device_work is not None:
             self.device_work.steps.end()
+            self.changes.add(self._steered, None, self.device_work.steps)
+        elif self.work:
+            self.changes.add(self._steered, self._changed.tolist(), None)
         for layer, work in self.work.items():
             if self.device_work is not None:
                 if work.captured:
@@ -269,6 +281,8 @@ class ResidualState:
             self.device_work.steps.prove(max(needed, default=0))
         except MorfiError as error:
             return str(error)
+        finally:
+            self.changes.tell(self.device_work.steps)
         return None
 
     def _shared(
@@ -296,7 +310,7 @@ class ResidualState:
         """Adds a request's part of the step to `work`; whether there is any."""
         has_work = False
         for entry in live.entries:
-            if entry.layer not in self.layers or (entry.operation == _ADD and not entry.strength):
+            if entry.layer not in self.layers:
                 continue
             for low, high in within(entry.spans, start, start + count):
                 work = self.work.setdefault(entry.layer, LayerWork())
@@ -305,6 +319,7 @@ class ResidualState:
                 work.slots.extend([slots[entry.direction]] * n)
                 work.operations.extend([entry.operation] * n)
                 work.strengths.extend([entry.strength] * n)
+                work.users.extend([entry.users] * n)
                 has_work = True
         if live.capture is None:
             return has_work
@@ -318,7 +333,7 @@ class ResidualState:
                     has_work = True
         return has_work
 
-    def _tensors(self, work: LayerWork) -> tuple[torch.Tensor, ...]:
+    def _tensors(self, work: LayerWork) -> Tensors:
         device = self.bank.vectors.device
         keep = [row for _, rows, _ in work.captured for row in rows]
         before = [
@@ -326,43 +341,64 @@ class ResidualState:
             for place, live in enumerate(live for live, rows, _ in work.captured for _ in rows)
             if live.capture is not None and live.capture.before
         ]
-        return (
-            torch.tensor(work.rows, dtype=torch.long, device=device),
-            torch.tensor(work.slots, dtype=torch.long, device=device),
-            torch.tensor(work.operations, dtype=torch.long, device=device),
-            torch.tensor(work.strengths, dtype=torch.float32, device=device),
-            torch.tensor(keep, dtype=torch.long, device=device),
-            torch.tensor(before, dtype=torch.long, device=device),
+        where, place = torch.tensor(work.rows, dtype=torch.long).unique(return_inverse=True)  # type: ignore[no-untyped-call]
+
+        def made(values: Sequence[float], dtype: torch.dtype = torch.long) -> torch.Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        return Tensors(
+            rows=made(work.rows),
+            slots=made(work.slots),
+            operations=made(work.operations),
+            strengths=made(work.strengths, torch.float32),
+            users=made(work.users),
+            where=where.to(device),
+            place=place.to(device),
+            keep=made(keep),
+            keep_before=made(before),
         )
 
-    def _strengths(
-        self, hidden: torch.Tensor, residual: torch.Tensor, work: LayerWork, numbers: torch.Tensor
-    ) -> torch.Tensor:
+    def _factors(self, hidden: torch.Tensor, residual: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         """What each row's direction is multiplied with, float32 [n]."""
-        rows, slots, operations, strengths, *_ = work.tensors
-        bias, threshold, inverse_square, along, rescaled = numbers.unbind(1)
-        x = _stream(hidden, residual, rows)
+        slots = tensors.slots
+        bias, threshold, inverse_square, along, rescaled = self.bank.numbers[slots].unbind(1)
+        x = _stream(hidden, residual, tensors.rows)
         # Units of the SAE to units of the stream: |x| / sqrt(d_model) where norms are rescaled, else 1.
         unit = torch.where(rescaled.bool(), x.norm(dim=1) / self.d_model**0.5, 1.0).clamp_min(1e-20)
         p = (x * self.bank.encoders[slots]).sum(1) / unit + bias
         f = torch.where(p > threshold, p, 0.0)
         component = (x * self.bank.vectors[slots]).sum(1) * inverse_square
-        choices = torch.stack((strengths * along, -f * unit, (strengths - f) * unit, -component))
-        return choices.gather(0, operations[None])[0]
+        choices = torch.stack(
+            (tensors.strengths * along, -f * unit, (tensors.strengths - f) * unit, -component)
+        )
+        return choices.gather(0, tensors.operations[None])[0]
+
+    def _steer(
+        self, hidden: torch.Tensor, residual: torch.Tensor, tensors: Tensors, factors: torch.Tensor
+    ) -> None:
+        """Adds `factors` times the directions to their rows of `hidden`, and notes what that changed.
+
+        Summed in float32 and rounded once, however many directions meet in a row. A row that would not fit
+        becomes NaN, so that nothing that follows from it can be taken for an answer.
+        """
+        where, place = tensors.where, tensors.place
+        old = hidden[where]
+        change = self.bank.vectors[tensors.slots] * factors[:, None]
+        new = old.float().index_add(0, place, change).to(hidden.dtype)
+        fits = (new + residual[where]).float().square().sum(1) <= MOST_SQUARE
+        done = torch.zeros(len(where), len(_BITS), dtype=torch.int32, device=new.device)
+        users = (tensors.users[:, None] >> _BITS.to(new.device) & 1) * (factors != 0)[:, None]
+        done.index_add_(0, place, users.int())
+        bits = ((done > 0) << _BITS.to(new.device)).sum(1) * (new != old).any(1)
+        hidden[where] = new.masked_fill_(~fits[:, None], float("nan"))
+        self._changed[where] |= (bits + UNFIT * ~fits).int()
+
+
+_BITS = torch.arange(MAX_ENTRIES)
 
 
 def _stream(hidden: torch.Tensor, residual: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return hidden[rows].float() + residual[rows].float()
-
-
-def _entry(steering: Steering, n_prompt: int) -> Entry:
-    return Entry(
-        steering.layer,
-        str(steering.direction),
-        OPERATIONS.index(steering.operation),
-        float(steering.strength),
-        spans(steering.positions, n_prompt),
-    )
 
 
 def _sample_of(request_id: str) -> int:

@@ -25,6 +25,10 @@ from morfi.types import Question
 if TYPE_CHECKING:
     from morfi.catalog import Catalog
 
+NOTHING = (
+    "where n_tokens is 0 the answer is the unsteered model's: strength 0, a latent that does not fire, or no "
+    "token of these positions was put into the model"
+)
 _log = logging.getLogger("morfi.serve")
 
 
@@ -44,6 +48,7 @@ class Planned:
         if not n_tokens or not all(one.n_tokens for one in followed):
             raise MorfiError("the workers have not reported what they steered; the answer is not given")
         return SteeringApplied(
+            note=None if all(n_tokens) else NOTHING,
             layer=self.layer,
             positions=self.positions,
             checkpoint=self.checkpoint,
@@ -105,6 +110,7 @@ class ServerState:
                 param="steering.layer",
             )
         entries = tuple(self._entry(latent, steering.positions) for latent in steering.latents)
+        self._check_size(steering)
         latents = [
             AppliedLatent(
                 id=latent.id,
@@ -119,26 +125,36 @@ class ServerState:
 
     def _entry(self, latent: Latent, positions: Positions) -> Entry:
         """What one latent means to the engine; raises Refused (422)."""
-        catalog, unit, limit = self.catalog, self.median_norm, self.gate.limits.max_alpha
+        catalog, unit = self.catalog, self.median_norm
         if latent.id >= catalog.d_sae:
             raise _unfit("latent", f"latent {latent.id}: there are the latents 0 to {catalog.d_sae - 1}")
-        row_norm = catalog.row_norm(latent.id)
-        if not row_norm:
+        if not catalog.row_norm(latent.id):
             raise _unfit("latent", f"latent {latent.id} has an empty decoder row; it leads nowhere")
         if latent.operation not in self.operations:
             possible = ", ".join(self.operations)
             raise _unfit("operation", f'"{latent.operation}" cannot be done with this SAE; {possible} can')
-        size = abs(latent.alpha or 0.0) + abs(latent.clamp or 0.0) * row_norm / unit
-        if size > limit:
-            raise _unfit(
-                "alpha",
-                f"latent {latent.id} would be moved by {size:g} median residual norms; at most {limit:g}",
-            )
         amount = latent.alpha if latent.clamp is None else latent.clamp
         direction = SaeLatent(self.sae, latent.id)
         return steering_of(
             catalog.layer, direction, latent.operation, amount, median_norm=unit, positions=positions
         )
+
+    def _check_size(self, steering: Steering) -> None:
+        """Raises Refused (422) where the latents together would move the stream too far."""
+        unit, limit = self.median_norm, self.gate.limits.max_alpha
+        amounts: dict[int, float] = {}
+        for latent in steering.latents:
+            amounts[latent.id] = amounts.get(latent.id, 0.0) + (latent.alpha or 0.0)
+        for latent_id, clamp in {(latent.id, latent.clamp) for latent in steering.latents if latent.clamp}:
+            amounts[latent_id] += clamp * self.catalog.row_norm(latent_id) / unit
+        size = self.catalog.moved(amounts)
+        if size > limit:
+            which = ", ".join(map(str, amounts))
+            raise _unfit(
+                "alpha",
+                f"latents {which}: together they would move the stream by {size:g} median residual norms; "
+                f"at most {limit:g}",
+            )
 
     @property
     def fingerprint(self) -> str:

@@ -18,8 +18,9 @@ class _Step:
 
     number: int
     layers: tuple[int, ...]  # those that had work
-    ran: torch.Tensor  # int32 [n_layers], on the host
+    marks: torch.Tensor  # int32 [n_layers + n_tokens], on the host
     ready: torch.Event | None
+    n_told: int  # of `marks`, those that say anything
 
 
 class Steps:
@@ -29,9 +30,12 @@ class Steps:
     on the stream of the step: when it has come the step is proven, or no step after it ever is.
     """
 
-    def __init__(self, ran: torch.Tensor) -> None:
-        """`ran`: int32 [n_layers], on the device."""
-        self._ran = ran
+    def __init__(self, marks: torch.Tensor, n_layers: int | None = None) -> None:
+        """`marks`: int32 on the device, `ran` of each layer, then what changed each token of a step."""
+        self._marks = marks
+        self._n_layers = len(marks) if n_layers is None else n_layers
+        self._n_tokens = 0  # of the step that has begun
+        self.changed: dict[int, list[int]] = {}  # of each proven step, until it is taken
         self._lock = threading.Lock()  # outputs are fetched in another thread
         self._number = 0
         self._open: tuple[int, ...] | None = None  # the layers of the step that has begun
@@ -55,28 +59,33 @@ class Steps:
         """What a layer that does its work in the step that has begun writes to `ran`; never 0."""
         return (self._number - 1) % (2**31 - 1) + 1
 
-    def begin(self, layers: Sequence[int]) -> None:
-        """A step follows in which these layers have work; raises MorfiError as `settle` does."""
+    def begin(self, layers: Sequence[int], n_tokens: int = 0) -> None:
+        """A step of `n_tokens` follows in which these layers have work; raises MorfiError as `settle`."""
         if self._open is not None:
             self._failure = self._failure or f"step {self._number} was begun, but did not come to its end"
         self.settle()
         self._number += 1
         self._open = tuple(layers)
+        self._n_tokens = n_tokens
 
     def end(self) -> None:
         """All of the step that was begun is on its way."""
         assert self._open is not None
-        if self._ran.device.type == "cpu":
-            step = _Step(self._number, self._open, self._ran.clone(), None)
+        told = self._marks[: self._n_layers + self._n_tokens]
+        if told.device.type == "cpu":
+            step = _Step(self._number, self._open, told.clone(), None, len(told))
         else:
-            ran = self._spare.pop() if self._spare else torch.empty_like(self._ran, device="cpu").pin_memory()
-            ran.copy_(self._ran, non_blocking=True)
-            ready = torch.Event(self._ran.device)
+            marks = self._spare.pop() if self._spare else self._pinned()
+            marks[: len(told)].copy_(told, non_blocking=True)
+            ready = torch.Event(told.device)
             ready.record()
-            step = _Step(self._number, self._open, ran, ready)
+            step = _Step(self._number, self._open, marks, ready, len(told))
         self._open = None
         with self._lock:
             self._running.append(step)
+
+    def _pinned(self) -> torch.Tensor:
+        return torch.empty_like(self._marks, device="cpu").pin_memory()
 
     def settle(self) -> None:
         """Looks at the steps that have ended meanwhile; raises MorfiError if one did not do its work."""
@@ -98,14 +107,15 @@ class Steps:
 
     def _look_at(self, step: _Step) -> None:
         mark = (step.number - 1) % (2**31 - 1) + 1
-        ran = step.ran.tolist()
-        missing = [layer for layer in step.layers if ran[layer] != mark]
+        marks = step.marks[: step.n_told].tolist()
+        missing = [layer for layer in step.layers if marks[layer] != mark]
         if missing and self._failure is None:
             self._failure = (
                 f"layer {missing[0]} was to be steered or captured, but its operation did not run in that "
                 "step; no answer is given. Start the engine again, with enforce_eager=true if it recurs"
             )
         if self._failure is None:
+            self.changed[step.number] = marks[self._n_layers :]  # before others see that it is proven
             self._proven = step.number
         if step.ready is not None:
-            self._spare.append(step.ran)
+            self._spare.append(step.marks)

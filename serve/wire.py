@@ -142,13 +142,18 @@ class AppliedLatent(BaseModel):
 
 
 class SteeringApplied(BaseModel):
-    """What the workers did, by their own report; `n_tokens` are the tokens steered in each choice."""
+    """What the workers did, by their own report.
+
+    `n_tokens` says of each choice at how many tokens the residual stream was changed; `note` is there where
+    that is 0.
+    """
 
     layer: int
     positions: Positions
     checkpoint: str
     latents: list[AppliedLatent]
     n_tokens: list[int]
+    note: str | None = None
 
 
 class Answer(BaseModel):

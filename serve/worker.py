@@ -7,7 +7,6 @@ from vllm.platforms import current_platform
 from morfi.serve import plugin
 from morfi.serve import settings as engine_settings
 from morfi.serve.loaded import check_what_is_loaded
-from morfi.serve.reports import Reporting
 from morfi.serve.swap import WeightSwapping
 
 if current_platform.is_cpu():
@@ -19,5 +18,5 @@ plugin.register()
 check_what_is_loaded()
 
 
-class WorkerExtension(WeightSwapping, Reporting):
+class WorkerExtension(WeightSwapping):
     """vLLM's `worker_extension_cls`."""

@@ -88,9 +88,3 @@ def test_strengths_layers_and_positions_become_pythons_own(strength: Any) -> Non
 def test_what_is_no_strength_is_refused(strength: Any) -> None:
     with pytest.raises(InputError, match="no finite number"):
         Steering(0, "x", strength=strength)
-
-
-@pytest.mark.parametrize("place", [(5, 2), (-1, -2)])
-def test_a_range_that_stops_before_it_starts_is_refused(place: tuple[int, int]) -> None:
-    with pytest.raises(InputError, match="stops before it starts"):
-        Steering(0, "x", positions=(place,))

@@ -69,6 +69,11 @@ class SteerConfig:
                 f'--choose-on and --report-on are both "{self.choose_on}"; strengths that are chosen on the '
                 "questions that are reported look better than they are, so give two splits"
             )
+        if self.positions == "generated" and self.max_tokens == 1:
+            raise InputError(
+                "--positions generated steers nothing with --max-tokens 1: the last token of an answer is "
+                "never put into the model; give --max-tokens 2 or more"
+            )
         _check_amounts(self)
 
     @property

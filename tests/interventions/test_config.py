@@ -24,6 +24,7 @@ from morfi.interventions.config import ALPHAS
         ({"values": (1.0,)}, "--values belongs to --op clamp, not to add"),
         ({"op": "clamp"}, "--op clamp needs --values"),
         ({"op": "ad"}, '--op "ad" is none of add, ablate, clamp, project. Did you mean "add"'),
+        ({"positions": "generated", "max_tokens": 1}, "steers nothing with --max-tokens 1"),
         ({"positions": "everywhere"}, "none of all, prompt, generated, last_prompt"),
         ({"questions": "unknown"}, "none of known, all, HighlyKnown"),
         ({"questions": "HighlyKnown,all,"}, "none of known, all, HighlyKnown"),

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from morfi.kernels.residual import Tables, make_tables, residual_, residual_reference
+from morfi.kernels.residual import UNFIT, Tables, make_tables, residual_, residual_reference
 
 N_LAYERS, N_TOKENS, N_ENTRIES, N_SLOTS = 3, 9, 4, 6
 Bank = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -42,6 +42,8 @@ def draw_case(d_model: int, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor
     tables.slots.copy_(integers(0, N_SLOTS, N_TOKENS, N_ENTRIES))
     tables.operations.copy_(integers(0, 4, N_TOKENS, N_ENTRIES))
     tables.strengths.copy_(torch.randn(N_TOKENS, N_ENTRIES, generator=draw))
+    tables.strengths[5:7] *= torch.tensor([0.0, 3e37, 1.0, 0.0])  # nothing, and more than a stream holds
+    tables.users.copy_(1 << integers(0, 8, N_TOKENS, N_ENTRIES))
     tables.capture_layers[:, 0] = torch.tensor([0, -1, 0, 1, -1, 2, -1, -1, 0])
     tables.capture_layers[:, 1] = torch.tensor([2, -1, -1, 0, -1, 1, -1, -1, 2])
     tables.capture_before.copy_(integers(0, 2, N_TOKENS))
@@ -58,14 +60,19 @@ def compare(d_model: int, dtype: torch.dtype, seed: int) -> int:
         before = hidden.clone()
         residual_(hidden, residual, layer, tables, bank)
         residual_reference(expected, residual, layer, expected_tables, bank)
-        torch.testing.assert_close(hidden, expected, **close)
-        torch.testing.assert_close(tables.captured, expected_tables.captured, **close)
-        changed = int((hidden != before).any(1).sum())
-        assert (changed > 0) == (layer != 1), "layer 1 is not active"
-        n_changed += changed
+        torch.testing.assert_close(hidden, expected, equal_nan=True, **close)
+        torch.testing.assert_close(tables.captured, expected_tables.captured, equal_nan=True, **close)
+        unfit = UNFIT.value & tables.changed
+        assert torch.equal(unfit, UNFIT.value & expected_tables.changed)
+        assert torch.equal(tables.changed[unfit == 0], expected_tables.changed[unfit == 0])
+        changed = ((hidden != before) & ~before.isnan()).any(1)
+        assert changed.any() == (layer != 1), "layer 1 is not active"
+        assert torch.equal(hidden.isnan().any(1), hidden.isnan().all(1))
+        n_changed += int(changed.sum())
     wanted = (tables.capture_layers == 0) | (tables.capture_layers == 2)
     assert torch.equal(tables.captured.any(2), wanted.T)
     assert tables.ran.tolist() == [7, 0, 7]
+    assert torch.equal(hidden.isnan().any(1), (tables.changed & UNFIT.value) != 0)
     return n_changed
 
 

@@ -38,7 +38,7 @@ from morfi.serve.wire import Comparison, Steering
 from morfi.steering import Latent
 from morfi.steering import Steering as Entry
 
-GOOD = {"prompt": "Q", "steering": {"latents": [{"id": 3, "alpha": 1.5}]}}
+GOOD: dict[str, Any] = {"prompt": "Q", "steering": {"latents": [{"id": 3, "alpha": 1.5}]}}
 JSON = {"content-type": "application/json"}
 
 
@@ -155,6 +155,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
         checkpoints={"base": None, "level-100-seed-0-epoch-1": object()},
         open=opened,
         median_norm=lambda sha256: {"a": 2.0, "b": 3.0}[sha256],
+        moved=lambda amounts: abs(sum(amounts.values())),
         row_norm=lambda latent: 0.0 if latent == 95 else 1.5,
         trained=SimpleNamespace(base=SimpleNamespace(sha256="a")),
     )
@@ -240,6 +241,7 @@ def test_an_answer_without_its_reports_is_not_given(served: Served, stream: bool
         ({"id": 96, "alpha": 1}, "there are the latents 0 to 95"),
         ({"id": 95, "alpha": 1}, "leads nowhere"),
         ({"id": 3, "alpha": 8.1}, "at most 8"),
+        ({"id": 3, "clamp": 12}, "by 9 median residual norms; at most 8"),
         ({"id": 3, "clamp": 86.0}, "64.5 median residual norms"),
         ({"id": 3, "op": "ablate"}, "cannot be done with this SAE; add, project, clamp can"),
         ({"id": 3, "alpha": "1"}, "valid number"),
@@ -257,6 +259,32 @@ def test_latents_that_cannot_be_steered_are_refused(served: Served, latent: Any,
     assert message in error["message"]
     assert error["param"].startswith("steering.latents")
     assert not served.serving.requests
+
+
+@pytest.mark.parametrize(
+    ("latents", "status"),
+    [
+        ([{"id": 3, "alpha": 8}] * 8, 422),
+        ([{"id": 3, "alpha": 5}, {"id": 4, "alpha": 5}], 422),
+        ([{"id": 3, "alpha": 6}, {"id": 3, "clamp": 6}], 422),
+        ([{"id": 3, "clamp": 6}] * 2, 200),  # one latent
+        ([{"id": 3, "alpha": 9}, {"id": 3, "alpha": -2}], 200),
+    ],
+)
+def test_the_limit_counts_what_is_added_together(served: Served, latents: Any, status: int) -> None:
+    answer = served.post("/v1/completions", {"prompt": "Q", "steering": {"latents": latents}})
+    assert answer.status_code == status
+    assert "together they would move" in answer.text or status == 200
+
+
+def test_an_answer_that_nothing_was_changed_for_says_so(served: Served) -> None:
+    served.serving.n_tokens = [0]
+    found = served.post("/v1/completions", GOOD).json()["steering_applied"]
+    assert found["n_tokens"] == [0]
+    assert "unsteered model" in found["note"]
+    generated = {"prompt": "Q", "steering": {**GOOD["steering"], "positions": "generated"}}
+    assert "never put into the model" in served.post("/v1/completions", {**generated, "max_tokens": 1}).text
+    assert served.post("/v1/completions", {**generated, "max_tokens": 2}).status_code == 200
 
 
 @pytest.mark.parametrize(

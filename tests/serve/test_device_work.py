@@ -84,6 +84,9 @@ def test_tables_and_torch_do_the_same(seed: int) -> None:
         assert one is not None
         assert other is not None
         assert one.reached == other.reached
+        assert states[1].unproven(other) is None
+        assert one.changed == other.changed
+        assert any(one.changed) or not one.entries
         assert list(one.captured) == list(other.captured)
         for layer, parts in one.captured.items():
             for mine, its in zip(parts, other.captured[layer], strict=True):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from morfi.errors import MorfiError
+from morfi.directions import Direction
+from morfi.errors import InputError, MorfiError
 from morfi.serve import finite
 from morfi.serve.engine import Engine
+from morfi.steering import Steering
 from morfi.types import Sampling
 
 BROKEN = 200  # the token whose embedding is NaN
@@ -71,6 +75,54 @@ def test_its_batchmates_are_answered_and_vllm_alone_says_error(engine: Engine) -
     assert (found[-1].finish_reason, found[-1].stop_reason) == ("error", finite.NOT_FINITE)
     assert not found[-1].token_ids
     assert ask(engine) == before
+
+
+def test_steering_that_no_stream_can_take_is_refused(engine: Engine) -> None:
+    name = engine.register(Direction(torch.ones(64)))
+    for steering in ([Steering(0, name, strength=3e38)], [Steering(0, name, strength=1e17)] * 2):
+        with pytest.raises(InputError, match=r"would move the residual stream by .* more than float32 can"):
+            engine.generate(PROMPTS[:1], Sampling(), steering=[steering])
+    engine.release(name)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("positions", ["all", (1,)])
+def test_a_request_that_is_steered_too_far_by_what_it_holds_fails_by_name(
+    engine: Engine, layer: int, positions: Any
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    latent = Direction(torch.randn(64, generator=draw), 1e19 * torch.randn(64, generator=draw), bias=1e20)
+    name = engine.register(latent)
+    before = ask(engine)
+    steering = [[], [Steering(layer, name, "ablate", positions=positions)], []]
+    for _ in range(3):
+        with pytest.raises(
+            MorfiError, match=r"request 1 of 3: steered as asked, .* at position [01] is more"
+        ):
+            engine.generate(PROMPTS[:3], Sampling(max_tokens=8), steering=steering)
+    assert ask(engine) == before
+    engine.release(name)
+
+
+@pytest.mark.parametrize(
+    ("stop_reason", "steered", "message"),
+    [
+        (finite.NOT_FINITE, True, "its steering takes the residual stream out"),
+        (finite.NOT_FINITE, False, "the weights are broken"),
+        (None, False, 'vLLM ended the request with "error"'),
+    ],
+)
+def test_a_server_says_why_there_is_no_answer(stop_reason: str, steered: bool, message: str) -> None:
+    async def outputs() -> AsyncGenerator[Any, None]:
+        for reason in (None, "error"):
+            part = SimpleNamespace(finish_reason=reason, stop_reason=stop_reason)
+            yield SimpleNamespace(outputs=[part])
+
+    async def run() -> list[Any]:
+        return [one async for one in finite.answers(outputs(), steered=steered)]
+
+    with pytest.raises(MorfiError, match=message):
+        asyncio.run(run())
 
 
 def test_blocks_are_zeroed_in_every_layer_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from array import array
 from collections.abc import AsyncGenerator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,8 @@ def report(reached: int, layers: tuple[int, int] = (0, 2)) -> dict[str, Any]:
         "layers": list(layers),
         "reached": reached,
         "unproven": None,
+        "first": 0,
+        "changed": array("H", [1] * reached).tobytes(),
         "failure": None,
         "n_captured": {},
         "captured": {},

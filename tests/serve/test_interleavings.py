@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 from morfi.directions import Direction
+from morfi.errors import InputError
 from morfi.serve.engine import Engine
 from morfi.steering import Capture, Positions, Steering
 from morfi.types import Completion, Sampling
@@ -112,9 +113,12 @@ class Interleaving(RuleBasedStateMachine):
             asked = Asked(prompt, Sampling(asked.sampling.max_tokens), *what[1:])
         if len(prompt) + asked.sampling.max_tokens > CONTEXT:
             return
-        (one,) = self.engine._wanted(
-            [prompt], asked.sampling, steering=[asked.steering], capture=asked.capture
-        )
+        try:
+            (one,) = self.engine._wanted(
+                [prompt], asked.sampling, steering=[asked.steering], capture=asked.capture
+            )
+        except InputError:  # steerings that contradict each other
+            return
         request_id = f"mixed-{next(self.engine._request_number)}"
         own_id = self.core.add_request(
             request_id, {"prompt_token_ids": list(prompt)}, self.engine._params(one)

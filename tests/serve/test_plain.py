@@ -29,7 +29,8 @@ def engine(
     tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path]
 ) -> Iterator[Engine]:
     base = make_base(tmp_path_factory.mktemp("plain"), "llama")
-    with Engine(base, dtype="float32", context=128) as engine:
+    # vLLM's own workers, as its users start them.
+    with Engine(base, dtype="float32", context=128, overrides={"worker_extension_cls": ""}) as engine:
         yield engine
 
 
@@ -79,11 +80,13 @@ def test_what_was_done_and_captured_comes_back(engine: Engine) -> None:
 
 
 def test_a_capture_that_could_not_come_back_is_refused(engine: Engine) -> None:
+    from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     capture = {"capture": {"layers": [0]}}
     assert "give `stop_token_ids`" in refusal(engine, capture, stop=["x"])
-    assert "than DELTA" in refusal(engine, capture, output_kind=RequestOutputKind.DELTA)
+    with pytest.raises(InputError, match="than DELTA"):
+        plain.comes_with_end(SamplingParams(output_kind=RequestOutputKind.DELTA), Capture((0,)))
     assert "over HTTP" in refusal(engine, json.dumps(capture))
     assert generate(engine, {"steering": [ENTRY]}, stop=["x"])[0].token_ids
 
@@ -106,7 +109,6 @@ def test_json_text_is_the_same_specification(engine: Engine) -> None:
         ('{"steering": [], "report": true}', 'has no "report"'),
         ('{"steering": [{"layer": 0, "direction": [1], "strength": NaN}]}', "no finite number"),
         ({"steerings": [ENTRY]}, 'Did you mean "steering"'),
-        ({"steering": [{**ENTRY, "positions": [[5, 2]]}]}, "stops before it starts"),
         ({"steering": [{**ENTRY, "layer": -1}]}, "is no layer"),
     ],
 )

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +89,8 @@ def test_reports_that_lack_something_fail_the_request() -> None:
     report: dict[str, Any] = {
         "layers": [0, 2],
         "reached": 3,
+        "first": 0,
+        "changed": array("H", [1, 1, 1]).tobytes(),
         "failure": None,
         "unproven": None,
         "n_captured": {},

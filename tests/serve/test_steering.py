@@ -79,25 +79,53 @@ def served(
         yield Served(engine, reference, directions, list(directions))
 
 
-def change(direction: Direction, steering: Steering, x: torch.Tensor) -> torch.Tensor:
-    """What `steering` adds to the residual stream x [d_model]: the definitions, one position at a time."""
+def added(direction: Direction, strength: float) -> torch.Tensor:
     d = direction.vector
-    if steering.operation == "add":
-        return steering.strength * (d if direction.encoder is None else d / d.norm())
-    if steering.operation == "project":
-        return -(x @ d) / (d @ d) * d
+    return strength * (d if direction.encoder is None else d / d.norm())
+
+
+def contribution(direction: Direction, target: float, x: torch.Tensor) -> torch.Tensor:
+    """What sets a latent to `target`, of the residual stream x [d_model]."""
     assert direction.encoder is not None
     unit = x.norm() / D_MODEL**0.5 if direction.norm_rescaled else torch.tensor(1.0)
     p = (x / unit) @ direction.encoder + direction.bias
     f = p if p > direction.threshold else torch.tensor(0.0)
-    target = steering.strength if steering.operation == "clamp" else 0.0
-    return (target - f) * unit * d
+    return (target - f) * unit * direction.vector
+
+
+def steered(served: Served, active: Sequence[tuple[int, Steering]], x: torch.Tensor) -> dict[int, bool]:
+    """Makes of x [d_model] what steerings, by number, do to it, as defined; says which change anything."""
+    before, changes = x.clone(), {}
+    named = [(number, one, served.directions[one.direction]) for number, one in active]
+    for number, one, direction in named:
+        if one.operation in ("ablate", "clamp"):
+            change = contribution(direction, one.strength, before)
+            x += change
+            changes[number] = bool(change.any())
+    removed = [direction.vector for _, one, direction in named if one.operation == "project"]
+    if removed:
+        basis = torch.linalg.qr(torch.stack(removed, 1)).Q
+        x -= basis @ (basis.T @ x)
+    for number, one, direction in named:
+        if one.operation == "add":
+            x += added(direction, one.strength)
+        if one.operation in ("add", "project"):
+            changes[number] = one.operation == "project" or one.strength != 0
+    return changes
 
 
 def by_hooks(
-    served: Served, prompt: Sequence[int], steering: Sequence[Steering], n_tokens: int
+    served: Served,
+    prompt: Sequence[int],
+    steering: Sequence[Steering],
+    n_tokens: int,
+    n_changed: dict[int, int] | None = None,
 ) -> tuple[list[int], list[torch.Tensor], list[torch.Tensor]]:
-    """Greedy tokens with hooks in transformers, and each layer's residual stream after and before them."""
+    """Greedy tokens with hooks in transformers, and each layer's residual stream after and before them.
+
+    `n_changed` takes, for each steering, the number of positions that it changes.
+    """
+    n_changed = {} if n_changed is None else n_changed
     layers = served.reference.model.layers
     after: dict[int, torch.Tensor] = {}
     before: dict[int, torch.Tensor] = {}
@@ -106,18 +134,19 @@ def by_hooks(
         def steer(module: Any, inputs: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
             before[index] = hidden[0].clone()
-            steered = hidden.clone()
-            for one in steering:
-                if one.layer != index:
-                    continue
-                for start, stop in spans(one.positions, len(prompt)):
-                    for place in range(
-                        start, hidden.shape[1] if stop is None else min(stop, hidden.shape[1])
-                    ):
-                        direction = served.directions[one.direction]
-                        steered[0, place] += change(direction, one, hidden[0, place])
-            after[index] = steered[0].clone()
-            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+            result = hidden.clone()
+            for number in [number for number, one in enumerate(steering) if one.layer == index]:
+                n_changed[number] = 0
+            for place in range(hidden.shape[1]):
+                active = [
+                    (number, one)
+                    for number, one in enumerate(steering)
+                    if one.layer == index and is_meant(one, place, len(prompt))
+                ]
+                for number, has_changed in steered(served, active, result[0, place]).items():
+                    n_changed[number] += has_changed
+            after[index] = result[0].clone()
+            return (result, *output[1:]) if isinstance(output, tuple) else result
 
         return steer
 
@@ -138,13 +167,24 @@ def by_hooks(
     return tokens[len(prompt) :], [after[i] for i in range(n)], [before[i] for i in range(n)]
 
 
+def is_meant(one: Steering, place: int, n_prompt: int) -> bool:
+    return any(
+        start <= place and (stop is None or place < stop) for start, stop in spans(one.positions, n_prompt)
+    )
+
+
 def draw_steering(
     served: Served, draw: random.Random, n_prompt: int, layers: Sequence[int] = (0, 1)
 ) -> list[Steering]:
-    found = []
+    found: list[Steering] = []
     for _ in range(draw.choice((0, 1, 1, 2, 4))):
         operation = draw.choice(("add", "add", "ablate", "clamp", "project"))
         names = served.latents() if operation in ("ablate", "clamp") else served.names
+        # One latent has one value, and none along what is projected out.
+        taken = {one.direction for one in found if "add" not in (operation, one.operation)}
+        names = [name for name in names if name not in taken]
+        if not names:
+            continue
         strength = draw.uniform(-2, 2) if operation in ("add", "clamp") else 0.0
         positions: Any = draw.choice(
             ("all", "prompt", "generated", "last_prompt", (-1, -2), (0, (2, n_prompt)), ((-3, None),))
@@ -168,6 +208,9 @@ def check_captured(
         assert list(found.positions) == wanted
         assert list(found.token_ids) == [tokens[place] for place in wanted]
         expected = streams[found.layer][wanted]
+        assert found.values.shape == expected.shape
+        if not wanted:
+            continue
         assert (found.values - expected).abs().max() <= 1e-4 * max(1.0, float(expected.abs().max()))
         cosines = torch.nn.functional.cosine_similarity(found.values, expected)
         assert cosines.min() > 0.999999
@@ -271,12 +314,14 @@ def check_mixed_batch(
         prompts, Sampling(max_tokens=n_tokens), steering=steering, capture=captures
     )
     for prompt, wanted, capture, (completion,) in zip(prompts, steering, captures, completions, strict=True):
-        tokens, after, before = by_hooks(served, prompt, wanted, n_tokens)
+        n_changed: dict[int, int] = {}
+        tokens, after, before = by_hooks(served, prompt, wanted, n_tokens, n_changed)
         assert list(completion.token_ids) == tokens
         n_computed = len(prompt) + len(tokens) - 1
         assert [one.steering for one in completion.applied] == wanted
-        for one in completion.applied:
-            assert one.n_tokens == n_positions(one.steering.positions, len(prompt), n_computed)
+        for number, one in enumerate(completion.applied):
+            assert one.n_tokens == n_changed[number]
+            assert one.n_tokens <= n_positions(one.steering.positions, len(prompt), n_computed)
         if capture is None:
             assert completion.captured == ()
         else:
@@ -288,9 +333,10 @@ def test_strength_0_changes_no_bit(served: Served) -> None:
     everything = Capture((0, 1), "all")
     plain = served.engine.generate(prompts, Sampling(max_tokens=4), capture=everything)
     nothing = [[Steering(0, served.names[0]), Steering(1, served.names[2])]] * len(prompts)
-    steered = served.engine.generate(prompts, Sampling(max_tokens=4), capture=everything, steering=nothing)
-    for (a,), (b,) in zip(plain, steered, strict=True):
+    as_if = served.engine.generate(prompts, Sampling(max_tokens=4), capture=everything, steering=nothing)
+    for (a,), (b,) in zip(plain, as_if, strict=True):
         assert a.token_ids == b.token_ids
+        assert [one.n_tokens for one in b.applied] == [0, 0]
         assert all(torch.equal(x.values, y.values) for x, y in zip(a.captured, b.captured, strict=True))
 
 
