@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import string
 import threading
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -395,3 +396,16 @@ def test_threads_of_one_process_wait_for_each_other(store: Store) -> None:
         thread.join()
     assert failures == []
     assert len(store.finished("run-a")) == 8
+
+
+def test_the_first_rows_of_many_are_all_that_is_computed(read_store: Store) -> None:
+    begun = time.process_time()
+    with read_store.query_rows("SELECT *, repeat('x', 1000) AS x FROM range(10000000000)") as rows:
+        assert rows.first(201)["range"].to_pylist() == [*range(201)]
+    assert time.process_time() - begun < 10, "20 TB of text would take longer"
+
+
+def test_an_error_in_a_later_row_is_one_line(read_store: Store) -> None:
+    late = "SELECT CASE WHEN range = 300000 THEN error('so late') ELSE '' END AS x FROM range(400000)"
+    with pytest.raises(InputError, match=r"SQL: .*so late"):
+        read_store.query(late)
