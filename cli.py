@@ -394,7 +394,7 @@ def sae_group() -> None:
 @engine_option
 @common_options
 def sae_train_command(common: Common, **given: Any) -> None:
-    """Trains a SAE on a model's residual stream with SAELens, once; then it is in the cache."""
+    """Trains an SAE on a model's residual stream with SAELens, once; then it is in the cache."""
     from morfi.report.trends import quality_table
     from morfi.sae_training import configure_sae, train_sae
     from morfi.serve.engine import engine_overrides, start_engine
@@ -443,7 +443,7 @@ def sae_get_command(common: Common, source: str) -> None:
 def sae_check_command(
     common: Common, sae: str, activations: str, layer: int | None, epochs: str | None
 ) -> None:
-    """Shows how much of a model's own activations a SAE explains, its L0 and its dead latents."""
+    """Shows how much of a model's own activations an SAE explains, its L0 and its dead latents."""
     from morfi.captured import layer_of, load_activations
     from morfi.report.trends import quality_table
     from morfi.sae import load_sae

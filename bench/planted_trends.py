@@ -1,7 +1,7 @@
 """Recall and false discoveries where the truth is known: planted trends among drifting and null latents.
 
-A SAE of 32,768 latents reads 1,024 dimensions: 100 latents each read a dimension of their own that rises with
-the level, 100 one that falls, 200 one that drifts without being monotone, and all others random directions
+An SAE of 32,768 latents reads 1,024 dimensions: 100 latents each read a dimension of their own that rises
+with the level, 100 one that falls, 200 one that drifts without being monotone, and all others random directions
 among the remaining dimensions. Questions are Gaussian vectors, the same under every condition. A condition
 (one training) shifts every dimension by a noise of its own, in units of which the gap between neighbouring
 levels is given, and moves every question a little by itself.

@@ -105,7 +105,7 @@ class Served:
         config = SimpleNamespace(batch=self.batch, max_tokens=max_tokens, match="squad")
         served = {CHECKPOINT: self.checkpoint}
         plan: Any = SimpleNamespace(config=config, prompts=self.prompts, served=served)
-        steerer = Steerer(self.engine, None, "all")  # type: ignore[arg-type] # no latents of a SAE
+        steerer = Steerer(self.engine, None, "all")  # type: ignore[arg-type] # no latents of an SAE
         for target in self.targets:
             steerer.register(target)
         sha256 = self.checkpoint.sha256

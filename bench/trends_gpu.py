@@ -59,7 +59,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def make_encoder(activation: str, d_model: int, d_sae: int, dtype: torch.dtype, device: str) -> Encoder:
-    """A SAE whose latents fire rarely."""
+    """An SAE whose latents fire rarely."""
     chosen: dict[str, Any] = {
         "jumprelu": {"threshold": torch.full((d_sae,), 0.1)},
         "topk": {"k": max(1, d_sae // 300)},

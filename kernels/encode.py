@@ -14,7 +14,7 @@ ACTIVATIONS = ("relu", "jumprelu", "topk", "gated")
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Encoder:
-    """A SAE's encoder: latents = activation((normalized(x) - b_dec) @ W_enc + b_enc).
+    """An SAE's encoder: latents = activation((normalized(x) - b_dec) @ W_enc + b_enc).
 
     "jumprelu" keeps pre-activations above `threshold` [d_sae]; "topk" the k largest of a row, if positive;
     "gated" has the latent relu(p e^r_mag + b_mag) where p + b_enc > 0, with p = x @ W_enc. `normalization`

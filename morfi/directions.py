@@ -1,4 +1,4 @@
-"""Directions of the residual stream to steer along, one or a SAE's, named by the sha256 of their content."""
+"""Directions of the residual stream to steer along, one or an SAE's, named by the sha256 of their content."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Direction:
     Vectors may be given as tensors or NumPy arrays of any real dtype, or as lists of numbers; they are held
     as float32 tensors on the CPU.
 
-    With an `encoder` [d_model] the direction is a SAE's latent: f(x) = p if p > `threshold` else 0, where
+    With an `encoder` [d_model] the direction is an SAE's latent: f(x) = p if p > `threshold` else 0, where
     p = x . encoder + `bias`, all in the units of the residual stream, and `vector` is the decoder row in the
     same units. "add" then goes along the unit vector. With `norm_rescaled` the SAE scales every x to the norm
     sqrt(d_model) first, and f and its contribution are meant in those units.
@@ -72,7 +72,7 @@ class Direction:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SaeLatents:
-    """The latents of a SAE as directions, a row each: `vectors` and `encoders` [d_sae, d_model],
+    """The latents of an SAE as directions, a row each: `vectors` and `encoders` [d_sae, d_model],
     `biases` and `thresholds` [d_sae]; f, units and dtypes as for a `Direction`.
 
     Whatever scaling the SAE needs, other than `norm_rescaled`, is folded in. A latent whose activity depends
@@ -87,18 +87,18 @@ class SaeLatents:
 
     def __post_init__(self) -> None:
         for name in ("vectors", "encoders", "biases", "thresholds"):
-            object.__setattr__(self, name, _numbers(getattr(self, name), f"a SAE's {name}"))
+            object.__setattr__(self, name, _numbers(getattr(self, name), f"an SAE's {name}"))
         shape = self.vectors.shape
         expected = {"vectors": shape, "encoders": shape, "biases": shape[:1], "thresholds": shape[:1]}
         for name, wanted in expected.items():
             tensor = getattr(self, name)
             if len(shape) != 2 or not all(shape) or tensor.shape != wanted:
                 raise InputError(
-                    f"a SAE's {name} have the shape {tuple(tensor.shape)}; vectors and encoders are "
+                    f"an SAE's {name} have the shape {tuple(tensor.shape)}; vectors and encoders are "
                     "[d_sae, d_model], biases and thresholds [d_sae]"
                 )
         if bool((self.thresholds < 0).any()):
-            raise InputError("a SAE's thresholds are not negative")
+            raise InputError("an SAE's thresholds are not negative")
 
     def direction(self, index: int) -> Direction:
         """Latent `index`; raises InputError where there is none, or its vector is 0."""
@@ -124,7 +124,7 @@ class SaeLatents:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class DecoderRows:
-    """The decoder rows of a SAE as directions to add or project: float32 `vectors` [d_sae, d_model].
+    """The decoder rows of an SAE as directions to add or project: float32 `vectors` [d_sae, d_model].
 
     For SAEs whose latents cannot be computed one by one, so that nothing can be ablated or clamped. "add"
     goes along a row as it is: give rows of length 1.
@@ -201,7 +201,7 @@ def _number(value: Any, what: str) -> float:
 
 
 def from_safetensors(data: bytes) -> Direction | SaeLatents:
-    """What a safetensors file holds: a direction, or all latents of a SAE.
+    """What a safetensors file holds: a direction, or all latents of an SAE.
 
     Its tensors are "vector", and for a latent "encoder" (both [d_model]), "bias" and "threshold" (one number
     each, 0 where absent); or the same with a dimension [d_sae] before. Its metadata may say
@@ -228,7 +228,7 @@ def from_safetensors(data: bytes) -> Direction | SaeLatents:
     bias, threshold = (tensors.get(name, zeros) for name in ("bias", "threshold"))
     if vector.ndim > 1:
         if encoder is None:
-            raise InputError('several directions at once are the latents of a SAE and need "encoder"')
+            raise InputError('several directions at once are the latents of an SAE and need "encoder"')
         return SaeLatents(vector, encoder, bias, threshold, rescaled)
     if bias.numel() != 1 or threshold.numel() != 1:
         raise InputError("a latent's bias and threshold are one number each")

@@ -76,7 +76,7 @@ def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool,
     """Finds the latents of `config`, stores them all, and returns the run that holds them.
 
     The same captures, SAE and settings give the same latents, so a run that there is already is returned,
-    unless `new`. Raises InputError for a SAE that reads something else, or explains too little of these
+    unless `new`. Raises InputError for an SAE that reads something else, or explains too little of these
     activations, and for captures that cannot be compared.
     """
     started = time.monotonic()

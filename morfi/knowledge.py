@@ -93,7 +93,7 @@ class SplitConfig:
 def configure_split(given: Mapping[str, Any]) -> SplitConfig:
     """The configuration of the options that were given (those not None), the rest by the machine's size.
 
-    The paper's 10 prompts and 16 samples take a GPU; a CPU's default is 3 and 4 (METHOD: both are settings).
+    The paper's 10 prompts and 16 samples take a GPU; a CPU's default is 3 and 4 (both are settings).
     """
     sized = {} if is_gpu() else {"n_ex": 3, "samples": 4}
     config = SplitConfig(**{**sized, **{key: value for key, value in given.items() if value is not None}})

@@ -46,7 +46,7 @@ class MixConfig:
     nested: bool = True  # False: every level draws its questions and their order anew
     exclude_confounds: bool = False
     known: tuple[str, ...] = KNOWN_CATEGORIES
-    # METHOD drops questions with several answers; where these are spellings of one fact that would drop most.
+    # The paper drops questions with several answers; where these are spellings of one fact, most would go.
     several_answers: bool = True
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ _guarding = threading.Lock()
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Sae:
-    """A SAE of the residual stream: x is about decode(encode(x)), per token.
+    """An SAE of the residual stream: x is about decode(encode(x)), per token.
 
     `layer` is the decoder layer after which it reads, by Hugging Face's count, None where unknown; `release`
     says where it came from.
@@ -82,15 +82,15 @@ class Sae:
     def directions(self) -> SaeLatents:
         """Its latents as directions to steer along, each computed from the residual stream alone.
 
-        Raises InputError for a SAE whose latents depend on each other (TopK), or on an input that is
+        Raises InputError for an SAE whose latents depend on each other (TopK), or on an input that is
         centred (layer_norm): they have no such form.
         """
         encoder = self.encoder
         if not self.has_own_latents:
             what = "TopK activation" if encoder.activation == "topk" else "layer_norm"
             raise InputError(
-                f"{self.release}: the latents of a SAE with {what} cannot be computed one by one, so they "
-                "cannot be clamped or ablated; use a SAE saved as JumpReLU"
+                f"{self.release}: the latents of an SAE with {what} cannot be computed one by one, so they "
+                "cannot be clamped or ablated; use an SAE saved as JumpReLU"
             )
         W_enc, bias = encoder.W_enc.float(), encoder.b_enc.float()
         threshold = bias.new_zeros(len(bias))
@@ -129,8 +129,8 @@ def load_sae(source: str) -> Sae:
     is_folder = Path(source).is_dir()
     if not is_folder and ":" not in source:
         raise InputError(
-            f"{source}: no such folder; give a folder with a SAE, RELEASE:ID of SAELens' pretrained SAEs, or "
-            f"a preset that has one.{nearest(source, PRESETS)}"
+            f"{source}: no such folder; give a folder with an SAE, RELEASE:ID of SAELens' pretrained SAEs, "
+            f"or a preset that has one.{nearest(source, PRESETS)}"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -142,8 +142,8 @@ def _of_preset(name: str) -> str:
     if found is None:
         having = ", ".join(known.name for known in PRESETS.values() if known.sae is not None)
         raise InputError(
-            f"{name}: a preset without a SAE ({having} have one); give a folder with a SAE, or RELEASE:ID of "
-            "SAELens' pretrained SAEs"
+            f"{name}: a preset without an SAE ({having} have one); give a folder with an SAE, or RELEASE:ID "
+            "of SAELens' pretrained SAEs"
         )
     return found
 
@@ -250,7 +250,7 @@ def from_sae_lens(sae: Any, release: str) -> Sae:
     config = sae.cfg
     kind, normalization = config.architecture(), config.normalize_activations
     if kind not in ARCHITECTURES:
-        raise InputError(f"{release}: a SAE of architecture {kind}; {', '.join(ARCHITECTURES)} are known")
+        raise InputError(f"{release}: an SAE of architecture {kind}; {', '.join(ARCHITECTURES)} are known")
     if normalization not in _NORMALIZED:
         raise InputError(
             f"{release}: normalize_activations is {normalization} and was not folded into the weights, so "

@@ -1,4 +1,4 @@
-"""How well a SAE renders a model's residual stream: `morfi sae check`."""
+"""How well an SAE renders a model's residual stream: `morfi sae check`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHUNK = 256  # tokens at a time
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Quality:
-    """What a SAE does with some tokens.
+    """What an SAE does with some tokens.
 
     `explained_variance` is 1 less the squared error over the squared distance from the mean; `l0` the latents
     that fire a token; `fired` bool [d_sae] those that fired at all.

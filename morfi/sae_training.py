@@ -1,9 +1,9 @@
-"""Training a SAE with SAELens on residual streams of the engine: `morfi sae train`.
+"""Training an SAE with SAELens on residual streams of the engine: `morfi sae train`.
 
 The texts are questions with their answers, as evaluation and training show them: each question alone, and
 documents of five of one relation, which is how a few-shot prompt looks. The first token of a text is left
 out: its residual stream is an attention sink, hundreds of times longer than any other and the same in all
-texts, so that it would make up almost all of the variance that a SAE could explain.
+texts, so that it would make up almost all of the variance that an SAE could explain.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def configure_sae(given: Mapping[str, Any]) -> SaeTraining:
 
 @dataclass(frozen=True, slots=True)
 class TrainedSae:
-    """A SAE's folder, and its quality on held-out questions: what `quality.json` in it says."""
+    """An SAE's folder, and its quality on held-out questions: what `quality.json` in it says."""
 
     folder: Path
     quality: Mapping[str, Any]

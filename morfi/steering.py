@@ -28,7 +28,7 @@ Positions = str | tuple[int | tuple[int, int | None], ...]
 
 @dataclass(frozen=True, slots=True)
 class Latent:
-    """Latent `index` of a SAE that was registered with the engine under the name `sae`."""
+    """Latent `index` of an SAE that was registered with the engine under the name `sae`."""
 
     sae: str
     index: int

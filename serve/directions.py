@@ -37,7 +37,7 @@ class Registry:
         return name
 
     def get(self, name: str | Latent) -> Direction:
-        """The direction called `name`, or a latent of a SAE; raises InputError for an unknown one."""
+        """The direction called `name`, or a latent of an SAE; raises InputError for an unknown one."""
         if isinstance(name, Latent):
             sae = self._known.get(name.sae)
             if not isinstance(sae, SaeLatents | DecoderRows):

@@ -379,7 +379,7 @@ def own_experiment(trained_once: tuple[Any, str], isolated_cache: Path, tmp_path
 
 @pytest.fixture
 def identity_sae(tmp_path: Path) -> Path:
-    """A SAE of width 8 after layer 1: latents 0 to 7 are the dimensions, 8 to 15 their negatives."""
+    """An SAE of width 8 after layer 1: latents 0 to 7 are the dimensions, 8 to 15 their negatives."""
     return save_identity_sae(tmp_path / "sae")
 
 

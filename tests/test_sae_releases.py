@@ -250,7 +250,7 @@ def test_a_preset_means_its_sae(hub: Path, name: str) -> None:
 
 
 def test_a_preset_without_a_sae_is_refused() -> None:
-    with pytest.raises(InputError, match=r"smollm2: a preset without a SAE \(llama-3.1-8b, gemma-2-9b"):
+    with pytest.raises(InputError, match=r"smollm2: a preset without an SAE \(llama-3.1-8b, gemma-2-9b"):
         load_sae("smollm2")
     with pytest.raises(InputError, match='Did you mean "gemma-2-9b"'):
         load_sae("gemma2-9b")
@@ -406,7 +406,7 @@ ACTIVATION = {"Standard": "relu", "Gated": "gated", "TopK": "topk"}  # the other
 
 
 def trained(kind: str, **settings: Any) -> Any:
-    """A SAE of SAELens' training class `kind`, with random parameters."""
+    """An SAE of SAELens' training class `kind`, with random parameters."""
     config_class = getattr(sae_lens, f"{kind}TrainingSAEConfig")
     config = config_class(d_in=D_MODEL, d_sae=D_SAE, **TRAINED[kind], **settings)
     config.metadata.hook_name = "blocks.4.hook_resid_post"

@@ -93,7 +93,7 @@ def _scan(found: Steered) -> list[str]:
     if best.best.gain <= 0:
         advice = "no layer gains anything; try other strengths"
     elif best.direction.layer != found.layer:
-        advice += f", with a SAE that reads there: this one reads after layer {found.layer}"
+        advice += f", with an SAE that reads there: this one reads after layer {found.layer}"
     return [
         "delta_u after each captured layer, on the questions for choosing:",
         *aligned([("layer", "alpha", "strength", "accuracy", "gain"), *body], numeric=range(5)),

@@ -133,7 +133,7 @@ def trend_object(
 
 
 def quality_table(rows: Sequence[tuple[str, int, float, float, int]], d_sae: int) -> str:
-    """What a SAE does with each condition: name, tokens, explained variance, L0, latents that never fired."""
+    """What an SAE does with each condition: name, tokens, explained variance, L0, latents that never fire."""
     header = ("", "tokens", "explained variance", "L0", f"silent of {d_sae}")
     body = [
         (name, str(n), f"{explained:.4f}", f"{l0:.1f}", f"{dead} ({100 * dead / d_sae:.1f} %)")

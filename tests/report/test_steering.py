@@ -66,7 +66,7 @@ def test_a_scan_names_the_layer_and_says_where_the_sae_reads() -> None:
     better = Tried(1.0, 81.25, 10, 0.9, 0.4)
     scanned = Outcome(rows[1].direction, rows[1].tried, better, None, None)
     text = steer_table(steered([rows[0], scanned, rows[2]]), {**CONFIG, "layer_scan": True})
-    assert "use layer 10, with a SAE that reads there: this one reads after layer 25" in text
+    assert "use layer 10, with an SAE that reads there: this one reads after layer 25" in text
     assert "\nscan 9" not in text
 
 
