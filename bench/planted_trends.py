@@ -1,10 +1,10 @@
 """Recall and false discoveries where the truth is known: planted trends among drifting and null latents.
 
 An SAE of 32,768 latents reads 1,024 dimensions: 100 latents each read a dimension of their own that rises
-with the level, 100 one that falls, 200 one that drifts without being monotone, and all others random directions
-among the remaining dimensions. Questions are Gaussian vectors, the same under every condition. A condition
-(one training) shifts every dimension by a noise of its own, in units of which the gap between neighbouring
-levels is given, and moves every question a little by itself.
+with the level, 100 one that falls, 200 one that drifts without being monotone, and all others random
+directions among the remaining dimensions. Questions are Gaussian vectors, the same under every condition. A
+condition (one training) shifts every dimension by a noise of its own, in units of which the gap between
+neighbouring levels is given, and moves every question a little by itself.
 
 Two things can hide a planted trend. Training noise puts the conditions out of order: at K levels a gap of g
 leaves the fraction P(all K - 1 steps of g + sqrt(2) noise are positive) in order, and no method that asks

@@ -121,7 +121,7 @@ def found(
 
 
 def change(found: Found, row: Mapping[str, Any], delta_u: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """What docs/steering.md says is added to the residual streams x [n, d_model]; the SAE's tensors as saved."""
+    """What docs/steering.md says is added to residual streams x [n, d_model]; the SAE's tensors as saved."""
     d = delta_u if row["kind"] == "delta_u" else found.sae["W_dec"][row["latent"]]
     if row["operation"] == "add":
         return row["alpha"] * row["median_norm"] * d / d.norm() * torch.ones(len(x), 1)
