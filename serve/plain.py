@@ -1,7 +1,8 @@
 """Steering and capture for those who call vLLM itself: what they pass, and what they get back.
 
 They pass a specification in `SamplingParams.extra_args["morfi"]`, or to vLLM's own server as JSON text in
-`vllm_xargs`. What was done and captured comes back as `morfi` of each `CompletionOutput`: a `Done`.
+`vllm_xargs`. What was done and captured comes back as `morfi` of each `CompletionOutput`, a `Done`, and of
+the `RequestOutput`, a tuple of these.
 """
 
 from __future__ import annotations
@@ -101,6 +102,12 @@ def hand_out(state: Any, output: Any) -> None:
         output.morfi = _done(steering, capture, reports, state.prompt_len, n_output)
     except MorfiError as error:
         output.finish_reason, output.stop_reason = "error", str(error)
+
+
+def hand_out_all(state: Any, output: Any) -> None:
+    """Gives a `RequestOutput` that has ended `morfi`: that of each of its outputs, None for one without."""
+    if hasattr(state, _ASKED):
+        output.morfi = tuple(getattr(one, KEY, None) for one in output.outputs)
 
 
 def _done(

@@ -42,6 +42,7 @@ def register() -> None:
         (block_pool, "generate_block_hash_extra_keys", block, _block_keys),  # in the events it publishes
         (OutputProcessor, "add_request", ("request", "prompt"), _add_request),
         (OutputProcessor, "process_outputs", ("engine_core_outputs",), _process_outputs),
+        (RequestState, "make_request_output", ("new_token_ids",), _make_request_output),
         (RequestState, "_new_completion_output", ("token_ids", "finish_reason"), _new_completion_output),
         (VllmConfig, "compute_hash", (), _compute_hash),
         (CPUModelRunner, "load_model", (), _load_model),
@@ -124,6 +125,13 @@ def _add_request(original: Callable[..., Any], self: Any, request: Any, *args: A
 def _process_outputs(original: Callable[..., Any], self: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
     plain.take(self.request_states, outputs)
     return original(self, outputs, *args, **kwargs)
+
+
+def _make_request_output(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    output = original(self, *args, **kwargs)
+    if output is not None and output.finished:
+        plain.hand_out_all(self, output)
+    return output
 
 
 def _new_completion_output(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -43,6 +43,8 @@ def generate(engine: Engine, specification: Any, **sampling: Any) -> list[Any]:
     )
     engine.reset_prefix_cache()
     (found,) = engine._llm.generate([{"prompt_token_ids": PROMPT}], params, use_tqdm=False)
+    if specification and hasattr(found.outputs[0], "morfi"):
+        assert found.morfi == tuple(output.morfi for output in found.outputs)
     return list(found.outputs)
 
 
