@@ -104,8 +104,13 @@ class Interleaving(RuleBasedStateMachine):
         self.ended: list[tuple[Asked, Completion]] = []
 
     @initialize()
-    def forget(self) -> None:
+    def begin(self) -> None:
+        """Something is cached, steered and not, and read again."""
         self.engine.reset_prefix_cache()
+        for steering in ((), (Steering(0, NAMES[0], strength=2.0),)):
+            for end in ((50,), (50, 51, 52)):
+                self.submit((*TEXTS[0][:97], *end), (Sampling(max_tokens=2), steering, None))
+                self.step(50)
 
     def submit(self, prompt: tuple[int, ...], what: Any) -> None:
         asked = Asked(prompt, *what)
