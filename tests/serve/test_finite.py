@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from morfi.directions import Direction
 from morfi.errors import InputError, MorfiError
@@ -30,10 +29,10 @@ def engine(
 ) -> Iterator[Engine]:
     """An engine on a model with a broken token, with few blocks of KV cache: each is soon used again."""
     base = make_base(tmp_path_factory.mktemp("finite"), "llama")
-    tensors = load_file(base / "model.safetensors")
-    tensors["model.embed_tokens.weight"][BROKEN] = float("nan")
-    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     with Engine(base, dtype="float32", context=128, overrides={"num_gpu_blocks_override": 12}) as engine:
+        # Only now: files with such weights are not loaded.
+        model = engine._llm.llm_engine.model_executor.driver_worker.model_runner.get_model()
+        model.model.embed_tokens.weight.data[BROKEN] = float("nan")
         yield engine
 
 
