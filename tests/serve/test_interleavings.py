@@ -130,22 +130,28 @@ class Interleaving(RuleBasedStateMachine):
         )
         self.running[request_id] = asked, own_id
 
-    @rule(text=st.sampled_from(TEXTS), length=st.sampled_from([1, 31, 33, 63, 65, 97]), end=more, what=wanted)
+    @rule(text=st.sampled_from(TEXTS), length=st.sampled_from([1, 31, 33, 64, 65, 97]), end=more, what=wanted)
     def ask(self, text: list[int], length: int, end: tuple[int, ...], what: Any) -> None:
         self.submit((*text[:length], *end), what)
 
-    @precondition(lambda self: self.ended)
-    @rule(number=st.integers(0, 99), end=more, what=wanted)
+    @precondition(lambda self: self.running or self.ended)
+    @rule(number=st.integers(0, 2), end=more, what=wanted)
     def go_on(self, number: int, end: tuple[int, ...], what: Any) -> None:
-        asked, answer = self.ended[-1 - number % len(self.ended)]
+        asked, answer = self.one_that_ended(number)
         self.submit((*asked.prompt, *answer.token_ids, *end), what)
 
-    @precondition(lambda self: self.ended)
-    @rule(number=st.integers(0, 99), end=more)
+    @precondition(lambda self: self.running or self.ended)
+    @rule(number=st.integers(0, 2), end=more)
     def go_on_likewise(self, number: int, end: tuple[int, ...]) -> None:
-        asked, answer = self.ended[-1 - number % len(self.ended)]
+        asked, answer = self.one_that_ended(number)
         what = (asked.sampling, asked.steering, None)
         self.submit((*asked.prompt, *answer.token_ids, *end), what)
+
+    def one_that_ended(self, number: int) -> tuple[Asked, Completion]:
+        """One of the last requests and its answer; where none has ended, the first that does."""
+        while not self.ended:
+            self.step(1)
+        return self.ended[-1 - number % len(self.ended)]
 
     @precondition(lambda self: self.running)
     @rule(number=st.integers(0, 99), what=wanted)
