@@ -109,8 +109,10 @@ class ServerState:
                 f"{self.catalog.layer}",
                 param="steering.layer",
             )
-        entries = tuple(self._entry(latent, steering.positions) for latent in steering.latents)
+        for latent in steering.latents:
+            self._check(latent)
         self._check_size(steering)
+        entries = tuple(self._entry(latent, steering.positions) for latent in steering.latents)
         latents = [
             AppliedLatent(
                 id=latent.id,
@@ -123,9 +125,9 @@ class ServerState:
         ]
         return Planned(entries, steering.positions, latents, self.catalog.layer, self.served)
 
-    def _entry(self, latent: Latent, positions: Positions) -> Entry:
-        """What one latent means to the engine; raises Refused (422)."""
-        catalog, unit = self.catalog, self.median_norm
+    def _check(self, latent: Latent) -> None:
+        """Raises Refused (422) for a latent that there is not, or that this cannot be done with."""
+        catalog = self.catalog
         if latent.id >= catalog.d_sae:
             raise _unfit("latent", f"latent {latent.id}: there are the latents 0 to {catalog.d_sae - 1}")
         if not catalog.row_norm(latent.id):
@@ -133,10 +135,16 @@ class ServerState:
         if latent.operation not in self.operations:
             possible = ", ".join(self.operations)
             raise _unfit("operation", f'"{latent.operation}" cannot be done with this SAE; {possible} can')
-        amount = latent.alpha if latent.clamp is None else latent.clamp
-        direction = SaeLatent(self.sae, latent.id)
+
+    def _entry(self, latent: Latent, positions: Positions) -> Entry:
+        """What one latent means to the engine."""
         return steering_of(
-            catalog.layer, direction, latent.operation, amount, median_norm=unit, positions=positions
+            self.catalog.layer,
+            SaeLatent(self.sae, latent.id),
+            latent.operation,
+            latent.alpha if latent.clamp is None else latent.clamp,
+            median_norm=self.median_norm,
+            positions=positions,
         )
 
     def _check_size(self, steering: Steering) -> None:
@@ -148,7 +156,7 @@ class ServerState:
         for latent_id, clamp in {(latent.id, latent.clamp) for latent in steering.latents if latent.clamp}:
             amounts[latent_id] += clamp * self.catalog.row_norm(latent_id) / unit
         size = self.catalog.moved(amounts)
-        if size > limit:
+        if not size <= limit * (1 + 1e-6):  # at the limit, rounding errors are no reason
             which = ", ".join(map(str, amounts))
             raise _unfit(
                 "alpha",

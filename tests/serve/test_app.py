@@ -241,6 +241,7 @@ def test_an_answer_without_its_reports_is_not_given(served: Served, stream: bool
         ({"id": 96, "alpha": 1}, "there are the latents 0 to 95"),
         ({"id": 95, "alpha": 1}, "leads nowhere"),
         ({"id": 3, "alpha": 8.1}, "at most 8"),
+        ({"id": 3, "alpha": -1e308}, "at most 8"),
         ({"id": 3, "clamp": 12}, "by 9 median residual norms; at most 8"),
         ({"id": 3, "clamp": 86.0}, "64.5 median residual norms"),
         ({"id": 3, "op": "ablate"}, "cannot be done with this SAE; add, project, clamp can"),

@@ -646,6 +646,7 @@ def test_10000_random_requests_leave_nothing_behind(squeezed: Served) -> None:
     draw, core, state = random.Random(4), squeezed.engine._llm.llm_engine, state_of(squeezed.engine)
     n_done = {"ended": 0, "aborted": 0, "refused": 0}
     reported: list[str] = []
+    refused_jointly: list[str] = []
     grown = []
     for number in range(10_000):
         prompt = [draw.randrange(3, 200) for _ in range(draw.randrange(2, 9))]
@@ -666,8 +667,10 @@ def test_10000_random_requests_leave_nothing_behind(squeezed: Served) -> None:
         n_done[kind] += 1
         try:
             own_id = core.add_request(f"leak-{number}", {"prompt_token_ids": prompt}, params)
-        except VLLMValidationError:
-            assert kind == "refused"
+        except VLLMValidationError as refused:
+            if kind != "refused":
+                # Projections at many combinations of positions may need more rows than a request has.
+                refused_jointly.append(str(refused))
             continue
         if is_reported:
             reported += [own_id] if params.n == 1 else [f"{sample}_{own_id}" for sample in range(params.n)]
@@ -683,6 +686,8 @@ def test_10000_random_requests_leave_nothing_behind(squeezed: Served) -> None:
             grown.append(psutil.Process().memory_info().rss)
     squeezed.engine.generate([PREFIX], Sampling(max_tokens=1))  # workers hear in the next step who has ended
     assert min(n_done.values()) > 1000
+    assert len(refused_jointly) < 100
+    assert all("give the projections the same positions" in reason for reason in refused_jointly)
     assert (state.live, state.ended, state.work) == ({}, {}, {})
     assert state.bank.n_used <= len(state.bank.vectors)
     assert len(squeezed.engine._admission.registry) == len(squeezed.names)
