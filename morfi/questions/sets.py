@@ -16,7 +16,7 @@ from typing import Any
 from morfi.errors import InputError, nearest
 from morfi.folding import holds_text
 from morfi.questions.formats import READABLE, rows_of
-from morfi.questions.keys import KEYS, check_keys, notes_on
+from morfi.questions.keys import KEYS, SplitKeys, check_keys, notes_on
 from morfi.questions.recognition import Families, subject_key, without_marks
 from morfi.types import Question
 
@@ -222,6 +222,7 @@ def shown(value: Any) -> str:
 
 def _read_file(path: Path) -> tuple[dict[str, list[Question]], list[str]]:
     names: set[str] = set()
+    like_split = SplitKeys()
     splits: dict[str, list[Question]] = {}
     first_place_of: dict[str, str] = {}
     first_has_split: bool | None = None
@@ -235,6 +236,8 @@ def _read_file(path: Path) -> tuple[dict[str, list[Question]], list[str]]:
             taken = earlier.removeprefix(f"{path}, ")
             raise InputError(f"{where}: the id {shown(question.id)} is taken by {taken}; ids must differ")
         has_split = "split" in row
+        if not has_split:
+            like_split.add(row, where)
         if first_has_split is None:
             first_has_split = has_split
         if has_split != first_has_split:
@@ -242,6 +245,7 @@ def _read_file(path: Path) -> tuple[dict[str, list[Question]], list[str]]:
         if has_split and row["split"] not in SPLITS:
             raise InputError(f'{where}: "split" is {shown(row["split"])}; expected train, dev or test')
         splits.setdefault(row["split"] if has_split else UNSPLIT, []).append(question)
+    like_split.check()
     if not splits:
         raise InputError(f"{path} holds no questions; expected rows with {', '.join(KEYS)}")
     return splits, notes_on(names, str(path))

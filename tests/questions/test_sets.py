@@ -290,6 +290,9 @@ def test_splitting_names_the_new_content_and_leaves_a_set_with_splits_as_it_is(t
         ({"question": None, "Question": "Where?"}, '"Question" is not read: call it "question"'),
         ({"Split": "train"}, '"Split" is not read; call it "split", or leave it out'),
         ({"splt": "train"}, '"splt" is not read; call it "split", or leave it out'),
+        ({"Splits": "Validation"}, '"Splits" is not read; call it "split", or leave it out'),
+        ({"slpit": "dev"}, '"slpit" is not read; call it "split", or leave it out'),
+        ({"Split": 1}, '"Split" is not read; call it "split", or leave it out'),
         ({"answers": ["\u200b"]}, "entry 1 is blank to a reader"),
     ],
 )
@@ -312,6 +315,28 @@ def test_keys_that_are_not_read_and_look_as_if_they_were_are_said(tmp_path: Path
         f'{path}: "fold" is not read; what counts is "split"',
     )
     assert load_questions(str(written(tmp_path / "plain.jsonl", row(1), row(2)))).notes == ()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("site", "sites", "list", "limit", "sport", "spot", "slot", "plot", "pilot", "spelling", "explicit"),
+        *("split_id", "data_split", "source_split", "hf_split", "position", "plain", "answer_id", "title"),
+    ],
+)
+def test_keys_of_their_own_meaning_are_read_over(key: str, tmp_path: Path) -> None:
+    for value in ("x", "train"):
+        path = written(tmp_path / "facts.jsonl", row(1, **{key: value}), row(2, **{key: value}))
+        assert load_questions(path).notes == ()
+
+
+def test_a_key_close_to_split_is_refused_only_where_all_its_values_name_splits(tmp_path: Path) -> None:
+    rows = [row(1, slit="train"), row(2, slit="test"), row(3, slit="narrow")]
+    assert 'line 1: "slit" is not read; call it "split"' in refusal(
+        written(tmp_path / "facts.jsonl", *rows[:2])
+    )
+    path = written(tmp_path / "facts.jsonl", *rows)
+    assert load_questions(path).notes == (f'{path}: "slit" is not read; what counts is "split"',)
 
 
 def test_questions_that_give_each_other_away_are_split_together() -> None:
