@@ -73,7 +73,7 @@ def open_tokenizer(model_dir: Path, bos: str = "auto") -> FolderTokenizer:
     """
     check_bos(bos)
     rebuilt = auto_tokenizer(model_dir)
-    auto_frame = frame_of(rebuilt, model_dir)
+    auto_frame, auto_bos = frame_of(rebuilt, model_dir), rebuilt.bos_token
     found = own_tokenizer(model_dir, rebuilt)
     changes: dict[str, str] = {}
     if found is not rebuilt and behaviour(found) != behaviour(rebuilt):
@@ -92,7 +92,8 @@ def open_tokenizer(model_dir: Path, bos: str = "auto") -> FolderTokenizer:
         )
     if frame.before != auto_frame.before:
         changes["bos"] = why
-    return FolderTokenizer(found, changes, found is rebuilt and frame == auto_frame)
+    as_auto = found is rebuilt and frame == auto_frame and found.bos_token == auto_bos
+    return FolderTokenizer(found, changes, as_auto)
 
 
 def tokenizer_folder(found: FolderTokenizer, model_dir: Path, cache: Cache | None = None) -> Path:
@@ -186,17 +187,17 @@ def _mark_ends(tokenizer: Any, model_dir: Path) -> None:
 def _bos_decision(bos: str, tokenizer: Any, frame: Frame, model_dir: Path) -> tuple[tuple[int, ...], str]:
     """The ids that are to stand before a text, and why that is not what AutoTokenizer does, if it is not."""
     model_type = str(_config(model_dir).get("model_type") or "")
-    if tokenizer.bos_token_id is None and _GEMMA in model_type and _GEMMA_BOS in tokenizer.get_vocab():
-        tokenizer.bos_token = _GEMMA_BOS
+    told = _config(model_dir, "tokenizer_config.json").get("add_bos_token")
+    is_named = tokenizer.bos_token_id is not None
+    if not is_named:
+        tokenizer.bos_token = _unnamed_bos(tokenizer, model_dir, told=told)
     number = tokenizer.bos_token_id
     if number is None:
         if bos == "yes":
             raise InputError(f"--bos yes: the tokenizer in {model_dir} has no BOS token; leave --bos out")
         return frame.before, ""
-    told = _config(model_dir, "tokenizer_config.json").get("add_bos_token")
     by_files = told is True or number in frame.before
-    first = [str(token) for token in tokenizer.convert_ids_to_tokens([0, 1, 2])]
-    needed = needs_bos(model_type, tokenizer.bos_token, first, told=told)
+    needed = needs_bos(model_type, tokenizer.bos_token, _first_tokens(tokenizer), told=told)
     wanted = {"yes": True, "no": False}.get(bos, by_files or needed)
     name = tokenizer.bos_token
     if bos != "auto":
@@ -204,7 +205,8 @@ def _bos_decision(bos: str, tokenizer: Any, frame: Frame, model_dir: Path) -> tu
     elif wanted and needed:
         why = (
             f"BOS ({name}) is put in front of every prompt: models of this family ({model_type}) need it, "
-            f"and the tokenizer in {model_dir} does not add it (--bos no leaves it out)"
+            f"and the tokenizer in {model_dir} does not {'add' if is_named else 'name'} it (--bos no leaves "
+            "it out)"
         )
     else:
         said = "put in front of" if wanted else "left out of"
@@ -212,6 +214,27 @@ def _bos_decision(bos: str, tokenizer: Any, frame: Frame, model_dir: Path) -> tu
     if wanted:
         return (frame.before if number in frame.before else (number, *frame.before)), why
     return tuple(index for index in frame.before if index != number), why
+
+
+def _unnamed_bos(tokenizer: Any, model_dir: Path, *, told: bool | None) -> str | None:
+    """The BOS token of a tokenizer that names none: what config.json says, where that is its family's own."""
+    config = _config(model_dir)
+    model_type = str(config.get("model_type") or "")
+    if _GEMMA in model_type and _GEMMA_BOS in tokenizer.get_vocab():
+        return _GEMMA_BOS
+    text = config.get("text_config")  # of models that take pictures as well
+    numbers = [one.get("bos_token_id") for one in (config, text) if isinstance(one, Mapping)]
+    added, first = getattr(tokenizer, "added_tokens_decoder", {}), _first_tokens(tokenizer)
+    for number in numbers:
+        if isinstance(number, int) and number in added:
+            token = str(added[number])
+            if needs_bos(model_type, token, first, told=told):
+                return token
+    return None
+
+
+def _first_tokens(tokenizer: Any) -> list[str]:
+    return [str(token) for token in tokenizer.convert_ids_to_tokens([0, 1, 2])]
 
 
 def _set_frame(tokenizer: Any, before: tuple[int, ...], model_dir: Path) -> None:

@@ -252,6 +252,54 @@ def test_a_family_without_its_bos_in_the_settings_finds_it_in_the_vocabulary(tmp
     assert tokenizer("a")["input_ids"][0] == own.token_to_id("<bos>")
 
 
+@pytest.mark.parametrize("settings", [None, {"tokenizer_class": "PreTrainedTokenizerFast"}])
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize(
+    ("model_type", "bos", "llama_order"),
+    [
+        ("llama", "<|begin_of_text|>", False),
+        ("deepseek_v3", "<｜begin▁of▁sentence｜>", False),  # noqa: RUF001
+        ("cohere2", "<BOS_TOKEN>", False),
+        ("mistral", "<s>", True),
+    ],
+)
+def test_a_family_whose_tokenizer_names_no_bos_has_that_of_config_json_and_a_line_says_so(
+    tmp_path: Path,
+    model_type: str,
+    bos: str,
+    llama_order: bool,
+    inner: bool,
+    settings: dict[str, Any] | None,
+) -> None:
+    folder = tmp_path / "model"
+    form = Form(before=False, model_type=model_type, bos=bos, llama_order=llama_order)
+    number = write(folder, form).token_to_id(bos)
+    ids = {"bos_token_id": number}
+    config = {"model_type": model_type, **({"text_config": ids} if inner else ids)}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").unlink()
+    if settings is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    for asked in ("auto", "yes"):
+        found = open_tokenizer(folder, asked)
+        assert found.tokenizer("a")["input_ids"][0] == number
+        assert found.tokenizer.bos_token == bos
+        assert f"BOS ({bos}) is put in front of every prompt" in found.changes["bos"]
+        other = _auto(tokenizer_folder(found, folder, Cache(tmp_path / "cache")))
+        assert (other.bos_token, other("a")["input_ids"]) == (bos, found.tokenizer("a")["input_ids"])
+    assert number not in load_tokenizer(folder, "no")("a")["input_ids"]
+
+
+def test_config_json_names_no_bos_for_other_families(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    number = write(folder, Form(before=False, bos="<|endoftext|>")).token_to_id("<|endoftext|>")
+    (folder / "config.json").write_text(json.dumps({"model_type": "phi", "bos_token_id": number}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    found = open_tokenizer(folder)
+    assert found.as_auto
+    assert not found.changes
+
+
 def test_an_end_token_of_the_generation_settings_is_a_control_token(tmp_path: Path) -> None:
     own = write(tmp_path / "model", Form(has_end=True))
     tokenizer = load_tokenizer(tmp_path / "model")
