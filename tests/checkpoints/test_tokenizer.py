@@ -255,24 +255,18 @@ def test_a_family_without_its_bos_in_the_settings_finds_it_in_the_vocabulary(tmp
 @pytest.mark.parametrize("settings", [None, {"tokenizer_class": "PreTrainedTokenizerFast"}])
 @pytest.mark.parametrize("inner", [False, True])
 @pytest.mark.parametrize(
-    ("model_type", "bos", "llama_order"),
+    "form",
     [
-        ("llama", "<|begin_of_text|>", False),
-        ("deepseek_v3", "<｜begin▁of▁sentence｜>", False),  # noqa: RUF001
-        ("cohere2", "<BOS_TOKEN>", False),
-        ("mistral", "<s>", True),
+        Form(before=False, model_type="llama", bos="<|begin_of_text|>"),
+        Form(before=False, model_type="deepseek_v3", bos="<｜begin▁of▁sentence｜>"),  # noqa: RUF001
+        Form(before=False, model_type="cohere2", bos="<BOS_TOKEN>"),
+        Form(before=False, model_type="mistral", bos="<s>", llama_order=True),
     ],
 )
 def test_a_family_whose_tokenizer_names_no_bos_has_that_of_config_json_and_a_line_says_so(
-    tmp_path: Path,
-    model_type: str,
-    bos: str,
-    llama_order: bool,
-    inner: bool,
-    settings: dict[str, Any] | None,
+    tmp_path: Path, form: Form, inner: bool, settings: dict[str, Any] | None
 ) -> None:
-    folder = tmp_path / "model"
-    form = Form(before=False, model_type=model_type, bos=bos, llama_order=llama_order)
+    folder, bos, model_type = tmp_path / "model", form.bos, form.model_type
     number = write(folder, form).token_to_id(bos)
     ids = {"bos_token_id": number}
     config = {"model_type": model_type, **({"text_config": ids} if inner else ids)}
