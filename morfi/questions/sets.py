@@ -215,8 +215,8 @@ def answers_of(value: Any, what: str) -> tuple[str, ...]:
 
 
 def shown(value: Any) -> str:
-    """`value` as JSON in at most 60 characters, for a message."""
-    text = json.dumps(value)
+    """`value` as JSON (as Python, what JSON has no form for) in at most 60 characters, for a message."""
+    text = json.dumps(value, default=repr)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -226,9 +226,11 @@ def _read_file(path: Path) -> tuple[dict[str, list[Question]], list[str]]:
     splits: dict[str, list[Question]] = {}
     first_place_of: dict[str, str] = {}
     first_has_split: bool | None = None
-    for where, row in rows_of(path):
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: found {shown(row)}; expected a JSON object with {', '.join(KEYS)}")
+    for where, given in rows_of(path):
+        if not isinstance(given, dict):
+            raise InputError(f"{where}: found {shown(given)}; expected a JSON object with {', '.join(KEYS)}")
+        # Tables written as JSON lines say null where a row lacks a value.
+        row = {key: value for key, value in given.items() if value is not None or key in KEYS}
         question = _question(row, where)
         names |= row.keys()
         earlier = first_place_of.setdefault(question.id, where)

@@ -8,6 +8,8 @@ import gzip
 import json
 import lzma
 import pickle
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +158,22 @@ def test_any_bytes_are_rows_or_one_line(tmp_path: Path, data: st.DataObject) -> 
     path.write_bytes(content)
     with contextlib.suppress(InputError):
         assert len([*rows_of(path)]) <= len(ROWS) + 7
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("id", b"q1", '"id" is "b\'q1\'"; expected a string'),
+        ("id", datetime(2020, 1, 2), '"id" is "datetime.datetime(2020, 1, 2, 0, 0)"; expected a string'),
+        ("subject", Decimal("1.50"), '"subject" is "Decimal(\'1.50\')"; expected a string'),
+        ("answers", [b"x"], '"answers", entry 1 is "b\'x\'"; expected a string'),
+        ("answers", b"x", '"answers" is "b\'x\'"; expected a list'),
+        ("split", b"test", '"split" is "b\'test\'"; expected train, dev or test'),
+    ],
+)
+def test_a_value_that_json_has_no_form_for_is_shown(tmp_path: Path, key: str, value: Any, said: str) -> None:
+    path = tmp_path / "q.parquet"
+    path.write_bytes(as_parquet([{**ROWS[0], key: value}]))
+    with pytest.raises(InputError) as refused:
+        load_questions(str(path))
+    assert said in str(refused.value)
