@@ -677,10 +677,10 @@ def sql_command(common: Common, statement: str) -> None:
     from morfi.report.listing import SHOWN_ROWS, rows_table, write_rows
 
     if common.as_json:
-        with spooled() as file, common.store.query_rows(statement) as rows:
+        with spooled() as file, common.store.query_rows(statement, as_text=True) as rows:
             write_rows(rows, file, ascii_only=not takes_unicode())
         return
-    with common.store.query_rows(statement) as rows:
+    with common.store.query_rows(statement, as_text=True) as rows:
         found = rows.first(SHOWN_ROWS + 1)
     common.answer({}, rows_table(found))
 

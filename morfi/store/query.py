@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from morfi.errors import InputError
+from morfi.store.readable import readable
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from duckdb import DuckDBPyConnection
+    from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
 _READS = ("SELECT", "EXPLAIN", "PRAGMA", "CALL", "MULTI")  # MULTI is how DuckDB sees PIVOT
 _BATCH_ROWS = 8192
@@ -46,8 +47,11 @@ class Rows:
 
 
 @contextmanager
-def answered(connection: DuckDBPyConnection, sql: str) -> Iterator[Rows]:
-    """The rows of one reading statement, for the length of the block; InputError for any other statement."""
+def answered(connection: DuckDBPyConnection, sql: str, *, as_text: bool = False) -> Iterator[Rows]:
+    """The rows of one reading statement, for the length of the block; InputError for any other statement.
+
+    `as_text` gives values that Python may not hold in full as text (see `readable`).
+    """
     try:
         sql.encode()
     except UnicodeEncodeError as error:
@@ -60,11 +64,16 @@ def answered(connection: DuckDBPyConnection, sql: str) -> Iterator[Rows]:
         if kind not in _READS:
             raise InputError(f"{kind} is not allowed: `morfi sql` only reads; use SELECT")
         run = _Interruptible(connection, executor)
-        reader = run(lambda: connection.sql(sql).to_arrow_reader(_BATCH_ROWS))
+        form = readable if as_text else _as_it_is
+        reader = run(lambda: form(connection.sql(sql)).to_arrow_reader(_BATCH_ROWS))
         try:
             yield Rows(reader.schema, _batches(reader, run))
         finally:
             reader.close()
+
+
+def _as_it_is(rows: DuckDBPyRelation) -> DuckDBPyRelation:
+    return rows
 
 
 def streamed(connection: DuckDBPyConnection, sql: str, parameters: list[str]) -> Rows:

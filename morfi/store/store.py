@@ -390,9 +390,15 @@ class Store:
             return rows.whole()
 
     @contextmanager
-    def query_rows(self, sql: str) -> Iterator[Rows]:
-        """As `query`, batch by batch, for the length of the block; no process can write meanwhile."""
-        with self._work.reading(confined=True) as connection, answered(connection, sql) as rows:
+    def query_rows(self, sql: str, *, as_text: bool = False) -> Iterator[Rows]:
+        """As `query`, batch by batch, for the length of the block; no process can write meanwhile.
+
+        `as_text` gives moments, intervals, bits and numbers of more than 38 digits as DuckDB writes them.
+        """
+        with (
+            self._work.reading(confined=True) as connection,
+            answered(connection, sql, as_text=as_text) as rows,
+        ):
             yield rows
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import string
 import threading
 import time
@@ -13,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from morfi.errors import InputError, MorfiError
+from morfi.report.listing import rows_table, write_rows
 from morfi.statistics import wilson_interval
 from morfi.store import Store
 from morfi.store import file as store_file
+from morfi.store.query import Rows
 from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, RunRecord
 from morfi.types import Question
 
@@ -409,3 +412,35 @@ def test_an_error_in_a_later_row_is_one_line(read_store: Store) -> None:
     late = "SELECT CASE WHEN range = 300000 THEN error('so late') ELSE '' END AS x FROM range(400000)"
     with pytest.raises(InputError, match=r"SQL: .*so late"):
         read_store.query(late)
+
+
+def test_every_type_of_duckdb_is_shown(read_store: Store) -> None:
+    """Dates before year 1, infinity, 24:00:00, zones and bits: what Python or Arrow cannot hold."""
+    with read_store.query_rows("SELECT * FROM test_all_types()", as_text=True) as rows:
+        table = rows.whole()
+    assert len(rows_table(table).splitlines()) == 1 + 3
+    write_rows(Rows(table.schema, iter(table.to_batches())), io.BytesIO(), ascii_only=False)
+    first, last, none = table.to_pylist()
+    assert (first["date"], last["date"], none["date"]) == ("5877642-06-25 (BC)", "5881580-07-10", None)
+    assert (last["time"], last["time_tz"]) == ("24:00:00", "24:00:00-15:59:59")
+    assert (last["bit"], last["uhugeint"]) == ("10101", str(2**128 - 1))
+    assert last["date_array"] == ["1970-01-01", "infinity", "-infinity", None, "2022-05-12"]
+    assert last["struct_of_arrays"]["a"] == [42, 999, None, None, -42]
+
+
+@pytest.mark.parametrize(
+    ("expression", "shown"),
+    [
+        ("DATE '12000-01-01'", "12000-01-01"),
+        ("'-infinity'::TIMESTAMP", "-infinity"),
+        ("DATE '0001-01-01' - INTERVAL 5 YEAR", "0005-01-01 (BC) 00:00:00"),
+        ("""{'a "b"': DATE '2020-01-01'}""", {'a "b"': "2020-01-01"}),
+        ("MAP {1: [DATE '2020-01-01']}", [(1, ["2020-01-01"])]),
+        ("array_value(DATE '2020-01-01')", ["2020-01-01"]),
+        ("union_value(a := DATE '2020-01-01')", "2020-01-01"),
+        ("now() IS NULL", False),
+    ],
+)
+def test_a_moment_is_as_duckdb_writes_it(read_store: Store, expression: str, shown: object) -> None:
+    with read_store.query_rows(f'SELECT {expression} AS "x ""y", 2 AS n', as_text=True) as rows:
+        assert rows.whole().to_pylist() == [{'x "y': shown, "n": 2}]
