@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
-from morfi.folding import is_unspaced
+from morfi.folding import folded, is_unspaced
 from morfi.matching import normalise
 from morfi.types import Question
+
+_MAY_SAY_SOMETHING = re.compile(r"[^\w\s?'\"]")
+# The signs that make another question of one. Hyphens, points and commas inside words are only writing.
+_SIGN = re.compile(
+    r"""
+      (?<=\d)[.:](?=\d) | (?<![\w.])\.(?=\d)                # 1.5, 10:30, .5
+    | (?<=\d),(?=\d)(?!\d{3}(?!\d))                        # 1,5, but not 1,000
+    | (?<=\d)\s*[-/]\s*(?=\d)                             # 3-4, 1/2
+    | (?<=[^\W_])\s*[-+*/^=<>]?[+*^=<>]\s*(?=-?[^\W_])     # 3+4, x=1, x<=1
+    | (?<![\w)])-(?=\$?\d) | [<>]=?(?=\s*-?\d) | \$(?=\d)  # -5, >5, $5
+    | (?<=\d)%
+    | (?<=[^\W_])[+#]+(?![^\W_])                          # C++, C#, O+
+    | (?:(?<=^[^\W_])|(?<=[\W_][^\W_])|(?<=^[^\W_]{2})|(?<=[\W_][^\W_]{2}))-(?![^\W_])  # O-, AB-
+    """,
+    re.VERBOSE,
+)
 
 
 @lru_cache(maxsize=1 << 19)  # a set's subjects and texts are looked up several times
 def subject_key(subject: str) -> str:
     """What two spellings of a subject share: normalised, without diacritics.
 
-    A subject of which that leaves nothing ("!!!") is its own key, without the blanks around it.
+    Signs beside numbers and single letters, which say something ("C++", "3-4"), are part of it. A subject of
+    which that leaves nothing ("!!!") is its own key, without the blanks around it.
     """
-    return normalise(without_marks(subject)) or subject.strip()
+    shown = without_marks(subject)
+    if _MAY_SAY_SOMETHING.search(shown):
+        shown = _SIGN.sub(_kept, folded(shown))
+    return normalise(shown) or subject.strip()
+
+
+def _kept(sign: re.Match[str]) -> str:
+    """The sign in characters of private use, which `normalise` does not take for punctuation."""
+    return "".join(chr(0xE000 + ord(character)) for character in sign[0].replace(",", ".").strip())
 
 
 def text_key(question: Question) -> str:

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morfi.errors import InputError
-from morfi.questions import load_questions, question_set, select, subject_key, with_splits
+from morfi.questions import Families, load_questions, question_set, select, subject_key, with_splits
 from morfi.types import Question
 
 
@@ -370,3 +371,51 @@ def test_null_stands_for_a_key_that_is_left_out(tmp_path: Path) -> None:
     mixed = written(tmp_path / "q.jsonl", row(1, split="test"), row(2, split=None))
     assert '"split" must be in all rows or in none' in refusal(mixed)
     assert '"id" is null; expected a string' in refusal(written(tmp_path / "q.jsonl", row(1, id=None)))
+
+
+@pytest.mark.parametrize(
+    "subjects",
+    [
+        ("C", "C++", "C#"),
+        ("3+4", "3-4", "3/4", "3*4", "34", "3^4"),
+        ("1.5", "15", "1:5", "-15", "$15", "15%", ".15", ">15", "<15", ">=15"),
+        ("O", "O+", "O-"),
+        ("AB", "AB+", "AB-"),
+        ("x+1", "x-1", "x=1", "x>1"),
+    ],
+)
+def test_questions_that_differ_by_a_sign_are_of_different_families(subjects: tuple[str, ...]) -> None:
+    rows = [
+        Question(f"q{number}", "P36", subject, f"What is {subject}?", ("x",))
+        for number, subject in enumerate(subjects)
+    ]
+    families = Families(rows)
+    assert len({families.of(one) for one in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("3 + 4", "3+4"),
+        ("1939\u20131945", "1939 - 1945"),
+        ("1,000", "1000"),
+        ("1,5", "1.5"),
+        ("\u22125", "-5"),
+        ("Saint-Denis", "SaintDenis"),
+        ("U.S.", "US"),
+        ("10-year bond", "10year bond"),
+        ("C++.", "\uff23\uff0b\uff0b"),
+    ],
+)
+def test_what_only_writing_makes_different_is_one_subject(one: str, other: str) -> None:
+    assert subject_key(one) == subject_key(other)
+
+
+def test_keys_of_many_subjects_take_little_time() -> None:
+    rows = [
+        Question(f"q{n}", "P36", f"C++ {n}.5 \u00e9", f"What is C++ {n}.5 \u00e9?", ("x",))
+        for n in range(20_000)
+    ]
+    start = time.process_time()
+    Families(rows)
+    assert time.process_time() - start < 5
