@@ -38,6 +38,7 @@ def add_run(
     questions: Sequence[Question] = QUESTIONS,
     config: Mapping[str, Any] = MappingProxyType({}),
     answer: str = "x",
+    by_earlier: bool = False,
     changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     run = RunRecord(
@@ -75,6 +76,8 @@ def add_run(
                 1,
                 1,
                 1,
+                None if by_earlier else correct,
+                None if by_earlier else correct,
             )
             for question_id, correct in verdicts.items()
         ]
@@ -184,6 +187,22 @@ def test_runs_that_were_judged_by_different_rules_are_judged_by_one(store: Store
     assert (found.whole.accuracy_a, found.whole.accuracy_b) == (1.0, 0.25), "a's verdicts are its own"
 
 
+@pytest.mark.parametrize("earlier", ["a", "b"])
+def test_a_run_that_an_earlier_morfi_judged_is_judged_anew_and_so_is_the_other(
+    store: Store, earlier: str
+) -> None:
+    ids = [question.id for question in QUESTIONS[:4]]
+    for name in ("a", "b"):  # the earlier rule took none of them, the present one takes that of q00
+        verdicts = {one: name != earlier and one == "q00" for one in ids}
+        add_run(store, f"run-{name}", verdicts, answer="answer\u200b 0", by_earlier=name == earlier)
+    found = compare(store, "run-a", "run-b")
+    assert (found.whole.n_gained, found.whole.n_lost) == (0, 0)
+    assert (found.whole.accuracy_a, found.whole.accuracy_b) == (0.25, 0.25)
+    assert found.notes == (
+        f"judged by an earlier morfi, whose rules differed: {earlier}; here both are judged anew by squad",
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "config", "note"),
     [
@@ -205,6 +224,7 @@ def test_what_else_differs_between_the_runs_is_said(
     assert re.fullmatch(note, found)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 60))
 def test_no_interval_of_a_difference_is_of_width_zero(n_gained: int, n_lost: int, n_same: int) -> None:
     before = [False] * n_gained + [True] * n_lost + [True] * n_same
