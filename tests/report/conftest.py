@@ -30,6 +30,7 @@ def _add_run(
     run_id: str,
     facts: Sequence[tuple[str, str, tuple[str, ...], bool]] = FACTS,
     n_planned: int = 0,
+    by_earlier: bool = True,
 ) -> str:
     questions = [
         Question(f"q{i:03}", relation, subject, f"{relation} of {subject}?", answers)
@@ -57,7 +58,10 @@ def _add_run(
     number = store.begin_attempt(run_id, AttemptRecord(START, "morfi", 1, "h", "0", None, {}, "cpu", {}))
     store.write_completions(
         [
-            CompletionRow(run_id, q.id, 0, "p", " x", "x", "stop", fact[3], 10, 5, 2, number)
+            CompletionRow(
+                *(run_id, q.id, 0, "p", " x", "x", "stop", fact[3], 10, 5, 2, number),
+                *(None if by_earlier else fact[3],) * 2,
+            )
             for q, fact in zip(questions, facts, strict=True)
         ]
     )

@@ -11,7 +11,8 @@ def test_the_table_of_a_comparison_counts_the_flips_it_leaves_out(
     store: Store, add_run: Callable[..., str]
 ) -> None:
     for run_id, verdict in (("run-a", False), ("run-b", True)):
-        add_run(store, run_id, [("P17", f"s{i}", ("yes",), verdict) for i in range(25)])
+        facts = [("P17", f"s{i}", ("yes",), verdict) for i in range(25)]
+        add_run(store, run_id, facts, by_earlier=False)
     assert "flipped" not in comparison_table(compare(store, "run-a", "run-a"))
     table = comparison_table(compare(store, "run-a", "run-b"), flips=3).splitlines()
     assert "25 answers flipped, the first 3:" in table
