@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from morfi.errors import InputError
+
 _PART = 4096  # texts encoded together: what the library makes of a text takes ten times its ids
 _MANY = 20_000  # prompts; fewer are encoded before anybody wonders
 _PAUSE_S = 2.0
@@ -28,6 +30,7 @@ def encode(
     """The token ids of each head and tail as one text, as the tokenizer itself gives them.
 
     `special` adds what the tokenizer adds to a text. `on_part` is called with the number of texts encoded.
+    Raises InputError where the tokenizer has neither tokens for a text nor an unknown token.
     """
     encoder = _Encoder(tokenizer, special, on_part or _nothing)
     groups: dict[str, list[int]] = {}
@@ -36,7 +39,16 @@ def encode(
     found: list[tuple[int, ...]] = [()] * len(heads)
     for head, places in groups.items():
         rests = [tails[place] for place in places]
-        for place, ids in zip(places, encoder.group(head, rests), strict=True):
+        try:
+            of_group = encoder.group(head, rests)
+        except Exception as error:
+            if type(error) is not Exception:  # the tokenizers library raises nothing more special
+                raise
+            raise InputError(
+                f"the tokenizer cannot write all of the prompts ({error}): it has neither tokens for each text "
+                "nor an unknown token; leave such questions out, or take the checkpoint's whole tokenizer"
+            ) from error
+        for place, ids in zip(places, of_group, strict=True):
             found[place] = ids
     return found
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from morfi import encoding
 from morfi.encoding import encode
+from morfi.errors import InputError
 
 TEXTS = [
     "Q: In which country is Lyon?\nA: France\n\nQ: Where is  Łódź?\nA:",
@@ -145,3 +146,12 @@ print(len(task.prompts), time.process_time() - begun, used)
     # Single bytes are tokens here, some five times as many as of a real tokenizer.
     assert seconds < 60
     assert megabytes < 2000
+
+
+def test_a_text_that_has_no_tokens_is_refused() -> None:
+    fast = Tokenizer(models.WordLevel({"Lyon": 0}, unk_token=None))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast)
+    assert encode(["Lyon "], ["Lyon"], tokenizer, special=False) == [(0, 0)]
+    with pytest.raises(InputError, match="cannot write all of the prompts"):
+        encode(["Lyon "], ["Paris"], tokenizer, special=False)

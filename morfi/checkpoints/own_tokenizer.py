@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ PROBES = (
     "Où est Kyïv? Київ 東京 القاهرة हिन्दी ไทย 🗼",
     "e\u0301 \ufb01 \uff26 \u2212 \u00a0 ™ İ ß",
 )
+_N_TRIED = 1000  # tokens that are looked at for a text that can be written
 
 
 def auto_tokenizer(model_dir: Path) -> Any:
@@ -152,9 +154,37 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def behaviour(tokenizer: Any) -> list[Any]:
-    """What the tokenizer makes of the probes, without what it puts around them."""
-    encoded = tokenizer(list(PROBES), add_special_tokens=False)["input_ids"]
-    return [encoded, tokenizer.batch_decode(encoded)]
+    """What the tokenizer makes of each probe, without what it puts around it; None where it has no tokens."""
+    found = [token_ids(tokenizer, text) for text in PROBES]
+    return [None if ids is None else (ids, tokenizer.decode(ids)) for ids in found]
+
+
+def token_ids(tokenizer: Any, text: str, *, special: bool = False) -> list[int] | None:
+    """The ids of a text; None where the tokenizer has neither tokens for it nor an unknown token."""
+    try:
+        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    except Exception as error:
+        if type(error) is not Exception:  # the tokenizers library raises nothing more special
+            raise
+        return None
+
+
+def known_text(tokenizer: Any, model_dir: Path | None = None) -> str:
+    """A short text that the tokenizer has tokens for; raises InputError where there is none."""
+    for text in itertools.chain("x", _own_texts(tokenizer)):
+        if token_ids(tokenizer, text):
+            return text
+    raise InputError(
+        f"the tokenizer{'' if model_dir is None else f' in {model_dir}'} has tokens for no text, not even "
+        "for those of its own vocabulary; save the tokenizer again"
+    )
+
+
+def _own_texts(tokenizer: Any) -> Iterator[str]:
+    """What the first tokens of the vocabulary stand for, without special ones."""
+    vocabulary = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    for index in vocabulary[:_N_TRIED]:
+        yield str(tokenizer.decode([index]))
 
 
 def _from_sentencepiece(path: Path, found: Any, model_dir: Path) -> Any:
@@ -205,8 +235,8 @@ def _splits_as(tokenizer: Any, own: Any) -> bool:
         ids = own.encode(text)
         if own.unk_id() in ids:
             continue  # shown as it stands in the text, not as the unknown token
-        found = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if tokenizer.convert_ids_to_tokens(found) != own.encode(text, out_type=str):
+        found = token_ids(tokenizer, text)
+        if found is None or tokenizer.convert_ids_to_tokens(found) != own.encode(text, out_type=str):
             return False
         if tokenizer.decode(found) != own.decode(ids):
             return False

@@ -10,7 +10,7 @@ from typing import Any
 
 from morfi.cache import Cache, Manifest
 from morfi.checkpoints.model_files import canonical_sha256
-from morfi.checkpoints.own_tokenizer import auto_tokenizer, behaviour, own_tokenizer
+from morfi.checkpoints.own_tokenizer import auto_tokenizer, behaviour, known_text, own_tokenizer, token_ids
 from morfi.checkpoints.weights import read_json
 from morfi.errors import InputError, MorfiError, nearest
 
@@ -136,7 +136,8 @@ def _write(directory: Path, tokenizer: Any, model_dir: Path) -> None:
 
 def frame_of(tokenizer: Any, model_dir: Path | None = None) -> Frame:
     """What the tokenizer puts around a text; raises InputError where it changes the text's own tokens."""
-    bare, full = (list(tokenizer("x", add_special_tokens=add)["input_ids"]) for add in (False, True))
+    text = known_text(tokenizer, model_dir)
+    bare, full = (token_ids(tokenizer, text, special=add) or [] for add in (False, True))
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:
             return Frame(tuple(full[:start]), tuple(full[start + len(bare) :]))

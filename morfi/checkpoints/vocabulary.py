@@ -13,6 +13,7 @@ from morfi.checkpoints.own_tokenizer import (
     auto_tokenizer,
     has_slow_vocabulary,
     has_vocabulary,
+    known_text,
     own_tokenizer,
 )
 from morfi.checkpoints.weights import read_json
@@ -137,7 +138,7 @@ def line_ends(tokenizer: Any) -> frozenset[int]:
     As a token decodes after others: some tokenizers drop a blank that stands first in a text. Special tokens,
     which answers leave out, are not among them.
     """
-    before = tokenizer.encode("x", add_special_tokens=False)
+    before = tokenizer.encode(known_text(tokenizer), add_special_tokens=False)
     special = {
         index for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special
     }.union(tokenizer.all_special_ids)

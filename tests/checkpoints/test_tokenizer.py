@@ -23,8 +23,10 @@ from tokenizers import (
 from morfi.cache import Cache
 from morfi.checkpoints.tokenizer import (
     BOS_CHOICES,
+    Frame,
     check_bos,
     control_tokens,
+    frame_of,
     load_tokenizer,
     needs_bos,
     open_tokenizer,
@@ -282,6 +284,61 @@ def test_a_family_whose_tokenizer_names_no_bos_has_that_of_config_json_and_a_lin
         other = _auto(tokenizer_folder(found, folder, Cache(tmp_path / "cache")))
         assert (other.bos_token, other("a")["input_ids"]) == (bos, found.tokenizer("a")["input_ids"])
     assert number not in load_tokenizer(folder, "no")("a")["input_ids"]
+
+
+def test_a_tokenizer_rebuilt_with_an_unknown_token_that_is_not_there_is_another(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    own = _backend("bytes", ["<bos>", "<eos>"])
+    own.add_special_tokens(["<bos>", "<eos>"])
+    folder.mkdir()
+    own.save(str(folder / "tokenizer.json"))
+    bos = own.token_to_id("<bos>")
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3_text", "bos_token_id": bos}))
+    found = open_tokenizer(folder)
+    assert list(found.changes) == ["tokenizer", "bos"]
+    assert found.tokenizer(TEXT)["input_ids"] == [bos, *own.encode(TEXT).ids]
+
+
+def _words(folder: Path, vocabulary: dict[str, int]) -> Path:
+    """A folder whose tokenizer knows these words alone and puts <s> in front."""
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token=None))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens(["<s>", "</s>"])
+    mark = ("<s>", made.token_to_id("<s>"))
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[mark])
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return folder
+
+
+def test_bos_is_known_in_front_whatever_words_a_vocabulary_has(tmp_path: Path) -> None:
+    folder = _words(tmp_path / "model", {"Q": 0, ":": 1, "Where": 2, "<s>": 3, "</s>": 4})
+    found = open_tokenizer(folder)
+    assert frame_of(found.tokenizer).before == (3,)
+    assert found.as_auto
+    without = open_tokenizer(folder, "no")
+    assert without.tokenizer("Where")["input_ids"] == [2]
+    other = _auto(tokenizer_folder(without, folder, Cache(tmp_path / "cache")))
+    assert other("Q: Where")["input_ids"] == [0, 1, 2]
+
+
+def test_a_text_that_has_no_tokens_does_not_tell_what_stands_around_it(tmp_path: Path) -> None:
+    # Bytes without an unknown token: what is not in the vocabulary vanishes.
+    made = Tokenizer(models.BPE({"a": 0, "<s>": 1, "</s>": 2}, []))
+    made.add_special_tokens(["<s>", "</s>"])
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    folder = _words(tmp_path / "model", {"Q": 0})
+    made.save(str(folder / "tokenizer.json"))
+    assert frame_of(load_tokenizer(folder)) == Frame((1,), ())
+
+
+def test_a_tokenizer_without_a_word_is_refused(tmp_path: Path) -> None:
+    folder = _words(tmp_path / "model", {"<s>": 0, "</s>": 1})
+    with pytest.raises(InputError, match=r"the tokenizer in .* has tokens for no text"):
+        open_tokenizer(folder)
 
 
 def test_config_json_names_no_bos_for_other_families(tmp_path: Path) -> None:
