@@ -16,7 +16,8 @@ from morfi.errors import InputError
 _PART = 4096  # texts encoded together: what the library makes of a text takes ten times its ids
 _MANY = 20_000  # prompts; fewer are encoded before anybody wonders
 _PAUSE_S = 2.0
-_TRIED = 16  # texts of each beginning that are encoded both ways
+_TRIED = 16  # texts of each beginning that are encoded both ways, besides one
+_BEGINNING = 4  # for each way in which the characters after it begin
 
 
 def encode(
@@ -45,8 +46,8 @@ def encode(
             if type(error) is not Exception:  # the tokenizers library raises nothing more special
                 raise
             raise InputError(
-                f"the tokenizer cannot write all of the prompts ({error}): it has neither tokens for each text "
-                "nor an unknown token; leave such questions out, or take the checkpoint's whole tokenizer"
+                f"the tokenizer cannot write all of the prompts ({error}): it lacks tokens for some text, "
+                "and an unknown token; leave such questions out, or take the checkpoint's whole tokenizer"
             ) from error
         for place, ids in zip(places, of_group, strict=True):
             found[place] = ids
@@ -64,7 +65,9 @@ class _Encoder:
     def group(self, head: str, tails: Sequence[str]) -> list[tuple[int, ...]]:
         """The ids of `head` before each of `tails`."""
         if len(tails) > _TRIED and self._ends_a_piece(head, tails[0]):
-            tried = list(tails[:: max(1, len(tails) // _TRIED)][:_TRIED])
+            # How a tail begins decides whether the end of the head is a piece's end before it too.
+            begun = {tail[:_BEGINNING]: tail for tail in tails}
+            tried = list(tails[:: max(1, len(tails) // _TRIED)][:_TRIED]) + list(begun.values())
             whole, ends = self._called([head + tail for tail in tried], self._special), self._fastly(tried)
             before, after = self._shared(whole[0], ends[0], head + tried[0])
             if whole == [before + ids + after for ids in ends]:

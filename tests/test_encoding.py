@@ -148,6 +148,13 @@ print(len(task.prompts), time.process_time() - begun, used)
     assert megabytes < 2000
 
 
+def test_one_text_that_begins_otherwise_has_its_own_tokens() -> None:
+    tokenizer = KINDS["gpt-2"]()
+    heads, tails = ["Q: a\n\n"] * 60, [*["Q: b"] * 58, " \n\nb", "Q: b"]
+    whole = tokenizer([head + tail for head, tail in zip(heads, tails, strict=True)])["input_ids"]
+    assert encode(heads, tails, tokenizer, special=True) == [tuple(ids) for ids in whole]
+
+
 def test_a_text_that_has_no_tokens_is_refused() -> None:
     fast = Tokenizer(models.WordLevel({"Lyon": 0}, unk_token=None))
     fast.pre_tokenizer = pre_tokenizers.Whitespace()
