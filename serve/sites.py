@@ -98,9 +98,11 @@ class Asked:
     @property
     def is_same_place(self) -> bool:
         """Whether the page that asks comes from this server itself."""
-        if self.scheme is not None:
-            return _plain(self.origin or "") == _plain(f"{self.scheme}://{self.host}")
-        return urlsplit(self.origin or "").netloc.lower() == self.host.lower()
+        if self.scheme is None:
+            return urlsplit(self.origin or "").netloc.lower() == self.host.lower()
+        page = _plain(self.origin or "")
+        # "null" is the origin of pages that have none, and is never this server's.
+        return page is not None and page == _plain(f"{self.scheme}://{self.host}")
 
 
 def read_sites(origins: Collection[str], proxies: Collection[str], root_path: str) -> Sites:

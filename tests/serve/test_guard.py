@@ -209,6 +209,9 @@ PAGE = "https://morfi.example"
         ("127.0.0.1:8000", "null", {}, 403),
         ("127.0.0.1:8000", None, {"x-forwarded-host": "evil.example"}, 403),
         ("127.0.0.1:8000", PAGE, {"x-forwarded-host": "morfi.example", "x-forwarded-proto": "https"}, 200),
+        ("morfi.example", "null", {"x-forwarded-proto": "wss"}, 403),
+        ("morfi.example", "null", {"x-forwarded-proto": "h2"}, 403),
+        ("morfi.example", "https://evil.example/x", {"x-forwarded-proto": "h2"}, 403),
         (
             "127.0.0.1",
             "http://localhost",
