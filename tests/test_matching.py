@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import re
 import string
+from collections.abc import Sequence
 from decimal import Decimal
 
 import pytest
@@ -68,6 +69,7 @@ WRITTEN = st.text(
     st.one_of(
         st.sampled_from(
             "aAnthe TheO01259+-\u2212\u2013.,'\u2019:/^#<>=~\u2264 %$\u00bd\u00b2()&_\u200b\u0131\u0130\u00df"
+            '"*\u20ac\u266d\u266f\u221a\u03c0\u207be'
         ),
         st.characters(exclude_categories=["Cs"]),
     ),
@@ -140,6 +142,17 @@ def test_unicode_writes_one_answer_in_several_forms(one: str, other: str) -> Non
         ("Google+", "Google"),
         ("Vitamin A", "vitamin"),
         ("18+", "18"),
+        ('"-5"', "5"),
+        ("**-5**", "5"),
+        ("$-5", "$5"),
+        ("1.5e-3", "1.5e3"),
+        ("10^-6", "106"),
+        ("O -", "O"),
+        ("O -", "O+"),
+        ("-x", "x"),
+        ("\u03c0/2", "\u03c02"),
+        ("5%", "5"),
+        ("5\u2030", "5"),
     ],
 )
 def test_the_rule_for_answers_keeps_apart_what_squad_makes_one(one: str, other: str) -> None:
@@ -151,8 +164,54 @@ def test_the_rule_for_answers_keeps_apart_what_squad_makes_one(one: str, other: 
 
 
 @pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\u20ac-5", "\u20ac5"),
+        ("10\u207b\u2076", "10 6"),
+        ("10^-6", "10 6"),
+        ("B\u266d", "B"),
+        ("F\u266f", "F"),
+        ("\u221a2", "2"),
+        ("5\u2030", "5%"),
+        *((f"{sign}5", "5") for sign in "\u20ba\u20b1\u20bf\u20a6\u0e3f\u20aa"),
+        ("5\u00a2", "5"),
+        ("A/B", "B"),
+        ("A, B", "B"),
+        ("A + B", "B"),
+        ("A & B", "B"),
+        ("A and B", "and B"),
+    ],
+)
+def test_the_rule_for_answers_keeps_every_sign_that_says_something(one: str, other: str) -> None:
+    assert not is_correct(one, [other], "answer")
+    assert not is_correct(other, [one], "answer")
+    assert is_correct(f"**{one}**.", [one], "answer")
+
+
+@given(
+    st.text(st.sampled_from("OAaBC+-#\u266d\u266f\u221a$\u20ac15.,/^e% \u03c0"), max_size=8),
+    st.sampled_from(
+        ['""', "\u201c\u201d", "''", "\u00ab\u00bb", "``", "**", "__", ("**", "**"), ("\u201c**", "**\u201d")]
+    ),
+)
+def test_quotation_marks_and_markup_around_an_answer_change_no_verdict(
+    text: str, marks: Sequence[str]
+) -> None:
+    assert answer_key(f"{marks[0]}{text}{marks[1]}") == answer_key(text)
+
+
+@pytest.mark.parametrize(
     "spellings",
     [
+        ["-$5", "$-5", "$ -5", "\u2212$5", '"$-5"'],
+        ["-\u20ac5", "\u20ac-5"],
+        ["-5", '"-5"', "\u201c-5\u201d", "**-5**", "*-5*", "_-5_", "'-5'"],
+        ["O-", '"O-"', "\u201cO-\u201d", "**O-**", "O -", "O \u2212"],
+        ["A+", "A +", "**A+**"],
+        ["F#", "F\u266f"],
+        ["10^-6", "10\u207b\u2076", "10 ^ -6"],
+        ["1.5e3", "1.5E+3", "1,5e3"],
+        ["A & B", "A and B"],
         ["Jean-Paul Sartre", "Jean Paul Sartre", "jean\u2010paul sartre."],
         ["J. R. R. Tolkien", "J.R.R. Tolkien", "JRR Tolkien"],
         ["Spider-Man", "Spiderman", "spider man"],
