@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from morfi.attempts import NOTHING_DONE, attempting
@@ -161,12 +162,16 @@ def answer(
     with start_engine(
         task.checkpoint, context=task.context, seed=settings.seed, overrides=settings.engine
     ) as engine:
-        store.begin_run(run, _by_split(task))
-        store.add(run.run_id, task.baselines)
         record = attempt_record(command, engine.settings, engine.device)
         again = task.again.format(run_id=run.run_id, db=shlex.quote(str(store.path)))
         with attempting(
-            store, run.run_id, record, progress, started=started, again=f"go on with: {again}"
+            store,
+            run.run_id,
+            record,
+            progress,
+            started=started,
+            again=f"go on with: {again}",
+            begin=partial(_begin, task, run, store),
         ) as attempt:
             progress.start(task.n_answers, len(done))
             for batch in batches:
@@ -177,6 +182,11 @@ def answer(
                 store.write_completions(rows)
                 attempt.count(rows, generate_s)
     return attempt.tally
+
+
+def _begin(task: Task, run: RunRecord, store: Store) -> None:
+    store.begin_run(run, _by_split(task))
+    store.add(run.run_id, task.baselines)
 
 
 def _by_split(task: Task) -> dict[str, list[Question]]:

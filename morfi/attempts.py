@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -67,14 +67,19 @@ def attempting(
     *,
     started: float,
     again: str = "the same command goes on where it stopped",
+    begin: Callable[[], None] | None = None,
 ) -> Iterator[Attempt]:
     """An attempt for the block; an error that ends the block is stored with it and raised on.
 
     The run is this process' own meanwhile (`Store.begin_attempt`). `started` is when its time began
-    (`time.monotonic`); `again` is what a user is told after an error.
+    (`time.monotonic`); `again` is what a user is told after an error. `begin` writes what belongs to the run
+    before its attempt; as with all that follows, a store that is held is waited for, with a word.
     """
     say = None if progress is None else progress.phase
-    attempt = Attempt(store.begin_attempt(run_id, record))
+    with contextlib.nullcontext() if say is None else store.going_on(say):
+        if begin is not None:
+            begin()
+        attempt = Attempt(store.begin_attempt(run_id, record))
     try:
         with store.going_on(say):
             yield attempt
@@ -84,14 +89,36 @@ def attempting(
         message = _signal(error) if interrupted else (str(error) or type(error).__name__)[:1000]
         status = "interrupted" if interrupted else "failed"
         attempt.tally = replace(attempt.tally, status=status, message=message)
-        try:
-            _end(store, run_id, attempt, started, wait=False)
-        except MorfiError as unstored:  # what ended the block is what matters
-            if say is not None:
-                say(f"the end of this attempt could not be stored: {unstored}")
+        with store.going_on(say):
+            _end_after_error(store, run_id, attempt, started, say or _silent)
         if say is not None:
             say(f"stopped; {again}")
         raise
+
+
+def _end_after_error(
+    store: Store, run_id: str, attempt: Attempt, started: float, say: Callable[[str], None]
+) -> None:
+    """Stores the end, and before it what the store was held against, until a second signal; raises nothing.
+
+    What ended the block is what matters.
+    """
+    n_kept = store.n_kept
+    if n_kept:
+        say(
+            f"waiting until {n_kept} results are stored, which another process keeps out; "
+            "Ctrl-C or SIGTERM again gives them up"
+        )
+    try:
+        _end(store, run_id, attempt, started, wait=n_kept > 0)
+    except (MorfiError, KeyboardInterrupt) as unstored:
+        why = _signal(unstored) if isinstance(unstored, KeyboardInterrupt) else unstored
+        say(f"the end of this attempt could not be stored: {why}")
+        if n_kept:
+            say(f"{n_kept} results are lost, and will be made again")
+
+
+def _silent(_: str) -> None: ...
 
 
 def _end(store: Store, run_id: str, attempt: Attempt, started: float, *, wait: bool) -> None:

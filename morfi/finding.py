@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from morfi.attempts import attempting
@@ -103,9 +104,9 @@ def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool,
     progress.start(sae.encoder.d_sae, 0)
     result = _trends(config, sae, found, kept, values, on_tile=progress.advance)
     run = known or _record(found, stored, fingerprint, sae)
-    store.begin_run(run, {})
+    begin = partial(store.begin_run, run, {})
     record = attempt_record(command, {}, device_name())
-    with attempting(store, run.run_id, record, progress, started=started):
+    with attempting(store, run.run_id, record, progress, started=started, begin=begin):
         _add(store, run.run_id, found, qualities, result, sae=sae)
     return run.run_id
 

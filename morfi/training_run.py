@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,11 +54,13 @@ def run_train(
     if len(store.checkpoints(run.run_id)) == run.n_planned:
         return run.run_id
     started = time.monotonic()
-    store.begin_run(run, {})
+    begin = partial(store.begin_run, run, {})  # preparing took long enough that it is not given up lightly
     settings = {"dtype": task.dtype, "threads": _n_threads()}
     record = attempt_record(command, settings, device_name())
     again = "the same command goes on after the last epoch that was finished"
-    with attempting(store, run.run_id, record, progress, started=started, again=again) as attempt:
+    with attempting(
+        store, run.run_id, record, progress, started=started, again=again, begin=begin
+    ) as attempt:
         recorder = _Recorder(store, run.run_id)
         run_training(task, Path(run.config["folder"]), recorder, progress, attempt=attempt.number)
     return run.run_id

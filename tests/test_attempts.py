@@ -24,6 +24,7 @@ class Ended:
         self.ends: list[Any] = []
         self.said: list[str] = []
         self.held = held
+        self.n_kept = 0
 
     def going_on(self, say: Any) -> Any:
         return contextlib.nullcontext()

@@ -140,13 +140,13 @@ def upgrade(path: Path, lock_timeout_s: float) -> tuple[int, int]:
         return before, _schema_version(path, connection)
 
 
-def prepare(path: Path, lock_timeout_s: float) -> None:
+def prepare(path: Path, lock_timeout_s: float, say: Say | None = None) -> None:
     """Makes the file with the newest schema if it is missing, else migrates it.
 
     A new file appears under its name only when it is complete, so a killed process leaves no half of one.
     """
     if exists(path) or not _create(path, lock_timeout_s):
-        with _connection(path, lock_timeout_s) as connection:
+        with _connection(path, lock_timeout_s, say) as connection:
             migrate(path, connection)
 
 

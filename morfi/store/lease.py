@@ -2,7 +2,8 @@
 
 A lease lies in the store, so any host that reads the store sees who works on what. It runs out by itself
 when nothing renews it, whatever happened to its process. Where reader and process share a boot and a PID
-namespace, the process itself is looked at: a killed one frees its run at once.
+namespace, the process itself is looked at: a killed one frees its run at once, and one
+that runs keeps it, however long it was silent.
 
 Clocks of several hosts may differ. By less than `LEASE_S` that changes only when a lease counts as run out.
 By more, a live process can lose its run to another one; it then stops at its next write, because a lease
@@ -44,19 +45,22 @@ class Lease:
 
     def is_alive(self, now: datetime) -> bool:
         """Whether a process works on the run, as far as can be known here."""
+        seen = is_running(self.process)
+        if seen is not None:
+            return seen  # whatever the clock says: it may be suspended, or wait for a disk
         lasts = self.expires_at - self.renewed_at
-        if not self.renewed_at - lasts < now < self.expires_at:
-            return False
-        return not is_dead(self.process)
+        return self.renewed_at - lasts < now < self.expires_at
 
     def refusal(self, now: datetime) -> InputError:
         """Says who works on the run, and what to do."""
         silent_s = max(0.0, (now - self.renewed_at).total_seconds())
         left_s = (self.expires_at - now).total_seconds()
+        is_seen = is_running(self.process) is not None
+        free = "" if is_seen else f"; if that process is gone, the run is free in {left_s:.0f} s"
         return InputError(
             f"{self.run_id} is being worked on by PID {self.pid} on {self.host} since "
             f"{self.since:%Y-%m-%d %H:%M:%S} UTC (last sign of life {silent_s:.0f} s ago); wait until it "
-            f"ends, or stop it there; if that process is gone, the run is free in {left_s:.0f} s"
+            f"ends, or stop it there{free}"
         )
 
 
@@ -120,13 +124,29 @@ def process_name(pid: int) -> str | None:
     return None if place is None or began is None else f"{place}/{pid}/{began}"
 
 
-def is_dead(process: str | None) -> bool:
-    """Whether that process surely does not run any more; False where it cannot be seen from here."""
+def is_running(process: str | None) -> bool | None:
+    """Whether that process runs; None where it cannot be seen from here."""
     place = _place()
     if process is None or place is None or not process.startswith(f"{place}/"):
+        return None
+    pid, _, began = process.removeprefix(f"{place}/").partition("/")
+    try:
+        return _began_of(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")) == began
+    except (FileNotFoundError, ProcessLookupError):
+        return None if _exists(int(pid)) else False
+    except OSError:
+        return None  # another user's, where /proc hides those
+
+
+def _exists(pid: int) -> bool:
+    """Whether a process has the id; /proc may hide it."""
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except ProcessLookupError:
         return False
-    pid = process.removeprefix(f"{place}/").partition("/")[0]
-    return process_name(int(pid)) != process
+    except OSError:
+        return True
+    return True
 
 
 def _place() -> str | None:
@@ -144,6 +164,10 @@ def _began(pid: int) -> str | None:
         stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except OSError:
         return None
+    return _began_of(stat)
+
+
+def _began_of(stat: str) -> str | None:
     state, *fields = stat.rpartition(")")[2].split()  # what stands before is the program's name
     return None if state in "ZX" else fields[18]
 

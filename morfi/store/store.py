@@ -13,7 +13,7 @@ from morfi.errors import InputError, MorfiError, nearest
 from morfi.statistics import wilson_interval
 from morfi.store import lease
 from morfi.store.counts import AnswerCounts, count_answers
-from morfi.store.file import exists, prepare, upgrade
+from morfi.store.file import exists, upgrade
 from morfi.store.query import Rows, answered, streamed
 from morfi.store.records import (
     AttemptEnd,
@@ -89,7 +89,7 @@ class Store:
 
     def prepare(self) -> None:
         """Makes the file, or migrates it; whatever is unfit about it shows before any work is done."""
-        prepare(self.path, self._work.lock_timeout_s)
+        self._work.prepare()
 
     def upgrade(self) -> tuple[int, int]:
         """Brings an existing file to the newest schema; returns its schema before and now."""
@@ -162,6 +162,11 @@ class Store:
         What is added meanwhile is kept and written later; `say` is told.
         """
         return self._work.going_on(say)
+
+    @property
+    def n_kept(self) -> int:
+        """The rows that could not be stored yet, because another process holds the file."""
+        return self._work.n_kept
 
     def write_completions(self, rows: Sequence[CompletionRow]) -> None:
         """Adds all the rows or none, in one transaction; rows whose keys are there already are left out."""
@@ -238,12 +243,14 @@ class Store:
     def _summaries(self, clause: str, value: str | int) -> list[RunSummary]:
         with self._work.reading() as connection:
             found = read_records(connection, RunSummary, f"FROM runs {clause}", [value])
-            killed = {held.run_id for held in lease.read_all(connection) if lease.is_dead(held.process)}
+            seen = {held.run_id: lease.is_running(held.process) for held in lease.read_all(connection)}
+        # The view knows the clock alone.
+        changed: dict[tuple[str, bool | None], str] = {
+            ("running", False): "interrupted",
+            ("interrupted", True): "running",
+        }
         return [
-            replace(summary, status="interrupted")
-            if summary.status == "running" and summary.run_id in killed
-            else summary
-            for summary in found
+            replace(one, status=changed.get((one.status, seen.get(one.run_id)), one.status)) for one in found
         ]
 
     def accuracies(self, run_id: str) -> list[RelationAccuracy]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.errors import MorfiError
 from morfi.store import lease
-from morfi.store.file import Locked, holding, reading, writing
+from morfi.store.file import Locked, holding, prepare, reading, writing
 from morfi.store.rows import insert_columns
 
 if TYPE_CHECKING:
@@ -40,10 +40,20 @@ class Work:
         self._kept: list[Rows] = []
         self._said_kept = False
         self._say: Say | None = None
+        self._said_unrenewed = False
+
+    @property
+    def n_kept(self) -> int:
+        """The rows that could not be written yet."""
+        return sum(len(next(iter(columns.values()))) for _, columns in self._kept)
 
     @property
     def _patience(self) -> tuple[float, Say | None]:
         return (self.lock_timeout_s, None) if self._say is None else (float("inf"), self._say)
+
+    def prepare(self) -> None:
+        """Makes or migrates the file, as `file.prepare`."""
+        prepare(self.path, *self._patience)
 
     def reading(self, *, confined: bool = False) -> AbstractContextManager[DuckDBPyConnection]:
         """A read-only connection, as `file.reading`."""
@@ -68,6 +78,10 @@ class Work:
         try:
             with writing(self.path, wait_s, None) as connection:
                 self._add(connection, pending)
+        except KeyboardInterrupt:  # whether it waited or wrote: rows that are there already are left out
+            if self._say is not None:
+                self._kept = pending
+            raise
         except Locked as error:
             if self._say is None:
                 raise
@@ -125,12 +139,19 @@ class Work:
         while not over.wait(lease.RENEW_S / 4):
             if time.monotonic() - self._renewed < lease.RENEW_S or not self._leases:
                 continue
-            # What hinders this hinders the next write too, which says so. While a file is held, nobody
-            # else can take the run.
-            with contextlib.suppress(MorfiError), writing(self.path, _RENEWAL_WAITS_S, None) as connection:
-                for run_id, number in [*self._leases.items()]:
-                    lease.keep(connection, run_id, number)
-                self._renewed = time.monotonic()
+            try:
+                with writing(self.path, _RENEWAL_WAITS_S, None) as connection:
+                    for run_id, number in [*self._leases.items()]:
+                        lease.keep(connection, run_id, number)
+                self._renewed, self._said_unrenewed = time.monotonic(), False
+            except MorfiError:
+                pass  # hinders the next write too, which says so; nobody takes a run while a file is held
+            except Exception as error:  # noqa: BLE001 - of DuckDB or the system: the next renewal may succeed
+                if not self._said_unrenewed:
+                    (self._say or _silent)(
+                        f"{self.path}: the lease was not renewed, which is tried again: {error}"
+                    )
+                self._said_unrenewed = True
 
 
 def _silent(_: str) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 
+from morfi.attempts import attempting
 from morfi.errors import InputError, MorfiError
 from morfi.provenance import attempt_record
 from morfi.store import Store, lease
@@ -243,3 +246,167 @@ def test_nobody_waits_outside_a_run_or_after_an_error(store: Store) -> None:
         with store.going_on(None), pytest.raises(InputError, match="locked by PID"):
             store.end_attempt("run-a", number, END, wait=False)
     assert store.finished("run-a") == set()
+
+
+def test_a_process_that_is_seen_to_run_keeps_its_run_whatever_the_clock_says(store: Store) -> None:
+    with child(CHILD, store.path) as process:
+        process.send_signal(signal.SIGSTOP)
+        ago = f"renewed_at - INTERVAL {lease.LEASE_S * 2} SECOND"
+        change(store, f"renewed_at = {ago}, expires_at = renewed_at - INTERVAL {lease.LEASE_S} SECOND")
+        assert status(store) == "running"
+        with pytest.raises(
+            InputError, match=r"sign of life \d+ s ago\); wait until it ends, or stop it"
+        ) as refused:
+            store.begin_attempt("run-a", here())
+        assert "is free in" not in str(refused.value)
+        process.kill()
+        process.wait()
+        assert store.begin_attempt("run-a", here()) == 2
+
+
+@pytest.mark.parametrize(
+    ("read", "sent", "seen"),
+    [
+        (FileNotFoundError, ProcessLookupError, False),
+        (ProcessLookupError, ProcessLookupError, False),
+        (FileNotFoundError, PermissionError, None),
+        (FileNotFoundError, None, None),
+        (PermissionError, ProcessLookupError, None),
+    ],
+)
+def test_a_process_that_may_not_be_seen_is_not_taken_for_gone(
+    monkeypatch: pytest.MonkeyPatch, read: type[OSError], sent: type[OSError] | None, seen: bool | None
+) -> None:
+    """As where /proc is mounted with hidepid."""
+    name = lease.process_name(os.getpid())
+    assert lease.is_running(name) is True
+    plain = Path.read_text
+
+    def read_text(path: Path, *args: str) -> str:
+        if path.name == "stat":
+            raise read
+        return plain(path, *args)
+
+    def kill(pid: int, number: int) -> None:
+        assert (pid, number) == (os.getpid(), 0)
+        if sent is not None:
+            raise sent
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(os, "kill", kill)
+    assert lease.is_running(name) is seen
+
+
+def test_the_lease_is_renewed_after_an_error_that_is_said_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep, failures, said, renewed = lease.keep, [1, 2, 3], list[str](), threading.Event()
+
+    def failing(connection: duckdb.DuckDBPyConnection, run_id: str, number: int) -> None:
+        if failures:
+            failures.pop()
+            raise duckdb.InternalException("out of luck")
+        keep(connection, run_id, number)
+        renewed.set()
+
+    store.begin_attempt("run-a", here())
+    monkeypatch.setattr(lease, "RENEW_S", 0.05)
+    monkeypatch.setattr(lease, "keep", failing)
+    with store.going_on(said.append):
+        assert renewed.wait(20)
+    (word,) = said
+    assert "the lease was not renewed, which is tried again" in word
+    assert "out of luck" in word
+
+
+# Answers while a reader holds the store, and is ended by signals as `morfi` is.
+KEEPING = """
+import sys, time
+from pathlib import Path
+from morfi.attempts import attempting
+from morfi.output import ended_by_signals
+from morfi.provenance import attempt_record
+from morfi.store import Store
+from morfi.store.records import CompletionRow
+
+class Progress:
+    def phase(self, text): print(text, flush=True)
+
+def answers(first, n):
+    numbers = range(first, first + n)
+    return [CompletionRow("run-a", f"q{i}", 0, "p", "t", "t", "stop", True, 1, 1, 1, 1) for i in numbers]
+
+store = Store(Path(sys.argv[1]), lock_timeout_s=0.3)
+record = attempt_record("morfi eval", {}, "cpu")
+with ended_by_signals(), attempting(store, "run-a", record, Progress(), started=0.0):
+    print("begun", flush=True)
+    sys.stdin.readline()
+    store.write_completions(answers(0, 2))
+    store.write_completions(answers(2, 3))
+    time.sleep(600)
+"""
+
+
+def ended_while_held(store: Store, process: subprocess.Popen[str]) -> list[str]:
+    """The lines of `process` until it waits for the reader to let go of what it keeps."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+    said = [process.stdout.readline()]
+    process.send_signal(signal.SIGTERM)
+    return [*said, process.stdout.readline()]
+
+
+def test_what_is_kept_is_stored_after_a_signal_as_soon_as_the_file_is_free(store: Store) -> None:
+    with child(KEEPING, store.path) as process:
+        with child(READER, store.path):
+            *_, word = ended_while_held(store, process)
+            assert re.fullmatch(r"waiting until [25] results are stored, .*again gives them up\n", word)
+            time.sleep(1)
+            assert process.poll() is None
+        out, _ = process.communicate(timeout=30)
+    assert "stopped; " in out
+    assert "lost" not in out
+    assert len(store.finished("run-a")) == int(word.split()[2])
+    assert store.query("SELECT status, message FROM attempt_end").to_pylist() == [
+        {"status": "interrupted", "message": "SIGTERM"}
+    ]
+
+
+def test_a_second_signal_gives_up_what_is_kept_and_says_how_much(store: Store) -> None:
+    with child(KEEPING, store.path) as process, child(READER, store.path):
+        *_, word = ended_while_held(store, process)
+        n = word.split()[2]
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+        assert f"{n} results are lost, and will be made again" in out
+        assert "the end of this attempt could not be stored: Ctrl-C" in out
+    assert store.finished("run-a") == set()
+    assert status(store) == "interrupted"
+
+
+def test_what_begins_an_attempt_waits_for_the_file_with_a_word(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("morfi.store.file._FIRST_WORD_S", 0.3)
+
+    class Said(list[str]):
+        phase = list.append
+
+    said: Any = Said()
+    other = replace(RUN, run_id="run-b")
+    with child(READER, store.path) as reader:
+        threading.Timer(1.5, reader.kill).start()
+        with attempting(
+            store,
+            "run-b",
+            here(),
+            said,
+            started=0.0,
+            begin=lambda: store.begin_run(other, {"test": QUESTIONS}),
+        ) as attempt:
+            assert attempt.number == 1
+    assert any("waiting until it lets go" in word for word in said)
+    assert store.run("run-b").run_id == "run-b"
