@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from morfi.errors import InputError
-from morfi.questions.keys import unique_keys
+from morfi.questions.keys import KEYS, OPTIONAL_KEYS, unique_keys
 
 READABLE = "JSON lines, a JSON list or Parquet, plain or as .gz, .bz2, .xz or .zst"
 
@@ -147,18 +147,32 @@ def _parsed(content: bytes, where: str) -> Any:
         raise InputError(f"{where}: JSON nested too deeply or a number too long") from error
 
 
+def _refuse_twice(path: Path, names: list[str]) -> None:
+    twice = next((name for name in (*KEYS, *OPTIONAL_KEYS) if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f'{path}: the column "{twice}" stands twice; give it once')
+
+
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of a Parquet file; a key that a row lacks is NULL there, and left out here."""
+    """Rows of a Parquet file; a key that a row lacks is NULL there, and left out here.
+
+    Of columns that are not read the names are given, with ... for every value: Python may not hold those.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(4096):
-                for row in batch.to_pylist():
+            names = file.schema_arrow.names
+            _refuse_twice(path, names)
+            read = [name for name in names if name in (*KEYS, *OPTIONAL_KEYS)]
+            others = dict.fromkeys([name for name in names if name not in read], ...)
+            for batch in file.iter_batches(4096, columns=read):
+                for row in batch.to_pylist() if read else [{}] * batch.num_rows:
                     number += 1
-                    yield f"{path}, row {number}", {key: v for key, v in row.items() if v is not None}
+                    given = {key: value for key, value in row.items() if value is not None}
+                    yield f"{path}, row {number}", given | others
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

@@ -177,3 +177,34 @@ def test_a_value_that_json_has_no_form_for_is_shown(tmp_path: Path, key: str, va
     with pytest.raises(InputError) as refused:
         load_questions(str(path))
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([2**62] * len(ROWS), pa.timestamp("us")),
+        pa.array([0] * len(ROWS), pa.timestamp("us", tz="Mars/Phobos")),
+        pa.array([2**30] * len(ROWS), pa.date32()),
+    ],
+)
+def test_columns_that_are_not_read_may_hold_anything(tmp_path: Path, column: Any) -> None:
+    table = pa.Table.from_pylist(ROWS).append_column("gold", column)
+    parquet.write_table(table, tmp_path / "q.parquet")
+    (tmp_path / "q.jsonl").write_bytes(LINES)
+    found = load_questions(str(tmp_path / "q.parquet"))
+    assert found.sha256 == load_questions(str(tmp_path / "q.jsonl")).sha256
+    (note,) = found.notes
+    assert '"gold" is not read; what counts is "answers"' in note
+    parquet.write_table(table.drop_columns(["answers"]), tmp_path / "q.parquet")
+    with pytest.raises(InputError, match='"answers" is missing; "gold" is not read'):
+        load_questions(str(tmp_path / "q.parquet"))
+    parquet.write_table(table.select(["gold"]), tmp_path / "q.parquet")
+    with pytest.raises(InputError, match='row 1: "id" is missing'):
+        load_questions(str(tmp_path / "q.parquet"))
+
+
+def test_a_column_given_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    parquet.write_table(table.append_column("id", table["id"]), tmp_path / "q.parquet")
+    with pytest.raises(InputError, match='the column "id" stands twice; give it once'):
+        load_questions(str(tmp_path / "q.parquet"))
