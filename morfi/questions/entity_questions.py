@@ -163,6 +163,12 @@ def _subjects(rows: Sequence[_Row]) -> tuple[list[str], list[str]]:
             f"{relation}: {', '.join(map(shown, found.moved))} is taken for a part of its subjects, all of "
             'which have it; if it is part of the question, give a JSONL file with "subject"'
         )
+    if found.cuts:
+        subject, beside = found.cuts[0]
+        notes.append(
+            f'{relation}: subjects such as "{subject}" end beside "{beside}" without a blank between them, '
+            'and it may be a part of the name; if so, give a JSONL file with "subject"'
+        )
     if unknown := [row for row, subject in zip(rows, found.subjects, strict=True) if subject is None]:
         notes.append(
             f"{relation}: {len(unknown)} questions are worded like no other, such as "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 from hypothesis import given
@@ -74,3 +75,38 @@ def test_a_subject_stands_in_its_question(texts: list[str]) -> None:
     assert all(
         subject is None or subject in text for subject, text in zip(found.subjects, texts, strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("texts", "cuts"),
+    [
+        (
+            ("\u6cd5\u56fd\u7684\u9996\u90fd\uff1f", "\u4e2d\u56fd\u7684\u9996\u90fd\uff1f"),
+            (("\u6cd5", "\u56fd"),),
+        ),
+        (("\u6cd5\u56fd\u7684\u9996\u90fd\uff1f", "\u65e5\u672c\u7684\u9996\u90fd\uff1f"), ()),
+        (("\u6771\u4eac\u306f\u4f55\u770c", "\u5927\u962a\u306f\u4f55\u770c"), ()),
+        (("Where is Paris?", "Where is Lyon?"), ()),
+    ],
+)
+def test_characters_beside_a_subject_that_may_be_a_part_of_it_are_named(
+    texts: tuple[str, ...], cuts: tuple[tuple[str, str], ...]
+) -> None:
+    assert find_subjects(texts).cuts == cuts
+
+
+def test_many_wordings_without_blanks_take_little_time() -> None:
+    draw = random.Random(0)
+
+    def word(n: int) -> str:
+        return "".join(chr(0x4E00 + draw.randrange(3000)) for _ in range(n))
+
+    texts = []
+    for _ in range(100):
+        before, after = word(18), word(18)
+        texts += [f"{before}{word(4)}{after}" for _ in range(2)]
+    start = time.process_time()
+    found = find_subjects(texts)
+    assert time.process_time() - start < 10  # it took over 25 s with all counted anew for each wording
+    assert len(found.wordings) == 100
+    assert {len(subject or "") for subject in found.subjects} == {4}
