@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from morfi.errors import InputError
 from morfi.questions.formats import rows_of
@@ -16,7 +14,7 @@ from morfi.questions.wordings import find_subjects
 from morfi.types import Question
 
 _MOST_NAMED = 3  # wordings in one note
-_FILE_NAME = re.compile(r"(P\d+)(?:\.(train|dev|test))?\.json")
+_FILE_NAME = re.compile(r"(P\d+)(?:\.(train|dev|test))?\.jsonl?(?:\.(?:gz|bz2|xz|zst))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +36,10 @@ def read_folder(folder: Path) -> tuple[dict[str, list[Question]], list[str]]:
     """The questions of a folder by split, the subject of each found from its relation's wording; and notes.
 
     The folder holds train/, dev/ and test/ with P17.train.json and so on, or the folder dataset/ in it does,
-    or it holds P17.test.json or P17.json files itself; other files are left alone. A file is a list of
-    {"question", "answers"}. The subject is what remains of a question without the wording that it shares
-    with others of its relation, in all splits. Ids read "P17/test/00000". The notes, a sentence each, say
-    where this was not plain.
+    or it holds P17.test.json or P17.json files itself, each also compressed (P17.json.gz) or as JSON lines
+    (P17.jsonl); other files are left alone. A file is a list of {"question", "answers"}. The subject is what
+    remains of a question without the wording that it shares with others of its relation, in all splits. Ids
+    read "P17/test/00000". The notes, a sentence each, say where this was not plain.
     Raises InputError for an unusable folder, file or question.
     """
     return _read(_sources(folder))
@@ -94,11 +92,16 @@ def _sources(folder: Path) -> list[_Source]:
         raise InputError(
             f"{unnamed.path} does not say its split, {named[0].path} does; name all files like one of them"
         )
+    first_of: dict[tuple[str, str], Path] = {}
+    for source in sources:
+        first = first_of.setdefault((source.relation, source.split), source.path)
+        if first is not source.path:
+            raise InputError(f"{source.path} and {first} are the same relation and split; keep one of them")
     return sorted(sources, key=lambda source: (source.relation, SPLITS.index(source.split) if named else 0))
 
 
 def _sources_in(folder: Path, split: str | None) -> Iterator[_Source]:
-    for path in sorted(folder.glob("P*.json")):
+    for path in sorted(folder.glob("P*.json*")):
         match = _FILE_NAME.fullmatch(path.name)
         if match is None:
             continue
@@ -109,10 +112,12 @@ def _sources_in(folder: Path, split: str | None) -> Iterator[_Source]:
 
 
 def _rows(source: _Source) -> list[_Row]:
-    content = _json_list(source.path)
     rows: list[_Row] = []
-    for number, item in enumerate(content):
-        where = f"{source.path}, question {number + 1}"
+    for number, (place, item) in enumerate(rows_of(source.path)):
+        # Entries of a list are counted as the questions that they are; lines are as they stand in the file.
+        where = (
+            place if place.startswith(f"{source.path}, line ") else f"{source.path}, question {number + 1}"
+        )
         if not isinstance(item, dict):
             raise InputError(f'{where}: found {shown(item)}; expected "question" and "answers"')
         for key in ("question", "answers"):
@@ -120,22 +125,9 @@ def _rows(source: _Source) -> list[_Row]:
                 raise InputError(f'{where}: "{key}" is missing; expected "question" and "answers"')
         text = text_of(item["question"], f'{where}: "question"')
         rows.append(_Row(source, number, text, answers_of(item["answers"], f'{where}: "answers"')))
+    if not rows:
+        raise InputError(f"{source.path} holds no questions; expected a JSON list of at least one question")
     return rows
-
-
-def _json_list(path: Path) -> list[Any]:
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
-    except json.JSONDecodeError as error:
-        where = f"{path}, line {error.lineno}, column {error.colno}"
-        raise InputError(f"{where}: not valid JSON ({error.msg})") from error
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{path}: JSON nested too deeply or a number too long") from error
-    if not isinstance(content, list) or not content:
-        raise InputError(f"{path} holds {shown(content)}; expected a JSON list of at least one question")
-    return content
 
 
 def _subjects(rows: Sequence[_Row]) -> tuple[list[str], list[str]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,10 @@ def test_flat_folder_without_splits_is_one_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('[{"question": ', "line 1, column"),
-        ("", "not valid JSON"),
-        ("[]", "holds []"),
-        ('{"question": "Where?"}', "expected a JSON list"),
+        ('[{"question": ', "not valid JSON"),
+        ("", "holds no questions"),
+        ("[]", "holds no questions"),
+        ('{"question": "Where?"}', 'line 1: "answers" is missing'),
         ("[" * 100_000, "nested too deeply"),
         ([item("Ada"), "Where?"], 'question 2: found "Where?"'),
         ([item("Ada"), {"question": "Where?"}], 'question 2: "answers" is missing'),
@@ -145,3 +146,26 @@ def test_no_test_fact_stands_in_train_under_another_wording(tmp_path: Path) -> N
         'P19: subjects were found from 2 wordings: "In what city was ... born ?" (5), '
         '"Where was ... born ?" (5)',
     )
+
+
+@pytest.mark.parametrize("name", ["P19.test.json", "P19.test.json.gz", "P19.test.jsonl", "P19.test.jsonl.gz"])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("lines", [True, False])
+def test_a_file_is_read_packed_or_as_lines_whatever_its_ending(
+    name: str, packed: bool, lines: bool, tmp_path: Path
+) -> None:
+    items = [item("Ada"), item("Alan")]
+    text = "\n".join(map(json.dumps, items)) if lines else json.dumps(items)
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    for source in (tmp_path, tmp_path / name):
+        found = load_questions(str(source)).splits["test"]
+        assert [(row.id, row.subject) for row in found] == [
+            ("P19/test/00000", "Ada"),
+            ("P19/test/00001", "Alan"),
+        ]
+
+
+def test_one_relation_and_split_in_two_files_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "P19.json", [item("Ada"), item("Alan")])
+    put(tmp_path / "P19.jsonl", [item("Ada"), item("Alan")])
+    assert "are the same relation and split; keep one of them" in refusal(tmp_path)
