@@ -15,19 +15,19 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 from morfi.serve import fields
 from morfi.serve.async_engine import Followed
-from morfi.serve.wire import Body, Steering, Wire
+from morfi.serve.wire import WHOLE, Body, Steering, Wire
 
 MAX_ANSWERS = 16  # n
 MAX_PROMPTS = 64  # of one request
 MAX_TOKENS = 1 << 20  # a request never gets more than the context has room for
 
-Token = Annotated[int, Field(ge=0, lt=1 << 31)]
+Token = Annotated[int, Field(ge=0, lt=1 << 31), WHOLE]
 TokenIds = Annotated[list[Token], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, description="-1 is as none.")]
-Count = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, description="-1 is as none."), WHOLE]
+Count = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
@@ -48,7 +48,7 @@ class Sampled(Body):
     frequency_penalty: Penalty | None = None
     logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Bias] | None = None
     max_tokens: Count | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS), WHOLE] | None = None
     presence_penalty: Penalty | None = None
     seed: Seed | None = None
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
@@ -57,13 +57,13 @@ class Sampled(Body):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Share | None = None
 
-    top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=1 << 31), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
     stop_token_ids: Annotated[list[Token], Field(max_length=64)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS), WHOLE] | None = None
     skip_special_tokens: bool | None = None
     return_token_ids: bool | None = None
 
@@ -84,10 +84,10 @@ class CompletionBody(Sampled):
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
     echo: bool | None = None
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS), WHOLE] | None = Field(
         default=None, description="0 with `echo` only."
     )
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     add_special_tokens: bool | None = None
 
     @model_validator(mode="after")
@@ -156,7 +156,7 @@ class ChatBody(Sampled):
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
         default=None, description="For chat templates that look at it."

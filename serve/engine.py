@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,6 +20,7 @@ from morfi.serve import settings as engine_settings
 from morfi.serve.admission import Admission, admission_of
 from morfi.serve.processes import naming_death, quiet
 from morfi.serve.reports import Report, applied, captured, check_captured, unfit
+from morfi.serve.requested import OpenShards, Wanted
 from morfi.serve.served import Served, check_swapped, first_refusal
 from morfi.shards import write_requests
 from morfi.steering import Capture, Steering, to_json
@@ -30,30 +31,6 @@ if TYPE_CHECKING:
 
     from morfi.checkpoints import Checkpoint
     from morfi.directions import DecoderRows, Direction, SaeLatents
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """All that one prompt is to be done with."""
-
-    sampling: Sampling
-    steering: tuple[Steering, ...]
-    capture: Capture | None
-
-    shard: int | None = None  # its number in shards
-
-    @property
-    def is_followed(self) -> bool:
-        """Whether anything but plain generation is asked for."""
-        return bool(self.steering) or self.capture is not None
-
-
-@dataclass(slots=True)
-class _Shards:
-    """What goes to shards just now: how many requests did, and which positions of each count."""
-
-    n_requests: int = 0
-    computed: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 class Engine:
@@ -108,7 +85,7 @@ class Engine:
         self._newline_ids = newline_tokens(self._tokenizer)
         self._newline_set = frozenset(self._newline_ids)
         self._request_number = itertools.count()
-        self._shards: _Shards | None = None
+        self._shards: OpenShards | None = None
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -196,7 +173,7 @@ class Engine:
         rpc = self._llm.llm_engine.collective_rpc
         with whole_folder(folder) as part:
             rpc("morfi_open_shards", args=(str(part.absolute()), shard_bytes))
-            self._shards = shards = _Shards()
+            self._shards = shards = OpenShards()
             try:
                 yield
             finally:
@@ -264,7 +241,7 @@ class Engine:
         sampling: Sampling | Sequence[Sampling],
         steering: Sequence[Sequence[Steering]] | None,
         capture: Capture | Sequence[Capture | None] | None,
-    ) -> list[_Wanted]:
+    ) -> list[Wanted]:
         """What each prompt is to be done with; raises InputError for what this engine cannot do."""
         n = len(prompts)
         samplings = [sampling] * n if isinstance(sampling, Sampling) else sampling
@@ -273,7 +250,7 @@ class Engine:
         for given, what in ((samplings, "samplings"), (steerings, "steerings"), (captures, "captures")):
             if len(given) != n:
                 raise ValueError(f"{len(given)} {what} were given for {n} prompts")
-        wanted = [_Wanted(*each) for each in zip(samplings, steerings, captures, strict=True)]
+        wanted = [Wanted(*each) for each in zip(samplings, steerings, captures, strict=True)]
         self._check_seeds(samplings)
         if self._shards is not None:
             first, self._shards.n_requests = self._shards.n_requests, self._shards.n_requests + n
@@ -300,7 +277,7 @@ class Engine:
                 "one of them out"
             )
 
-    def _params_of(self, wanted: Sequence[_Wanted]) -> list[SamplingParams]:
+    def _params_of(self, wanted: Sequence[Wanted]) -> list[SamplingParams]:
         """vLLM's parameters for each prompt; equal ones share one object."""
         made = {one: self._params(one) for one in set(wanted)}
         return [made[one] for one in wanted]
@@ -317,7 +294,7 @@ class Engine:
     def _followed(
         self,
         completion: Completion,
-        wanted: _Wanted,
+        wanted: Wanted,
         reports: Sequence[Report | None],
         n_prompt: int,
         sample: int,
@@ -335,7 +312,7 @@ class Engine:
     def _admission(self) -> Admission:
         return admission_of(self._llm.llm_engine.input_processor)
 
-    def _params(self, wanted: _Wanted) -> SamplingParams:
+    def _params(self, wanted: Wanted) -> SamplingParams:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -426,7 +403,7 @@ def _check_known(overrides: Mapping[str, Any]) -> None:
 
 def _check_answers(
     outputs: Sequence[Any],
-    wanted: Sequence[_Wanted],
+    wanted: Sequence[Wanted],
     reports: Mapping[int, Sequence[Sequence[Report | None]]],
 ) -> None:
     """Raises MorfiError for the first request, counted from 0, that vLLM ended without an answer."""

@@ -90,6 +90,7 @@ SAMPLED = {
     "vllm_xargs": Neutral(({},), "give `steering`; other arguments of vLLM's plugins are not passed on"),
     "repetition_detection": Neutral((), _NO_VLLM),
     "thinking_token_budget": Neutral((-1,), _NO_REASONING),
+    "top_a": Neutral((0,), "it is not served; limit tokens with top_p, top_k or min_p"),
     "stream_interval": Neutral((1,), "every token is streamed as it comes; leave it out"),
 }
 
@@ -138,9 +139,10 @@ MESSAGE = {
     "reasoning": Neutral(("",), _NO_REASONING),
     "reasoning_content": Neutral(("",), _NO_REASONING),
     "parsed": Neutral((), "only content is taken; leave it out"),
+    "cache_control": anything(dict),
 }
 
-TEXT_PART = {"prompt_cache_breakpoint": anything(dict)}
+TEXT_PART = {"prompt_cache_breakpoint": anything(dict), "cache_control": anything(dict)}
 
 
 WHY = {

@@ -6,14 +6,21 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 
 from morfi.serve.fields import Neutral, without_neutral
 from morfi.serve.gate import MAX_STRENGTHS
 from morfi.steering import MAX_ENTRIES
 
+
+def _without_point(value: Any) -> Any:
+    """100.0 as 100, for JSON knows one kind of number; everything else as it is."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_without_point)  # of every field of whole numbers
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-LatentId = Annotated[int, Field(ge=0, lt=1 << 31)]
+LatentId = Annotated[int, Field(ge=0, lt=1 << 31), WHOLE]
 Operation = Literal["add", "ablate", "clamp", "project"]
 Positions = Literal["all", "prompt", "generated", "last_prompt"]
 
@@ -88,7 +95,9 @@ class Steering(Wire):
 
     latents: list[Latent] = Field(min_length=1, max_length=MAX_ENTRIES)
     positions: Positions = "all"
-    layer: int | None = Field(default=None, description="May be left out: there is only the find run's.")
+    layer: Annotated[int, WHOLE] | None = Field(
+        default=None, description="May be left out: there is only the find run's."
+    )
 
 
 class ComparedLatent(Wire):
@@ -121,7 +130,7 @@ class Comparison(Body):
         min_length=1, max_length=MAX_STRENGTHS, description="alpha of each comparison."
     )
     positions: Positions = "all"
-    max_tokens: int = Field(default=16, ge=1, le=512)
+    max_tokens: Annotated[int, Field(ge=1, le=512), WHOLE] = 16
     stream: bool = False
 
     @model_validator(mode="after")

@@ -34,8 +34,9 @@ def check_whole(adapter: Adapter, base: ModelFiles) -> None:
     leaves = {module.rpartition(".")[2] for module in fused & set(found)}
     if both := sorted(module for module in layout.modules if module.rpartition(".")[2] in leaves):
         raise InputError(
-            f"{adapter.path} changes experts of {base.path}, where {both[0]} is called the same, and PEFT "
-            "takes one for the other; merge it with the transformers that trained it, and give that model"
+            f"{adapter.path} changes experts of {base.path}, where {both[0]} is called the same, so that "
+            "morfi cannot show that it merges as PEFT does; merge the adapter with the transformers that "
+            "trained it, and give that model"
         )
     ends = {_module(layout.embedding), _module(layout.head)} if base.tied else set()
     for module, given in found.items():

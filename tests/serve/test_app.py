@@ -14,6 +14,7 @@ import pytest
 from openai.types import chat as openai_types
 from openai.types import completion_create_params as completion_params
 from openai.types.chat import completion_create_params as chat_params
+from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest,
     ChatCompletionResponse,
@@ -246,7 +247,7 @@ def test_an_answer_without_its_reports_is_not_given(served: Served, stream: bool
         ({"id": 3, "clamp": 86.0}, "64.5 median residual norms"),
         ({"id": 3, "op": "ablate"}, "cannot be done with this SAE; add, project, clamp can"),
         ({"id": 3, "alpha": "1"}, "valid number"),
-        ({"id": 3.0, "alpha": 1}, "valid integer"),
+        ({"id": 3.5, "alpha": 1}, "valid integer"),
         ({"id": True, "alpha": 1}, "valid integer"),
         ({"id": 3}, '"add" needs alpha'),
         ({"id": 3, "op": "project", "alpha": 1}, '"project" takes no alpha'),
@@ -580,6 +581,12 @@ def test_what_would_mean_something_that_is_not_done_is_refused(
         ("/v1/completions", {"seed": -1}, {"seed": None}),
         ("/v1/completions", {"seed": -7}, {"seed": -7}),
         ("/v1/completions", {"top_k": -1}, {"top_k": -1}),
+        ("/v1/completions", {"top_a": 0}, {}),
+        (
+            "/v1/completions",
+            {"max_tokens": 4.0, "n": 2.0, "seed": -1.0, "stop_token_ids": [3.0]},
+            {"n": 2, "seed": None, "stop_token_ids": [3]},
+        ),
         (
             "/v1/completions",
             {"max_tokens": 0, "echo": True, "logprobs": 1},
@@ -601,6 +608,39 @@ def test_what_vllm_understands_is_passed_on(
     assert answer.status_code == 200, answer.text
     (made,) = served.serving.params
     assert {name: getattr(made, name) for name in params} == params
+
+
+def test_what_clients_say_of_their_caches_means_nothing(served: Served) -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+    message = {"role": "user", "content": [{"type": "text", "text": "Q", **mark}], **mark}
+    assert served.post("/v1/chat/completions", {"messages": [message]}).status_code == 200
+    message = {"role": "user", "content": [{"type": "text", "text": "Q", "cache_control": "x"}]}
+    error = error_of(served.post("/v1/chat/completions", {"messages": [message]}), 422)
+    assert "cache_control" in f"{error['param']} {error['message']}"
+    error = error_of(served.post("/v1/completions", {**PATHS["/v1/completions"], "top_a": 0.2}), 422)
+    assert "top_p, top_k or min_p" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "given", "numbers"),
+    [
+        (CompletionBody, {"prompt": "Q"}, ["max_tokens", "n", "seed", "top_k", "min_tokens", "logprobs"]),
+        (
+            ChatBody,
+            {"messages": [{"role": "user", "content": "Q"}]},
+            ["max_completion_tokens", "top_logprobs"],
+        ),
+        (Comparison, {"prompt": "Q", "latents": [{"id": 3.0}], "strengths": [1]}, ["max_tokens"]),
+        (Steering, {"latents": [{"id": 3.0, "op": "ablate"}]}, ["layer"]),
+    ],
+)
+def test_a_whole_number_may_have_a_point(body: type[Any], given: dict[str, Any], numbers: list[str]) -> None:
+    for name in numbers:
+        found = getattr(body.model_validate({**given, name: 4.0}), name)
+        assert (found, type(found)) == (4, int)
+        for value in (1.5, True, "4", float("nan"), float("inf"), [4.0]):
+            with pytest.raises(ValidationError):
+                body.model_validate({**given, name: value})
 
 
 @pytest.mark.parametrize("body", [CompletionBody, ChatBody, Comparison, Steering, ChatMessage, StreamOptions])
