@@ -26,10 +26,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from morfi.cache import Cache
 from morfi.checkpoints import resolve
+from morfi.checkpoints.model_files import open_model
 from morfi.errors import InputError, MorfiError
 from morfi.serve.engine import Engine
 from morfi.types import Sampling
 
+# vLLM's own models of these have no place for a head in the file, and say so when an engine starts.
+HEADLESS = ("bloom", "gemma2")
 TOKENS = torch.tensor([[3, 1, 4, 15, 9, 2, 6, 5]])
 COMMON = {"vocab_size": 259, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 COMMON |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "max_position_embeddings": 128}
@@ -385,13 +388,11 @@ def check_in_engine(folder: Folder, adapter: Adapter | None, root: Path, tokeniz
             )[0, len(prompt) :].tolist()
             for prompt in prompts
         ]
-    try:
-        engine = Engine(model_dir, dtype="float32", context=128)
-    except MorfiError as error:
-        # vLLM's own models of these have no place for a head of the file's, and say so at the start.
-        assert folder.family in ("bloom", "gemma2")
-        assert "no module or parameter named 'lm_head'" in str(error)
+    if folder.family in HEADLESS and "lm_head.weight" in open_model(model_dir).weights.tensors:
+        with pytest.raises(MorfiError, match="no module or parameter named 'lm_head'"):
+            Engine(model_dir, dtype="float32", context=128)
         return
+    engine = Engine(model_dir, dtype="float32", context=128)
     with engine:
         newline = 3 + ord("\n")
         answers = engine.generate(prompts, Sampling(max_tokens=6))
@@ -413,7 +414,8 @@ def test_an_engine_serves_the_own_head_of_a_folder_that_claims_a_tie(
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("head", ["as saved", "same", "own"])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+# vLLM changes transformers' own GPT-NeoX for its use: no process can make one after its engine (see above).
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gpt_neox"}))
 def test_an_engine_serves_what_transformers_computes(
     family: str, head: str, tied: bool, make_tokenizer: Any, tmp_path: Path
 ) -> None:
