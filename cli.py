@@ -147,7 +147,10 @@ def cli() -> None:
 @click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
 @click.option("--seed", type=int, help="Chooses questions and exemplars (default: 0).")
 @click.option("--bos", help="BOS before each prompt: auto (default), as the model needs it; yes or no.")
-@click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
+@click.option(
+    "--dtype",
+    help="bfloat16, float16 or float32 (default: its own; float32 on CPUs without bfloat16).",
+)
 @engine_option
 @click.option("--batch", type=int, help="Questions stored together (default: 512, or 8192 on a GPU).")
 @click.option(
@@ -192,7 +195,10 @@ def eval_command(common: Common, resume: str | None, **given: Any) -> None:
 @click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
 @click.option("--seed", type=int, help="Chooses questions, exemplars and samples (default: 0).")
 @click.option("--bos", help="BOS before each prompt: auto (default), as the model needs it; yes or no.")
-@click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
+@click.option(
+    "--dtype",
+    help="bfloat16, float16 or float32 (default: its own; float32 on CPUs without bfloat16).",
+)
 @engine_option
 @click.option("--batch", type=int, help="Prompts answered and stored together.")
 @new_option
@@ -266,7 +272,8 @@ def mix_command(common: Common, new: bool, **given: Any) -> None:
     "--gradient-checkpointing/--no-gradient-checkpointing", default=None, help="Compute activations twice."
 )
 @click.option(
-    "--dtype", help="bfloat16 or float32, of the frozen base (default: the fastest for this machine)."
+    "--dtype",
+    help="bfloat16 or float32, of the base (default: its own; float32 on CPUs without bfloat16).",
 )
 @click.option("--dev-limit", type=int, help="Known dev questions asked after every epoch (default: 200).")
 @click.option("--match", help="How dev answers are compared: squad (default), answer, strict or contains.")
@@ -301,7 +308,10 @@ def train_command(common: Common, mix_run: str, out: Path, new: bool, **given: A
 @click.option("--match", help="How answers are compared: squad (default), answer, strict or contains.")
 @click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
 @click.option("--seed", type=int, help="Chooses the questions (default: 0).")
-@click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
+@click.option(
+    "--dtype",
+    help="bfloat16, float16 or float32 (default: its own; float32 on CPUs without bfloat16).",
+)
 @engine_option
 @click.option("--batch", type=int, help="Questions stored together (default: 512, or 8192 on a GPU).")
 @figure_option
@@ -339,7 +349,10 @@ def sweep_command(common: Common, new: bool, figure: Path | None, **given: Any) 
 @click.option("--split", help="train, dev or test (default: dev).")
 @click.option("--limit", type=int, help="At most this many questions.")
 @click.option("--seed", type=int, help="Chooses the questions (default: 0).")
-@click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
+@click.option(
+    "--dtype",
+    help="bfloat16, float16 or float32 (default: its own; float32 on CPUs without bfloat16).",
+)
 @engine_option
 @click.option(
     "--out",
@@ -588,7 +601,10 @@ def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) 
     metavar="ADDRESS",
     help="The proxy whose X-Forwarded-Host, -Proto and -For are believed.",
 )
-@click.option("--dtype", help="bfloat16, float16 or float32 (default: the fastest for this machine).")
+@click.option(
+    "--dtype",
+    help="bfloat16, float16 or float32 (default: its own; float32 on CPUs without bfloat16).",
+)
 @engine_option
 @common_options
 def serve_command(
@@ -718,7 +734,7 @@ def db_group() -> None:
 def db_upgrade_command(common: Common) -> None:
     """Brings a database of an older morfi to this one's schema; all its rows stay."""
     before, now = common.store.upgrade()
-    said = "has it already" if before == now else f"upgraded from schema {before}"
+    said = "already" if before == now else f"upgraded from schema {before}"
     common.tell(
         {"db": str(common.db), "before": before, "now": now}, f"{common.db}: schema {now}, {said}", said
     )

@@ -33,6 +33,8 @@ def export(store: Store, run_id: str, fmt: str, out: Path | None) -> int:
         raise InputError(f'unknown format "{fmt}"; give one of {", ".join(FORMATS)}.{nearest(fmt, FORMATS)}')
     if out is None and fmt == "parquet":
         raise InputError("parquet is binary and needs a file; give --out FILE.parquet")
+    if out is not None and (ending := out.suffix[1:].lower()) in FORMATS and ending != fmt:
+        raise InputError(f"--out {out} is named like {ending}, but --format is {fmt}; give --format {ending}")
     target = None if out is None else _checked(out, store.path)
     full_id = store.run(run_id).run_id
     if target is None:

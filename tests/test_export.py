@@ -201,6 +201,7 @@ def test_an_interrupt_leaves_nothing_half_written(
         ),
         ("", "rows", 'unknown format ""'),
         ("parquet", None, r"needs a file; give --out FILE\.parquet"),
+        ("jsonl", "rows.parquet", "named like parquet, but --format is jsonl; give --format parquet"),
         ("csv", ".", "is a folder"),
         ("csv", "none/rows.csv", r"the folder .*/none does not exist"),
         ("csv", "morfi.duckdb", "is the database itself"),

@@ -24,6 +24,7 @@ from morfi.store.older import attach
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+_NO_DATABASE = "is not a DuckDB database; give another --db"
 # DuckDB would otherwise fetch an extension over the network, for one when handed a SQLite file.
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",
@@ -275,6 +276,7 @@ def _open(path: Path, *, read_only: bool, confined: bool, older: bool) -> DuckDB
     """One connection; a file of an `older` schema stands behind an empty database in memory."""
     import duckdb
 
+    _check_magic(path)
     if older:
         connection = duckdb.connect(":memory:", config=_CONFIG)
         attach(connection, path, [migration.sql for migration in load_migrations()])
@@ -346,13 +348,24 @@ def lock_holder(message: str) -> str:
     return f"PID {pid} ({command[:120]})" if command else f"PID {pid}"
 
 
+def _check_magic(path: Path) -> None:
+    """Raises InputError for a file that is no database: by its ending DuckDB would open it in memory."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return  # DuckDB says what is wrong with it
+    if head and head[8:] != b"DUCK":
+        raise InputError(f"{path}: {_NO_DATABASE}")
+
+
 def _refusal(path: Path, error: Exception) -> InputError:
     """The one line for what DuckDB or the system said about the file."""
     said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if path.is_dir():
         reason = "is a folder; give --db the path of a file"
     elif "not a valid DuckDB" in said or "sqlite" in said.lower():
-        reason = "is not a DuckDB database; give another --db"
+        reason = _NO_DATABASE
     elif "version number" in said:
         import duckdb
 

@@ -322,6 +322,15 @@ def test_an_unfit_file_is_refused_in_one_line_and_left_alone(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.csv"])
+def test_a_file_that_duckdb_reads_by_its_ending_is_no_database(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b'{"id": "q1", "relation": "P17"}\n')
+    for use in (Store(path).prepare, lambda: Store(path).runs(1)):
+        with pytest.raises(InputError, match="is not a DuckDB database; give another --db"):
+            use()
+
+
 def test_a_truncated_file_never_gives_part_of_its_rows(store: Store) -> None:
     store.write_completions(completions(2, 2000, text="x" * 500))
     whole, content = store.samples("run-a"), store.path.read_bytes()
