@@ -171,13 +171,23 @@ def token_ids(tokenizer: Any, text: str, *, special: bool = False) -> list[int] 
 
 def known_text(tokenizer: Any, model_dir: Path | None = None) -> str:
     """A short text that the tokenizer has tokens for; raises InputError where there is none."""
-    for text in itertools.chain("x", _own_texts(tokenizer)):
-        if token_ids(tokenizer, text):
-            return text
+    text = _text_with_tokens(tokenizer)
+    if text is not None:
+        return text
     raise InputError(
         f"the tokenizer{'' if model_dir is None else f' in {model_dir}'} has tokens for no text, not even "
         "for those of its own vocabulary; save the tokenizer again"
     )
+
+
+def has_tokens(tokenizer: Any) -> bool:
+    """Whether the tokenizer has tokens for any text; one that was rebuilt from a wrong vocabulary may not."""
+    return _text_with_tokens(tokenizer) is not None
+
+
+def _text_with_tokens(tokenizer: Any) -> str | None:
+    texts = itertools.chain("x", _own_texts(tokenizer))
+    return next((text for text in texts if token_ids(tokenizer, text)), None)
 
 
 def _own_texts(tokenizer: Any) -> Iterator[str]:

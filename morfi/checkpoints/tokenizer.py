@@ -10,7 +10,14 @@ from typing import Any
 
 from morfi.cache import Cache, Manifest
 from morfi.checkpoints.model_files import canonical_sha256
-from morfi.checkpoints.own_tokenizer import auto_tokenizer, behaviour, known_text, own_tokenizer, token_ids
+from morfi.checkpoints.own_tokenizer import (
+    auto_tokenizer,
+    behaviour,
+    has_tokens,
+    known_text,
+    own_tokenizer,
+    token_ids,
+)
 from morfi.checkpoints.weights import read_json
 from morfi.errors import InputError, MorfiError, nearest
 
@@ -73,8 +80,8 @@ def open_tokenizer(model_dir: Path, bos: str = "auto") -> FolderTokenizer:
     """
     check_bos(bos)
     rebuilt = auto_tokenizer(model_dir)
-    auto_frame, auto_bos = frame_of(rebuilt, model_dir), rebuilt.bos_token
-    found = own_tokenizer(model_dir, rebuilt)
+    found, auto_bos = own_tokenizer(model_dir, rebuilt), rebuilt.bos_token
+    auto_frame = frame_of(rebuilt if has_tokens(rebuilt) else found, model_dir)
     changes: dict[str, str] = {}
     if found is not rebuilt and behaviour(found) != behaviour(rebuilt):
         changes["tokenizer"] = (

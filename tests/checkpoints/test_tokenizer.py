@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -426,3 +427,14 @@ def test_the_chat_template_and_added_tokens_stay_where_the_file_is_taken(tmp_pat
     assert tokenizer.chat_template == "{{ messages }}"
     assert tokenizer("<|tool|>", add_special_tokens=False)["input_ids"] == [n]
     assert n in control_tokens(tokenizer)
+
+
+def test_a_file_that_transformers_rebuilds_to_nothing_is_followed(
+    tmp_path: Path, make_tokenizer: Callable[..., Any]
+) -> None:
+    made = make_tokenizer(adds_bos=False)
+    made.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}), encoding="utf-8")
+    found = open_tokenizer(tmp_path)
+    assert found.tokenizer("Lyon")["input_ids"] == [byte + 3 for byte in b"Lyon"]
+    assert set(found.changes) <= {"tokenizer"}
