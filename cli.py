@@ -823,6 +823,8 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
+    from morfi.output import to_nowhere
+
     try:
         cli.main(prog_name="morfi", standalone_mode=False)
     except click.ClickException as error:
@@ -836,5 +838,6 @@ def _run() -> int:
             traceback.print_exc()
         named = f"{error.filename}: " if error.filename is not None else ""
         click.echo(f"morfi: {named}{error.strerror or error}", err=True)
+        to_nowhere(sys.stdout)  # lest Python tries again at its end, and exits with a code of its own
         return 1
     return 0

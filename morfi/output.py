@@ -38,9 +38,9 @@ def to_reader() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        _to_nowhere(sys.stdout)
+        to_nowhere(sys.stdout)
     except OSError as error:
-        _to_nowhere(sys.stdout)
+        to_nowhere(sys.stdout)
         raise OutputError(f"standard output cannot be written: {error.strerror or error}") from error
 
 
@@ -100,7 +100,7 @@ class _Forgiving:
             try:
                 self._stream.write(text)
             except OSError:
-                _to_nowhere(self._stream)
+                to_nowhere(self._stream)
         return len(text)
 
     def flush(self) -> None:
@@ -108,7 +108,7 @@ class _Forgiving:
             try:
                 self._stream.flush()
             except OSError:
-                _to_nowhere(self._stream)
+                to_nowhere(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -138,7 +138,7 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _to_nowhere(stream: Any) -> None:
+def to_nowhere(stream: Any) -> None:
     """What is written to the stream from now on is lost, also what it still holds when the process ends."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a file has nothing to lose
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -65,7 +65,7 @@ def test_it_prints_one_table_and_writes_the_picture(steer: Callable[..., Ended],
         "latent 0   rises",
         "best 2",
         "random 2",
-        "control latents: 2, mean gain +0.0 points (95 % over directions: +0.0 to +0.0)",
+        "control latents: 2, mean gain +0.0 points\n",
         "against delta_u: +0.0 points",
         "successive halving: ",
     ):
