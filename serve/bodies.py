@@ -59,7 +59,8 @@ class Sampled(Body):
 
     top_k: Annotated[int, Field(ge=-1, lt=1 << 31), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
+    # Logits are divided by it: the tiniest numbers that vLLM takes would make them infinite.
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10, allow_inf_nan=False)] | None = None
     stop_token_ids: Annotated[list[Token], Field(max_length=64)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None

@@ -668,3 +668,15 @@ def test_an_answers_message_comes_back_as_it_is(served: Served) -> None:
         assert answer.status_code == 200, (back, answer.text)
         _, own, _ = served.serving.requests[-1].messages
         assert own == {"role": "assistant", "content": back["content"] or ""}
+
+
+@pytest.mark.parametrize(
+    ("value", "is_taken"), [(1e-160, False), (0, False), (11, False), (0.01, True), (1, True)]
+)
+def test_a_repetition_penalty_cannot_make_logits_infinite(value: float, is_taken: bool) -> None:
+    body = {"prompt": "a", "repetition_penalty": value}
+    if is_taken:
+        assert CompletionBody.model_validate(body).repetition_penalty == value
+    else:
+        with pytest.raises(ValidationError, match="repetition_penalty"):
+            CompletionBody.model_validate(body)
