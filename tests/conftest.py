@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 from morfi.errors import InputError
@@ -31,8 +32,13 @@ SPECIAL = ("<s>", "</s>", "<unk>")
 
 
 def pytest_configure() -> None:
-    """Lets the tests send Ctrl-C where a shell started them in the background, with SIGINT ignored."""
+    """Lets the tests send Ctrl-C where a shell started them in the background, with SIGINT ignored.
+
+    How long an example of hypothesis takes says more of the machine than of the code: none has a deadline.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    hypothesis.settings.register_profile("morfi", deadline=None)
+    hypothesis.settings.load_profile("morfi")
 
 
 @pytest.fixture
