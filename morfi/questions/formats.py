@@ -11,7 +11,7 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +22,9 @@ READABLE = "JSON lines, a JSON list or Parquet, plain or as .gz, .bz2, .xz or .z
 
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _OTHER = {
+    b"\x04\x22\x4d\x18": "LZ4 data; unpack it and give the file inside",
+    b"]\0\0": "LZMA data of before .xz; unpack it and give the file inside",
+    b"\x1f\x9d": "data of `compress` (.Z); unpack it and give the file inside",
     b"PK\x03\x04": "a ZIP archive (or a spreadsheet, which is one); unpack it and give the file inside",
     b"Rar!": "a RAR archive; unpack it and give the file inside",
     b"7z\xbc\xaf": "a 7z archive; unpack it and give the file inside",
@@ -31,14 +34,13 @@ _OTHER = {
     b"SQLite format 3": "an SQLite database; export its questions as JSON lines",
     b"\x89HDF": "an HDF5 file; save it as Parquet",
     b"%PDF": "a PDF document",
-    b"\xff\xfe": "UTF-16 text; save the file as UTF-8",
-    b"\xfe\xff": "UTF-16 text; save the file as UTF-8",
     b"version https://git-lfs": "the pointer of Git LFS to a file, not the file; run `git lfs pull` there",
     b"<!DOCTYPE": "a web page, not the file that was to be downloaded; download it again",
     b"<!doctype": "a web page, not the file that was to be downloaded; download it again",
     b"<html": "a web page, not the file that was to be downloaded; download it again",
     b"<?xml": "XML; save the questions as JSON lines",
 }
+_PARQUET = b"PAR1"
 _PICKLES = tuple(bytes([0x80, version]) for version in range(2, 6))
 
 
@@ -47,31 +49,43 @@ def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
 
     Raises InputError for a file of another kind, by name, and for one that is damaged.
     """
-    with path.open("rb") as file:
-        start = file.peek(512)[:512]
-    if start.startswith(b"PAR1"):
-        yield from _parquet_rows(path)
-        return
-    packing = next((name for magic, name in _PACKED.items() if start.startswith(magic)), None)
-    if packing is None:
-        _refuse_others(path, start)
-    try:
-        with _opened(path, packing) as file:
-            yield from _json_rows(path, file, packing)
-    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
-        raise _damaged(path, packing, error) from error
-    except OSError as error:
-        if packing is None or error.errno is not None:
-            raise
-        raise _damaged(path, packing, error) from error  # of bzip2 and of zstd
+    with path.open("rb") as packed:
+        start = packed.peek(512)[:512]
+        if start.startswith(_PARQUET):
+            yield from _parquet_rows(path)
+            return
+        packing = _packing(start)
+        if packing is None:
+            _refuse_others(str(path), start)
+            yield from _json_rows(path, packed, packing)
+            return
+        try:
+            with _unpacked(packed, packing) as file:
+                start = file.peek(512)[:512]
+                inside = f"{path}, unpacked from {packing},"
+                if start.startswith(_PARQUET) or (again := _packing(start)):
+                    what = "Parquet" if start.startswith(_PARQUET) else f"{again} data"
+                    raise InputError(f"{inside} is {what}; unpack it and give the file inside")
+                _refuse_others(inside, start)
+                yield from _json_rows(path, file, packing)
+        except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
+            raise _damaged(str(path), packing, error) from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise _damaged(str(path), packing, error) from error  # of bzip2 and of zstd
 
 
-def _damaged(path: Path, packing: str | None, error: Exception) -> InputError:
-    return InputError(f"{path}: {packing} data cut short or damaged ({error}); copy the file again")
+def _packing(start: bytes) -> str | None:
+    return next((name for magic, name in _PACKED.items() if start.startswith(magic)), None)
 
 
-def _refuse_others(path: Path, start: bytes) -> None:
-    """Raises InputError for what surely is something else than text."""
+def _damaged(where: str, packing: str, error: Exception) -> InputError:
+    return InputError(f"{where}: {packing} data cut short or damaged ({error}); copy the file again")
+
+
+def _refuse_others(file: str, start: bytes) -> None:
+    """Raises InputError for what surely is something else than text in UTF-8."""
     what = next((what for magic, what in _OTHER.items() if start.startswith(magic)), None)
     if what is None and start.startswith(_PICKLES):
         what = (
@@ -81,40 +95,71 @@ def _refuse_others(path: Path, start: bytes) -> None:
         what = "a DuckDB database; export its questions as JSON lines (a store of morfi goes to --db)"
     if what is None and start[257:262] == b"ustar":
         what = "a TAR archive; unpack it and give the file inside"
+    if what is None and not (encoding := json.detect_encoding(start)).startswith("utf-8"):
+        what = f"{encoding[:6].upper()} text; save the file as UTF-8"
     if what is not None:
-        raise InputError(f"{path} is {what}; expected {READABLE}")
+        raise InputError(f"{file} is {what}; expected {READABLE}")
 
 
-def _opened(path: Path, packing: str | None) -> IO[bytes]:
+def _unpacked(file: IO[bytes], packing: str) -> io.BufferedReader:
     if packing == "gzip":
-        return io.BufferedReader(gzip.open(path))
+        return io.BufferedReader(gzip.open(file))
     if packing == "bzip2":
-        return bz2.open(path)
+        return io.BufferedReader(_Members(file, bz2.BZ2Decompressor))
     if packing == "xz":
-        return lzma.open(path)
-    if packing == "zstd":
-        import pyarrow as pa
+        return io.BufferedReader(_Members(file, lzma.LZMADecompressor))
+    import pyarrow as pa
 
-        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
-    return path.open("rb")
+    return io.BufferedReader(pa.input_stream(file, compression="zstd"))
+
+
+class _Members(io.RawIOBase):
+    """What all members of a bzip2 or xz file hold; what follows them and is none is an error.
+
+    The readers of the standard library pass over that, were it rows.
+    """
+
+    def __init__(
+        self, file: IO[bytes], new: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]
+    ) -> None:
+        self._file, self._new, self._member = file, new, new()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        given = b""
+        while not given:
+            packed = b""
+            if self._member.eof:
+                packed = self._member.unused_data or self._file.read(io.DEFAULT_BUFFER_SIZE)
+                if not packed:
+                    return 0
+                self._member = self._new()
+            elif self._member.needs_input and not (packed := self._file.read(io.DEFAULT_BUFFER_SIZE)):
+                raise EOFError("it ends inside a member")
+            given = self._member.decompress(packed, len(buffer))
+        buffer[: len(given)] = given
+        return len(given)
 
 
 def _json_rows(path: Path, file: IO[bytes], packing: str | None) -> Iterator[tuple[str, Any]]:
     number, begun = 0, False
     try:
-        for number, line in enumerate(file, 1):
-            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not text.strip():
-                continue
+        for part in file:  # a line, or all of them where they end with \r alone
+            text = part if number else part.removeprefix(b"\xef\xbb\xbf")
             if not begun and text.lstrip().startswith(b"["):
                 yield from _listed_rows(path, text + file.read())
                 return
-            begun = True
-            yield f"{path}, line {number}", _value(path, text, number)
+            for line in text.splitlines():
+                number += 1
+                if line.strip():
+                    where = f"{path}, line {number}"
+                    value = _parsed(line, where) if begun else _first(line, where, text, file)
+                    begun = True
+                    yield where, value
     except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
-        raise InputError(
-            f"{path}, line {number + 1}: {packing} data cut short or damaged ({error}); copy the file again"
-        ) from error
+        raise _damaged(f"{path}, line {number + 1}", str(packing), error) from error
 
 
 def _listed_rows(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
@@ -122,15 +167,49 @@ def _listed_rows(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
         yield f"{path}, entry {number}", value
 
 
-def _value(path: Path, line: bytes, number: int) -> Any:
-    where = f"{path}, line {number}"
-    if number == 1 and line.strip() == b"{":
+def _first(line: bytes, where: str, text: bytes, file: IO[bytes]) -> Any:
+    """The first row; `text` and what is left of `file` are all of it.
+
+    Raises InputError for JSON of another layout, and for what looks like CSV, by name.
+    """
+    opened = line.lstrip().startswith(b"{")
+    if not opened and not line.lstrip().startswith(b'"') and (b"," in line or b"\t" in line):
+        raise InputError(f"{where}: looks like comma- or tab-separated values; expected {READABLE}")
+    try:
+        value = _parsed(line, where)
+    except InputError:
+        spread = _object(text + file.read()) if opened and _object(line) is None else None
+        _refuse_wrapped(where, spread)
+        if spread is None and line.strip() != b"{":
+            raise
         raise InputError(
             f"{where}: a JSON object over several lines; expected one object on each line, or a list of them"
+        ) from None
+    _refuse_wrapped(where, value)
+    return value
+
+
+def _object(content: bytes) -> Any:
+    """The JSON value that `content` is; None where it is none."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse_wrapped(where: str, value: Any) -> None:
+    """Raises InputError for a JSON object that holds lists of questions."""
+    lists = value.items() if isinstance(value, dict) else ()
+    holding = [
+        f'"{key}"'
+        for key, rows in lists
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict) and "question" in rows[0]
+    ]
+    if holding:
+        raise InputError(
+            f"{where}: a JSON object that holds its questions in {', '.join(holding)}; expected them alone, "
+            "as a list or one on each line"
         )
-    if number == 1 and not line.lstrip().startswith((b"{", b'"')) and (b"," in line or b"\t" in line):
-        raise InputError(f"{where}: looks like comma- or tab-separated values; expected {READABLE}")
-    return _parsed(line, where)
 
 
 def _parsed(content: bytes, where: str) -> Any:
