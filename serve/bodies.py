@@ -105,6 +105,13 @@ class CompletionBody(Sampled):
         several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         return (self.n or 1) * (len(self.prompt) if several else 1)
 
+    @property
+    def token_prompts(self) -> list[list[int]]:
+        """The prompts that are given as token ids."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], str):
+            return []
+        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt
+
 
 class TextPart(Wire):
     """A part of a message."""

@@ -22,6 +22,7 @@ from morfi.serve.state import Planned, ServerState
 from morfi.serve.wire import ErrorAnswer, SteeringApplied
 
 router = APIRouter()
+_ERROR = 'data: {"error"'  # how vLLM's part of a stream begins that says what went wrong
 UNBUFFERED = {"x-accel-buffering": "no"}  # for nginx, which would hold a stream back
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorAnswer, "description": description}
@@ -82,13 +83,15 @@ async def generate(
 ) -> Response:
     """The answer of vLLM's handler `create`, by its place in the app's state, to a request of its `kind`."""
     state = await admit(raw_request, body, body.n_answers)
+    if isinstance(body, CompletionBody):
+        state.check_token_ids(body.token_prompts)
     request = kind(**body.given(), **_bos_once(state, body))
     planned = follow(state, request, body)
     serving, handler = create.split(".")
     vllm = getattr(raw_request.app.state, serving)
     vllm.system_fingerprint = state.fingerprint  # nothing else is in flight while checkpoints change
     found = await getattr(vllm, handler)(request, raw_request)
-    return answer(found, state.served, planned, request._followed, body.n_answers)
+    return await answer(found, state.served, planned, request._followed, body.n_answers)
 
 
 def _bos_once(state: ServerState, body: CompletionBody | ChatBody) -> dict[str, bool]:
@@ -140,10 +143,13 @@ def check_generated(positions: str, max_tokens: int | None) -> None:
         )
 
 
-def answer(
+async def answer(
     found: Any, checkpoint: str, planned: Planned | None, followed: Sequence[Followed], n_answers: int
 ) -> Response:
-    """vLLM's answer, or stream of parts, with the checkpoint that gave it and what was applied."""
+    """vLLM's answer, or stream of parts, with the checkpoint that gave it and what was applied.
+
+    A stream that would begin with an error is answered by that error and its status.
+    """
     if isinstance(found, ErrorResponse):
         return JSONResponse(found.model_dump(), found.error.code)
     if hasattr(found, "model_dump"):
@@ -154,9 +160,25 @@ def answer(
         if planned is not None:
             content["steering_applied"] = planned.applied(followed).model_dump(exclude_none=True)
         return JSONResponse(content)
+    first = await anext(found, "")
+    if first.startswith(_ERROR):
+        await found.aclose()
+        error = json.loads(first.removeprefix("data: "))
+        return JSONResponse(error, error["error"]["code"])
+    found = _continued(first, found)
     if planned is not None:
         found = with_applied(found, planned, followed, n_answers)
     return StreamingResponse(named(found, checkpoint), headers=UNBUFFERED, media_type="text/event-stream")
+
+
+async def _continued(first: str, parts: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """A stream whose first part has been read."""
+    try:
+        yield first
+        async for part in parts:
+            yield part
+    finally:
+        await parts.aclose()
 
 
 def ended() -> Refused:
@@ -176,7 +198,7 @@ async def named(parts: AsyncGenerator[str, None], checkpoint: str) -> AsyncItera
                 yield f"data: {json.dumps(error_object(str(refused), refused.reason, refused.status))}\n\n"
                 yield "data: [DONE]\n\n"
                 return
-            is_answer = part.startswith('data: {"') and not part.startswith('data: {"error"')
+            is_answer = part.startswith('data: {"') and not part.startswith(_ERROR)
             yield start + part.removeprefix("data: {") if is_answer else part
     finally:
         await parts.aclose()
@@ -201,7 +223,7 @@ async def with_applied(
                 if n_ended == n_answers and not was_ended:
                     chunk["steering_applied"] = planned.applied(followed).model_dump(exclude_none=True)
                     text, said = f"data: {json.dumps(chunk)}\n\n", True
-            failed = failed or part.startswith('data: {"error"')
+            failed = failed or part.startswith(_ERROR)
             if part.startswith("data: [DONE]") and not said and not failed:
                 raise MorfiError("the stream ended before the workers reported what they steered")
             yield text

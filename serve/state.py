@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from vllm.exceptions import VLLMError
+
 from morfi.checkpoints.tokenizer import load_tokenizer
 from morfi.errors import InputError, MorfiError
 from morfi.serve.admission import admission_of
@@ -206,6 +208,14 @@ class ServerState:
         if any(begins) and not all(begins):
             raise Refused(422, "bos", f"some prompts begin with {bos}; leave it out of all", param="prompt")
         return any(begins)
+
+    def check_token_ids(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Raises Refused (422) for ids that neither the model nor the tokenizer has."""
+        try:
+            for prompt in prompts:
+                self.engine.renderer.validate_token_ids(prompt)
+        except VLLMError as error:
+            raise Refused(422, "prompt", str(error), param="prompt") from error
 
     def check_answers(self) -> None:
         """Raises Refused after a load that failed half way."""

@@ -21,7 +21,7 @@ from morfi.serve.async_engine import (
     start_async_engine,
 )
 from morfi.serve.reports import WITH_END, attach, detach
-from morfi.serve.routes import named, with_applied
+from morfi.serve.routes import answer, named, with_applied
 from morfi.serve.state import Planned
 from morfi.serve.wire import AppliedLatent
 from morfi.steering import Latent, Steering
@@ -268,6 +268,24 @@ def test_a_stream_names_its_checkpoint_in_every_part_and_ends_with_an_error_wher
     found = asyncio.run(run(chunk(None), chunk(ABORTED), *parts[1:]))
     assert "a checkpoint is being loaded" in found[1]
     assert found[2:] == ["data: [DONE]\n\n"]
+
+
+def test_a_stream_that_would_begin_with_an_error_is_answered_by_its_status() -> None:
+    async def run(*parts: str) -> Any:
+        async def given() -> AsyncGenerator[str, None]:
+            for part in parts:
+                yield part
+
+        found = await answer(given(), "M", None, [], 1)
+        if found.status_code != 200:
+            return found.status_code, json.loads(found.body)
+        return [part async for part in found.body_iterator]
+
+    error = {"error": {"message": "x", "type": "bad", "param": None, "code": 400}}
+    wrong = f"data: {json.dumps(error, separators=(',', ':'))}\n\n"
+    assert asyncio.run(run(wrong, "data: [DONE]\n\n")) == (400, error)
+    found = asyncio.run(run(chunk(None), wrong, "data: [DONE]\n\n"))
+    assert [part[:12] for part in found] == ['data: {"chec', 'data: {"erro', "data: [DONE]"]
 
 
 def chunk(*reasons: str | None) -> str:

@@ -315,6 +315,15 @@ def test_64_clients_with_different_steerings_each_get_what_they_get_alone(server
     assert len({tuple(token_ids) for token_ids, _ in alone}) > 32
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_token_that_does_not_exist_is_refused_before_anything_runs(server: Any, stream: bool) -> None:
+    for prompt in ([0, 784055], [[0, 9], [784055]]):
+        answer = server.post("/v1/completions", {"prompt": prompt, "stream": stream, **GREEDY})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "prompt")
+        assert "784055 is out of vocabulary" in answer.json()["error"]["message"]
+    assert "Traceback" not in server.log.read_text()
+
+
 def test_fields_that_are_not_known_are_refused_and_not_ignored(server: Any) -> None:
     chat = {"messages": [{"role": "user", "content": "Where?"}], **GREEDY}
     for path, body in (("/v1/completions", {"prompt": PROMPT, **GREEDY}), ("/v1/chat/completions", chat)):
