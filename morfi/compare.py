@@ -69,6 +69,10 @@ class Comparison:
 
     run_a: str
     run_b: str
+    ckpt_a: str
+    ckpt_b: str
+    ckpt_sha256_a: str
+    ckpt_sha256_b: str
     whole: Difference
     by_relation: tuple[Difference, ...]
     flips: tuple[Flip, ...]
@@ -80,12 +84,12 @@ class Comparison:
 def compare(store: Store, run_a: str, run_b: str, *, seed: int = 0) -> Comparison:
     """Run b against run a over the questions that both answered greedily (sample 0).
 
-    The runs are given as `Store.run` takes them. A question is the same where id, text and accepted answers
-    are. Where the runs went by different rules of matching, or an earlier morfi judged one of them, whose
-    rules differed, both are judged by the rule of run a as it is now. Raises InputError where they have no
-    question in common. `seed` draws the bootstrap.
+    The runs are given as `Store.answered_run` takes them. A question is the same where id, text and accepted
+    answers are. Where the runs went by different rules of matching, or an earlier morfi judged one of them,
+    whose rules differed, both are judged by the rule of run a as it is now. Raises InputError where they have
+    no question in common. `seed` draws the bootstrap.
     """
-    a, b = store.run(run_a), store.run(run_b)
+    a, b = store.answered_run(run_a), store.answered_run(run_b)
     match = a.config.get("match", "squad")
     rows_a, rows_b = _greedy(store, a.run_id), _greedy(store, b.run_id)
     old = [name for name, rows in (("a", rows_a), ("b", rows_b)) if _judged_earlier(rows.values())]
@@ -100,6 +104,10 @@ def compare(store: Store, run_a: str, run_b: str, *, seed: int = 0) -> Compariso
     return Comparison(
         run_a=a.run_id,
         run_b=b.run_id,
+        ckpt_a=a.ckpt,
+        ckpt_b=b.ckpt,
+        ckpt_sha256_a=a.ckpt_sha256,
+        ckpt_sha256_b=b.ckpt_sha256,
         whole=_difference(None, pairs, seed),
         by_relation=tuple(
             _difference(relation, [pair for pair in pairs if pair[0]["relation"] == relation], seed)
@@ -162,6 +170,7 @@ def _notes(store: Store, a: RunRecord, b: RunRecord, old: Sequence[str]) -> list
             f"judged by an earlier morfi, whose rules differed: {' and '.join(old)}; here both are judged "
             f"anew by {matches[0]}"
         )
+    beside = "" if a.ckpt_sha256 == b.ckpt_sha256 else ", so that not only the checkpoints differ"
     for how, named in settings.items():
         differing = [
             f"{name} {_shown(one)} and {_shown(other)}"
@@ -169,9 +178,7 @@ def _notes(store: Store, a: RunRecord, b: RunRecord, old: Sequence[str]) -> list
             if one != other
         ]
         if differing:
-            notes.append(
-                f"{how} differently, so that not only the checkpoints differ: {', '.join(differing)}"
-            )
+            notes.append(f"{how} differently{beside}: {', '.join(differing)}")
     if a.data_sha256 != b.data_sha256:
         notes.append(
             f"asked from other data ({a.data} {a.data_sha256[:12]}, {b.data} {b.data_sha256[:12]}): compared "

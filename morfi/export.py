@@ -25,7 +25,7 @@ FORMATS = ("jsonl", "parquet", "csv")
 def export(store: Store, run_id: str, fmt: str, out: Path | None) -> int:
     """Writes the run's rows of the view `samples` to `out` (None: standard output); returns their number.
 
-    `run_id` is as `Store.run` takes it. An existing file is replaced in one step once the new one is
+    `run_id` is as `Store.answered_run` takes it. An existing file is replaced in one step once the new one is
     complete; the store itself is refused. In CSV all text is quoted, `answers` is a JSON list, and truth is
     `true` or `false`.
     """
@@ -36,7 +36,7 @@ def export(store: Store, run_id: str, fmt: str, out: Path | None) -> int:
     if out is not None and (ending := out.suffix[1:].lower()) in FORMATS and ending != fmt:
         raise InputError(f"--out {out} is named like {ending}, but --format is {fmt}; give --format {ending}")
     target = None if out is None else _checked(out, store.path)
-    full_id = store.run(run_id).run_id
+    full_id = store.answered_run(run_id).run_id
     if target is None:
         with spooled() as file, store.sample_rows(full_id) as rows:
             return _write(rows, fmt, file)

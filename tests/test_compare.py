@@ -217,11 +217,27 @@ def test_a_run_that_an_earlier_morfi_judged_is_judged_anew_and_so_is_the_other(
 def test_what_else_differs_between_the_runs_is_said(
     store: Store, changes: dict[str, Any], config: dict[str, Any], note: str
 ) -> None:
+    changes = {"ckpt": "other", "ckpt_sha256": "b" * 64, **changes}
     same = {"match": "squad", "shots": 4, "max_tokens": 16, "dtype": "float32"}
     add_run(store, "run-a", verdicts_of([True, False]), config=same)
     add_run(store, "run-b", verdicts_of([True, True]), config=same | config, changes=changes)
     (found,) = compare(store, "run-a", "run-b").notes
     assert re.fullmatch(note, found)
+
+
+def test_of_one_checkpoint_it_is_not_said_that_the_checkpoints_differ(store: Store) -> None:
+    for run_id, shots in (("run-a", 4), ("run-b", 0)):
+        add_run(store, run_id, verdicts_of([True]), config={"shots": shots})
+    found = compare(store, "run-a", "run-b")
+    assert found.notes == ("prompted differently: shots 4 and 0",)
+    assert (found.ckpt_a, found.ckpt_sha256_b) == ("smollm2", "a" * 64)
+
+
+def test_a_run_that_asks_nothing_is_named_with_what_it_has(store: Store) -> None:
+    add_run(store, "run-a", verdicts_of([True]))
+    add_run(store, "mix-b", {}, changes={"kind": "mix"})
+    with pytest.raises(InputError, match=r"mix-b is a run of `morfi mix`, .* in mixture: morfi sql"):
+        compare(store, "run-a", "mix-b")
 
 
 @settings(deadline=None)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from morfi.compare import compare
 from morfi.errors import InputError
+from morfi.export import export
 from morfi.knowledge import SplitConfig, run_split
 from morfi.mixing import MixConfig, configure_mix, run_mix
 from morfi.store import Store
@@ -28,6 +30,19 @@ def test_a_mix_run_holds_the_mixtures_of_its_split_run(experiment: Any) -> None:
     assert unknown == {0: 0, 50: 2, 100: 4}
     summary = experiment.store.summary(experiment.mix_run)
     assert (summary.kind, summary.status, summary.n_done, summary.n_planned) == ("mix", "done", 12, 12)
+
+
+def test_a_mix_run_is_not_exported_or_compared_as_if_it_had_no_answers_yet(
+    experiment: Any, tmp_path: Path
+) -> None:
+    said = rf"{experiment.mix_run} is a run of `morfi mix`, .* in mixture: morfi sql \"FROM mixture WHERE"
+    with pytest.raises(InputError, match=said) as refused:
+        export(experiment.store, experiment.mix_run, "jsonl", tmp_path / "rows.jsonl")
+    assert not (tmp_path / "rows.jsonl").exists()
+    statement = str(refused.value).split('"')[1]
+    assert experiment.store.query(statement).num_rows == len(experiment.store.mixtures(experiment.mix_run))
+    with pytest.raises(InputError, match=said):
+        compare(experiment.store, experiment.split_run, experiment.mix_run)
 
 
 def test_the_same_command_gives_the_same_run_and_another_one_another(experiment: Any) -> None:

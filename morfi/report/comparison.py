@@ -11,8 +11,8 @@ def comparison_table(comparison: Comparison, flips: int = 20) -> str:
     header = ("relation", "n", "a", "b", "b - a", "95 % interval", "gained", "lost", "McNemar p")
     rows = [_difference_cells(row) for row in (*comparison.by_relation, comparison.whole)]
     lines = [
-        f"a: {comparison.run_a}",
-        f"b: {comparison.run_b}",
+        f"a: {comparison.run_a}, {comparison.ckpt_a} ({comparison.ckpt_sha256_a[:12]})",
+        f"b: {comparison.run_b}, {comparison.ckpt_b} ({comparison.ckpt_sha256_b[:12]})",
         *comparison.notes,
         "",
         *aligned([header, *rows], numeric=range(1, 9), rule_before_last=len(rows) > 1),

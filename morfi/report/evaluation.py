@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from morfi.matching import answer_in_subject, answer_in_text, majority_answer
+from morfi.questions import UNSPLIT
 from morfi.report.answers import answer_lines, answer_object
 from morfi.report.tables import aligned, percent
 from morfi.store import Store
@@ -33,6 +34,7 @@ class RunReport:
 
     run: RunRecord
     summary: RunSummary
+    splits: tuple[str, ...]  # whose questions were asked; none is known of a run of before they were stored
     relations: tuple[RelationReport, ...]  # the last is the whole run
     counts: tuple[AnswerCounts, ...]
     of_whole_split: bool  # the majority, not of the questions that were asked
@@ -62,6 +64,7 @@ def run_report(store: Store, run_id: str) -> RunReport:
     return RunReport(
         run,
         store.summary(run.run_id),
+        tuple(store.splits(run.run_id)),
         tuple(rows),
         tuple(store.answer_counts(run)),
         of_whole_split=bool(baselines),
@@ -90,20 +93,43 @@ def run_table(report: RunReport, database: Path) -> str:
     where = f" --db {shlex.quote(str(database))}"
     query = f"FROM samples SELECT question, answer, correct WHERE run_id = '{run.run_id}' LIMIT 5"
     lines = [
-        f"{run.ckpt} on {run.data}: {summary.n_done} of {run.n_planned} questions, {shots}-shot, "
-        f"{run.config.get('match')} match, {speed}",
+        f"{run.ckpt} on {run.data}{_of_split(report)}: {summary.n_done} of {run.n_planned} questions, "
+        f"{shots}-shot, {run.config.get('match')} match, {speed}",
         "",
         *aligned([header, *body], numeric=(1, 2, 3, 4, 5), rule_before_last=len(body) > 1),
         "",
         f"majority: always giving the relation's most frequent answer{_of_what(report)}. in subject: the "
         "answer stands in the subject's name.",
-        *([f"{report.n_in_text} questions hold their answer in their own text."] if report.n_in_text else []),
+        *_own_exemplars(report),
+        *_in_text(report.n_in_text),
         *answer_lines(report.counts, str(run.config.get("match")), run.config.get("max_tokens")),
         f"run {run.run_id} ({summary.status}) in {database}",
         f"  morfi show {run.run_id}{where}",
         f'  morfi sql "{query}"{where}',
     ]
     return "\n".join(lines)
+
+
+def _of_split(report: RunReport) -> str:
+    if UNSPLIT in report.splits:
+        return " (no splits)"
+    return f" ({', '.join(report.splits)})" if report.splits else ""
+
+
+def _own_exemplars(report: RunReport) -> list[str]:
+    if UNSPLIT not in report.splits or not report.run.config.get("shots"):
+        return []
+    return [f"{report.run.data} has no splits: the exemplars are questions of its own, which are not asked."]
+
+
+def _in_text(n: int) -> list[str]:
+    if n == 0:
+        return []
+    return [
+        f"{n} questions hold their answer in their own text."
+        if n > 1
+        else "1 question holds its answer in its own text."
+    ]
 
 
 def _of_what(report: RunReport) -> str:
@@ -123,6 +149,7 @@ def run_object(report: RunReport) -> dict[str, Any]:
         "ckpt_sha256": run.ckpt_sha256,
         "data": run.data,
         "data_sha256": run.data_sha256,
+        "splits": list(report.splits),
         "n": summary.n,
         "accuracy": summary.accuracy,
         "ci": [summary.ci_low, summary.ci_high] if summary.n else None,

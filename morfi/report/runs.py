@@ -147,7 +147,8 @@ def _framed(store: Store, run: RunRecord, table: str, found: Mapping[str, Any]) 
 
 def _headline(run: RunRecord, summary: RunSummary) -> str:
     done = f"{summary.n_done} of {summary.n_planned} {_UNITS[run.kind]}"
-    parts = [f"{run.ckpt} on {run.data}: {done}"]
+    split = f" ({run.config['split']})" if run.config.get("split") else ""
+    parts = [f"{run.ckpt} on {run.data}{split}: {done}"]
     if summary.requests_per_s:
         parts.append(f"{summary.requests_per_s:.1f} answers/s")
     if run.kind == "sweep" and summary.wall_s:

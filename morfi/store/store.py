@@ -43,6 +43,15 @@ from morfi.types import Question
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# The rows of runs that have no completions of their own; those of a sweep are in the runs that it names.
+_ROWS_IN = {
+    "mix": "mixture",
+    "train": "checkpoint",
+    "sweep": "sweep_checkpoint",
+    "capture": "captured_checkpoint",
+    "find": "latent_trend",
+    "steer": "steered_answer",
+}
 # Rows that a run adds beside its completions.
 Made = (
     MixtureRow
@@ -209,6 +218,16 @@ class Store:
             raise InputError(f"{found.run_id} is a run of `morfi {found.kind}`; give one of `morfi {kind}`")
         return found
 
+    def answered_run(self, run_id: str) -> RunRecord:
+        """The run that `run` finds; raises InputError for one of a command that adds nothing to `samples`."""
+        found = self.run(run_id)
+        if (table := _ROWS_IN.get(found.kind)) is not None:
+            raise InputError(
+                f"{found.run_id} is a run of `morfi {found.kind}`, which has no rows in samples; its own are "
+                f"in {table}: morfi sql \"FROM {table} WHERE run_id = '{found.run_id}'\""
+            )
+        return found
+
     def latest_run(self, fingerprint: str) -> RunRecord | None:
         """The newest run with this fingerprint; None where there is none, or no file yet."""
         if not exists(self.path):
@@ -346,6 +365,12 @@ class Store:
                 "ORDER BY served, direction, alpha, split, question_id",
                 params=[run_id],
             ).to_arrow_table()
+
+    def splits(self, run_id: str) -> list[str]:
+        """The splits that the questions of a run were taken from, in order of name."""
+        with self._work.reading() as connection:
+            by_name = "SELECT DISTINCT split FROM asked WHERE run_id = ? ORDER BY split"
+            return [row[0] for row in connection.execute(by_name, [run_id]).fetchall()]
 
     def asked(self, run_id: str) -> list[Question]:
         """The questions that a run was begun with, in order of id."""

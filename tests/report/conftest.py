@@ -29,8 +29,10 @@ def _add_run(
     store: Store,
     run_id: str,
     facts: Sequence[tuple[str, str, tuple[str, ...], bool]] = FACTS,
+    *,
     n_planned: int = 0,
     by_earlier: bool = True,
+    split: str = "test",
 ) -> str:
     questions = [
         Question(f"q{i:03}", relation, subject, f"{relation} of {subject}?", answers)
@@ -54,7 +56,7 @@ def _add_run(
         seed=0,
         n_planned=n_planned or len(facts),
     )
-    store.begin_run(run, {"test": questions})
+    store.begin_run(run, {split: questions})
     number = store.begin_attempt(run_id, AttemptRecord(START, "morfi", 1, "h", "0", None, {}, "cpu", {}))
     store.write_completions(
         [

@@ -15,6 +15,7 @@ def test_the_table_of_a_comparison_counts_the_flips_it_leaves_out(
         add_run(store, run_id, facts, by_earlier=False)
     assert "flipped" not in comparison_table(compare(store, "run-a", "run-a"))
     table = comparison_table(compare(store, "run-a", "run-b"), flips=3).splitlines()
+    assert table[:2] == ["a: run-a, tiny (cccccccccccc)", "b: run-b, tiny (cccccccccccc)"]
     assert "25 answers flipped, the first 3:" in table
     assert len([line for line in table if line.startswith("+  ")]) == 3
     row = next(line for line in table if line.startswith("P17"))
