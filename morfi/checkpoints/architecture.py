@@ -70,7 +70,7 @@ def layout_of(directory: Path, config: Any, architecture: str, weights: Weights)
         _layouts.move_to_end(known)
         return _layouts[known]
     with _quiet():
-        model = _empty_model(directory, config, architecture)
+        model = empty_model(directory, config, architecture)
         layout = _layout(model, architecture, weights)
         _check_complete(directory, model, layout, weights)
     _layouts[known] = layout
@@ -83,8 +83,11 @@ def _signature(weights: Weights) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     return ((name, entry.dtype, entry.shape) for name, entry in weights.tensors.items())
 
 
-def _empty_model(directory: Path, config: Any, architecture: str) -> Any:
-    """The model with all its parameters on torch's meta device, where they take no memory."""
+def empty_model(directory: Path, config: Any, architecture: str) -> Any:
+    """The model with all its parameters on torch's meta device, where they take no memory.
+
+    Raises InputError for a configuration that no model can be built from.
+    """
     import torch
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from morfi.checkpoints.adapters import CONFIG, WEIGHTS, Adapter
 from morfi.checkpoints.model_files import ModelFiles
-from morfi.errors import InputError
+from morfi.errors import InputError, reason_of
 
 _N_SHOWN = 3
 _Value = TypeVar("_Value")
@@ -38,6 +38,9 @@ def check_whole(adapter: Adapter, base: ModelFiles) -> None:
             "morfi cannot show that it merges as PEFT does; merge the adapter with the transformers that "
             "trained it, and give that model"
         )
+    bare = {m for m in set(found) - set(layout.modules) - fused if f"{m}.weight" in layout.shapes}
+    if bare:
+        _ask_peft(adapter, base, min(bare))
     ends = {_module(layout.embedding), _module(layout.head)} if base.tied else set()
     for module, given in found.items():
         stem = _module(layout.tensor_of(f"{module}.weight")) or given
@@ -47,6 +50,27 @@ def check_whole(adapter: Adapter, base: ModelFiles) -> None:
                 "leaves out, so that PEFT would drop them; the two files do not belong together"
             )
     _check_saved(adapter, base, expected)
+
+
+def _ask_peft(adapter: Adapter, base: ModelFiles, module: str) -> None:
+    """Raises InputError unless PEFT puts this adapter on `base`, whose `module` is no linear layer there.
+
+    Routers were linear layers in earlier versions; of some architectures PEFT still takes adapters on them.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig.from_pretrained(adapter.path)
+    settings.init_lora_weights = False  # nothing is computed with them
+    try:
+        with torch.device("meta"):
+            get_peft_model(base.empty_model(), settings)
+    except ValueError as error:
+        raise InputError(
+            f"{adapter.path} changes {module}, where PEFT takes no LoRA on this architecture "
+            f"({reason_of(error).partition('. ')[0]}); merge the adapter with the transformers that trained it, and give "
+            "that model"
+        ) from error
 
 
 def named_as_in_files(adapter: Adapter, base: ModelFiles) -> Adapter:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morfi.checkpoints.architecture import Layout, layout_of
+from morfi.checkpoints.architecture import Layout, empty_model, layout_of
 from morfi.checkpoints.weights import Weights, open_model_weights, read_json
 from morfi.errors import InputError, nearest, reason_of
 
@@ -96,6 +96,11 @@ class ModelFiles:
         """The configuration, which ties nothing where the files hold an output head of their own."""
         claimed = self.layout.head is not None and self.layout.head in self.layout.shared
         return {**self.config, "tie_word_embeddings": False} if claimed and not self.tied else self.config
+
+    def empty_model(self) -> Any:
+        """transformers' model of this configuration, without any weights."""
+        config = _transformers_config(self.path / "config.json")
+        return empty_model(self.path, config, self.layout.architecture)
 
     def is_conv1d(self, tensor: str) -> bool:
         """Whether the tensor is stored [d_in, d_out], as GPT-2's projections are."""

@@ -27,6 +27,7 @@ from transformers import (
     OPTConfig,
     PreTrainedModel,
     Qwen2MoeConfig,
+    Qwen3MoeConfig,
     SiglipVisionConfig,
 )
 
@@ -81,6 +82,7 @@ CONFIGS = {
         moe_intermediate_size=24,
         shared_expert_intermediate_size=24,
     ),
+    "qwen3_moe": Qwen3MoeConfig(**DIMENSIONS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
     "gpt2": GPT2Config(vocab_size=N_TOKENS, n_embd=32, n_layer=2, n_head=4, n_positions=64),
 }
 HEADS = {"lm_head.weight", "embed_out.weight"}
@@ -703,6 +705,25 @@ def test_experts_that_were_modules_of_their_own_are_merged_as_peft_does(
     edited(adapter, lose("layers.0.block_sparse_moe.experts.3." if "w2" in targets else "layers.0."))
     with pytest.raises(InputError, match=r"lacks tensors that target_modules"):
         merge(base, adapter)
+
+
+def test_a_router_is_merged_where_peft_takes_lora_on_it_and_else_refused(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases("qwen3_moe")
+    adapter = write_by_hand(base, tmp_path / "adapter", ["gate", "q_proj"], lambda module: module)
+    plan, tensors = merge(base, adapter)
+    merged = load_merged(base, plan, tensors, tmp_path / "merged")
+    torch.testing.assert_close(logits(merged), logits(trained(base, adapter)), atol=1e-4, rtol=1e-4)
+    base = bases("qwen2_moe")
+    adapter = write_by_hand(base, tmp_path / "refused", ["gate", "q_proj"], lambda module: module)
+    with pytest.raises(ValueError, match="Qwen2MoeTopKRouter"):
+        trained(base, adapter)
+    with pytest.raises(
+        InputError, match=r"changes model\.layers\.0\.mlp\.gate, where PEFT takes no"
+    ) as refused:
+        merge(base, adapter)
+    assert "\n" not in str(refused.value)
 
 
 def test_experts_beside_a_module_of_the_same_name_are_refused(
