@@ -68,8 +68,8 @@ def _ask_peft(adapter: Adapter, base: ModelFiles, module: str) -> None:
     except ValueError as error:
         raise InputError(
             f"{adapter.path} changes {module}, where PEFT takes no LoRA on this architecture "
-            f"({reason_of(error).partition('. ')[0]}); merge the adapter with the transformers that trained it, and give "
-            "that model"
+            f"({reason_of(error).partition('. ')[0]}); merge the adapter with the transformers that trained "
+            "it, and give that model"
         ) from error
 
 

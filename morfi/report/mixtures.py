@@ -43,10 +43,22 @@ def mixture_table(
     if found["relations"]:
         counts = ", ".join(f"{relation} {n}" for relation, n in found["relations"].items())
         lines += ["", f"in every mixture: {counts}"]
+    lines += [
+        f"{', '.join(names)} have equally many Unknown questions; a larger --size tells them apart"
+        for names in _alike(found["levels"])
+    ]
     for name, n in found.get("dropped", {}).items():
         if n:
             lines.append(f"left out: {n} train question{'' if n == 1 else 's'} {_REASONS[name]}")
     return "\n".join(lines)
+
+
+def _alike(levels: Mapping[int, Mapping[str, Any]]) -> list[list[str]]:
+    """The names of the mixtures, by their number of Unknown questions, where several have the same."""
+    named: dict[int, list[str]] = {}
+    for level, part in levels.items():
+        named.setdefault(part["by_category"][UNKNOWN], []).append(f"D_{level}")
+    return [names for names in named.values() if len(names) > 1]
 
 
 def mixture_object(

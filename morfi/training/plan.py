@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from morfi.checkpoints import Checkpoint, resolve
-from morfi.checkpoints.model_files import canonical_sha256, context_limit
+from morfi.checkpoints.model_files import canonical_sha256, context_limit, open_model
 from morfi.checkpoints.presets import PRESETS
 from morfi.checkpoints.tokenizer import open_tokenizer
 from morfi.checkpoints.weights import read_json
-from morfi.errors import InputError
+from morfi.errors import InputError, nearest
 from morfi.prompts import Prompt, build_prompts, check_lengths, starts_with_bos
 from morfi.questions import select
-from morfi.training.config import TrainConfig
+from morfi.training.config import ALL_LINEAR, TrainConfig
 from morfi.training.examples import Example, encode_examples
 from morfi.types import Progress, Question
 
@@ -97,6 +97,7 @@ def prepare_training(config: TrainConfig, data: TrainingData, progress: Progress
     if base.adapter_sha256 is not None:
         raise InputError(f"--model {config.model} is a LoRA adapter; give a full model to train on")
     context = _context(base)
+    _check_targets(config, base)
     if config.model not in PRESETS:
         progress.phase(
             f"{config.model} has no preset: what was not given is as for models of 8 billion parameters"
@@ -153,6 +154,20 @@ def _check_mixtures(config: TrainConfig, data: TrainingData) -> None:
             f"early stopping needs dev questions, and {data.name} has none; give data with a dev split, or "
             "leave --early-stop out"
         )
+
+
+def _check_targets(config: TrainConfig, base: Checkpoint) -> None:
+    """Raises InputError for a target that names no module of the model; PEFT passes over it beside others."""
+    if config.targets == (ALL_LINEAR,):
+        return
+    modules = open_model(base.model_dir).layout.modules
+    leaves = sorted({module.rpartition(".")[2] for module in modules})
+    for name in config.targets:
+        if not any(f".{module}".endswith(f".{name}") for module in modules):
+            raise InputError(
+                f"--targets {','.join(config.targets)}: {base.name} has no module {name} to put LoRA on; "
+                f'give "{ALL_LINEAR}" alone, or some of {", ".join(leaves)}.{nearest(name, leaves)}'
+            )
 
 
 def _context(base: Checkpoint) -> int:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from morfi.mixtures import Dropped, MixConfig, draw
 from morfi.report.mixtures import mixture_object, mixture_table
 from morfi.store.records import KnowledgeRow, MixtureRow
@@ -55,6 +57,17 @@ def test_stored_rows_without_counts_and_no_rows_at_all_are_shown_as_they_are() -
     assert "dropped" not in mixture_object(drawn(), FACTS)
     assert mixture_object([], FACTS) == {"levels": {}, "relations": {}}
     assert len(mixture_table([], FACTS).splitlines()) == 2
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_mixtures_too_small_to_differ_are_named(nested: bool) -> None:
+    few = draw(FACTS, MixConfig("split-1", (0, 10, 25, 50, 75, 90, 100), 2, nested=nested)).rows
+    said = [line for line in mixture_table(few, FACTS).splitlines() if "equally many" in line]
+    assert said == [
+        f"{names} have equally many Unknown questions; a larger --size tells them apart"
+        for names in ("D_0, D_10, D_25", "D_75, D_90, D_100")
+    ]
+    assert "equally many" not in mixture_table(drawn(), FACTS)
 
 
 def test_every_reason_has_words() -> None:

@@ -98,6 +98,25 @@ def test_a_prompt_too_long_for_the_model_is_refused(train_tiny: Any) -> None:
         train_tiny.prepare(replace(train_tiny.data(), dev=(long,)))
 
 
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (("qproj",), 'no module qproj to put LoRA on; .* gate_proj, k_proj.* Did you mean "q_proj"?'),
+        (("q_proj", "c_attn"), "no module c_attn to put LoRA on"),
+        (("proj",), "no module proj"),
+        (("mlp",), "no module mlp"),
+        (("all-linear", "q_proj"), 'no module all-linear to put LoRA on; give "all-linear" alone'),
+    ],
+)
+def test_a_target_that_is_no_module_is_refused_before_anything_is_trained(
+    train_tiny: Any, targets: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(InputError, match=said) as refused:
+        train_tiny.prepare(targets=targets)
+    assert "\n" not in str(refused.value)
+    assert train_tiny.prepare(targets=("q_proj", "1.mlp.up_proj")).jobs
+
+
 def test_an_adapter_or_a_quantised_model_is_no_base(train_tiny: Any, tmp_path: Path) -> None:
     [row] = train_tiny(tmp_path / "run", epochs=(1,), early_stop=False).rows
     with pytest.raises(InputError, match="is a LoRA adapter; give a full model"):
