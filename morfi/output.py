@@ -139,6 +139,11 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def to_nowhere(stream: Any) -> None:
-    """What is written to the stream from now on is lost, also what it still holds when the process ends."""
+    """What is written to the stream from now on is lost, also what it still holds when the process ends.
+
+    Python has None in place of a stream that was closed when it started.
+    """
+    if stream is None:
+        return
     with contextlib.suppress(OSError, ValueError):  # a stream without a file has nothing to lose
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

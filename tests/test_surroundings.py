@@ -187,6 +187,19 @@ def test_output_that_cannot_be_written_is_one_line_and_a_reader_may_leave(done: 
         assert (closed.code, closed.line) == (1, "morfi: standard output is closed")
 
 
+@pytest.mark.parametrize("where", ["", ">&-"])
+def test_a_failure_of_the_system_is_one_line_whatever_becomes_of_the_output(where: str) -> None:
+    code = (
+        "from morfi import cli\n"
+        "def fail(**_): raise OSError(5, 'Input/output error', 'some/file')\n"
+        "cli.cli.main = fail\n"
+        "cli.main()"
+    )
+    shell = ["bash", "-c", f'"$@" {where}', "bash", sys.executable, "-c", code]
+    ended = subprocess.run(shell, capture_output=True, text=True, env=environment(), timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "morfi: some/file: Input/output error\n")
+
+
 SLOW = pytest.mark.slow  # much the same as those before them
 STREAMS = (
     ">/dev/full",
