@@ -35,8 +35,8 @@ def export(store: Store, run_id: str, fmt: str, out: Path | None) -> int:
         raise InputError("parquet is binary and needs a file; give --out FILE.parquet")
     if out is not None and (ending := out.suffix[1:].lower()) in FORMATS and ending != fmt:
         raise InputError(f"--out {out} is named like {ending}, but --format is {fmt}; give --format {ending}")
+    full_id = store.answered_run(run_id).run_id  # so that the store is there
     target = None if out is None else _checked(out, store.path)
-    full_id = store.answered_run(run_id).run_id
     if target is None:
         with spooled() as file, store.sample_rows(full_id) as rows:
             return _write(rows, fmt, file)

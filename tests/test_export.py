@@ -223,6 +223,14 @@ def test_an_unfit_target_is_refused_and_the_store_stays(
     assert {path.name for path in tmp_path.iterdir()} == {"morfi.duckdb", "symbolic", "hard"}
 
 
+def test_without_a_store_an_existing_file_stays(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    out.write_text("mine")
+    with pytest.raises(InputError, match="no such database"):
+        export(Store(tmp_path / "gone.duckdb"), "run-a", "csv", out)
+    assert out.read_text() == "mine"
+
+
 def test_an_unknown_run_is_refused_and_makes_no_file(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match='no run "run-z"'):
         export(store, "run-z", "csv", tmp_path / "rows.csv")
