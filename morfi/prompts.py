@@ -7,22 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from morfi.checkpoints.tokenizer import control_tokens, frame_of, load_tokenizer, open_tokenizer
+from morfi.checkpoints.tokenizer import control_tokens, frame_of, open_tokenizer
 from morfi.encoding import encode
-from morfi.errors import InputError
+from morfi.errors import InputError, reason_of
 from morfi.types import Progress, Question
-
-__all__ = [
-    "ANSWERED",
-    "ASKED",
-    "Prompt",
-    "build_prompts",
-    "check_lengths",
-    "check_no_control",
-    "load_tokenizer",
-    "prompt_tokenizer",
-    "starts_with_bos",
-]
 
 ANSWERED = "Q: {question}\nA: {answer}\n\n"
 ASKED = "Q: {question}\nA:"
@@ -107,7 +95,7 @@ def _chat_text(question: Question, shown: Sequence[Question], tokenizer: Any) ->
     except jinja2.TemplateError as error:
         raise InputError(
             f"the checkpoint's chat template cannot write question {question.id}: "
-            f"{str(error).splitlines()[0]}; mend the template or leave --chat out"
+            f"{reason_of(error)}; mend the template or leave --chat out"
         ) from error
 
 

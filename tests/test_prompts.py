@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from morfi.checkpoints.tokenizer import load_tokenizer
 from morfi.errors import InputError
 from morfi.exemplars import Shots, choose_shots
 from morfi.prompts import (
     Prompt,
     build_prompts,
     check_lengths,
-    load_tokenizer,
     prompt_tokenizer,
     starts_with_bos,
 )
@@ -305,7 +305,10 @@ def test_chat_without_a_template_is_refused(tokenizer: Any) -> None:
         build_prompts([KYIV], {"P17": ()}, tokenizer, chat=True)
 
 
-@pytest.mark.parametrize("template", ["{% for m in messages %}", "{{ raise_exception('no users') }}"])
+@pytest.mark.parametrize(
+    "template",
+    ["{% for m in messages %}", "{{ raise_exception('no users') }}", "{{ raise_exception('') }}"],
+)
 def test_a_broken_chat_template_is_refused(make_tokenizer: Callable[..., Any], template: str) -> None:
     with pytest.raises(InputError, match=r"chat template .*leave --chat out") as caught:
         build_prompts([KYIV], {"P17": ()}, make_tokenizer(chat_template=template), chat=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints.weights import read_json
-from morfi.errors import InputError
+from morfi.errors import InputError, reason_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,9 +38,8 @@ def auto_tokenizer(model_dir: Path) -> Any:
             model_dir, local_files_only=True, trust_remote_code=False, mistral_format=False
         )
     except Exception as error:  # the tokenizers library raises nothing more special
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"the tokenizer in {model_dir} cannot be loaded: {reason}; expected tokenizer.json or "
+            f"the tokenizer in {model_dir} cannot be loaded: {reason_of(error)}; expected tokenizer.json or "
             "tokenizer.model beside the weights"
         ) from error
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from morfi.errors import InputError
+from morfi.errors import InputError, reason_of
 from morfi.questions.keys import KEYS, OPTIONAL_KEYS, unique_keys
 
 READABLE = "JSON lines, a JSON list or Parquet, plain or as .gz, .bz2, .xz or .zst"
@@ -257,5 +257,5 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
             raise
         raise InputError(
             f"{path}, after row {number}: Parquet data cut short or damaged "
-            f"({str(error).splitlines()[0]}); copy the file again"
+            f"({reason_of(error)}); copy the file again"
         ) from error

@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from morfi.errors import InputError, MorfiError
+from morfi.errors import InputError, MorfiError, reason_of
 from morfi.store.older import attach
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def _connection(
             if isinstance(error, duckdb.CatalogException | duckdb.BinderException):
                 raise InputError(
                     f"{path}: its tables are not those of the schema that it says it has: "
-                    f"{str(error).splitlines()[0]}; another morfi made them, so give another --db"
+                    f"{reason_of(error)}; another morfi made them, so give another --db"
                 ) from error
             raise
         except RuntimeError as error:
@@ -361,7 +361,7 @@ def _check_magic(path: Path) -> None:
 
 def _refusal(path: Path, error: Exception) -> InputError:
     """The one line for what DuckDB or the system said about the file."""
-    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    said = reason_of(error)
     if path.is_dir():
         reason = "is a folder; give --db the path of a file"
     elif "not a valid DuckDB" in said or "sqlite" in said.lower():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from morfi.prompts import load_tokenizer
+from morfi.checkpoints.tokenizer import load_tokenizer
 from morfi.training.examples import collate, encode_examples
 from morfi.training.lora import adapter_tensors, attach_lora
 from morfi.training.plan import TrainingTask
