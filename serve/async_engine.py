@@ -24,6 +24,7 @@ from morfi.serve.admission import unsteerable
 from morfi.serve.line_ends import LineEnds
 from morfi.serve.metrics import STEERED_TOKENS, SWAPS
 from morfi.serve.reports import WITH_END, Report, detach, n_changed
+from morfi.serve.requested import answer_ids
 from morfi.serve.served import Served, check_swapped, first_refusal
 from morfi.serve.settings import ONE_ENGINE
 from morfi.steering import Steering, to_json
@@ -50,9 +51,7 @@ class Followed:
 
     def request_ids(self, n: int) -> list[str]:
         """vLLM's ids of its answers; none where the request never came to be."""
-        if self.request_id is None:
-            return []
-        return [f"{number}_{self.request_id}" for number in range(n)] if n > 1 else [self.request_id]
+        return [] if self.request_id is None else answer_ids(self.request_id, n)
 
     def check(
         self, reports: Sequence[Sequence[Report | None]], n_prompt: int, n_output: Sequence[int]

@@ -20,7 +20,7 @@ from morfi.serve import settings as engine_settings
 from morfi.serve.admission import Admission, admission_of
 from morfi.serve.processes import naming_death, quiet
 from morfi.serve.reports import Report, applied, captured, check_captured, unfit
-from morfi.serve.requested import OpenShards, Wanted
+from morfi.serve.requested import OpenShards, Wanted, answer_ids
 from morfi.serve.served import Served, check_swapped, first_refusal
 from morfi.shards import write_requests
 from morfi.steering import Capture, Steering, to_json
@@ -134,8 +134,7 @@ class Engine:
                     place[request_id] = index
                     own_id = core.add_request(request_id, {"prompt_token_ids": list(prompt)}, params[index])
                     if wanted[index].is_followed:
-                        n = wanted[index].sampling.n
-                        followed[index] = [f"{number}_{own_id}" for number in range(n)] if n > 1 else [own_id]
+                        followed[index] = answer_ids(own_id, wanted[index].sampling.n)
                 while core.has_unfinished_requests():
                     ended = [output for output in core.step() if output.finished]
                     for output in ended:

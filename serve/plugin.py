@@ -1,8 +1,9 @@
 """morfi in vLLM: steering and capture for every engine of a process, loaded as a `vllm.general_plugins`.
 
-Six places of vLLM are wrapped: admission of requests, keys of cached blocks, loading of the model,
-preparation of a step's inputs, the step of a worker, and that of the engine core. Where one of them is not
-what this module was written for, vLLM does not start.
+`register` lists the functions of vLLM that are wrapped: admission of requests, keys of cached blocks and of
+compiled graphs, loading of the model, preparation of a step's inputs, the step of a worker and that of the
+engine core, and what is made of their outputs. Where one of them is not what this module was written for,
+vLLM does not start.
 """
 
 from __future__ import annotations

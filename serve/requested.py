@@ -15,13 +15,17 @@ class Wanted:
     sampling: Sampling
     steering: tuple[Steering, ...]
     capture: Capture | None
-
     shard: int | None = None  # its number in shards
 
     @property
     def is_followed(self) -> bool:
         """Whether anything but plain generation is asked for."""
         return bool(self.steering) or self.capture is not None
+
+
+def answer_ids(request_id: str, n: int) -> list[str]:
+    """vLLM's ids of the `n` answers to a request, by its own id of that."""
+    return [f"{number}_{request_id}" for number in range(n)] if n > 1 else [request_id]
 
 
 @dataclass(slots=True)

@@ -112,9 +112,8 @@ class ResidualState:
         self.work: dict[int, LayerWork] = {}
         self._steered: list[tuple[Live, int, int, int]] = []  # in this step: first row, position, rows
         self._changed = torch.zeros(0, dtype=torch.int32)  # rows of this step, as the kernel says
-        self.device_work = (
-            device_work  # where steps may be CUDA graphs, else each layer's work is done in torch
-        )
+        # Where steps may be CUDA graphs; without it each layer's work is done in torch.
+        self.device_work = device_work
         self.shared_layers = shared_layers
         self.changes = Changes()
 

@@ -56,8 +56,8 @@ class Steps:
 
     @property
     def mark(self) -> int:
-        """What a layer that does its work in the step that has begun writes to `ran`; never 0."""
-        return (self._number - 1) % (2**31 - 1) + 1
+        """What a layer that does its work in the step that has begun writes to `ran`."""
+        return _mark(self._number)
 
     def begin(self, layers: Sequence[int], n_tokens: int = 0) -> None:
         """A step of `n_tokens` follows in which these layers have work; raises MorfiError as `settle`."""
@@ -106,9 +106,8 @@ class Steps:
             raise MorfiError(f"nothing says that step {number} did its work")
 
     def _look_at(self, step: _Step) -> None:
-        mark = (step.number - 1) % (2**31 - 1) + 1
         marks = step.marks[: step.n_told].tolist()
-        missing = [layer for layer in step.layers if marks[layer] != mark]
+        missing = [layer for layer in step.layers if marks[layer] != _mark(step.number)]
         if missing and self._failure is None:
             self._failure = (
                 f"layer {missing[0]} was to be steered or captured, but its operation did not run in that "
@@ -119,3 +118,8 @@ class Steps:
             self._proven = step.number
         if step.ready is not None:
             self._spare.append(step.marks)
+
+
+def _mark(number: int) -> int:
+    """The number of a step as an int32 that is never 0."""
+    return (number - 1) % (2**31 - 1) + 1

@@ -63,6 +63,11 @@ class Body(Wire):
         return data
 
 
+def _default(clamp: float | None) -> Operation:
+    """What is done where only the numbers say so."""
+    return "add" if clamp is None else "clamp"
+
+
 class Latent(Wire):
     """A latent, and what is done along its decoder row d of unit length; f is its activation."""
 
@@ -79,7 +84,7 @@ class Latent(Wire):
     @property
     def operation(self) -> Operation:
         """What is done, with the default made plain."""
-        return self.op or ("add" if self.clamp is None else "clamp")
+        return self.op or _default(self.clamp)
 
     @model_validator(mode="after")
     def _has_its_strength(self) -> Self:
@@ -109,7 +114,7 @@ class ComparedLatent(Wire):
 
     def at(self, alpha: float) -> Latent:
         """The latent at one of the strengths."""
-        operation = self.op or ("add" if self.clamp is None else "clamp")
+        operation = self.op or _default(self.clamp)
         return Latent(id=self.id, op=operation, alpha=alpha if operation == "add" else None, clamp=self.clamp)
 
     @model_validator(mode="after")
