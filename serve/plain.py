@@ -93,10 +93,10 @@ def take(states: Mapping[str, Any], outputs: Sequence[Any]) -> None:
 
 def hand_out(state: Any, output: Any) -> None:
     """Gives a `CompletionOutput` that has ended its `morfi`; one not steered as asked becomes an error."""
-    reports: list[Report | None] | None = getattr(state, _REPORTS, None)
-    if reports is None or output.finish_reason in ("error", "abort"):
+    if not hasattr(state, _ASKED) or output.finish_reason in ("error", "abort"):
         return
     steering, capture = getattr(state, _ASKED)
+    reports: Sequence[Report | None] = getattr(state, _REPORTS, ())  # without any, nothing is known
     n_output = state.detokenizer.num_output_tokens()
     try:
         output.morfi = _done(steering, capture, reports, state.prompt_len, n_output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from morfi.directions import Direction
 from morfi.errors import InputError
 from morfi.serve import plain
 from morfi.serve.engine import Engine
+from morfi.serve.reports import IN_CORE
 from morfi.serve.residual import ResidualState
 from morfi.steering import Capture, Steering
 from morfi.types import Sampling
@@ -79,6 +81,15 @@ def test_what_was_done_and_captured_comes_back(engine: Engine) -> None:
     state: ResidualState = engine._llm.llm_engine.model_executor.driver_worker.model_runner.morfi_state
     generate(engine, {})
     assert not state.ended
+
+
+def test_an_answer_without_a_report_is_an_error() -> None:
+    state = SimpleNamespace(prompt_len=3, detokenizer=SimpleNamespace(num_output_tokens=lambda: 2))
+    plain.note(state, {"morfi": {"report": IN_CORE, "steering": [{"layer": 0, "direction": "x"}]}})
+    output = SimpleNamespace(finish_reason="stop", stop_reason=None)
+    plain.hand_out(state, output)
+    assert output.finish_reason == "error"
+    assert "no worker reports that layer 0 was steered" in str(output.stop_reason)
 
 
 def test_a_capture_that_could_not_come_back_is_refused(engine: Engine) -> None:
