@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from morfi.matching import MajorityAnswer, answer_in_subject, majority_answer
+from morfi.matching import answer_in_subject, majority_answer
 from morfi.mixtures import KNOWN_CATEGORIES, UNKNOWN
 from morfi.questions.sets import SPLITS
 from morfi.report.tables import aligned, percent
@@ -30,11 +30,11 @@ class KnowledgeReport:
 
 
 def knowledge_report(
-    rows: Sequence[KnowledgeRow], baselines: Sequence[BaselineRow] = ()
+    rows: Sequence[KnowledgeRow], baselines: Sequence[BaselineRow] = (), match: str = "squad"
 ) -> list[KnowledgeReport]:
     """The lines of the report: for every split its relations, then the whole split.
 
-    `baselines` are those of the whole data; where one is missing it is that of `rows`.
+    `baselines` are those of the whole data; where one is missing it is that of `rows`, by the rule `match`.
     """
     whole = {(row.split, row.relation): row for row in baselines}
     lines: list[KnowledgeReport] = []
@@ -42,47 +42,49 @@ def knowledge_report(
         inside = [row for row in rows if row.split == split]
         if inside:
             parts = [
-                _line(
+                _of_relation(
                     split,
                     relation,
                     [row for row in inside if row.relation == relation],
-                    baseline=whole.get((split, relation)),
+                    whole.get((split, relation)),
+                    match,
                 )
                 for relation in sorted({row.relation for row in inside})
             ]
-            lines += [*parts, _line(split, None, inside, parts)]
+            # A constant answer for each relation is the stronger baseline of the whole.
+            share = sum(part.majority_share * part.n for part in parts) / len(inside)
+            lines += [*parts, _line(split, None, inside, "", share)]
     return lines
 
 
-def _line(
-    split: str,
-    relation: str | None,
-    rows: Sequence[KnowledgeRow],
-    parts: Sequence[KnowledgeReport] = (),
-    *,
-    baseline: BaselineRow | None = None,
+def _of_relation(
+    split: str, relation: str, rows: Sequence[KnowledgeRow], baseline: BaselineRow | None, match: str
 ) -> KnowledgeReport:
-    """The line of `rows`; `parts` are the lines of the relations where it is that of a whole split."""
-    questions = [row.asked for row in rows]
-    majority = majority_answer(questions)
     if baseline is not None:
-        share = baseline.n_accepting / baseline.n
-        majority = MajorityAnswer(baseline.answer, baseline.n_accepting, share)
-    # A constant answer for each relation is the stronger baseline of the whole.
-    share = sum(part.majority_share * part.n for part in parts) / len(rows) if parts else majority.share
+        return _line(split, relation, rows, baseline.answer, baseline.n_accepting / baseline.n)
+    majority = majority_answer([row.asked for row in rows], match)
+    return _line(split, relation, rows, majority.answer, majority.share)
+
+
+def _line(
+    split: str, relation: str | None, rows: Sequence[KnowledgeRow], majority: str, share: float
+) -> KnowledgeReport:
+    """The line of `rows`, with the best constant answer and its share."""
     return KnowledgeReport(
         split=split,
         relation=relation,
         n=len(rows),
         by_category={name: sum(row.category == name for row in rows) for name in _CATEGORIES},
         p_greedy=sum(row.p_greedy for row in rows) / len(rows),
-        majority_answer="" if parts else majority.answer,
+        majority_answer=majority,
         majority_share=share,
-        in_subject_share=sum(map(answer_in_subject, questions)) / len(rows),
+        in_subject_share=sum(answer_in_subject(row.asked) for row in rows) / len(rows),
     )
 
 
-def knowledge_table(rows: Sequence[KnowledgeRow], baselines: Sequence[BaselineRow] = ()) -> str:
+def knowledge_table(
+    rows: Sequence[KnowledgeRow], baselines: Sequence[BaselineRow] = (), match: str = "squad"
+) -> str:
     """The table that `morfi split` ends with."""
     header = ("split", "relation", "n", *_CATEGORIES, "p greedy", "majority", "in subject", "majority answer")
     body = [
@@ -96,7 +98,7 @@ def knowledge_table(rows: Sequence[KnowledgeRow], baselines: Sequence[BaselineRo
             percent(line.in_subject_share),
             line.majority_answer,
         )
-        for line in knowledge_report(rows, baselines)
+        for line in knowledge_report(rows, baselines, match)
     ]
     return "\n".join(
         [
@@ -109,10 +111,12 @@ def knowledge_table(rows: Sequence[KnowledgeRow], baselines: Sequence[BaselineRo
     )
 
 
-def knowledge_object(rows: Sequence[KnowledgeRow], baselines: Sequence[BaselineRow] = ()) -> dict[str, Any]:
+def knowledge_object(
+    rows: Sequence[KnowledgeRow], baselines: Sequence[BaselineRow] = (), match: str = "squad"
+) -> dict[str, Any]:
     """The object of `morfi split --json`: by split, the whole and `by_relation`."""
     found: dict[str, Any] = {}
-    for line in knowledge_report(rows, baselines):
+    for line in knowledge_report(rows, baselines, match):
         split = found.setdefault(line.split, {"by_relation": {}})
         numbers = {
             "n": line.n,

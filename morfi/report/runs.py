@@ -50,7 +50,8 @@ def report_of(store: Store, run_id: str, dropped: Dropped | None = None) -> Repo
 
 def _split(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
     rows, baselines = store.knowledge(run.run_id), store.baselines(run.run_id)
-    return knowledge_table(rows, baselines), knowledge_object(rows, baselines)
+    match = run.config.get("match", "squad")
+    return knowledge_table(rows, baselines, match), knowledge_object(rows, baselines, match)
 
 
 def _mix(store: Store, run: RunRecord, dropped: Dropped | None) -> tuple[str, dict[str, Any]]:

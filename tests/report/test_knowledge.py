@@ -46,6 +46,13 @@ def test_every_split_has_its_relations_then_the_whole() -> None:
     assert whole.by_category["HighlyKnown"] == 2
 
 
+def test_without_a_baseline_the_majority_goes_by_the_runs_rule() -> None:
+    rows = [row(number, "test", "P17", answer, "Unknown") for number, answer in enumerate(("U.S.", "US"))]
+    squad, strict = (knowledge_report(rows, match=match)[0] for match in ("squad", "strict"))
+    assert (squad.majority_answer, squad.majority_share) == ("us", 1.0)
+    assert (strict.majority_answer, strict.majority_share) == ("U.S.", 0.5)
+
+
 def test_a_split_of_one_relation_has_that_relations_numbers() -> None:
     relation, whole = knowledge_report(ROWS[:1])
     assert (whole.majority_share, whole.n, whole.by_category) == (1.0, 1, relation.by_category)
