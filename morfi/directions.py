@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import numbers
 import struct
@@ -198,41 +197,6 @@ def _number(value: Any, what: str) -> float:
         return float(value)
     except OverflowError as error:
         raise InputError(f"{what}: a whole number of 300 digits or more is not finite in float32") from error
-
-
-def from_safetensors(data: bytes) -> Direction | SaeLatents:
-    """What a safetensors file holds: a direction, or all latents of an SAE.
-
-    Its tensors are "vector", and for a latent "encoder" (both [d_model]), "bias" and "threshold" (one number
-    each, 0 where absent); or the same with a dimension [d_sae] before. Its metadata may say
-    "norm_rescaled": "true". Raises InputError for anything else.
-    """
-    import safetensors
-    import torch
-    from safetensors.torch import load
-
-    try:
-        tensors = {name: tensor.float() for name, tensor in load(data).items()}
-        (head_size,) = struct.unpack_from("<Q", data)
-        metadata = json.loads(data[8 : 8 + head_size]).get("__metadata__") or {}
-    except (safetensors.SafetensorError, struct.error, ValueError) as error:
-        raise InputError(f"the bytes are no safetensors file: {error}") from error
-    if "vector" not in tensors or not set(tensors) <= {"vector", "encoder", "bias", "threshold"}:
-        raise InputError(
-            'a direction\'s tensors are "vector", "encoder", "bias" and "threshold"; got '
-            + ", ".join(sorted(tensors) or ["none"])
-        )
-    vector, encoder = tensors["vector"], tensors.get("encoder")
-    rescaled = metadata.get("norm_rescaled") == "true"
-    zeros = torch.zeros(vector.shape[:-1])
-    bias, threshold = (tensors.get(name, zeros) for name in ("bias", "threshold"))
-    if vector.ndim > 1:
-        if encoder is None:
-            raise InputError('several directions at once are the latents of an SAE and need "encoder"')
-        return SaeLatents(vector, encoder, bias, threshold, rescaled)
-    if bias.numel() != 1 or threshold.numel() != 1:
-        raise InputError("a latent's bias and threshold are one number each")
-    return Direction(vector, encoder, float(bias), float(threshold), rescaled)
 
 
 _HEAD = struct.Struct("<qdd??")

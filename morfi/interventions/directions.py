@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
 
 KINDS = ("latent", "combined", "delta_u", "control", "random", "scan")
-BASELINES = ("delta_u", "control", "random")
 
 
 @dataclass(frozen=True, eq=False, slots=True)

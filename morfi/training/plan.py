@@ -12,7 +12,6 @@ from morfi.checkpoints import Checkpoint, resolve
 from morfi.checkpoints.model_files import canonical_sha256, context_limit, open_model
 from morfi.checkpoints.presets import PRESETS
 from morfi.checkpoints.tokenizer import open_tokenizer
-from morfi.checkpoints.weights import read_json
 from morfi.errors import InputError, nearest
 from morfi.prompts import Prompt, build_prompts, check_lengths, starts_with_bos
 from morfi.questions import select
@@ -21,6 +20,7 @@ from morfi.training.examples import Example, encode_examples
 from morfi.types import Progress, Question
 
 _FORMAT = 1  # of a training's folder
+_CONTEXT = 4096  # tokens, of an architecture that names no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def prepare_training(config: TrainConfig, data: TrainingData, progress: Progress
     base = resolve(config.model, dtype=config.dtype, progress=progress.phase)
     if base.adapter_sha256 is not None:
         raise InputError(f"--model {config.model} is a LoRA adapter; give a full model to train on")
-    context = _context(base)
+    context = context_limit(base.model_dir) or _CONTEXT
     _check_targets(config, base)
     if config.model not in PRESETS:
         progress.phase(
@@ -168,11 +168,3 @@ def _check_targets(config: TrainConfig, base: Checkpoint) -> None:
                 f"--targets {','.join(config.targets)}: {base.name} has no module {name} to put LoRA on; "
                 f'give "{ALL_LINEAR}" alone, or some of {", ".join(leaves)}.{nearest(name, leaves)}'
             )
-
-
-def _context(base: Checkpoint) -> int:
-    """The tokens that the model takes; raises InputError for a model whose weights cannot be trained on."""
-    config = read_json(base.model_dir / "config.json")
-    if config.get("quantization_config"):
-        raise InputError(f"{base.name} is quantised, which cannot be trained on exactly; give the full model")
-    return context_limit(base.model_dir) or 4096
