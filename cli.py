@@ -735,9 +735,8 @@ def db_upgrade_command(common: Common) -> None:
     """Brings a database of an older morfi to this one's schema; all its rows stay."""
     before, now = common.store.upgrade()
     said = "already" if before == now else f"upgraded from schema {before}"
-    common.tell(
-        {"db": str(common.db), "before": before, "now": now}, f"{common.db}: schema {now}, {said}", said
-    )
+    text = f"{common.db}: schema {now}, {said}"
+    common.tell({"db": str(common.db), "before": before, "now": now}, text, text)
 
 
 @cli.group("cache")

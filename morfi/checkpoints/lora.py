@@ -94,6 +94,7 @@ def edited(tensor: torch.Tensor, edit: Edit, adapter: Adapter) -> torch.Tensor:
 
 
 def matrices(lora: Lora) -> tuple[str, str]:
+    """The names of A and B in the adapter's file."""
     return lora.parts.get("a") or lora.parts["embedding_a"], lora.parts.get("b") or lora.parts["embedding_b"]
 
 

@@ -174,9 +174,8 @@ def _quantised(directory: Path, settings: Any) -> str:
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     return (
         f"{directory / 'config.json'} says that the model is quantised ({method or 'unknown method'}), "
-        "and only full weights are served: give the model that it was made from, or take "
-        "quantization_config out of "
-        "config.json if the weights were saved in 16 or 32 bits again"
+        "and only full weights are served: give the model that it was made from, or take quantization_config "
+        "out of config.json if the weights were saved in 16 or 32 bits again"
     )
 
 

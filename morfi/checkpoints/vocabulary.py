@@ -16,6 +16,7 @@ from morfi.checkpoints.own_tokenizer import (
     known_text,
     own_tokenizer,
 )
+from morfi.checkpoints.tokenizer import control_tokens
 from morfi.checkpoints.weights import read_json
 from morfi.errors import InputError
 
@@ -139,9 +140,7 @@ def line_ends(tokenizer: Any) -> frozenset[int]:
     which answers leave out, are not among them.
     """
     before = tokenizer.encode(known_text(tokenizer), add_special_tokens=False)
-    special = {
-        index for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special
-    }.union(tokenizer.all_special_ids)
+    special = control_tokens(tokenizer)
     possible = [index for index in newline_tokens(tokenizer) if index not in special]
     shown = tokenizer.batch_decode([before, *([*before, index] for index in possible)])
     head = shown[0]

@@ -67,18 +67,18 @@ def _gap(row: AnswerCounts) -> float:
 
 def _added(counts: Sequence[AnswerCounts]) -> list[AnswerCounts]:
     """One row for each relation."""
-    names = ("n", "n_correct", "n_squad", "n_answer", "n_all", "n_cut", "n_empty")
     return [
-        AnswerCounts(
-            relation,
-            *(sum(getattr(row, name) for row in counts if row.relation == relation) for name in names),
-        )
+        _sum(relation, [row for row in counts if row.relation == relation])
         for relation in sorted({row.relation for row in counts})
     ]
 
 
 def _whole(counts: Sequence[AnswerCounts]) -> AnswerCounts | None:
     """All relations together; None without answers."""
-    names = ("n", "n_correct", "n_squad", "n_answer", "n_all", "n_cut", "n_empty")
-    whole = AnswerCounts("all", *(sum(getattr(row, name) for row in counts) for name in names))
+    whole = _sum("all", counts)
     return whole if whole.n else None
+
+
+def _sum(relation: str, counts: Sequence[AnswerCounts]) -> AnswerCounts:
+    names = ("n", "n_correct", "n_squad", "n_answer", "n_all", "n_cut", "n_empty")
+    return AnswerCounts(relation, *(sum(getattr(row, name) for row in counts) for name in names))

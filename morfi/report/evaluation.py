@@ -55,7 +55,7 @@ def run_report(store: Store, run_id: str) -> RunReport:
             # A constant answer for each relation is the stronger baseline of the whole.
             share = sum(row.majority_share * row.accuracy.n for row in rows) / len(asked)
             rows.append(RelationReport(accuracy, "", share, in_subject))
-        elif baseline := baselines.get(accuracy.relation or ""):
+        elif baseline := baselines.get(accuracy.relation):
             share = baseline.n_accepting / baseline.n
             rows.append(RelationReport(accuracy, baseline.answer, share, in_subject))
         else:

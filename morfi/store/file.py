@@ -37,7 +37,6 @@ _held = threading.local()
 # Two connections of one process must agree in configuration, so only one exists at a time.
 _gate = threading.Lock()
 
-
 # Waiting without end is said after so long, and again every minute.
 _FIRST_WORD_S = 10.0
 _NEXT_WORD_S = 60.0

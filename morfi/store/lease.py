@@ -2,8 +2,8 @@
 
 A lease lies in the store, so any host that reads the store sees who works on what. It runs out by itself
 when nothing renews it, whatever happened to its process. Where reader and process share a boot and a PID
-namespace, the process itself is looked at: a killed one frees its run at once, and one
-that runs keeps it, however long it was silent.
+namespace, the process itself is looked at: a killed one frees its run at once, and one that runs keeps it,
+however long it was silent.
 
 Clocks of several hosts may differ. By less than `LEASE_S` that changes only when a lease counts as run out.
 By more, a live process can lose its run to another one; it then stops at its next write, because a lease

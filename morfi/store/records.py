@@ -240,7 +240,7 @@ class FalseDiscoveriesRow:
 
 @dataclass(frozen=True, slots=True)
 class DirectionRow:
-    """What a steer run steers along: `kind` is one of `morfi.interventions.KINDS`.
+    """What a steer run steers along: `kind` is one of `morfi.interventions.directions.KINDS`.
 
     Alphas are in units of `median_norm`. `trend` is the latent's direction, 0 where there is none; `parts`
     are the alphas (for clamp the values) of the latents that are combined, by latent.

@@ -13,7 +13,7 @@ from morfi.errors import InputError, MorfiError, nearest
 from morfi.statistics import wilson_interval
 from morfi.store import lease
 from morfi.store.counts import AnswerCounts, count_answers
-from morfi.store.file import exists, upgrade
+from morfi.store.file import Say, exists, upgrade
 from morfi.store.query import Rows, answered, streamed
 from morfi.store.records import (
     AttemptEnd,
@@ -37,7 +37,7 @@ from morfi.store.records import (
     TrendSummaryRow,
 )
 from morfi.store.rows import columns_of, insert_columns, read_records
-from morfi.store.work import Say, Work
+from morfi.store.work import Work
 from morfi.types import Question
 
 if TYPE_CHECKING:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.errors import MorfiError
 from morfi.store import lease
-from morfi.store.file import Locked, holding, prepare, reading, writing
+from morfi.store.file import Locked, Say, holding, prepare, reading, writing
 from morfi.store.rows import insert_columns
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from duckdb import DuckDBPyConnection
 
-Say = Callable[[str], None]
 _RENEWAL_WAITS_S = 1.0  # short, for the thread that has answers to store waits meanwhile
 Rows = tuple[str, Mapping[str, Sequence[Any]]]  # a table's name and columns
 
