@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from morfi.directions import Direction, pack, unpack
 from morfi.errors import InputError
+from morfi.kernels import residual as kernel
 from morfi.serve.finite import check_amounts
-from morfi.serve.joint import ADD, CLAMP, PROJECT, Joint, join, put_in_together
+from morfi.serve.joint import ABLATE, ADD, CLAMP, PROJECT, Joint, join, put_in_together
 from morfi.serve.residual import UNFIT, ResidualState
 from morfi.steering import Positions, Steering, spans, to_json
 
@@ -253,7 +254,12 @@ def test_a_stream_that_does_not_fit_is_nan_and_noted(dtype: torch.dtype) -> None
     assert list(state.live["r"].changed) == [0, UNFIT + 1]
 
 
-def test_positions_are_cut_into_few_rows_of_the_bank() -> None:
+def test_the_kernel_has_the_same_numbers_for_operations() -> None:
+    assert (ADD, ABLATE, CLAMP, PROJECT) == (kernel.ADD, kernel.ABLATE, kernel.CLAMP, kernel.PROJECT)
+    assert (ADD, CLAMP, PROJECT) == (0, 2, 3), "which the kernel itself compares with"
+
+
+def test_three_projections_at_any_positions_fit_into_the_bank() -> None:
     draw = random.Random(0)
     for _ in range(50):
         steering = [steer(draw.choice("abc"), "project", positions=draw.choice(PLACES)) for _ in range(3)]
@@ -262,4 +268,3 @@ def test_positions_are_cut_into_few_rows_of_the_bank() -> None:
             assert entry.operation == PROJECT
             assert unpack(joint.directions[entry.direction]).vector.shape == (D_MODEL,)
             assert all(stop is None or start < stop for start, stop in entry.spans)
-    assert {ADD, CLAMP, PROJECT} == {0, 2, 3}
