@@ -15,7 +15,7 @@ from morfi.folding import folded
 
 _NO_ARTICLE = "\1"  # stands after an "a" that is none; no folded text has it
 _PLAIN = re.compile("[A-Za-z ]*")
-_ARTICLES = frozenset(("a", "an", "the"))
+ARTICLES = frozenset(("a", "an", "the"))
 _POWER = re.compile("(?<=\\d)[\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")  # 10⁶
 _MINUS = re.compile(r"(?<![\w)])\u2212\s+(?=\d)")  # a minus sign, unlike a hyphen, is no bullet of a list
 
@@ -118,9 +118,9 @@ def _sign(found: re.Match[str]) -> str:
 
 def _without_articles(words: list[str]) -> list[str]:
     """`words` without a and an in front and "the" before the end; all of them where all are articles."""
-    if all(word in _ARTICLES for word in words):
+    if all(word in ARTICLES for word in words):
         return words
-    while words[0] in _ARTICLES and len(words) > 1 and words[1] not in ("and", "or"):
+    while words[0] in ARTICLES and len(words) > 1 and words[1] not in ("and", "or"):
         words = words[1:]
     return [word for word in words[:-1] if word != "the"] + words[-1:]
 

@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from morfi.answer_rule import answer_key
+from morfi.answer_rule import ARTICLES, answer_key
 from morfi.errors import InputError, nearest
 from morfi.folding import folded, is_unspaced
 from morfi.types import Question
 
 MATCH_MODES = ("squad", "answer", "strict", "contains")
-
-_ARTICLES = frozenset(("a", "an", "the"))
 
 
 class _WithoutPunctuation(dict[int, int | None]):
@@ -50,7 +48,7 @@ def normalise(text: str) -> str:
     one form of each character to work on.
     """
     words = folded(text).translate(_WITHOUT_PUNCTUATION).split()
-    return " ".join([word for word in words if word not in _ARTICLES] or words)
+    return " ".join([word for word in words if word not in ARTICLES] or words)
 
 
 def is_correct(answer: str, accepted: Sequence[str], mode: str) -> bool:
@@ -188,7 +186,7 @@ def answer_in_text(question: Question) -> bool:
 
 
 def _copied_from(text: str, question: Question) -> bool:
-    wanted = (answer for answer in question.answers if answer.strip().lower() not in _ARTICLES)
+    wanted = (answer for answer in question.answers if answer.strip().lower() not in ARTICLES)
     return any(holds(text, answer) for answer in wanted)
 
 

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,7 @@ def _check_complete(directory: Path, model: Any, layout: Layout, weights: Weight
         raise InputError(_missing(directory, layout, sorted(missing)))
     if unexpected:
         raise InputError(
-            f"{directory}: the weights hold {_listed(unexpected)}, which {layout.architecture} with this "
+            f"{directory}: the weights hold {listed(unexpected)}, which {layout.architecture} with this "
             "config.json has no place for, so that it would be left out; correct config.json, or save "
             "the model without it"
         )
@@ -209,12 +209,13 @@ def _missing(directory: Path, layout: Layout, names: list[str]) -> str:
             "embedding; copy the model again, or set tie_word_embeddings to true if it was saved tied"
         )
     return (
-        f"{directory}: the weights lack {_listed(names)}, which {layout.architecture} with this config.json "
+        f"{directory}: the weights lack {listed(names)}, which {layout.architecture} with this config.json "
         "needs; copy the model again, or save it again with all its parameters gathered"
     )
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are, for a message."""
     more = f" and {len(names) - _N_SHOWN} more" if len(names) > _N_SHOWN else ""
     return ", ".join(names[:_N_SHOWN]) + more
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from morfi.checkpoints.adapters import CONFIG, WEIGHTS, Adapter
+from morfi.checkpoints.architecture import listed
 from morfi.checkpoints.model_files import ModelFiles
 from morfi.errors import InputError, reason_of
 
-_N_SHOWN = 3
 _Value = TypeVar("_Value")
 
 
@@ -185,9 +185,7 @@ def _module(tensor: str | None) -> str | None:
 
 
 def _lost(adapter: Adapter, names: Iterable[str], setting: str) -> str:
-    lost = sorted(names)
-    more = f" and {len(lost) - _N_SHOWN} more" if len(lost) > _N_SHOWN else ""
     return (
         f"{adapter.path / WEIGHTS} lacks tensors that {setting} of {CONFIG} asks for on this base: "
-        f"{', '.join(lost[:_N_SHOWN])}{more}; copy or save the adapter again, or give its own base as --base"
+        f"{listed(sorted(names))}; copy or save the adapter again, or give its own base as --base"
     )
