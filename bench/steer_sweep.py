@@ -29,13 +29,14 @@ import torch
 
 from morfi.attempts import Attempt
 from morfi.checkpoints import Checkpoint, resolve
+from morfi.checkpoints.tokenizer import load_tokenizer
 from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.device import device_name
 from morfi.interventions.directions import Target
 from morfi.interventions.engine import Steerer
 from morfi.interventions.run import Request, Stage, _Stream
 from morfi.interventions.verdicts import CHECKPOINT, Arm, Verdicts
-from morfi.prompts import Prompt, build_prompts, load_tokenizer
+from morfi.prompts import Prompt, build_prompts
 from morfi.provenance import versions
 from morfi.questions import load_questions, select
 from morfi.serve.engine import Engine, start_engine

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from morfi.checkpoints import resolve
+from morfi.checkpoints.tokenizer import load_tokenizer
 from morfi.device import device_name
-from morfi.prompts import ASKED, load_tokenizer
+from morfi.prompts import ASKED
 from morfi.provenance import versions
 from morfi.questions import load_questions, select
 from morfi.training import train_config

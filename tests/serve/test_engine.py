@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from morfi.checkpoints.tokenizer import load_tokenizer
 from morfi.errors import InputError
 from morfi.exemplars import choose_shots
-from morfi.prompts import build_prompts, load_tokenizer
+from morfi.prompts import build_prompts
 from morfi.questions import load_questions, select
 from morfi.serve.engine import Engine
 from morfi.types import Sampling

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from morfi.capture import CaptureConfig, run_capture
 from morfi.checkpoints import resolve
+from morfi.checkpoints.tokenizer import load_tokenizer
 from morfi.finding import FindConfig, run_find
 from morfi.interventions import SteerConfig, run_steer
 from morfi.interventions.outcome import steered
-from morfi.prompts import ASKED, load_tokenizer
+from morfi.prompts import ASKED
 from morfi.serve.engine import start_engine
 from morfi.store import Store
 from morfi.training_run import run_train

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from morfi.prompts import build_prompts, load_tokenizer
+from morfi.checkpoints.tokenizer import load_tokenizer
+from morfi.prompts import build_prompts
 from morfi.training.generation import LiveGenerator, dev_accuracy
 from morfi.types import Question, Sampling
 
