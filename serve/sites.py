@@ -98,11 +98,13 @@ class Asked:
     @property
     def is_same_place(self) -> bool:
         """Whether the page that asks comes from this server itself."""
+        origin = self.origin or ""
+        page = _plain(origin)
+        if page is None:
+            return False  # "null" is the origin of pages that have none
         if self.scheme is None:
-            return urlsplit(self.origin or "").netloc.lower() == self.host.lower()
-        page = _plain(self.origin or "")
-        # "null" is the origin of pages that have none, and is never this server's.
-        return page is not None and page == _plain(f"{self.scheme}://{self.host}")
+            return urlsplit(origin).netloc.lower() == self.host.lower()
+        return page == _plain(f"{self.scheme}://{self.host}")
 
 
 def read_sites(origins: Collection[str], proxies: Collection[str], root_path: str) -> Sites:

@@ -21,7 +21,7 @@ from morfi.serve.gate import Limits
 from morfi.serve.guard import Guard
 from morfi.serve.keys import Keys
 from morfi.serve.protocol import impatient_protocol
-from morfi.serve.sites import read_sites
+from morfi.serve.sites import Asked, read_sites
 
 LIMITS = Limits(max_body_bytes=1000, read_s=3, stall_s=2)  # a busy machine is slow to ask
 USER, ADMIN = "user-key-123", "admin-key-456"
@@ -187,7 +187,7 @@ def test_other_names_and_other_sites_are_refused(served: Served) -> None:
         assert served.get(headers={**key(served), "host": host}).status_code == 200
     own = f"http://127.0.0.1:{served.port}"
     assert served.get(headers={**key(served), "origin": own}).status_code == 200
-    for origin in ("https://evil.example", "null", f"http://127.0.0.1:{served.port + 1}"):
+    for origin in ("https://evil.example", "null", "http://[", "", f"http://127.0.0.1:{served.port + 1}"):
         assert served.get(headers={**key(served), "origin": origin}).status_code == 403
 
 
@@ -287,6 +287,13 @@ def test_options_that_name_no_site_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=words):
         read_sites(origins, proxies, root_path)
+
+
+@pytest.mark.parametrize("origin", ["null", "", "http://[", "//", "https://"])
+@pytest.mark.parametrize("scheme", [None, "http"])
+def test_what_is_no_origin_is_no_page_of_this_server(origin: str, scheme: str | None) -> None:
+    for host in ("", "localhost", "null"):
+        assert not Asked(host, scheme, origin, None).is_same_place
 
 
 def test_origins_are_compared_as_browsers_write_them() -> None:
