@@ -51,6 +51,7 @@ def parsed(specification: object) -> dict[str, Any]:
                 "with morfi"
             )
         if isinstance(specification, dict):
+            # What morfi's own engine adds to a specification is not for clients to give: refused as unknown.
             from_json({key: value for key, value in specification.items() if key != "steering"})
     if not isinstance(specification, dict):
         raise InputError(f"a steering specification is an object, got {type(specification).__name__}")

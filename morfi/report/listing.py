@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from morfi.store.query import Rows
 
+SHOWN_ROWS = 200  # of a query's result as text
+
 
 def runs_table(summaries: Sequence[RunSummary]) -> str:
     """The table of `morfi runs`, newest first."""
@@ -37,9 +39,6 @@ def runs_table(summaries: Sequence[RunSummary]) -> str:
         for row in summaries
     ]
     return "\n".join(aligned([header, *body], numeric=(3, 5, 6, 7)))
-
-
-SHOWN_ROWS = 200
 
 
 def rows_table(rows: pa.Table) -> str:
