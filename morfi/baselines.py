@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from morfi.encoding import n_tokens
 from morfi.matching import majority_answer
 from morfi.store.records import BaselineRow
 from morfi.types import Question
@@ -37,9 +38,10 @@ def out_of_reach(questions: Sequence[Question], tokenizer: Any, max_tokens: int)
     answers = list(dict.fromkeys(answer for question in asked for answer in question.answers))
     if not answers:
         return None
-    encoded = tokenizer([f" {answer.strip()}" for answer in answers], add_special_tokens=False)["input_ids"]
-    n_tokens = dict(zip(answers, map(len, encoded), strict=True))
-    shortest = [min(n_tokens[answer] for answer in question.answers) for question in asked]
+    lengths = dict(
+        zip(answers, n_tokens([f" {answer.strip()}" for answer in answers], tokenizer), strict=True)
+    )
+    shortest = [min(lengths[answer] for answer in question.answers) for question in asked]
     longer = sorted(n for n in shortest if n > max_tokens)
     if not longer:
         return None

@@ -54,6 +54,14 @@ def encode(
     return found
 
 
+def n_tokens(texts: Sequence[str], tokenizer: Any) -> list[int]:
+    """How many tokens each text has, without special ones."""
+    encoder, found = _Encoder(tokenizer, special=False, on_part=_nothing), list[int]()
+    for start in range(0, len(texts), _PART):
+        found += map(len, encoder.plain(texts[start : start + _PART]))
+    return found
+
+
 class _Encoder:
     """One tokenizer, and the numbers of its tokens, each of them one object in memory."""
 
@@ -74,6 +82,12 @@ class _Encoder:
                 return [before + ids + after for ids in self._in_parts(tails, self._fastly)]
         whole_texts = [head + tail for tail in tails]
         return self._in_parts(whole_texts, lambda part: self._called(part, self._special))
+
+    def plain(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The ids of `texts` without special tokens."""
+        first = self._called(texts[:1], special=False)  # leaves the library without truncation and padding
+        rest = texts[1:]
+        return first + (self._called(rest, special=False) if self._fast is None else self._fastly(rest))
 
     def _ends_a_piece(self, head: str, tail: str) -> bool:
         """Whether the tokenizer cuts between head and tail by rule, before it looks for tokens."""
