@@ -315,6 +315,18 @@ def test_64_clients_with_different_steerings_each_get_what_they_get_alone(server
     assert len({tuple(token_ids) for token_ids, _ in alone}) > 32
 
 
+def test_of_two_limits_the_one_that_vllm_takes_says_what_is_generated(server: Any) -> None:
+    chat = {
+        "messages": [{"role": "user", "content": "Where?"}],
+        "steering": {"latents": [{"id": 3, "alpha": 1.5}], "positions": "generated"},
+        "temperature": 0,
+    }
+    answer = server.post("/v1/chat/completions", {**chat, "max_tokens": 1, "max_completion_tokens": 4})
+    assert answer.json()["usage"]["completion_tokens"] > 1
+    answer = server.post("/v1/chat/completions", {**chat, "max_tokens": 4, "max_completion_tokens": 1})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (422, "positions")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_token_that_does_not_exist_is_refused_before_anything_runs(server: Any, stream: bool) -> None:
     for prompt in ([0, 784055], [[0, 9], [784055]]):
