@@ -72,6 +72,11 @@ class Sampled(Body):
         """The fields for vLLM: those that were given and are not null."""
         return self.model_dump(exclude_unset=True, exclude_none=True, exclude={"steering"}, by_alias=True)
 
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens that an answer may have; None where only the context bounds it, or vLLM's default."""
+        return self.max_tokens
+
 
 class CompletionBody(Sampled):
     """OpenAI's request of a completion, with `steering`."""
@@ -169,6 +174,11 @@ class ChatBody(Sampled):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
         default=None, description="For chat templates that look at it."
     )
+
+    @property
+    def most_tokens(self) -> int | None:
+        """As for completions; vLLM takes the newer of the two fields where both are given."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def n_answers(self) -> int:

@@ -126,19 +126,19 @@ def follow(state: ServerState, request: Any, body: Sampled) -> Planned | None:
     if body.steering is None:
         return None
     planned = state.plan(body.steering)
-    check_generated(body.steering.positions, body.max_tokens or getattr(body, "max_completion_tokens", None))
+    check_generated(body.steering.positions, body.most_tokens)
     request._steering = planned.entries
     return planned
 
 
 def check_generated(positions: str, max_tokens: int | None) -> None:
     """Raises Refused (422) for steering of generated tokens where none is put into the model."""
-    if positions == "generated" and max_tokens == 1:
+    if positions == "generated" and max_tokens in (0, 1):
         raise Refused(
             422,
             "positions",
-            "of one token none is generated under steering: the last is never put into the model; give "
-            "max_tokens of 2 or more",
+            f"of max_tokens {max_tokens} none is generated under steering: the last token is never put into "
+            "the model; give 2 or more",
             param="steering.positions",
         )
 

@@ -81,11 +81,14 @@ class FakeServing:
     system_fingerprint: str | None = None
     params: list[Any] = field(default_factory=list)
 
-    async def create_completion(self, request: Any, raw_request: Any) -> Any:
+    def _run(self, request: Any) -> None:
         self.requests.append(request)
         self.params.append(request.to_sampling_params(8, {}))
         for followed in request._followed:
             followed.n_tokens = list(self.n_tokens or [])
+
+    async def create_completion(self, request: Any, raw_request: Any) -> Any:
+        self._run(request)
         if request.stream:
             return self.stream()
         choices = [CompletionResponseChoice(index=0, text="x", finish_reason="stop")]
@@ -93,8 +96,7 @@ class FakeServing:
         return CompletionResponse(model="tiny", choices=choices, usage=usage)
 
     async def create_chat_completion(self, request: Any, raw_request: Any) -> Any:
-        self.requests.append(request)
-        self.params.append(request.to_sampling_params(8, {}))
+        self._run(request)
         if request.stream:
             return self.stream()
         message = AnsweredMessage(role="assistant", content="x")
@@ -284,9 +286,27 @@ def test_an_answer_that_nothing_was_changed_for_says_so(served: Served) -> None:
     found = served.post("/v1/completions", GOOD).json()["steering_applied"]
     assert found["n_tokens"] == [0]
     assert "unsteered model" in found["note"]
-    generated = {"prompt": "Q", "steering": {**GOOD["steering"], "positions": "generated"}}
-    assert "never put into the model" in served.post("/v1/completions", {**generated, "max_tokens": 1}).text
-    assert served.post("/v1/completions", {**generated, "max_tokens": 2}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "limit", "status"),
+    [
+        ("/v1/completions", {"max_tokens": 1}, 422),
+        ("/v1/completions", {"max_tokens": 0, "echo": True}, 422),
+        ("/v1/completions", {"max_tokens": 2}, 200),
+        ("/v1/completions", {}, 200),
+        ("/v1/chat/completions", {"max_tokens": 1}, 422),
+        ("/v1/chat/completions", {"max_tokens": 5, "max_completion_tokens": 1}, 422),
+        ("/v1/chat/completions", {"max_tokens": 1, "max_completion_tokens": 5}, 200),
+    ],
+)
+def test_steering_of_generated_tokens_needs_a_second_one(
+    served: Served, path: str, limit: dict[str, Any], status: int
+) -> None:
+    body = {**PATHS[path], **limit, "steering": {**GOOD["steering"], "positions": "generated"}}
+    found = served.post(path, body)
+    assert found.status_code == status, found.text
+    assert status == 200 or "never put into the model" in error_of(found, 422)["message"]
 
 
 @pytest.mark.parametrize(
