@@ -24,8 +24,8 @@ from morfi import __version__
 from morfi.errors import InputError, MorfiError, Terminated
 
 if TYPE_CHECKING:
-    from morfi.mixtures import Dropped
     from morfi.store import Store
+    from morfi.training.mixtures import Dropped
 
 
 _OPTION = re.compile(r"--([a-z][a-z-]*(=.*)?)?")  # on one line: SQL after a comment stands on the next
@@ -48,7 +48,7 @@ class Common:
 
     def answer(self, found: dict[str, Any], text: str) -> None:
         """Prints the command's answer: one JSON object for --json, else the text."""
-        from morfi.output import takes_unicode, to_reader
+        from morfi.terminal import takes_unicode, to_reader
 
         if self.as_json:
             text = json.dumps({"run_id": None} | found, default=str, ensure_ascii=not takes_unicode())
@@ -57,7 +57,7 @@ class Common:
 
     def tell(self, found: dict[str, Any], text: str, kept: str) -> None:
         """As `answer`, of work that is done: where nothing can be printed, a line says where it is `kept`."""
-        from morfi.output import OutputError
+        from morfi.terminal import OutputError
 
         try:
             self.answer(found, text)
@@ -159,8 +159,8 @@ def cli() -> None:
 @common_options
 def eval_command(common: Common, resume: str | None, **given: Any) -> None:
     """Asks a checkpoint closed-book questions and reports its accuracy by relation."""
-    from morfi.eval_config import configure, from_stored
-    from morfi.evaluation import run_evaluation
+    from morfi.evaluation.config import configure, from_stored
+    from morfi.evaluation.evaluate import run_evaluation
     from morfi.serve.engine import engine_overrides, start_engine
     from morfi.terminal import TerminalProgress
 
@@ -205,7 +205,7 @@ def eval_command(common: Common, resume: str | None, **given: Any) -> None:
 @common_options
 def split_command(common: Common, new: bool, **given: Any) -> None:
     """Sorts questions by what a model knows: HighlyKnown, MaybeKnown, WeaklyKnown, Unknown."""
-    from morfi.knowledge import configure_split, run_split
+    from morfi.evaluation.split import configure_split, run_split
     from morfi.serve.engine import engine_overrides, start_engine
     from morfi.terminal import TerminalProgress
 
@@ -243,7 +243,7 @@ def split_command(common: Common, new: bool, **given: Any) -> None:
 @common_options
 def mix_command(common: Common, new: bool, **given: Any) -> None:
     """Draws training mixtures of equal size and relations, 0 to 100 % of them Unknown."""
-    from morfi.mixing import configure_mix, run_mix
+    from morfi.training.mix import configure_mix, run_mix
 
     given["levels"] = _numbers("levels", given["levels"])
     given["known"] = _names("known", given["known"])
@@ -290,7 +290,7 @@ def mix_command(common: Common, new: bool, **given: Any) -> None:
 def train_command(common: Common, mix_run: str, out: Path, new: bool, **given: Any) -> None:
     """Fine-tunes LoRA adapters on every mixture and keeps checkpoints at the chosen epochs."""
     from morfi.terminal import TerminalProgress
-    from morfi.training_run import run_train
+    from morfi.training.train import run_train
 
     given["epochs"] = _numbers("epochs", given["epochs"])
     given["targets"] = _names("targets", given["targets"])
@@ -319,10 +319,10 @@ def train_command(common: Common, mix_run: str, out: Path, new: bool, **given: A
 @common_options
 def sweep_command(common: Common, new: bool, figure: Path | None, **given: Any) -> None:
     """Asks every checkpoint of a training the same questions through one live engine."""
-    from morfi.report.figure import sweep_figure
+    from morfi.evaluation.sweep import run_sweep
+    from morfi.evaluation.sweep_plan import configure_sweep
+    from morfi.report.sweep_figure import sweep_figure
     from morfi.serve.engine import engine_overrides, start_engine
-    from morfi.sweep import run_sweep
-    from morfi.sweep_plan import configure_sweep
     from morfi.terminal import TerminalProgress
 
     given["engine"] = engine_overrides(given["engine"], verbose=common.verbose) or None
@@ -365,7 +365,7 @@ def sweep_command(common: Common, new: bool, figure: Path | None, **given: Any) 
 @common_options
 def capture_command(common: Common, out: Path, new: bool, **given: Any) -> None:
     """Keeps the residual streams of every checkpoint on the same questions, at the last prompt token."""
-    from morfi.capture import CaptureConfig, run_capture
+    from morfi.latents.capture import CaptureConfig, run_capture
     from morfi.serve.engine import engine_overrides, start_engine
     from morfi.terminal import TerminalProgress
 
@@ -408,8 +408,8 @@ def sae_group() -> None:
 @common_options
 def sae_train_command(common: Common, **given: Any) -> None:
     """Trains an SAE on a model's residual stream with SAELens, once; then it is in the cache."""
+    from morfi.latents.sae_training import configure_sae, train_sae
     from morfi.report.trends import quality_table
-    from morfi.sae_training import configure_sae, train_sae
     from morfi.serve.engine import engine_overrides, start_engine
     from morfi.terminal import TerminalProgress
 
@@ -433,7 +433,7 @@ def sae_train_command(common: Common, **given: Any) -> None:
 @common_options
 def sae_get_command(common: Common, source: str) -> None:
     """Downloads a pretrained SAE: of a model preset, such as llama-3.1-8b, or any release of SAELens."""
-    from morfi.sae import load_sae
+    from morfi.latents.sae import load_sae
 
     sae = load_sae(source)
     found = {
@@ -457,10 +457,10 @@ def sae_check_command(
     common: Common, sae: str, activations: str, layer: int | None, epochs: str | None
 ) -> None:
     """Shows how much of a model's own activations an SAE explains, its L0 and its dead latents."""
-    from morfi.captured import layer_of, load_activations
+    from morfi.latents.activations import layer_of, load_activations
+    from morfi.latents.sae import load_sae
+    from morfi.latents.sae_check import measure
     from morfi.report.trends import quality_table
-    from morfi.sae import load_sae
-    from morfi.sae_check import measure
 
     loaded = load_sae(sae)
     layer = layer_of(common.store, activations, loaded.layer, layer, sae)
@@ -497,7 +497,7 @@ def sae_check_command(
 @common_options
 def find_command(common: Common, new: bool, figure: Path | None, **given: Any) -> None:
     """Finds the latents that rise or fall with the share of Unknown facts in training."""
-    from morfi.finding import configure_find, run_find
+    from morfi.latents.find import configure_find, run_find
     from morfi.report.trend_figure import trend_figure
     from morfi.terminal import TerminalProgress
 
@@ -621,10 +621,10 @@ def serve_command(
 ) -> None:
     """Serves a checkpoint over HTTP, OpenAI-compatible and steerable along a find run's latents."""
     from morfi.serve.engine import engine_overrides
-    from morfi.serve.keys import check_reachable, read_keys
-    from morfi.serve.server import Address, run_server
-    from morfi.serve.sites import read_sites
-    from morfi.serving import ServeConfig, serve
+    from morfi.serve.http.keys import check_reachable, read_keys
+    from morfi.serve.http.launch import ServeConfig, serve
+    from morfi.serve.http.server import Address, run_server
+    from morfi.serve.http.sites import read_sites
     from morfi.terminal import TerminalProgress
 
     sites = read_sites(allow_origin, trust_forwarded, root_path)
@@ -677,8 +677,8 @@ def show_command(common: Common, run: str) -> None:
 @common_options
 def compare_command(common: Common, run_a: str, run_b: str) -> None:
     """Compares two runs on the questions both answered: who flipped, and is the difference real?"""
-    from morfi.compare import compare
     from morfi.report.comparison import comparison_table
+    from morfi.runs.compare import compare
 
     comparison = compare(common.store, run_a, run_b)
     common.answer(asdict(comparison), comparison_table(comparison))
@@ -689,8 +689,8 @@ def compare_command(common: Common, run_a: str, run_b: str) -> None:
 @common_options
 def sql_command(common: Common, statement: str) -> None:
     """Runs one reading SQL statement, such as "SELECT * FROM accuracy"."""
-    from morfi.output import spooled, takes_unicode
     from morfi.report.listing import SHOWN_ROWS, rows_table, write_rows
+    from morfi.terminal import spooled, takes_unicode
 
     if common.as_json:
         with spooled() as file, common.store.query_rows(statement, as_text=True) as rows:
@@ -714,7 +714,7 @@ def sql_command(common: Common, statement: str) -> None:
 @common_options
 def export_command(common: Common, run: str, fmt: str, out: Path | None) -> None:
     """Writes a run's questions, prompts, answers and verdicts as rows."""
-    from morfi.export import export
+    from morfi.runs.export import export
 
     if common.as_json and out is None:
         raise click.UsageError("--json describes the file written; give --out, or leave --json out for rows")
@@ -806,7 +806,7 @@ def _command() -> str:
 
 def main() -> NoReturn:
     """Runs the command line and exits with the documented code; the console script `morfi`."""
-    from morfi.output import ended_by_signals, steady_streams
+    from morfi.terminal import ended_by_signals, steady_streams
 
     with steady_streams():
         try:
@@ -822,7 +822,7 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
-    from morfi.output import to_nowhere
+    from morfi.terminal import to_nowhere
 
     try:
         cli.main(prog_name="morfi", standalone_mode=False)

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from morfi.device import device_name
-from morfi.eval_config import EvalConfig
-from morfi.evaluation import evaluate, new_run, prepare
+from morfi.engine.protocol import Completion, Sampling
+from morfi.evaluation.config import EvalConfig
+from morfi.evaluation.evaluate import evaluate, new_run, prepare
 from morfi.report.evaluation import run_report
 from morfi.store import Store
 from morfi.terminal import TerminalProgress
-from morfi.types import Completion, Sampling
 
 RESULTS = Path(__file__).resolve().parent / "results" / "eval_overhead.md"
 ANSWER = Completion(" Nowhere", (1, 2, 3), "stop", 64)

@@ -22,7 +22,7 @@ from typing import Any
 
 from morfi.checkpoints import resolve
 from morfi.device import device_name
-from morfi.provenance import versions
+from morfi.runs.provenance import versions
 from morfi.store import Store
 
 HERE = Path(__file__).resolve().parent

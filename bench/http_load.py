@@ -33,17 +33,17 @@ from typing import Any
 
 import psutil
 
-from morfi.catalog import Catalog, load_catalog
 from morfi.checkpoints import resolve
 from morfi.device import device_name, is_gpu
-from morfi.provenance import versions
+from morfi.engine.protocol import Sampling
+from morfi.engine.steering import Latent, Steering
+from morfi.runs.provenance import versions
 from morfi.serve.engine import Engine, start_engine
+from morfi.serve.http.catalog import Catalog, load_catalog
+from morfi.serve.http.launch import chosen
 from morfi.serve.settings import engine_arguments, prepare_process
-from morfi.serving import chosen
-from morfi.steering import Latent, Steering
 from morfi.store import Store
 from morfi.terminal import TerminalProgress
-from morfi.types import Sampling
 
 RESULTS = Path(__file__).resolve().parent / "results" / "http_load.md"
 N_CLIENTS = 64
@@ -139,7 +139,7 @@ def call_in_process(options: argparse.Namespace, connection: Connection) -> None
 
 
 def prepare_server_process() -> None:
-    """Makes this process one whose engine core is a child, as `morfi.serve.server.run_server` does."""
+    """Makes this process one whose engine core is a child, as `morfi.serve.http.server.run_server` does."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     prepare_process(gpu=is_gpu(), verbose=False)
@@ -151,8 +151,8 @@ async def call_from_64(options: argparse.Namespace, connection: Connection) -> N
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    from morfi.serve.admission import admission_of
-    from morfi.serve.async_engine import Followed, start_async_engine
+    from morfi.serve.http.async_engine import Followed, start_async_engine
+    from morfi.serve.plugin.admission import admission_of
 
     with TerminalProgress() as progress:
         catalog = load_catalog(Store(Path(options.db)), options.latents, None, progress)

@@ -32,8 +32,8 @@ from morfi.device import device_name
 from morfi.kernels.encode import Encoder
 from morfi.kernels.null import trend_null
 from morfi.kernels.trend import reduce_trends
-from morfi.provenance import versions
-from morfi.trends import Criteria, TrendResult, find_trends
+from morfi.latents.trends import Criteria, TrendResult, find_trends
+from morfi.runs.provenance import versions
 
 RESULTS = Path(__file__).resolve().parent / "results" / "planted_trends.md"
 D_MODEL, D_SAE, N_QUESTIONS = 1024, 32_768, 2000

@@ -27,22 +27,22 @@ from typing import Any
 
 import torch
 
-from morfi.attempts import Attempt
 from morfi.checkpoints import Checkpoint, resolve
 from morfi.checkpoints.tokenizer import load_tokenizer
 from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.device import device_name
+from morfi.engine.protocol import Sampling
 from morfi.interventions.directions import Target
-from morfi.interventions.engine import Steerer
 from morfi.interventions.run import Request, Stage, _Stream
+from morfi.interventions.steerer import Steerer
 from morfi.interventions.verdicts import CHECKPOINT, Arm, Verdicts
-from morfi.prompts import Prompt, build_prompts
-from morfi.provenance import versions
 from morfi.questions import load_questions, select
+from morfi.questions.prompts import Prompt, build_prompts
+from morfi.runs.attempts import Attempt
+from morfi.runs.provenance import versions
 from morfi.serve.engine import Engine, start_engine
 from morfi.store import Store
 from morfi.store.records import DirectionRow
-from morfi.types import Sampling
 
 RESULT = Path(__file__).resolve().parent / "results" / "steer_sweep.md"
 LAYER, MEDIAN_NORM, N_FIXED, N_MOST = 25, 50.0, 8, 16

@@ -32,10 +32,10 @@ import torch
 
 from morfi.checkpoints import resolve
 from morfi.device import device_name
-from morfi.directions import Direction
-from morfi.provenance import versions
+from morfi.engine.directions import Direction
+from morfi.engine.steering import Capture, Steering, to_json
+from morfi.runs.provenance import versions
 from morfi.serve.engine import Engine, start_engine
-from morfi.steering import Capture, Steering, to_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MODEL = "smollm2"

@@ -20,7 +20,7 @@ from typing import Any
 
 from morfi.checkpoints import resolve
 from morfi.device import device_name, is_gpu
-from morfi.provenance import versions
+from morfi.runs.provenance import versions
 from morfi.serve import settings
 
 RESULTS = Path(__file__).resolve().parent / "results" / "steering_vllm_lens.md"

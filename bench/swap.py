@@ -21,7 +21,7 @@ from typing import Any
 
 from morfi.checkpoints import resolve
 from morfi.device import device_name
-from morfi.provenance import versions
+from morfi.runs.provenance import versions
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "swap.md"

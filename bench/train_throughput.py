@@ -23,12 +23,12 @@ from typing import Any
 from morfi.checkpoints import resolve
 from morfi.checkpoints.tokenizer import load_tokenizer
 from morfi.device import device_name
-from morfi.prompts import ASKED
-from morfi.provenance import versions
 from morfi.questions import load_questions, select
+from morfi.questions.prompts import ASKED
+from morfi.questions.question import Question
+from morfi.runs.provenance import versions
 from morfi.training import train_config
 from morfi.training.examples import encode_examples
-from morfi.types import Question
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "train_throughput.md"

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 
 from morfi.device import device_name
-from morfi.provenance import versions
-from morfi.sae import from_sae_lens
-from morfi.trends import Criteria, TrendResult, find_trends
+from morfi.latents.sae import from_sae_lens
+from morfi.latents.trends import Criteria, TrendResult, find_trends
+from morfi.runs.provenance import versions
 
 RESULTS = Path(__file__).resolve().parent / "results" / "trends.md"
 D_MODEL, D_SAE, N_RESAMPLES = 576, 9216, 1000

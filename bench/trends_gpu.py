@@ -29,8 +29,8 @@ from morfi.kernels.null import trend_null
 from morfi.kernels.page import page_reference
 from morfi.kernels.resample import resample_counts
 from morfi.kernels.trend import trend_reference
-from morfi.provenance import versions
-from morfi.trends import find_trends
+from morfi.latents.trends import find_trends
+from morfi.runs.provenance import versions
 
 RESULTS = Path(__file__).resolve().parent / "results" / "trends_gpu.md"
 LEVELS = (0, 10, 25, 50, 75, 90, 100)

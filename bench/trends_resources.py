@@ -23,7 +23,7 @@ from morfi.kernels.resources import (
     sums_resources,
     trend_resources,
 )
-from morfi.trend_inputs import ON_GPU
+from morfi.latents.trend_inputs import ON_GPU
 
 RESULTS = Path(__file__).resolve().parent / "results" / "trends_gpu_paper.md"
 REGISTERS = 65536  # of a multiprocessor

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from morfi.checkpoints.weights import Weights, open_file
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 _PART = ".part-"
 
@@ -55,28 +50,6 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         part.unlink(missing_ok=True)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes a safetensors file; raises OSError where the disk does not take it."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(path)) from error
-    # The library makes its files private; these are as readable as the folder they lie in.
-    path.chmod(path.parent.stat().st_mode & 0o666)
-
-
-def read_tensors(path: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file whose names begin with `prefix`, by the rest of their names.
-
-    Raises InputError for a damaged file.
-    """
-    wanted = {name: entry for name, entry in open_file(path).tensors.items() if name.startswith(prefix)}
-    return {name.removeprefix(prefix): tensor for name, tensor in Weights(wanted)}
-
-
 def sweep(folder: Path) -> None:
     """Deletes what a killed process left unfinished in `folder`."""
     for path in folder.glob(f"{_PART}*"):
@@ -96,3 +69,8 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def canonical_sha256(value: object) -> str:
+    """The sha256 of `value` as JSON with sorted keys and no blanks."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

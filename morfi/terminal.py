@@ -1,11 +1,44 @@
-"""What a person at a terminal sees of a long run, all of it on standard error."""
+"""What a person or a program at the other end sees: progress, the standard streams, and signals.
+
+Progress goes to standard error. The streams are taken as the surroundings give them: full, closed, in any
+encoding.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import shutil
+import signal
 import sys
+import tempfile
+import threading
 import time
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import IO, Any, Protocol, Self
+
+from morfi.errors import MorfiError, Terminated
+
+_IN_MEMORY = 1 << 24  # bytes of an answer that are kept in memory, not in a temporary file
+_ONE_SIGNAL_S = 2.0  # `timeout` sends its signal to the process and to its group: twice at once
+
+
+class Progress(Protocol):
+    """Told what happens in a long run: phases by name, and units of work (answers, examples) as they end."""
+
+    def phase(self, text: str) -> None:
+        """A new phase begins."""
+        ...
+
+    def start(self, n_total: int, n_done: int) -> None:
+        """Work begins; `n_done` of `n_total` units were done before."""
+        ...
+
+    def advance(self, n: int) -> None:
+        """`n` more units are done."""
+        ...
 
 
 class TerminalProgress:
@@ -47,3 +80,131 @@ class TerminalProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+class OutputError(MorfiError):
+    """Standard output takes no more."""
+
+
+@contextlib.contextmanager
+def to_reader() -> Iterator[None]:
+    """A block that writes to standard output and does nothing else.
+
+    It ends quietly when the reader has gone, as in `morfi export RUN | head`. Raises OutputError where
+    standard output is closed, or cannot be written.
+    """
+    if sys.stdout is None:
+        raise OutputError("standard output is closed")
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        to_nowhere(sys.stdout)
+    except OSError as error:
+        to_nowhere(sys.stdout)
+        raise OutputError(f"standard output cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def spooled() -> Iterator[IO[bytes]]:
+    """A file that goes to standard output when the block ends without an error.
+
+    Whatever the block holds open, such as the store, is let go before a slow reader has read everything.
+    """
+    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as file:
+        yield file
+        file.seek(0)
+        with to_reader():
+            shutil.copyfileobj(file, sys.stdout.buffer)
+
+
+def takes_unicode() -> bool:
+    """Whether standard output's encoding can say everything."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return encoding.lower().replace("-", "").replace("_", "").startswith("utf")
+
+
+@contextlib.contextmanager
+def steady_streams() -> Iterator[None]:
+    """Standard streams that no surroundings break, for the length of the block.
+
+    A closed one is opened to nowhere, lest a file (the store) get its number and be written to by a library.
+    Characters that an encoding does not have are written as escapes. What standard error does not take is
+    lost, for nobody could be told of it: the work goes on.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    before = sys.stderr
+    sys.stderr = _Forgiving(before)
+    try:
+        yield
+    finally:
+        sys.stderr = before
+
+
+class _Forgiving:
+    """A text stream that loses what it cannot write."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if not isinstance(text, str):
+            raise TypeError(f"expected text, got {type(text).__name__}")  # as any text stream: click asks so
+        if self._stream is not None:
+            try:
+                self._stream.write(text)
+            except OSError:
+                to_nowhere(self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            try:
+                self._stream.flush()
+            except OSError:
+                to_nowhere(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise `Terminated` in the block, where nothing else was made of them (`nohup`)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first: list[float] = []
+
+    def end(number: int, _: FrameType | None) -> None:
+        if first and time.monotonic() - first[-1] < _ONE_SIGNAL_S:
+            return
+        first.append(time.monotonic())
+        raise Terminated(number, signal.Signals(number).name)
+
+    taken = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def to_nowhere(stream: Any) -> None:
+    """What is written to the stream from now on is lost, also what it still holds when the process ends.
+
+    Python has None in place of a stream that was closed when it started.
+    """
+    if stream is None:
+        return
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file has nothing to lose
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

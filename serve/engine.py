@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING, Any, Self
 from morfi.checkpoints.tokenizer import open_tokenizer, tokenizer_folder
 from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.device import device_name, is_gpu
+from morfi.engine.protocol import Completion, Sampling
+from morfi.engine.shards import write_requests
+from morfi.engine.steering import Capture, Steering, to_json
 from morfi.errors import InputError, MorfiError, reason_of
 from morfi.files import whole_folder
-from morfi.serve import finite
 from morfi.serve import settings as engine_settings
-from morfi.serve.admission import Admission, admission_of
+from morfi.serve.plugin import finite
+from morfi.serve.plugin.admission import Admission, admission_of
+from morfi.serve.plugin.reports import Report, applied, captured, check_captured, unfit
+from morfi.serve.plugin.requested import OpenShards, Wanted, answer_ids
 from morfi.serve.processes import naming_death, quiet
-from morfi.serve.reports import Report, applied, captured, check_captured, unfit
-from morfi.serve.requested import OpenShards, Wanted, answer_ids
-from morfi.serve.served import Served, check_swapped, first_refusal
-from morfi.shards import write_requests
-from morfi.steering import Capture, Steering, to_json
-from morfi.types import Completion, Sampling
+from morfi.serve.weights.served import Served, check_swapped, first_refusal
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
     from morfi.checkpoints import Checkpoint
-    from morfi.directions import DecoderRows, Direction, SaeLatents
+    from morfi.engine.directions import DecoderRows, Direction, SaeLatents
 
 
 class Engine:
-    """A vLLM engine over one checkpoint; a `morfi.types.Generator` and a context manager."""
+    """A vLLM engine over one checkpoint; a `morfi.engine.protocol.Generator` and a context manager."""
 
     def __init__(
         self,
@@ -60,9 +60,9 @@ class Engine:
 
             if not gpu:
                 import morfi.serve.cpu_norm  # noqa: F401 - registers what the settings name
-            from morfi.serve import plugin
+            from morfi.serve.plugin import hooks
 
-            plugin.register()
+            hooks.register()
             _check_known(overrides or {})
             self._settings = engine_settings.engine_arguments(
                 model_dir,
@@ -162,7 +162,7 @@ class Engine:
     def shards(self, folder: Path, *, shard_bytes: int = 256 << 20) -> Iterator[None]:
         """What is captured in the block goes to files in `folder`, written while the model runs.
 
-        `morfi.shards.read_shards` reads them; requests are numbered in the order in which the calls of
+        `morfi.engine.shards.read_shards` reads them; requests are numbered in the order in which the calls of
         `generate` in the block name them. The completions then hold nothing captured. The folder appears,
         in place of one that was there, when the block has ended without an error. Where the disk is slower
         than the model, the model waits. Raises MorfiError where the files cannot be written.
@@ -219,7 +219,7 @@ class Engine:
 
     def close(self) -> None:
         """Stops the engine and frees its memory; the engine cannot be used afterwards."""
-        from morfi.serve import residual
+        from morfi.serve.plugin import residual
 
         core = self._llm.llm_engine.engine_core
         core.shutdown()

@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
+from morfi.engine.protocol import Completion, Sampling
+from morfi.engine.shards import ShardWriter, write_requests
+from morfi.engine.steering import Applied, Capture, Steering, n_positions
 from morfi.errors import InputError
 from morfi.files import whole_folder
-from morfi.shards import ShardWriter, write_requests
-from morfi.steering import Applied, Capture, Steering, n_positions
+from morfi.questions.question import Question
 from morfi.store import Store
-from morfi.types import Completion, Question, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from morfi.checkpoints import Checkpoint
-    from morfi.directions import Direction, SaeLatents
+    from morfi.engine.directions import Direction, SaeLatents
 
 CONTEXT = 512
 SPECIAL = ("<s>", "</s>", "<unk>")
@@ -320,8 +321,8 @@ def experiment_maker() -> Callable[[Path, Path, Path], Experiment]:
 
 def make_experiment(folder: Path, model: Path, data: Path) -> Experiment:
     """The experiment, with its database in `folder`."""
-    from morfi.knowledge import SplitConfig, run_split
-    from morfi.mixing import MixConfig, run_mix
+    from morfi.evaluation.split import SplitConfig, run_split
+    from morfi.training.mix import MixConfig, run_mix
 
     store = Store(folder / "experiment.duckdb")
     # Two of every four, for the relations take turns.
@@ -336,7 +337,7 @@ def make_experiment(folder: Path, model: Path, data: Path) -> Experiment:
 
 def make_trained(folder: Path, model: Path, data: Path) -> tuple[Experiment, str]:
     """The experiment in `folder` with a train run of one epoch, and that run's id."""
-    from morfi.training_run import run_train
+    from morfi.training.train import run_train
 
     given = {"epochs": (1,), "rank": 2, "alpha": 4.0, "lr": 1e-2, "batch": 2, "micro_batch": 2}
     with pytest.MonkeyPatch.context() as patched:
@@ -416,8 +417,8 @@ def find_run(own_experiment: Any, tmp_path: Path, log: Any, identity_sae: Path) 
 
 def make_find_run(store: Store, train_run: str, serving: FakeServing, out: Path, sae: Path) -> str:
     """A find run of all checkpoints of a train run, captured by the fake engine."""
-    from morfi.capture import CaptureConfig, run_capture
-    from morfi.finding import FindConfig, run_find
+    from morfi.latents.capture import CaptureConfig, run_capture
+    from morfi.latents.find import FindConfig, run_find
 
     wanted, log = CaptureConfig(train_run, (0, 1)), Log()
     captured = run_capture(wanted, store, serving, out, log, new=False, command="")

@@ -21,7 +21,7 @@ import pytest
 
 from morfi.store import Store
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parent / "evaluation"
 MAIN = "from morfi.cli import main; main()"
 
 

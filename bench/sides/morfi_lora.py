@@ -9,12 +9,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from morfi.questions.question import Question
 from morfi.training import TrainingData, prepare_training, train_config
 from morfi.training.lora import attach_lora
 from morfi.training.plan import Mixture
 from morfi.training.run import load_base
 from morfi.training.trainer import LoraTrainer
-from morfi.types import Question
 
 
 class Silent:

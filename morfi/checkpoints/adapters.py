@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints.adapter_config import DECISIVE, check_adapter_config, rank_of, scaling_of
-from morfi.checkpoints.model_files import canonical_sha256, side_file_hashes
+from morfi.checkpoints.model_files import side_file_hashes
 from morfi.checkpoints.weights import Weights, open_file, read_json
 from morfi.errors import InputError
+from morfi.files import canonical_sha256
 
 if TYPE_CHECKING:
     from morfi.cache import Cache

@@ -20,7 +20,6 @@ from morfi.checkpoints.model_files import (
     SIDE_FILES,
     TOKENIZER_FILES,
     ModelFiles,
-    canonical_sha256,
     open_model,
     refuse_custom_code,
 )
@@ -30,6 +29,7 @@ from morfi.checkpoints.vocabulary import brings_tokenizer, check_same_tokenizer
 from morfi.checkpoints.weights import INDEX, are_alone, write_weights
 from morfi.device import serving_dtype
 from morfi.errors import InputError, nearest, reason_of
+from morfi.files import canonical_sha256
 
 _TRAINED = "manifest.json"  # of an adapter that `morfi train` wrote, whose base is named as for --ckpt
 _MERGE_FORMAT = 2  # of merged entries; a new number merges again

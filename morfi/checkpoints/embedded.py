@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morfi.cache import Cache, Manifest
-from morfi.checkpoints.model_files import OUTPUT_HEAD, canonical_sha256
+from morfi.checkpoints.model_files import OUTPUT_HEAD
 from morfi.checkpoints.weights import write_weights
 from morfi.errors import InputError
+from morfi.files import canonical_sha256
 
 if TYPE_CHECKING:
     import torch

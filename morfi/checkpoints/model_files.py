@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from morfi.checkpoints.architecture import Layout, empty_model, layout_of
 from morfi.checkpoints.weights import Weights, open_model_weights, read_json
 from morfi.errors import InputError, nearest, reason_of
+from morfi.files import canonical_sha256
 
 if TYPE_CHECKING:
     from morfi.cache import Cache
@@ -201,11 +201,6 @@ def side_file_hashes(directory: Path) -> dict[str, str]:
     """The sha256 of each tokenizer and generation file in `directory`, by file name."""
     present = [directory / name for name in SIDE_FILES if (directory / name).is_file()]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in present}
-
-
-def canonical_sha256(value: object) -> str:
-    """The sha256 of `value` as JSON with sorted keys and no blanks."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _check_architecture(path: Path, config: Mapping[str, Any]) -> None:

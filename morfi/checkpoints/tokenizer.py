@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from morfi.cache import Cache, Manifest
-from morfi.checkpoints.model_files import canonical_sha256
 from morfi.checkpoints.own_tokenizer import (
     auto_tokenizer,
     behaviour,
@@ -20,6 +19,7 @@ from morfi.checkpoints.own_tokenizer import (
 )
 from morfi.checkpoints.weights import read_json
 from morfi.errors import InputError, MorfiError, nearest
+from morfi.files import canonical_sha256
 
 BOS_CHOICES = ("auto", "yes", "no")
 # Trained with BOS in front of every text, and of little use without: Gemma (by model_type, for others have a

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from morfi.device import is_gpu
+from morfi.engine.steering import NAMED_POSITIONS, OPERATIONS
 from morfi.errors import InputError, nearest
-from morfi.eval_config import check_match, check_numbers
-from morfi.mixtures import KNOWN_CATEGORIES, UNKNOWN
-from morfi.steering import NAMED_POSITIONS, OPERATIONS
+from morfi.runs.options import check_match, check_numbers
+from morfi.training.mixtures import KNOWN_CATEGORIES, UNKNOWN
 
 ALPHAS = (-1.0, -0.6, -0.4, -0.25, 0.25, 0.4, 0.6, 1.0)
 TRENDS = {"any": (1, -1), "rising": (1,), "falling": (-1,)}
@@ -23,7 +23,7 @@ class SteerConfig:
     """Everything that decides what a steer run asks; stored with it."""
 
     latents: str  # the find run
-    ckpt: str  # what is steered: "M_100", "base" or a folder, see `morfi.interventions.served`
+    ckpt: str  # what is steered: "M_100", "base" or a folder, see `morfi.interventions.checkpoints`
     reference: str | None = None  # the lowest level's
     epochs: str | None = None  # the find run's
     train_seed: int = 0  # which of the replicate trainings M_100 is

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from morfi.captured import Activations
 from morfi.errors import InputError
-from morfi.found import Found
 from morfi.interventions.config import TRENDS, SteerConfig
+from morfi.latents.activations import Activations
+from morfi.latents.find import Found
 from morfi.store.records import DirectionRow
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from morfi.compare import Difference, difference
 from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE, UNSTEERED, Arm, Verdicts, read_verdicts
+from morfi.runs.compare import Difference, difference
 from morfi.statistics import Interval, mean_interval, wilson_interval
 from morfi.store.records import DirectionRow, RunRecord
 

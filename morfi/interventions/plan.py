@@ -7,22 +7,30 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from morfi.answering import context_for, fingerprint_of
-from morfi.baselines import out_of_reach
-from morfi.captured import load_activations
 from morfi.checkpoints import Checkpoint
+from morfi.conditions.trained import Trained, load_trained
+from morfi.engine.steering import MAX_ENTRIES
 from morfi.errors import InputError
-from morfi.found import Found, load_found
+from morfi.interventions.checkpoints import lowest, open_named
 from morfi.interventions.config import ALPHAS, SteerConfig
 from morfi.interventions.directions import Target, find_targets, scan_target
-from morfi.interventions.served import lowest, open_named
 from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE, Arm, n_surviving, rung_sizes
-from morfi.prompts import Prompt, build_prompts, check_lengths, prompt_tokenizer, starts_with_bos
+from morfi.latents.activations import load_activations
+from morfi.latents.find import Found, load_found
 from morfi.questions import QuestionSet, select
-from morfi.steering import MAX_ENTRIES
+from morfi.questions.prompts import (
+    Prompt,
+    build_prompts,
+    check_lengths,
+    context_for,
+    prompt_tokenizer,
+    starts_with_bos,
+)
+from morfi.questions.question import Question
+from morfi.runs.answering import fingerprint_of
+from morfi.runs.baselines import out_of_reach
 from morfi.store.records import DirectionRow
-from morfi.trained import Trained, load_trained
-from morfi.types import Progress, Question
+from morfi.terminal import Progress
 
 if TYPE_CHECKING:
     from morfi.store import Store

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from morfi.attempts import Attempt, attempting
+from morfi.conditions.live import StartLiveEngine
+from morfi.engine.protocol import Completion, Sampling
+from morfi.engine.steering import Steering
 from morfi.errors import MorfiError
 from morfi.interventions.config import SteerConfig
 from morfi.interventions.directions import Target
-from morfi.interventions.engine import Steerer, SteeringEngine
 from morfi.interventions.plan import KIND, Plan, combined_amounts, combined_sizes, prepare_steer
+from morfi.interventions.steerer import Steerer, SteeringEngine
 from morfi.interventions.verdicts import (
     BASE,
     CHECKPOINT,
@@ -25,13 +27,12 @@ from morfi.interventions.verdicts import (
     read_verdicts,
     survivors,
 )
-from morfi.live import StartLiveEngine
-from morfi.matching import judge, parse_answer
-from morfi.prompts import ASKED
-from morfi.provenance import attempt_record, new_run_id, now
-from morfi.steering import Steering
+from morfi.questions.matching import judge, parse_answer
+from morfi.questions.prompts import ASKED
+from morfi.runs.attempts import Attempt, attempting
+from morfi.runs.provenance import attempt_record, new_run_id, now
 from morfi.store.records import RunRecord, SteeredRow
-from morfi.types import Completion, Progress, Sampling
+from morfi.terminal import Progress
 
 if TYPE_CHECKING:
     from morfi.store import Store

@@ -7,9 +7,9 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
-from morfi.folding import folded, is_unspaced
-from morfi.matching import normalise
-from morfi.types import Question
+from morfi.questions.folding import folded, is_unspaced
+from morfi.questions.matching import normalise
+from morfi.questions.question import Question
 
 _MAY_SAY_SOMETHING = re.compile(r"[^\w\s?'\"]")
 # The signs that make another question of one. Hyphens, points and commas inside words are only writing.

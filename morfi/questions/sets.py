@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError, nearest
-from morfi.folding import holds_text
+from morfi.questions.folding import holds_text
 from morfi.questions.formats import READABLE, rows_of
 from morfi.questions.keys import KEYS, SplitKeys, check_keys, notes_on
+from morfi.questions.question import Question
 from morfi.questions.recognition import Families, subject_key, without_marks
-from morfi.types import Question
 
 SPLITS = ("train", "dev", "test")
 UNSPLIT = "all"  # the only split of a source that does not say which split its questions belong to

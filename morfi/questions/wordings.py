@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from morfi.folding import is_unspaced
+from morfi.questions.folding import is_unspaced
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _PARTICLE = re.compile(

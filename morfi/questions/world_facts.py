@@ -14,9 +14,9 @@ from typing import Any
 
 from morfi.errors import InputError
 from morfi.questions import world_names as names
+from morfi.questions.question import Question
 from morfi.questions.recognition import without_marks
 from morfi.questions.sets import SPLITS, QuestionSet, question_set, split_key, split_of
-from morfi.types import Question
 
 VERSION = 1
 NAME = f"world-facts@{VERSION}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from morfi.compare import Comparison, Difference
 from morfi.report.tables import aligned, percent
+from morfi.runs.compare import Comparison, Difference
 
 
 def comparison_table(comparison: Comparison, flips: int = 20) -> str:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from morfi.matching import answer_in_subject, answer_in_text, majority_answer
 from morfi.questions import UNSPLIT
+from morfi.questions.matching import answer_in_subject, answer_in_text, majority_answer
 from morfi.report.answers import answer_lines, answer_object
 from morfi.report.tables import aligned, percent
 from morfi.store import Store

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from morfi.matching import answer_in_subject, majority_answer
-from morfi.mixtures import KNOWN_CATEGORIES, UNKNOWN
+from morfi.questions.matching import answer_in_subject, majority_answer
 from morfi.questions.sets import SPLITS
 from morfi.report.tables import aligned, percent
 from morfi.store.records import BaselineRow, KnowledgeRow
+from morfi.training.mixtures import KNOWN_CATEGORIES, UNKNOWN
 
 _CATEGORIES = (*KNOWN_CATEGORIES, UNKNOWN)
 

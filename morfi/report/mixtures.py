@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from morfi.mixtures import KNOWN_CATEGORIES, UNKNOWN, Dropped
 from morfi.report.tables import aligned, percent
 from morfi.store.records import KnowledgeRow, MixtureRow
+from morfi.training.mixtures import KNOWN_CATEGORIES, UNKNOWN, Dropped
 
 _REASONS = {
     "shared_subject": "whose subject or text stands in dev or test",

@@ -21,7 +21,7 @@ from morfi.store import Store
 from morfi.store.records import RunRecord, RunSummary
 
 if TYPE_CHECKING:
-    from morfi.mixtures import Dropped
+    from morfi.training.mixtures import Dropped
 
 
 @dataclass(frozen=True, slots=True)

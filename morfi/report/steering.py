@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from morfi.compare import Difference
 from morfi.interventions.outcome import Group, Outcome, Recovery, Share, Steered
 from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE
 from morfi.report.tables import aligned, percent
+from morfi.runs.compare import Difference
 
 _GROUPS = {"latent": "latents", "control": "control latents", "random": "random directions"}
 _TRENDS = {1: "rises", -1: "falls"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.errors import InputError
 from morfi.interventions.outcome import Outcome, Steered
-from morfi.report.figure import write_picture
+from morfi.report.sweep_figure import write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morfi.report.figure import write_picture
+from morfi.report.sweep_figure import write_picture
 from morfi.store.records import ConditionRow
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from morfi.matching import is_correct
+from morfi.questions.matching import is_correct
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from morfi.types import Question
+from morfi.questions.question import Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ class ConditionRow:
 
 @dataclass(frozen=True, slots=True)
 class TrendSummaryRow:
-    """What a find run says of all latents together, see `morfi.trends.TrendResult`."""
+    """What a find run says of all latents together, see `morfi.latents.trends.TrendResult`."""
 
     n_questions: int
     n_firing: int

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from morfi.errors import InputError, MorfiError, nearest
+from morfi.questions.question import Question
 from morfi.statistics import wilson_interval
 from morfi.store import lease
 from morfi.store.counts import AnswerCounts, count_answers
@@ -38,7 +39,6 @@ from morfi.store.records import (
 )
 from morfi.store.rows import columns_of, insert_columns, read_records
 from morfi.store.work import Work
-from morfi.types import Question
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -336,7 +336,7 @@ class Store:
         return self._made(FalseDiscoveriesRow, "false_discoveries", run_id, "s DESC")
 
     def add_latents(self, run_id: str, latents: pa.Table) -> None:
-        """Adds the latents of a find run, `morfi.trends.TrendResult.latents`, all or none."""
+        """Adds the latents of a find run, `morfi.latents.trends.TrendResult.latents`, all or none."""
         import pyarrow as pa
 
         named = latents.append_column("run_id", pa.array([run_id] * len(latents)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from morfi.checkpoints.presets import training_preset
 from morfi.errors import InputError, nearest
-from morfi.eval_config import check_match, check_numbers
+from morfi.runs.options import check_match, check_numbers
 
 ALL_LINEAR = "all-linear"
 SCHEDULES = ("constant", "linear", "cosine")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from morfi.errors import InputError
-from morfi.prompts import build_prompts, check_no_control
-from morfi.types import Question
+from morfi.questions.prompts import build_prompts, check_no_control
+from morfi.questions.question import Question
 
 if TYPE_CHECKING:
     import torch

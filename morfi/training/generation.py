@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.device import device_name
-from morfi.matching import is_correct, parse_answer
-from morfi.prompts import Prompt
-from morfi.types import Completion, Generator, Sampling
+from morfi.engine.protocol import Completion, Generator, Sampling
+from morfi.questions.matching import is_correct, parse_answer
+from morfi.questions.prompts import Prompt
 
 if TYPE_CHECKING:
     import torch
 
 
 class LiveGenerator:
-    """A `morfi.types.Generator` over a transformers model in memory: greedy, one answer a prompt.
+    """A `morfi.engine.protocol.Generator` over a transformers model in memory: greedy, one answer a prompt.
 
     An answer ends where the serving engine ends it: at EOS or at the first token that holds a newline.
     """

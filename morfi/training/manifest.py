@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints.adapters import CONFIG, WEIGHTS, load_adapter
+from morfi.checkpoints.tensors import write_tensors
 from morfi.checkpoints.weights import read_json
 from morfi.errors import InputError
-from morfi.files import whole_folder, write_json, write_tensors
+from morfi.files import whole_folder, write_json
 
 if TYPE_CHECKING:
     import torch

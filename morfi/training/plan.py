@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from morfi.checkpoints import Checkpoint, resolve
-from morfi.checkpoints.model_files import canonical_sha256, context_limit, open_model
+from morfi.checkpoints.model_files import context_limit, open_model
 from morfi.checkpoints.presets import PRESETS
 from morfi.checkpoints.tokenizer import open_tokenizer
 from morfi.errors import InputError, nearest
-from morfi.prompts import Prompt, build_prompts, check_lengths, starts_with_bos
+from morfi.files import canonical_sha256
 from morfi.questions import select
+from morfi.questions.prompts import Prompt, build_prompts, check_lengths, starts_with_bos
+from morfi.questions.question import Question
+from morfi.terminal import Progress
 from morfi.training.config import ALL_LINEAR, TrainConfig
 from morfi.training.examples import Example, encode_examples
-from morfi.types import Progress, Question
 
 _FORMAT = 1  # of a training's folder
 _CONTEXT = 4096  # tokens, of an architecture that names no limit

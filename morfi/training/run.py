@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from morfi.errors import MorfiError
 from morfi.files import whole_folder, write_json
-from morfi.provenance import versions
+from morfi.runs.provenance import versions
 from morfi.store.records import CheckpointRow, EpochRow
+from morfi.terminal import Progress
 from morfi.training.folder import locked, saving
 from morfi.training.generation import DevAccuracy, LiveGenerator, dev_accuracy
 from morfi.training.history import HISTORY, EpochResult, TrainingFolder, best_epoch
 from morfi.training.manifest import read_manifest, write_checkpoint
 from morfi.training.plan import TrainingJob, TrainingTask
-from morfi.types import Progress
 
 if TYPE_CHECKING:
     import torch

@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from morfi.checkpoints.tensors import read_tensors, write_tensors
 from morfi.checkpoints.weights import read_json
 from morfi.device import is_gpu
 from morfi.errors import MorfiError
-from morfi.files import read_tensors, write_tensors
 from morfi.training.config import TrainConfig
 from morfi.training.examples import MicroBatches
 from morfi.training.lora import adapter_tensors, load_adapter_tensors

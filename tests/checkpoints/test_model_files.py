@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
-from morfi.checkpoints.model_files import canonical_sha256, open_model
+from morfi.checkpoints.model_files import open_model
 from morfi.errors import InputError
+from morfi.files import canonical_sha256
 
 DIMENSIONS = {
     "vocab_size": 64,

@@ -28,9 +28,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from morfi.cache import Cache
 from morfi.checkpoints import resolve
 from morfi.checkpoints.model_files import open_model
+from morfi.engine.protocol import Sampling
 from morfi.errors import InputError, MorfiError
 from morfi.serve.engine import Engine
-from morfi.types import Sampling
 
 # vLLM's own models of these have no place for a head in the file, and say so when an engine starts.
 HEADLESS = ("bloom", "gemma2")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from morfi.engine.steering import Latent, Steering
 from morfi.interventions import SteerConfig, run_steer
-from morfi.steering import Latent, Steering
 
 BRINGS_BACK = -3.0  # added along latent 0: half of what the base knew, at twice that all of it
 

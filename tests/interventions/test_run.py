@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
+from morfi.engine.steering import Latent
 from morfi.errors import InputError, MorfiError
-from morfi.found import load_found
 from morfi.interventions.outcome import Outcome, Steered, steered
-from morfi.steering import Latent
+from morfi.latents.find import load_found
 from morfi.store import Store
 
-CHILD = Path(__file__).parents[1] / "sweep_child.py"
+CHILD = Path(__file__).parents[1] / "evaluation" / "sweep_child.py"
 ROWS = "SELECT * EXCLUDE (run_id, attempt) FROM steered_answer WHERE run_id = '{}' ORDER BY ALL"
 N_DEV, N_TEST = 6, 10  # questions that the base knew
 

@@ -13,14 +13,14 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from morfi import trend_inputs
 from morfi.kernels import encode_triton, trend_triton
 from morfi.kernels.encode import ACTIVATIONS, Encoder, Nonzeros, encode_reference, prepare, tiles
 from morfi.kernels.null import trend_null
 from morfi.kernels.page import page_reference
 from morfi.kernels.resample import resample_counts
 from morfi.kernels.trend import trend_reference
-from morfi.trends import Criteria, find_trends
+from morfi.latents import trend_inputs
+from morfi.latents.trends import Criteria, find_trends
 
 # Questions, d_model, d_sae and tile: odd ones, more than a block, and sixteens that need no padding.
 SHAPES = ((53, 24, 77, 60), (130, 72, 300, 300), (1, 8, 3, 200), (144, 64, 288, 144))

@@ -21,7 +21,7 @@ from pyarrow import parquet
 from morfi.errors import InputError
 from morfi.questions import load_questions, select
 from morfi.questions.formats import rows_of
-from morfi.types import Question
+from morfi.questions.question import Question
 
 ROWS: list[dict[str, Any]] = [
     {

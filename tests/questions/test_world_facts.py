@@ -9,9 +9,9 @@ from importlib import metadata
 import pytest
 
 from morfi.errors import InputError
-from morfi.matching import is_correct, majority_answer, normalise
 from morfi.questions import QuestionSet, load_questions, world_facts
-from morfi.types import Question
+from morfi.questions.matching import is_correct, majority_answer, normalise
+from morfi.questions.question import Question
 
 # Changes with any question, answer or split: then VERSION must change too.
 SHA256 = "0dc8175d3bf619f6959a5b5773be2ed9f792fb703bbbf1b2d82b42598526745e"

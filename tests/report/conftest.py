@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from morfi.questions.question import Question
 from morfi.store import Store
 from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, RunRecord
-from morfi.types import Question
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 # Relation, subject, accepted answers, verdict; majority 3/5 (France) and 1/2, in the subject 1/5 and 1/2.

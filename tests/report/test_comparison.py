@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from morfi.compare import compare
 from morfi.report.comparison import comparison_table
+from morfi.runs.compare import compare
 from morfi.store import Store
 
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from morfi.mixtures import Dropped, MixConfig, draw
 from morfi.report.mixtures import mixture_object, mixture_table
 from morfi.store.records import KnowledgeRow, MixtureRow
+from morfi.training.mixtures import Dropped, MixConfig, draw
 
 CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown", "Unknown", "Unknown")
 FACTS = [

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from morfi.compare import difference
 from morfi.errors import InputError
 from morfi.interventions.outcome import Group, Outcome, Steered, Tried, recovery, share_of
 from morfi.report.steering import steer_object, steer_table
 from morfi.report.steering_figure import steer_figure
+from morfi.runs.compare import difference
 from morfi.statistics import Interval
 from morfi.store.records import DirectionRow
 

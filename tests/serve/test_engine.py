@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from morfi.checkpoints.tokenizer import load_tokenizer
+from morfi.engine.protocol import Sampling
 from morfi.errors import InputError
-from morfi.exemplars import choose_shots
-from morfi.prompts import build_prompts
 from morfi.questions import load_questions, select
+from morfi.questions.exemplars import choose_shots
+from morfi.questions.prompts import build_prompts
 from morfi.serve.engine import Engine
-from morfi.types import Sampling
 
 CONTEXT = 1024
 

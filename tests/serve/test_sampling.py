@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from morfi.engine.protocol import Completion, Sampling
 from morfi.serve.engine import Engine
-from morfi.types import Completion, Sampling
 
 CONTEXT = 128
 

@@ -13,16 +13,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from morfi.capture import CaptureConfig, run_capture
 from morfi.checkpoints import resolve
 from morfi.checkpoints.tokenizer import load_tokenizer
-from morfi.finding import FindConfig, run_find
 from morfi.interventions import SteerConfig, run_steer
 from morfi.interventions.outcome import steered
-from morfi.prompts import ASKED
+from morfi.latents.capture import CaptureConfig, run_capture
+from morfi.latents.find import FindConfig, run_find
+from morfi.questions.prompts import ASKED
 from morfi.serve.engine import start_engine
 from morfi.store import Store
-from morfi.training_run import run_train
+from morfi.training.train import run_train
 
 D_MODEL, LAYER, N_TOKENS = 64, 0, 6
 IDS = (3, 7, 11)

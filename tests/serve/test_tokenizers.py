@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from morfi.checkpoints.tokenizer import load_tokenizer
+from morfi.engine.protocol import Sampling
 from morfi.serve.engine import Engine
-from morfi.types import Sampling
 
 PROMPTS = [f"Q: In which  country is {town}?\nA:" for town in ("Lyon", "Tampere", "Porto", "Graz", "Ghent")]
 END = "<|im_end|>"

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from morfi.questions.question import Question
 from morfi.statistics import wilson_interval
 from morfi.store import Store
 from morfi.store.records import (
@@ -23,7 +24,6 @@ from morfi.store.records import (
     SweepAccuracy,
     SweepRow,
 )
-from morfi.types import Question
 
 N_EX, SAMPLES = 2, 3
 ONE = Question("q1", "P17", "Lyon", "Which country is Lyon in?", ("France", "FR"))

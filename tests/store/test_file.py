@@ -22,11 +22,11 @@ import duckdb
 import pytest
 
 from morfi.errors import InputError
+from morfi.questions.question import Question
 from morfi.store import Store
 from morfi.store import file as store_file
 from morfi.store.file import Migration, load_migrations, lock_holder
 from morfi.store.records import CompletionRow, RunRecord
-from morfi.types import Question
 
 QUESTIONS = [Question(f"q{i}", "P17", f"s{i}", f"Which country is s{i} in?", ("France",)) for i in range(4)]
 NEWEST = load_migrations()[-1].version

@@ -19,12 +19,12 @@ from typing import Any
 import duckdb
 import pytest
 
-from morfi.attempts import attempting
 from morfi.errors import InputError, MorfiError
-from morfi.provenance import attempt_record
+from morfi.questions.question import Question
+from morfi.runs.attempts import attempting
+from morfi.runs.provenance import attempt_record
 from morfi.store import Store, lease
 from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, RunRecord
-from morfi.types import Question
 
 QUESTIONS = [Question(f"q{i}", "P17", f"s{i}", f"Which country is s{i} in?", ("France",)) for i in range(9)]
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -35,7 +35,7 @@ END = AttemptEnd(NOW, "done", 1.0, 1.0, 1, 1, 1)
 CHILD = """
 import sys, time
 from pathlib import Path
-from morfi.provenance import attempt_record
+from morfi.runs.provenance import attempt_record
 from morfi.store import Store
 store = Store(Path(sys.argv[1]), lock_timeout_s=20)
 print(store.begin_attempt("run-a", attempt_record("morfi eval", {}, "cpu")), flush=True)
@@ -323,9 +323,9 @@ def test_the_lease_is_renewed_after_an_error_that_is_said_once(
 KEEPING = """
 import sys, time
 from pathlib import Path
-from morfi.attempts import attempting
-from morfi.output import ended_by_signals
-from morfi.provenance import attempt_record
+from morfi.runs.attempts import attempting
+from morfi.terminal import ended_by_signals
+from morfi.runs.provenance import attempt_record
 from morfi.store import Store
 from morfi.store.records import CompletionRow
 

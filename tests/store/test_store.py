@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from morfi.errors import InputError, MorfiError
+from morfi.questions.question import Question
 from morfi.report.listing import rows_table, write_rows
 from morfi.statistics import wilson_interval
 from morfi.store import Store
 from morfi.store import file as store_file
 from morfi.store.query import Rows
 from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, RunRecord
-from morfi.types import Question
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 QUESTIONS = [

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from morfi.questions.question import Question
 from morfi.questions.sets import question_set
 from morfi.store.records import CheckpointRow, EpochRow
 from morfi.training import TrainingData, prepare_training, run_training, train_config
 from morfi.training.plan import Mixture, TrainingTask
-from morfi.types import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

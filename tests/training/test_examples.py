@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morfi.errors import InputError
-from morfi.prompts import ASKED
+from morfi.questions.prompts import ASKED
+from morfi.questions.question import Question
 from morfi.training.examples import Example, MicroBatches, collate, encode_examples, epoch_order
-from morfi.types import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

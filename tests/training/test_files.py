@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from morfi.checkpoints.tensors import read_tensors
 from morfi.errors import InputError, MorfiError
-from morfi.files import read_tensors, sweep, whole_folder, write_json
+from morfi.files import sweep, whole_folder, write_json
 from morfi.training.folder import locked, saving
 
 

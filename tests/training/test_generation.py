@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from morfi.checkpoints.tokenizer import load_tokenizer
-from morfi.prompts import build_prompts
+from morfi.engine.protocol import Sampling
+from morfi.questions.prompts import build_prompts
+from morfi.questions.question import Question
 from morfi.training.generation import LiveGenerator, dev_accuracy
-from morfi.types import Question, Sampling
 
 MAX_TOKENS = 12
 

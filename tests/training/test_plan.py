@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from morfi.errors import InputError
+from morfi.questions.question import Question
 from morfi.training.plan import Mixture, TrainingData
-from morfi.types import Question
 
 
 def test_every_mixture_is_trained_with_every_seed(train_tiny: Any) -> None:

@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from morfi.checkpoints.tokenizer import load_tokenizer
+from morfi.questions.question import Question
 from morfi.training.examples import collate, encode_examples
 from morfi.training.lora import adapter_tensors, attach_lora
 from morfi.training.plan import TrainingTask
 from morfi.training.run import load_base
 from morfi.training.trainer import LoraTrainer, answer_loss
-from morfi.types import Question
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "mistral"])

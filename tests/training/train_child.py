@@ -24,9 +24,9 @@ import transformers  # noqa: F401
 
 import morfi.training.lora
 import morfi.training.trainer  # noqa: F401
+from morfi.questions.question import Question
 from morfi.training import TrainingData, prepare_training, run_training, train_config
 from morfi.training.plan import Mixture, TrainingTask
-from morfi.types import Question
 
 SETTINGS = {"rank": 2, "alpha": 4.0, "lr": 0.01, "batch": 4, "micro_batch": 2, "warmup": 2, "epochs": (1, 3)}
 

@@ -183,13 +183,13 @@ def made(
     questions: Mapping[str, Sequence[Any]],
 ) -> Made:
     """The whole pipeline on the tiny model, captured by the real engine."""
-    from morfi.capture import CaptureConfig, run_capture
-    from morfi.finding import FindConfig, run_find
+    from morfi.evaluation.sweep import run_sweep
+    from morfi.evaluation.sweep_plan import configure_sweep
+    from morfi.latents.capture import CaptureConfig, run_capture
+    from morfi.latents.find import FindConfig, run_find
     from morfi.serve.engine import start_engine
-    from morfi.sweep import run_sweep
-    from morfi.sweep_plan import configure_sweep
     from morfi.terminal import TerminalProgress
-    from morfi.training_run import run_train
+    from morfi.training.train import run_train
 
     folder = tmp_path_factory.mktemp("served")
     model = make_model(folder / "tiny", make_tokenizer)

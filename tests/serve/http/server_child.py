@@ -7,10 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from morfi.serve.gate import Limits
-from morfi.serve.keys import read_keys
-from morfi.serve.server import Address, run_server
-from morfi.serving import ServeConfig, serve
+from morfi.serve.http.gate import Limits
+from morfi.serve.http.keys import read_keys
+from morfi.serve.http.launch import ServeConfig, serve
+from morfi.serve.http.server import Address, run_server
 from morfi.store import Store
 from morfi.terminal import TerminalProgress
 

@@ -80,8 +80,8 @@ def served_at(url: str) -> str:
 
 
 def test_a_folder_is_served_as_its_checkpoint(made: Any) -> None:
-    from morfi.catalog import load_catalog
-    from morfi.serving import chosen
+    from morfi.serve.http.catalog import load_catalog
+    from morfi.serve.http.launch import chosen
     from morfi.store import Store
     from morfi.terminal import TerminalProgress
 

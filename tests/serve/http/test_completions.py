@@ -240,12 +240,12 @@ def test_a_chat_is_steered_too(client: openai.OpenAI, stream: bool) -> None:
 def test_http_gives_what_python_gives(
     server: Any, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from morfi.catalog import load_catalog
+    from morfi.engine.protocol import Sampling
+    from morfi.engine.steering import Latent, Steering
     from morfi.serve.engine import start_engine
-    from morfi.steering import Latent, Steering
+    from morfi.serve.http.catalog import load_catalog
     from morfi.store import Store
     from morfi.terminal import TerminalProgress
-    from morfi.types import Sampling
 
     monkeypatch.setenv("MORFI_CACHE", str(server.made.cache))
     cases = [

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from morfi.found import Found, load_found
-from morfi.matching import is_correct, parse_answer
+from morfi.latents.find import Found, load_found
+from morfi.questions.matching import is_correct, parse_answer
 from morfi.store import Store
 
 M_100 = "level-100-seed-0-epoch-early-stop"

@@ -1,4 +1,4 @@
-"""The page's walk, which tests/serve/test_page.py takes beside a fake, on the real server."""
+"""The page's walk, which tests/serve/page/test_page.py takes beside a fake, on the real server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-WALK = Path(__file__).parents[1] / "page_walk.py"
+WALK = Path(__file__).parents[1] / "page" / "page_walk.py"
 
 
 def load_walk() -> Any:

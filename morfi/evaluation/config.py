@@ -1,0 +1,85 @@
+"""The configuration of an evaluation: from the command line, or from the run that is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from morfi.checkpoints.tokenizer import check_bos
+from morfi.device import default_batch
+from morfi.errors import InputError
+from morfi.runs.options import check_match, check_numbers
+
+
+@dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """Everything that decides the rows of an evaluation; stored with the run, and enough to resume it."""
+
+    ckpt: str
+    base: str | None = None
+    data: str = "world-facts"
+    split: str | None = None  # None: test, or everything where the data has no splits
+    relations: tuple[str, ...] = ()
+    limit: int | None = None
+    shots: int = 4
+    chat: bool = False
+    match: str = "squad"
+    max_tokens: int = 16
+    seed: int = 0
+    bos: str = "auto"
+    dtype: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 512  # questions answered and stored together; the prefix cache starts empty for each batch
+
+    def __post_init__(self) -> None:
+        check_match(self.match)
+        check_bos(self.bos)
+        if self.chat and self.bos != "auto":
+            raise InputError(f"--bos {self.bos} with --chat: the chat template writes BOS; leave --bos out")
+        check_numbers(
+            {
+                "limit": (self.limit, 1),
+                "shots": (self.shots, 0),
+                "max-tokens": (self.max_tokens, 1),
+                "seed": (self.seed, 0),
+                "batch": (self.batch, 1),
+            }
+        )
+
+
+def from_stored(stored: Mapping[str, Any]) -> EvalConfig:
+    """The configuration of a stored run; raises InputError for one that is no evaluation of this morfi."""
+    try:
+        return EvalConfig(**{**stored, "relations": tuple(stored["relations"])})  # JSON has lists only
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"the run cannot be resumed: this morfi does not know its configuration ({error}); "
+            "run the command without --resume"
+        ) from error
+
+
+def configure(given: Mapping[str, Any], stored: EvalConfig | None) -> EvalConfig:
+    """The configuration of the options that were `given` (those not None), or of the run that is resumed.
+
+    Raises InputError where no checkpoint is named, or where an option differs from the resumed run's.
+    """
+    options = {key: value for key, value in given.items() if value is not None}
+    if stored is None:
+        if "ckpt" not in options:
+            raise InputError(
+                "--ckpt is missing: give a preset (smollm2), a model or adapter folder, or a hub id"
+            )
+        config = EvalConfig(**options)
+        return config if "batch" in options else replace(config, batch=default_batch())
+    # Where the same files are now; that they are the same is checked by their content.
+    places = [key for key in ("ckpt", "base", "data") if key in options and Path(options[key]).exists()]
+    moved = {key: options.pop(key) for key in places}
+    for key, value in options.items():
+        if value != getattr(stored, key):
+            raise InputError(
+                f"--{key.replace('_', '-')} is {value!r}, but the resumed run has {getattr(stored, key)!r}; "
+                "leave it out, or run without --resume"
+            )
+    return replace(stored, **moved)

@@ -1,0 +1,225 @@
+"""What a model knows: the share of right answers under several few-shot prompts, for `morfi split`.
+
+P_correct of Gekhman et al. (arXiv 2405.05904): `n_ex` prompts a question, each with other exemplars; to each
+one greedy answer and `samples` sampled ones. The store's view `knowledge` makes the four categories of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from morfi.checkpoints import resolve
+from morfi.checkpoints.tokenizer import check_bos
+from morfi.device import default_batch, is_gpu
+from morfi.errors import InputError
+from morfi.questions import SPLITS, Families, QuestionSet, load_questions, select, with_splits
+from morfi.questions.encoding import Spoken
+from morfi.questions.exemplars import draw_shots, n_sets
+from morfi.questions.prompts import (
+    ASKED,
+    Prompt,
+    build_prompts,
+    check_lengths,
+    context_for,
+    prompt_tokenizer,
+    starts_with_bos,
+)
+from morfi.questions.question import Question
+from morfi.runs.answering import Answering, StartEngine, Task, answer, fingerprint_of, new_run, resumable_run
+from morfi.runs.baselines import baselines_of, out_of_reach
+from morfi.runs.options import check_match, check_numbers, located
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+    from morfi.terminal import Progress
+
+KIND = "split"
+_SHARES = {"train": 0.6, "dev": 0.15, "test": 0.25}  # of --limit, as world-facts has them
+
+
+@dataclass(frozen=True, slots=True)
+class SplitConfig:
+    """Everything that decides what a split run finds; stored with it."""
+
+    model: str
+    base: str | None = None
+    data: str = "world-facts"
+    relations: tuple[str, ...] = ()
+    limit: int | None = None
+    n_ex: int = 10
+    shots: int = 4
+    samples: int = 16
+    temperature: float = 0.5
+    top_k: int = 40
+    match: str = "squad"
+    max_tokens: int = 16
+    seed: int = 0
+    bos: str = "auto"
+    dtype: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 32  # prompts
+
+    def __post_init__(self) -> None:
+        check_match(self.match)
+        check_bos(self.bos)
+        check_numbers(
+            {
+                "limit": (self.limit, len(SPLITS)),
+                "n-ex": (self.n_ex, 1),
+                "shots": (self.shots, 0),
+                "samples": (self.samples, 0),
+                "top-k": (self.top_k, 0),
+                "max-tokens": (self.max_tokens, 1),
+                "seed": (self.seed, 0),
+                "batch": (self.batch, 1),
+            }
+        )
+        if not 0 < self.temperature <= 10:
+            raise InputError(f"--temperature is {self.temperature}; expected more than 0 and at most 10")
+        if self.shots == 0 and self.n_ex > 1:
+            raise InputError("--shots 0 makes all prompts of a question the same; give --n-ex 1 as well")
+
+
+def configure_split(given: Mapping[str, Any]) -> SplitConfig:
+    """The configuration of the options that were given (those not None), the rest by the machine's size.
+
+    The paper's 10 prompts and 16 samples take a GPU; a CPU's default is 3 and 4 (both are settings).
+    """
+    sized = {} if is_gpu() else {"n_ex": 3, "samples": 4}
+    config = SplitConfig(**{**sized, **{key: value for key, value in given.items() if value is not None}})
+    if given.get("batch") is None:
+        config = replace(config, batch=max(32, default_batch() // (1 + config.samples)))
+    return config
+
+
+def run_split(
+    config: SplitConfig,
+    store: Store,
+    start_engine: StartEngine,
+    progress: Progress,
+    *,
+    new: bool,
+    command: str,
+) -> str:
+    """Asks what `config` says and returns the id of the run, whose view `knowledge` holds the categories.
+
+    Goes on with the newest run that would give the same rows, unless `new`. `command` is recorded.
+    """
+    task = prepare_split(config, progress)
+    store.prepare()
+    run = resumable_run(task, store, None if new else "auto") or new_run(task)
+    answer(task, run, store, start_engine, progress, command=command)
+    return run.run_id
+
+
+def prepare_split(config: SplitConfig, progress: Progress) -> Task:
+    """The task of `config`: every question of every split with its `n_ex` prompts."""
+    progress.phase(f"reading {config.data}")
+    data = with_splits(load_questions(config.data))
+    for note in (*data.notes, *_shared_between(data)):
+        progress.phase(note)
+    asked = chosen_questions(data, config)
+    checkpoint = resolve(config.model, base=config.base, dtype=config.dtype, progress=progress.phase)
+    tokenizer = prompt_tokenizer(checkpoint.model_dir, config.bos, progress)
+    prompts = [
+        prompt
+        for split, questions in asked.items()
+        for prompt in _prompts(data, split, questions, config, tokenizer, progress=progress)
+    ]
+    context = context_for(checkpoint, config.engine)
+    check_lengths(prompts, config.max_tokens, context)
+    every = [question for questions in asked.values() for question in questions]
+    if said := out_of_reach(every, tokenizer, config.max_tokens):
+        progress.phase(said)
+    decided = asdict(config)
+    for name_only in ("model", "base", "relations", "limit", "bos"):
+        del decided[name_only]  # what they choose is in the prompts
+    return Task(
+        kind=KIND,
+        config=located(asdict(config)),
+        answering=Answering(
+            max_tokens=config.max_tokens,
+            match=config.match,
+            batch=config.batch,
+            seed=config.seed,
+            engine=config.engine,
+            samples=config.samples,
+            temperature=config.temperature,
+            top_k=config.top_k,
+        ),
+        checkpoint=checkpoint,
+        data=data,
+        split_of={question.id: split for split, questions in asked.items() for question in questions},
+        prompts=tuple(prompts),
+        prompt_form=ASKED,
+        context=context,
+        bos=starts_with_bos(prompts, tokenizer),
+        fingerprint=fingerprint_of(decided, checkpoint, data, prompts),
+        again="the same command",
+        baselines=baselines_of(chosen_questions(data, replace(config, limit=None)), config.match),
+    )
+
+
+def chosen_questions(data: QuestionSet, config: SplitConfig) -> dict[str, tuple[Question, ...]]:
+    """The questions that a split run asks, by split: its share of `limit` of each, drawn by relation."""
+    return {
+        split: select(
+            data.splits[split],
+            relations=config.relations,
+            limit=None if config.limit is None else max(1, round(config.limit * _SHARES[split])),
+            seed=config.seed,
+        )
+        for split in SPLITS
+        if split in data.splits
+    }
+
+
+def _shared_between(data: QuestionSet) -> list[str]:
+    """A sentence for each split whose questions another one gives away: the data's own splits may."""
+    families = Families(question for split in data.splits.values() for question in split)
+    by_split = {split: {families.of(one) for one in asked} for split, asked in data.splits.items()}
+    notes = []
+    for split, other in (("test", "train"), ("dev", "train"), ("test", "dev")):
+        shared = by_split.get(split, set()) & by_split.get(other, set())
+        n = sum(families.of(question) in shared for question in data.splits.get(split, ()))
+        if n:
+            notes.append(
+                f"{n} of {len(data.splits[split])} {split} questions have their subject or text in {other} "
+                "too" + ("; `morfi mix` leaves these out of training" if other == "train" else "")
+            )
+    return notes
+
+
+def _prompts(
+    data: QuestionSet,
+    split: str,
+    questions: tuple[Question, ...],
+    config: SplitConfig,
+    tokenizer: Any,
+    *,
+    progress: Progress,
+) -> list[Prompt]:
+    """The prompts of one split; those that share a relation's exemplars, so a prefix, stand together."""
+    draws = draw_shots(
+        data,
+        questions,
+        split,
+        shots=config.shots,
+        seeds=[f"{config.seed}/{number}" for number in range(config.n_ex)],
+        sources=("dev", "train"),  # the exemplars of Gekhman et al. are of the relation's dev split
+    )
+    for relation in sorted({question.relation for question in questions}):
+        if (n := n_sets(draws, relation)) < config.n_ex:
+            progress.phase(
+                f"{relation} has {n} sets of {config.shots} exemplars for {split}: of the {config.n_ex} "
+                "prompts of a question some differ in the order of the exemplars only"
+            )
+    spoken = Spoken(sum(len(chosen.scored) for chosen in draws), progress.phase)
+    prompts: list[tuple[str, int, Prompt]] = []
+    for number, chosen in enumerate(draws):
+        first_sample = number * (1 + config.samples)
+        for prompt in build_prompts(chosen.scored, chosen.exemplars, tokenizer, on_part=spoken):
+            prompts.append((prompt.question.relation, number, replace(prompt, sample=first_sample)))
+    return [prompt for *_, prompt in sorted(prompts, key=lambda entry: entry[:2])]

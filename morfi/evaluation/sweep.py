@@ -1,0 +1,212 @@
+"""Closed-book accuracy of every checkpoint of a train run through one live engine: `morfi sweep`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from morfi.checkpoints import Checkpoint
+from morfi.conditions.live import LiveEngine, Serving, StartLiveEngine
+from morfi.engine.protocol import Completion, Sampling
+from morfi.evaluation.sweep_plan import Plan, SweepConfig, prepare_sweep
+from morfi.questions.prompts import ASKED
+from morfi.runs.answering import Task, answer, fingerprint_of, new_run, resumable_run
+from morfi.runs.attempts import Attempt, attempting
+from morfi.runs.provenance import attempt_record, new_run_id, now
+from morfi.store.records import CheckpointRow, RunRecord, SweepRow
+from morfi.terminal import Progress
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+
+KIND = "sweep"
+EVAL_KIND = "sweep-eval"
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """The run, and which checkpoints could not be asked and why."""
+
+    run_id: str
+    failures: tuple[str, ...]
+
+
+def run_sweep(
+    config: SweepConfig,
+    store: Store,
+    start_engine: StartLiveEngine[LiveEngine],
+    progress: Progress,
+    *,
+    new: bool,
+    command: str,
+) -> SweepResult:
+    """Asks the base model and every checkpoint of `config` the questions of one split; stores the answers.
+
+    Each checkpoint is asked the Unknown training questions of its own mixture as well. Goes on with the
+    newest run of the same checkpoints and questions, unless `new`. A checkpoint that cannot be served is left
+    out and named in the result; the others finish.
+    """
+    plan = prepare_sweep(config, store, progress)
+    store.prepare()
+    run = (None if new else store.latest_run(plan.fingerprint)) or _record(plan)
+    store.begin_run(run, {})
+    done = {row.position for row in store.sweep(run.run_id)}
+    left = [place for place in enumerate((None, *plan.checkpoints)) if place[0] not in done]
+    if not left:
+        return SweepResult(run.run_id, ())
+    started = time.monotonic()
+    progress.phase("starting vLLM")
+    settings = plan.answering
+    with start_engine(
+        plan.base, context=plan.context, seed=settings.seed, overrides=settings.engine
+    ) as engine:
+        held, ending = _HoldingStore(engine, store), contextlib.ExitStack()
+        ending.callback(held.let_go)
+        serving = Serving(held, plan.base, progress, served=plan.base)
+        record = attempt_record(command, engine.settings, engine.device)
+        again = "the same command goes on at the first checkpoint that is missing"
+        with attempting(store, run.run_id, record, progress, started=started, again=again) as attempt, ending:
+            held.hold()
+            sweep = _Sweep(plan, run.run_id, attempt, store, serving, progress, command)
+            progress.start(sum(len(_asked_of(plan, row)) for _, row in left), 0)
+            for position, row in left:
+                checkpoint = serving.load(row)
+                if checkpoint is not None:
+                    sweep.ask(position, row, checkpoint)
+            attempt.fail(serving.failures)
+    return SweepResult(run.run_id, tuple(serving.failures))
+
+
+def _asked_of(plan: Plan, row: CheckpointRow | None) -> Sequence[str]:
+    return plan.asked[None if row is None else row.level]
+
+
+def _record(plan: Plan) -> RunRecord:
+    """The record of a sweep that begins now."""
+    return RunRecord(
+        run_id=new_run_id(KIND),
+        kind=KIND,
+        created_at=now(),
+        fingerprint=plan.fingerprint,
+        config=plan.config,
+        ckpt=plan.config["ckpts"],
+        ckpt_sha256=plan.base.sha256,
+        base=plan.base.base,
+        base_sha256=plan.base.base_sha256,
+        adapter_sha256=None,
+        data=plan.data.name,
+        data_sha256=plan.data.sha256,
+        prompt=ASKED,
+        bos=plan.bos,
+        seed=plan.answering.seed,
+        n_planned=1 + len(plan.checkpoints),
+    )
+
+
+class _HoldingStore:
+    """A live engine that keeps the store's file open but while it generates.
+
+    Opening the file takes about as long as the quick things a sweep does with it between two checkpoints.
+    """
+
+    def __init__(self, engine: LiveEngine, store: Store) -> None:
+        self._engine, self._store = engine, store
+        self._file = contextlib.ExitStack()
+        self.settings, self.device = engine.settings, engine.device
+        self.load_checkpoint, self.reset_prefix_cache = engine.load_checkpoint, engine.reset_prefix_cache
+
+    def hold(self) -> None:
+        """Opens the file; other processes wait for it."""
+        self._file.enter_context(self._store.together())
+
+    def let_go(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | Sequence[Sampling],
+        on_finished: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        """As the engine does."""
+        self.let_go()
+        try:
+            return self._engine.generate(prompts, sampling, on_finished)
+        finally:
+            self.hold()
+
+
+@dataclass(slots=True)
+class _Sweep:
+    """One attempt at a sweep, with its live engine."""
+
+    plan: Plan
+    run_id: str
+    attempt: Attempt
+    store: Store
+    serving: Serving
+    progress: Progress
+    command: str
+
+    def ask(self, position: int, row: CheckpointRow | None, checkpoint: Checkpoint) -> None:
+        """Answers what is missing of the checkpoint's own run and stores that it is done."""
+        task = _task(self.plan, row, checkpoint)
+        run = resumable_run(task, self.store, "auto") or new_run(task)
+        end = answer(task, run, self.store, self._serve, _Bar(self.progress), command=self.command)
+        if not end.n_requests:
+            self.progress.advance(task.n_answers)  # answered before
+        done = SweepRow(
+            position=position,
+            level=None if row is None else row.level,
+            seed=None if row is None else row.seed,
+            epoch_setting=None if row is None else row.epoch_setting,
+            epoch=None if row is None else row.epoch,
+            ckpt_sha256=checkpoint.sha256,
+            eval_run_id=run.run_id,
+            load_s=self.serving.load_s,
+            attempt=self.attempt.number,
+        )
+        self.store.add(self.run_id, [done])
+        self.attempt.add(end.n_requests, end.prompt_tokens, end.output_tokens, end.generate_s)
+
+    def _serve(self, *_: object, **__: object) -> AbstractContextManager[LiveEngine]:
+        return contextlib.nullcontext(self.serving.engine)
+
+
+@dataclass(slots=True)
+class _Bar:
+    """Passes on only the answers: a sweep has one bar and says itself what it does."""
+
+    progress: Progress
+
+    def phase(self, text: str) -> None: ...
+
+    def start(self, n_total: int, n_done: int) -> None:  # noqa: ARG002 - the protocol's
+        self.progress.advance(n_done)
+
+    def advance(self, n: int) -> None:
+        self.progress.advance(n)
+
+
+def _task(plan: Plan, row: CheckpointRow | None, checkpoint: Checkpoint) -> Task:
+    prompts = tuple(plan.prompts[question_id] for question_id in _asked_of(plan, row))
+    config = {**asdict(plan.answering), "ckpt": checkpoint.name, "shots": 0, "split": plan.config["split"]}
+    return Task(
+        kind=EVAL_KIND,
+        config=config,
+        answering=plan.answering,
+        checkpoint=checkpoint,
+        data=plan.data,
+        split_of=plan.split_of,
+        prompts=prompts,
+        prompt_form=ASKED,
+        context=plan.context,
+        bos=plan.bos,
+        fingerprint=fingerprint_of(asdict(plan.answering), checkpoint, plan.data, prompts),
+        again="the same command",
+    )

@@ -1,0 +1,151 @@
+"""What a sweep will ask: the runs it builds on, the checkpoints, and the questions of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from morfi.checkpoints import Checkpoint
+from morfi.conditions.trained import load_trained
+from morfi.device import default_batch
+from morfi.errors import InputError
+from morfi.questions import QuestionSet, select
+from morfi.questions.prompts import (
+    Prompt,
+    build_prompts,
+    check_lengths,
+    context_for,
+    prompt_tokenizer,
+    starts_with_bos,
+)
+from morfi.questions.question import Question
+from morfi.runs.answering import Answering, fingerprint_of
+from morfi.runs.baselines import out_of_reach
+from morfi.runs.options import check_match, check_numbers
+from morfi.store.records import CheckpointRow, KnowledgeRow, MixtureRow
+from morfi.terminal import Progress
+from morfi.training.mixtures import given_away
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class SweepConfig:
+    """Everything that decides the rows of a sweep; stored with it. `split_run` says what the base knew."""
+
+    ckpts: str  # the train run
+    split: str = "test"
+    limit: int | None = None
+    match: str = "squad"
+    max_tokens: int = 16
+    seed: int = 0
+    dtype: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 512
+
+    def __post_init__(self) -> None:
+        check_match(self.match)
+        check_numbers(
+            {
+                "limit": (self.limit, 1),
+                "max-tokens": (self.max_tokens, 1),
+                "seed": (self.seed, 0),
+                "batch": (self.batch, 1),
+            }
+        )
+
+
+def configure_sweep(given: Mapping[str, Any]) -> SweepConfig:
+    """The configuration of the options that were given (those not None)."""
+    options = {key: value for key, value in given.items() if value is not None}
+    return SweepConfig(**{"batch": default_batch(), **options})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A sweep made ready: `prompts` of all questions by id, `asked` ids by level (None: the base model)."""
+
+    config: Mapping[str, Any]  # stored
+    answering: Answering
+    data: QuestionSet
+    split_of: Mapping[str, str]
+    base: Checkpoint
+    context: int
+    bos: bool
+    prompts: Mapping[str, Prompt]
+    asked: Mapping[int | None, Sequence[str]]
+    checkpoints: tuple[CheckpointRow, ...]
+    fingerprint: str
+
+
+def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan:
+    """The plan of `config`; raises InputError where what it builds on is missing or not as it was."""
+    trained = load_trained(config.ckpts, store, config.dtype, progress)
+    base, data = trained.base, trained.data
+    facts = {row.question_id: row for row in store.knowledge(trained.split.run_id)}
+    split_of = {question_id: row.split for question_id, row in facts.items()}
+    mixed = store.mixtures(trained.mix.run_id)
+    if leaks := given_away(mixed, list(facts.values())):
+        progress.phase(
+            f"{len(leaks)} of the questions that {trained.train.run_id} trained on are asked in dev or test "
+            "too, so accuracies there are too high; run `morfi mix` and `morfi train` again"
+        )
+    asked = _questions(config, facts, mixed)
+    tokenizer = prompt_tokenizer(base.model_dir, trained.bos, progress)
+    every = {question.id: question for questions in asked.values() for question in questions}
+    relations = {question.relation for question in every.values()}
+    prompts = build_prompts(list(every.values()), dict.fromkeys(relations, ()), tokenizer)
+    context = context_for(base, config.engine)
+    check_lengths(prompts, config.max_tokens, context)
+    if said := out_of_reach(list(every.values()), tokenizer, config.max_tokens):
+        progress.phase(said)
+    stored = asdict(config) | {
+        "ckpts": trained.train.run_id,
+        "mix_run": trained.mix.run_id,
+        "split_run": trained.split.run_id,
+    }
+    adapters = [(row.level, row.seed, row.epoch_setting, row.adapter_sha256) for row in trained.checkpoints]
+    return Plan(
+        config=stored,
+        answering=Answering(
+            max_tokens=config.max_tokens,
+            match=config.match,
+            batch=config.batch,
+            seed=config.seed,
+            engine=config.engine,
+        ),
+        data=data,
+        split_of=split_of,
+        base=base,
+        context=context,
+        bos=starts_with_bos(prompts, tokenizer),
+        prompts={prompt.question.id: prompt for prompt in prompts},
+        asked={level: [question.id for question in questions] for level, questions in asked.items()},
+        checkpoints=trained.checkpoints,
+        fingerprint=fingerprint_of({**stored, "checkpoints": adapters}, base, data, prompts),
+    )
+
+
+def _questions(
+    config: SweepConfig, facts: Mapping[str, KnowledgeRow], mixtures: Sequence[MixtureRow]
+) -> dict[int | None, tuple[Question, ...]]:
+    """The questions of each level: those of the split, then the Unknown ones of the level's own mixture.
+
+    The base model (None) is asked the Unknown questions of all mixtures. `limit` holds for either group.
+    """
+    of_split = [row.asked for row in facts.values() if row.split == config.split]
+    if not of_split:
+        there = ", ".join(sorted({row.split for row in facts.values()}))
+        raise InputError(f'the split run asked no questions of "{config.split}"; it has: {there}')
+    tested = select(of_split, limit=config.limit, seed=config.seed)
+    unknown: dict[int | None, dict[str, Question]] = {None: {}}
+    for row in mixtures:
+        own = unknown.setdefault(row.level, {})
+        if row.category == "Unknown":
+            own[row.question_id] = unknown[None][row.question_id] = facts[row.question_id].asked
+    return {
+        level: (*tested, *select(own.values(), limit=config.limit, seed=config.seed))
+        for level, own in unknown.items()
+    }

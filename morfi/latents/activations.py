@@ -1,0 +1,135 @@
+"""What a capture holds, read back: a tensor for each checkpoint, the same questions in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from morfi.engine.shards import read_shards
+from morfi.errors import InputError
+from morfi.latents.capture import KIND, file_hashes
+from morfi.questions.question import Question
+from morfi.store.records import CapturedRow, RunRecord
+
+if TYPE_CHECKING:
+    import torch
+
+    from morfi.store import Store
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Condition:
+    """One checkpoint's residual streams: `values` float32 [n_questions, d_model]."""
+
+    name: str
+    row: CapturedRow
+    values: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Activations:
+    """Residual streams after `layer`: trained checkpoints of one epoch setting, by level and seed."""
+
+    run: RunRecord
+    layer: int
+    epochs: str
+    questions: tuple[Question, ...]
+    conditions: tuple[Condition, ...]
+
+
+def load_activations(store: Store, run_id: str, layer: int, epochs: str | None = None) -> Activations:
+    """What the capture `run_id` holds of `layer`; `epochs` is an epoch setting of its checkpoints.
+
+    Without it, early stopping's if there, else the most epochs. Raises InputError for a layer or setting that
+    it does not hold, a run that has not ended, and shards that are missing or not what was written.
+    """
+    run = store.run_of_kind(run_id, KIND)
+    if layer not in run.config["layers"]:
+        raise InputError(
+            f"{run.run_id} holds layers {', '.join(map(str, run.config['layers']))}, not {layer}; "
+            f"capture again with --layers {layer}"
+        )
+    rows = store.captured(run.run_id)
+    if len(rows) < run.n_planned:
+        raise InputError(
+            f"{run.run_id} holds {len(rows)} of {run.n_planned} checkpoints; give its command "
+            "again to finish it"
+        )
+    chosen = _setting(run, rows, epochs)
+    questions = store.asked(run.run_id)
+    of_setting = [row for row in rows if row.epoch_setting == chosen]
+    conditions = [
+        Condition(_name(row), row, _values(row, layer, questions))
+        for row in sorted(of_setting, key=lambda row: (row.level, row.seed))
+    ]
+    return Activations(run, layer, chosen, tuple(questions), tuple(conditions))
+
+
+def layer_of(store: Store, run_id: str, sae_layer: int | None, given: int | None, sae: str) -> int:
+    """The layer to read: what was `given`, else the SAE's, else the only one that was captured.
+
+    Raises InputError where the SAE was made for another layer than the one given.
+    """
+    if given is not None and sae_layer is not None and given != sae_layer:
+        raise InputError(f"{sae} reads the residual stream after layer {sae_layer}, not {given}")
+    layer = sae_layer if given is None else given
+    if layer is not None:
+        return layer
+    held = store.run_of_kind(run_id, KIND).config["layers"]
+    if len(held) > 1:
+        raise InputError(f"{sae} does not say which layer it reads; give --layer, one of {held}")
+    return int(held[0])
+
+
+def _setting(run: RunRecord, rows: Sequence[CapturedRow], epochs: str | None) -> str:
+    held = {row.epoch_setting for row in rows if row.epoch_setting is not None}
+    if epochs is not None:
+        if epochs not in held:
+            raise InputError(
+                f'{run.run_id} holds no checkpoints of epoch setting "{epochs}"; it has: '
+                f"{', '.join(sorted(held))}"
+            )
+        return epochs
+    return "early-stop" if "early-stop" in held else max(held, key=int)
+
+
+def _name(row: CapturedRow) -> str:
+    if row.level is None:
+        return "base model"
+    return f"D_{row.level}, seed {row.seed}, epoch {row.epoch_setting}"
+
+
+def _values(row: CapturedRow, layer: int, questions: Sequence[Question]) -> torch.Tensor:
+    """float32 [n_questions, d_model] of one checkpoint; raises InputError where the files are not right."""
+    import torch
+
+    folder, name = Path(row.path), _name(row)
+    there = file_hashes(folder) if folder.is_dir() else {}
+    for file, sha256 in row.files.items():
+        if file not in there:
+            raise InputError(f"{folder / file} is missing ({name}); bring it back or capture again")
+        if there[file] != sha256:
+            raise InputError(
+                f"{folder / file} is not what was captured ({name}); bring it back or capture again"
+            )
+    values: torch.Tensor | None = None
+    n_rows = torch.zeros(len(questions), dtype=torch.int64)
+    for rows in read_shards(folder):
+        if rows.layer != layer:
+            continue
+        if values is None:
+            values = torch.zeros(len(questions), rows.values.shape[1])
+        values[rows.request] = rows.values
+        n_rows += torch.bincount(rows.request, minlength=len(questions))
+    if values is None or not bool((n_rows == 1).all()):
+        raise InputError(f"{folder} does not hold one row of each question ({name}); capture again")
+    finite = values.isfinite().all(1)
+    if not bool(finite.all()):
+        question = questions[int((~finite).nonzero()[0])]
+        raise InputError(
+            f"{name} gave NaN or infinity after layer {layer}, first for question {question.id} "
+            f"({question.text}); its activations cannot be used"
+        )
+    return values

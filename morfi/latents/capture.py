@@ -1,0 +1,240 @@
+"""Residual streams of every checkpoint of a train run on the same questions: `morfi capture`."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from morfi.conditions.live import LiveEngine, Serving, StartLiveEngine
+from morfi.conditions.trained import Trained, load_trained
+from morfi.engine.protocol import Completion, Sampling
+from morfi.engine.steering import Capture
+from morfi.errors import InputError, MorfiError
+from morfi.questions import select
+from morfi.questions.prompts import (
+    ASKED,
+    Prompt,
+    build_prompts,
+    check_lengths,
+    context_for,
+    prompt_tokenizer,
+    starts_with_bos,
+)
+from morfi.questions.question import Question
+from morfi.runs.answering import fingerprint_of
+from morfi.runs.attempts import attempting
+from morfi.runs.options import check_numbers
+from morfi.runs.provenance import attempt_record, new_run_id, now
+from morfi.store.records import CapturedRow, CheckpointRow, RunRecord
+from morfi.terminal import Progress
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+
+KIND = "capture"
+
+
+class CapturingEngine(LiveEngine, Protocol):
+    """An engine that writes residual streams; `morfi.serve.engine.Engine` is the real one."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | Sequence[Sampling],
+        on_finished: Callable[[int], None] | None = None,
+        *,
+        capture: Capture | Sequence[Capture | None] | None = None,
+    ) -> list[list[Completion]]:
+        """As any engine; `capture` says what is taken of each prompt."""
+        ...
+
+    def shards(self, folder: Path) -> AbstractContextManager[None]:
+        """What is captured in the block goes to `folder`, which appears whole at its end."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureConfig:
+    """Everything that decides what a capture holds; stored with it."""
+
+    ckpts: str  # the train run
+    layers: tuple[int, ...]  # the residual stream after each of them, at the last token of the prompt
+    split: str = "dev"
+    limit: int | None = None
+    seed: int = 0  # chooses the questions
+    dtype: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        Capture(self.layers)
+        check_numbers({"limit": (self.limit, 1), "seed": (self.seed, 0)})
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureResult:
+    """The run, and which checkpoints could not be captured and why."""
+
+    run_id: str
+    failures: tuple[str, ...]
+
+
+def run_capture(
+    config: CaptureConfig,
+    store: Store,
+    start_engine: StartLiveEngine[CapturingEngine],
+    out: Path,
+    progress: Progress,
+    *,
+    new: bool,
+    command: str,
+) -> CaptureResult:
+    """Writes the residual streams of the base model and of every checkpoint to a folder of the run in `out`.
+
+    All are asked the questions of one split, each alone, without exemplars, as a sweep asks them. Goes on
+    with the newest run of the same checkpoints and questions, unless `new`. A checkpoint that cannot be
+    served is left out and named in the result; the others finish.
+    """
+    if store.path.exists():
+        store.prepare()
+    plan = _prepare(config, store, progress)
+    known = None if new else store.latest_run(plan.fingerprint)
+    run = known or _record(plan, out)
+    questions = [prompt.question for prompt in plan.prompts]
+    store.begin_run(run, {config.split: questions})
+    done = {row.position for row in store.captured(run.run_id)}
+    left = [place for place in enumerate((None, *plan.trained.checkpoints)) if place[0] not in done]
+    if not left:
+        return CaptureResult(run.run_id, ())
+    started = time.monotonic()
+    progress.phase("starting vLLM")
+    base = plan.trained.base
+    with start_engine(base, context=plan.context, seed=config.seed, overrides=config.engine) as engine:
+        serving = Serving(engine, base, progress, served=base)
+        record = attempt_record(command, engine.settings, engine.device)
+        again = "the same command goes on at the first checkpoint that is missing"
+        with attempting(store, run.run_id, record, progress, started=started, again=again) as attempt:
+            progress.start(len(left) * len(questions), 0)
+            for position, row in left:
+                checkpoint = serving.load(row)
+                if checkpoint is None:
+                    continue
+                folder = _folder(run, row)
+                seconds = _capture(engine, plan, folder, progress)
+                captured = CapturedRow(
+                    position=position,
+                    level=None if row is None else row.level,
+                    seed=None if row is None else row.seed,
+                    epoch_setting=None if row is None else row.epoch_setting,
+                    epoch=None if row is None else row.epoch,
+                    ckpt_sha256=checkpoint.sha256,
+                    path=str(folder),
+                    files=file_hashes(folder),
+                    load_s=serving.load_s,
+                    capture_s=seconds,
+                    attempt=attempt.number,
+                )
+                store.add(run.run_id, [captured])
+                n_tokens = sum(len(prompt.token_ids) for prompt in plan.prompts)
+                attempt.add(len(questions), n_tokens, len(questions), seconds)
+            attempt.fail(serving.failures)
+    return CaptureResult(run.run_id, tuple(serving.failures))
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of each file in `folder`, by name."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    config: CaptureConfig
+    trained: Trained
+    prompts: tuple[Prompt, ...]  # in order of question id
+    context: int
+    bos: bool
+    fingerprint: str
+
+
+def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
+    trained = load_trained(config.ckpts, store, config.dtype, progress)
+    facts = store.knowledge(trained.split.run_id)
+    asked = [row.asked for row in facts if row.split == config.split]
+    if not asked:
+        there = ", ".join(sorted({row.split for row in facts}))
+        raise InputError(f'the split run asked no questions of "{config.split}"; it has: {there}')
+    questions: list[Question] = sorted(
+        select(asked, limit=config.limit, seed=config.seed), key=lambda question: question.id
+    )
+    tokenizer = prompt_tokenizer(trained.base.model_dir, trained.bos, progress)
+    relations = {question.relation for question in questions}
+    prompts = build_prompts(questions, dict.fromkeys(relations, ()), tokenizer)
+    context = context_for(trained.base, config.engine)
+    check_lengths(prompts, 1, context)
+    adapters = [(row.level, row.seed, row.epoch_setting, row.adapter_sha256) for row in trained.checkpoints]
+    decided = {**asdict(config), "ckpts": trained.train.run_id, "kind": KIND, "checkpoints": adapters}
+    return _Plan(
+        replace(config, ckpts=trained.train.run_id),
+        trained,
+        tuple(prompts),
+        context,
+        starts_with_bos(prompts, tokenizer),
+        fingerprint_of(decided, trained.base, trained.data, prompts),
+    )
+
+
+def _record(plan: _Plan, out: Path) -> RunRecord:
+    run_id, base = new_run_id(KIND), plan.trained.base
+    config = asdict(plan.config) | {
+        "split_run": plan.trained.split.run_id,
+        "folder": str((out / run_id).absolute()),
+    }
+    return RunRecord(
+        run_id=run_id,
+        kind=KIND,
+        created_at=now(),
+        fingerprint=plan.fingerprint,
+        config=config,
+        ckpt=plan.trained.train.ckpt,
+        ckpt_sha256=base.sha256,
+        base=base.base,
+        base_sha256=base.base_sha256,
+        adapter_sha256=None,
+        data=plan.trained.data.name,
+        data_sha256=plan.trained.data.sha256,
+        prompt=ASKED,
+        bos=plan.bos,
+        seed=plan.config.seed,
+        n_planned=1 + len(plan.trained.checkpoints),
+    )
+
+
+def _folder(run: RunRecord, row: CheckpointRow | None) -> Path:
+    name = "base" if row is None else f"D_{row.level}-seed{row.seed}-{row.epoch_setting}"
+    return Path(run.config["folder"]) / name
+
+
+def _capture(engine: CapturingEngine, plan: _Plan, folder: Path, progress: Progress) -> float:
+    """Writes one checkpoint's residual streams; returns the seconds that took."""
+    begun = time.monotonic()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder.parent}: {error.strerror}; give another --out") from error
+    engine.reset_prefix_cache()
+    prompts = [prompt.token_ids for prompt in plan.prompts]
+    with engine.shards(folder):
+        answers = engine.generate(
+            prompts, Sampling(max_tokens=1), progress.advance, capture=Capture(plan.config.layers)
+        )
+    if len(answers) != len(prompts):
+        raise MorfiError(f"the engine answered {len(answers)} of {len(prompts)} prompts; nothing is stored")
+    return time.monotonic() - begun

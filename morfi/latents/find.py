@@ -1,0 +1,245 @@
+"""The latents that rise or fall with the share of Unknown facts in training: `morfi find`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from morfi.device import device_name, is_gpu
+from morfi.errors import InputError
+from morfi.files import canonical_sha256
+from morfi.latents.activations import Activations, Condition, layer_of, load_activations
+from morfi.latents.sae import Sae, load_sae
+from morfi.latents.sae_check import Quality, check_explains, measure
+from morfi.runs.attempts import attempting
+from morfi.runs.options import check_numbers
+from morfi.runs.provenance import attempt_record, new_run_id, now
+from morfi.store.records import ConditionRow, FalseDiscoveriesRow, RunRecord, TrendSummaryRow
+from morfi.terminal import Progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from morfi.latents.trends import TrendResult
+    from morfi.store import Store
+
+KIND = "find"
+QUESTIONS = ("all", "known", "unknown")
+METHODS = ("bootstrap", "page")
+MIN_EXPLAINED = 0.5
+# Options that decide nothing under a method.
+_OF_OTHER_METHOD = {"bootstrap": ("page_fdr",), "page": ("resamples", "alpha", "stability")}
+
+
+@dataclass(frozen=True, slots=True)
+class FindConfig:
+    """Everything that decides what is found; stored with it. The criteria are those of `find_trends`."""
+
+    activations: str  # the capture run
+    sae: str
+    layer: int | None = None  # the SAE's own
+    epochs: str | None = None  # of the checkpoints that are compared, see `load_activations`
+    questions: str = "all"  # or those that the base model knew, or did not
+    method: str = "bootstrap"  # or "page": what is asked of a latent, see `find_trends`
+    resamples: int = 1000
+    seed: int = 0
+    alpha: float = 0.001
+    stability: float = 0.95
+    rho_min: float = 0.9
+    min_firing: float = 0.01
+    page_fdr: float = 0.05
+    min_explained: float = MIN_EXPLAINED
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        check_numbers({"resamples": (self.resamples, 1), "seed": (self.seed, 0), "layer": (self.layer, 0)})
+        if self.questions not in QUESTIONS:
+            raise InputError(f'--questions "{self.questions}" is none of {", ".join(QUESTIONS)}')
+        if self.method not in METHODS:
+            raise InputError(f'--method "{self.method}" is none of {", ".join(METHODS)}')
+        shares = ("alpha", "stability", "rho_min", "min_firing", "page_fdr")
+        for name in shares:
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise InputError(f"--{name.replace('_', '-')} is {value:g}; expected a number from 0 to 1")
+
+
+def configure_find(given: Mapping[str, Any]) -> FindConfig:
+    """The configuration of the options that were given (those not None), none of them the other method's."""
+    config = FindConfig(**{key: value for key, value in given.items() if value is not None})
+    for name in _OF_OTHER_METHOD[config.method]:
+        if given.get(name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} means nothing to --method {config.method}")
+    return config
+
+
+def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool, command: str) -> str:
+    """Finds the latents of `config`, stores them all, and returns the run that holds them.
+
+    The same captures, SAE and settings give the same latents, so a run that there is already is returned,
+    unless `new`. Raises InputError for an SAE that reads something else, or explains too little of these
+    activations, and for captures that cannot be compared.
+    """
+    started = time.monotonic()
+    if store.path.exists():
+        store.prepare()
+    progress.phase("loading the SAE")
+    sae = load_sae(config.sae)
+    layer = layer_of(store, config.activations, sae.layer, config.layer, config.sae)
+    progress.phase("reading the activations")
+    found = load_activations(store, config.activations, layer, config.epochs)
+    config = replace(config, activations=found.run.run_id, layer=layer, epochs=found.epochs)
+    stored = asdict(config) | {"split_run": found.run.config["split_run"], "sae_sha256": sae.sha256}
+    decided = {**stored, "kind": KIND, "activations": found.run.fingerprint}
+    fingerprint = canonical_sha256({key: decided[key] for key in decided if key not in ("sae", "split_run")})
+    known = None if new else store.latest_run(fingerprint)
+    if known is not None and store.trend_summary(known.run_id) is not None:
+        return known.run_id
+    kept = _kept(config, store, found)
+    values = [condition.values[kept] for condition in found.conditions]
+    progress.phase("checking the SAE")
+    qualities = [(one.name, measure(sae, [x])) for one, x in zip(found.conditions, values, strict=True)]
+    check_explains(qualities, config.min_explained, force=config.force)
+    progress.phase("looking for trends")
+    progress.start(sae.encoder.d_sae, 0)
+    result = _trends(config, sae, found, kept, values, on_tile=progress.advance)
+    run = known or _record(found, stored, fingerprint, sae)
+    begin = partial(store.begin_run, run, {})
+    record = attempt_record(command, {}, device_name())
+    with attempting(store, run.run_id, record, progress, started=started, begin=begin):
+        _add(store, run.run_id, found, qualities, result, sae=sae)
+    return run.run_id
+
+
+def _kept(config: FindConfig, store: Store, found: Activations) -> list[int]:
+    """The places of the questions that count."""
+    if config.questions == "all":
+        return list(range(len(found.questions)))
+    known = {row.question_id: row.known for row in store.knowledge(found.run.config["split_run"])}
+    wanted = config.questions == "known"
+    kept = [place for place, question in enumerate(found.questions) if known[question.id] is wanted]
+    if not kept:
+        raise InputError(f"{found.run.run_id} holds no questions whose answer was {config.questions}")
+    return kept
+
+
+def _trends(
+    config: FindConfig,
+    sae: Sae,
+    found: Activations,
+    kept: list[int],
+    values: list[Any],
+    *,
+    on_tile: Callable[[int], None],
+) -> TrendResult:
+    from morfi.latents.trends import Criteria, find_trends
+
+    return find_trends(
+        values,
+        [condition.row.level or 0 for condition in found.conditions],
+        sae.encoder,
+        strata=[found.questions[place].relation for place in kept],
+        criteria=Criteria(config.alpha, config.stability, config.rho_min, config.min_firing, config.page_fdr),
+        method="page" if config.method == "page" else "bootstrap",
+        n_resamples=config.resamples,
+        seed=config.seed,
+        device="cuda" if is_gpu() else "cpu",
+        on_tile=on_tile,
+    )
+
+
+def _record(found: Activations, stored: Mapping[str, Any], fingerprint: str, sae: Sae) -> RunRecord:
+    return replace(
+        found.run,
+        run_id=new_run_id(KIND),
+        kind=KIND,
+        created_at=now(),
+        fingerprint=fingerprint,
+        config=stored,
+        seed=stored["seed"],
+        n_planned=sae.encoder.d_sae,
+    )
+
+
+def _add(
+    store: Store,
+    run_id: str,
+    found: Activations,
+    qualities: list[tuple[str, Quality]],
+    result: TrendResult,
+    *,
+    sae: Sae,
+) -> None:
+    """Stores all that was found; the summary comes last, for a run without one has not ended."""
+    conditions = [
+        ConditionRow(
+            position,
+            one.row.level or 0,
+            one.row.seed or 0,
+            one.row.ckpt_sha256,
+            quality.explained_variance,
+            quality.l0,
+        )
+        for position, (one, (_, quality)) in enumerate(zip(found.conditions, qualities, strict=True))
+    ]
+    store.add(run_id, conditions)
+    store.add(run_id, [FalseDiscoveriesRow(one.s, one.n_found, one.fdr) for one in result.fdr])
+    store.add_latents(run_id, result.latents)
+    summary = TrendSummaryRow(
+        result.n_questions,
+        result.n_firing,
+        result.expected_false,
+        result.is_descriptive,
+        sae.sha256,
+        found.layer,
+    )
+    store.add(run_id, [summary])
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Found:
+    """A find run: `latents` holds the columns of `latent_trend`, the selected latents first, by score."""
+
+    run: RunRecord
+    sae: Sae
+    activations: Activations
+    latents: pa.Table
+
+    @property
+    def layer(self) -> int:
+        """The decoder layer after which the SAE reads, and after which its latents are steered."""
+        return self.activations.layer
+
+    def condition(self, ckpt_sha256: str) -> Condition | None:
+        """The residual streams of this checkpoint, if they were captured and compared."""
+        own = [one for one in self.activations.conditions if one.row.ckpt_sha256 == ckpt_sha256]
+        return own[0] if own else None
+
+    def median_norm(self, ckpt_sha256: str) -> float:
+        """The median length of this checkpoint's residual streams: the unit of steering strengths.
+
+        Of all conditions' together where this checkpoint was not captured.
+        """
+        import torch
+
+        own = self.condition(ckpt_sha256)
+        chosen = [own] if own is not None else list(self.activations.conditions)
+        return float(torch.cat([one.values for one in chosen]).norm(dim=1).median())
+
+
+def load_found(store: Store, run_id: str) -> Found:
+    """What the find run `run_id` holds; raises InputError where its SAE or captures are not as they were."""
+    run = store.run_of_kind(run_id, KIND)
+    if store.trend_summary(run.run_id) is None:
+        raise InputError(f"{run.run_id} has not ended; give its command again to finish it")
+    config = run.config
+    sae = load_sae(config["sae"])
+    if sae.sha256 != config["sae_sha256"]:
+        raise InputError(
+            f"{config['sae']} is not the SAE of {run.run_id}: its sha256 is {sae.sha256[:16]}, expected "
+            f"{config['sae_sha256'][:16]}; bring back that SAE, or run `morfi find` with this one"
+        )
+    activations = load_activations(store, config["activations"], config["layer"], config["epochs"])
+    return Found(run, sae, activations, store.latents(run.run_id))

@@ -1,0 +1,73 @@
+"""How well an SAE renders a model's residual stream: `morfi sae check`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from morfi.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from morfi.latents.sae import Sae
+
+_CHUNK = 256  # tokens at a time
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Quality:
+    """What an SAE does with some tokens.
+
+    `explained_variance` is 1 less the squared error over the squared distance from the mean; `l0` the latents
+    that fire a token; `fired` bool [d_sae] those that fired at all.
+    """
+
+    n_tokens: int
+    explained_variance: float
+    l0: float
+    fired: torch.Tensor
+
+    @property
+    def n_dead(self) -> int:
+        """How many latents never fired."""
+        return len(self.fired) - int(self.fired.sum())
+
+
+def measure(sae: Sae, chunks: Iterable[torch.Tensor]) -> Quality:
+    """The quality of `sae` on all rows of `chunks` together, float tensors [n, d_model]."""
+    import torch
+
+    d_model, d_sae = sae.encoder.d_model, sae.encoder.d_sae
+    total = torch.zeros(d_model, dtype=torch.float64)
+    squares = errors = n_active = 0.0
+    n, fired = 0, torch.zeros(d_sae, dtype=torch.bool)
+    for chunk in chunks:
+        if chunk.ndim != 2 or chunk.shape[1] != d_model:
+            raise InputError(f"the SAE reads d_model {d_model}; the activations are {tuple(chunk.shape)}")
+        for start in range(0, len(chunk), _CHUNK):
+            x = chunk[start : start + _CHUNK].float()
+            latents = sae.encode(x)
+            errors += float((sae.decode(latents, x) - x).double().square().sum())
+            squares += float(x.double().square().sum())
+            total += x.double().sum(0)
+            n_active += float((latents != 0).sum())
+            fired |= (latents != 0).any(0)
+            n += len(x)
+    if not n:
+        raise InputError("there are no activations to check the SAE on")
+    variance = squares - float(total.square().sum()) / n
+    explained = 1 - errors / variance if variance > 0 else float("-inf")
+    return Quality(n, explained, n_active / n, fired)
+
+
+def check_explains(qualities: Sequence[tuple[str, Quality]], least: float, *, force: bool) -> None:
+    """Raises InputError where the SAE explains too little of a condition's variance, but with `force`."""
+    name, worst = min(qualities, key=lambda found: found[1].explained_variance)
+    if worst.explained_variance < least and not force:
+        raise InputError(
+            f"the SAE explains {worst.explained_variance:.3f} of the variance of {name}, less than "
+            f"{least:g}: its latents say little about this model; train one on it (`morfi sae train`), or "
+            "use it all the same with --force"
+        )

@@ -1,0 +1,277 @@
+"""Training an SAE with SAELens on residual streams of the engine: `morfi sae train`.
+
+The texts are questions with their answers, as evaluation and training show them: each question alone, and
+documents of five of one relation, which is how a few-shot prompt looks. The first token of a text is left
+out: its residual stream is an attention sink, hundreds of times longer than any other and the same in all
+texts, so that it would make up almost all of the variance that an SAE could explain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from morfi.cache import Cache, Manifest
+from morfi.checkpoints import Checkpoint, resolve
+from morfi.checkpoints.tokenizer import open_tokenizer
+from morfi.conditions.live import Serving, StartLiveEngine
+from morfi.conditions.trained import load_trained
+from morfi.device import is_gpu, serving_dtype
+from morfi.engine.protocol import Sampling
+from morfi.engine.shards import read_shards
+from morfi.engine.steering import Capture
+from morfi.errors import InputError, MorfiError
+from morfi.files import canonical_sha256
+from morfi.latents.capture import CapturingEngine
+from morfi.latents.sae import load_sae
+from morfi.latents.sae_check import measure
+from morfi.questions import load_questions, select, with_splits
+from morfi.questions.prompts import ANSWERED, ASKED, context_for
+from morfi.questions.question import Question
+from morfi.runs.options import check_numbers
+from morfi.store.records import CheckpointRow
+from morfi.terminal import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from morfi.store import Store
+
+QUALITY = "quality.json"
+_DOCUMENT = 5  # questions
+_BUFFER = 16  # batches that are mixed
+
+
+@dataclass(frozen=True, slots=True)
+class SaeTraining:
+    """Everything that decides a trained SAE; it is cached under the hash of this and of its sources."""
+
+    model: str = "smollm2"
+    layer: int = 0
+    ckpts: str | None = None  # a train run, of which the lowest and highest level are captured too
+    data: str = "world-facts"
+    limit: int = 3000  # training questions
+    d_sae: int | None = None  # default: 8 x d_model
+    k: int = 32  # latents a token, on average over a batch
+    tokens: int = 1_000_000  # that the SAE sees, some of them several times
+    lr: float = 1e-3
+    batch: int = 512  # tokens a step: large ones leave many latents dead
+    seed: int = 0
+    dtype: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_numbers(
+            {
+                "layer": (self.layer, 0),
+                "limit": (self.limit, 1),
+                "d-sae": (self.d_sae, 1),
+                "k": (self.k, 1),
+                "tokens": (self.tokens, 1),
+                "batch": (self.batch, 1),
+                "seed": (self.seed, 0),
+            }
+        )
+
+
+def configure_sae(given: Mapping[str, Any]) -> SaeTraining:
+    """The configuration of the options that were given (those not None)."""
+    return SaeTraining(**{key: value for key, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedSae:
+    """An SAE's folder, and its quality on held-out questions: what `quality.json` in it says."""
+
+    folder: Path
+    quality: Mapping[str, Any]
+
+
+def train_sae(
+    config: SaeTraining, store: Store, start_engine: StartLiveEngine[CapturingEngine], progress: Progress
+) -> TrainedSae:
+    """Captures residuals, trains a BatchTopK SAE on them and measures it; the same again is read from cache.
+
+    Raises InputError where the model, the train run or the data cannot be used.
+    """
+    base, rows, bos = _sources(config, store, progress)
+    tokenizer = open_tokenizer(base.model_dir, bos)
+    data = with_splits(load_questions(config.data))
+    cache = Cache()
+    sources = {"model": base.sha256, "data": data.sha256}
+    sources |= {f"D_{row.level}": row.adapter_sha256 for row in rows}
+    if tokenizer.changes:
+        # Other tokens than those that a folder of this sha256 gave before.
+        sources["tokens"] = f"{bos}: {', '.join(tokenizer.changes)}"
+    key = f"sae-{canonical_sha256({**asdict(config), **sources})[:16]}"
+    splits = {
+        "train": select(data.splits["train"], limit=config.limit, seed=config.seed),
+        "held-out": select(data.splits["test"], limit=max(1, config.limit // 4), seed=config.seed),
+    }
+
+    def build(folder: Path) -> None:
+        work = folder / "residuals"
+        work.mkdir()
+        for line in tokenizer.changes.values():
+            progress.phase(line)
+        encoded = {
+            name: tokenizer.tokenizer(make_texts(questions, config.seed))["input_ids"]
+            for name, questions in splits.items()
+        }
+        _capture(config, base, rows, encoded, work, start_engine=start_engine, progress=progress)
+        _fit(config, work, folder, progress)
+        progress.phase("measuring the SAE on held-out questions")
+        quality = measure(load_sae(str(folder)), _rows(sorted(work.glob("held-out-*")), config.layer))
+        found = {
+            "n_tokens": quality.n_tokens,
+            "explained_variance": quality.explained_variance,
+            "l0": quality.l0,
+            "n_dead": quality.n_dead,
+            "d_sae": len(quality.fired),
+        }
+        (folder / QUALITY).write_text(json.dumps({**found, "config": asdict(config)}, indent=1))
+        shutil.rmtree(work)
+
+    name = f"{base.name} layer {config.layer}"
+    folder = cache.get_or_create(key, build, Manifest("sae", name, sources), progress.phase)
+    return TrainedSae(folder, json.loads((folder / QUALITY).read_text()))
+
+
+def make_texts(questions: Sequence[Question], seed: int) -> list[str]:
+    """Each question alone with its answer, and documents of five of one relation, each question in one."""
+    draw = random.Random(f"sae/{seed}")  # noqa: S311 - a reproducible draw, not a secret
+    texts = [f"{ASKED.format(question=q.text)} {q.answers[0]}\n" for q in questions]
+    by_relation: dict[str, list[Question]] = {}
+    for question in questions:
+        by_relation.setdefault(question.relation, []).append(question)
+    for _, members in sorted(by_relation.items()):
+        draw.shuffle(members)
+        for start in range(0, len(members), _DOCUMENT):
+            shown = members[start : start + _DOCUMENT]
+            texts.append("".join(ANSWERED.format(question=q.text, answer=q.answers[0]) for q in shown))
+    draw.shuffle(texts)
+    return texts
+
+
+def _sources(
+    config: SaeTraining, store: Store, progress: Progress
+) -> tuple[Checkpoint, tuple[CheckpointRow, ...], str]:
+    """The base model, the checkpoints of the lowest and highest level, and what --bos is for them."""
+    if config.ckpts is None:
+        return resolve(config.model, dtype=config.dtype, progress=progress.phase), (), "auto"
+    trained = load_trained(config.ckpts, store, config.dtype, progress)
+    # Sorted by level, and inside a level by epoch: the last of a level is the one trained longest.
+    ends = {row.level: row for row in sorted(trained.checkpoints, key=lambda row: (row.level, row.epoch))}
+    return trained.base, tuple(ends[level] for level in sorted({min(ends), max(ends)})), trained.bos
+
+
+def _capture(
+    config: SaeTraining,
+    base: Checkpoint,
+    rows: Sequence[CheckpointRow],
+    encoded: Mapping[str, Sequence[Sequence[int]]],
+    work: Path,
+    *,
+    start_engine: StartLiveEngine[CapturingEngine],
+    progress: Progress,
+) -> None:
+    """Residual streams of every text under every source, in a folder each."""
+    context = context_for(base, config.engine)
+    progress.phase("starting vLLM")
+    with start_engine(base, context=context, seed=config.seed, overrides=config.engine) as engine:
+        serving = Serving(engine, base, progress, served=base)
+        n_texts = sum(map(len, encoded.values()))
+        progress.start(n_texts * (1 + len(rows)) + config.tokens, 0)
+        for number, row in enumerate((None, *rows)):
+            if serving.load(row) is None:
+                raise MorfiError(serving.failures[0])
+            for name, texts in encoded.items():
+                if longest := max((len(ids) for ids in texts if len(ids) >= context), default=0):
+                    raise InputError(f"a text has {longest} tokens, the model takes {context}")
+                engine.reset_prefix_cache()
+                with engine.shards(work / f"{name}-{number}"):
+                    engine.generate(
+                        texts,
+                        Sampling(max_tokens=1),
+                        progress.advance,
+                        capture=Capture((config.layer,), "prompt"),
+                    )
+
+
+def _rows(folders: Sequence[Path], layer: int) -> Iterator[torch.Tensor]:
+    """The residual streams in `folders`, shard by shard, without the first token of each text."""
+    for folder in folders:
+        for shard in read_shards(folder):
+            if shard.layer == layer:
+                yield shard.values[shard.position > 0]
+
+
+def _fit(config: SaeTraining, work: Path, folder: Path, progress: Progress) -> None:
+    """Trains the SAE on what `work` holds and writes it to `folder` as SAELens does."""
+    import torch
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+    from sae_lens.training.mixing_buffer import mixing_buffer
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    folders = sorted(work.glob("train-*"))
+    d_model = next(_rows(folders, config.layer)).shape[1]
+    torch.manual_seed(config.seed)
+    device = "cuda" if is_gpu() else "cpu"
+
+    def again_and_again() -> Iterator[torch.Tensor]:
+        while True:
+            yield from _rows(folders, config.layer)
+
+    batches = mixing_buffer(_BUFFER * config.batch, config.batch, again_and_again())
+    sae = BatchTopKTrainingSAE(
+        BatchTopKTrainingSAEConfig(
+            d_in=d_model,
+            d_sae=config.d_sae or 8 * d_model,
+            k=float(config.k),
+            normalize_activations="expected_average_only_in",
+            device=device,
+            metadata=SAEMetadata(model_name=config.model, hook_name=f"blocks.{config.layer}.hook_resid_post"),
+        )
+    )
+    n_steps = max(1, config.tokens // config.batch)
+    trainer = SAETrainer(
+        SAETrainerConfig(
+            total_training_samples=n_steps * config.batch,
+            train_batch_size_samples=config.batch,
+            lr=config.lr,
+            lr_end=config.lr / 10,
+            lr_warm_up_steps=n_steps // 20,
+            lr_decay_steps=n_steps // 3,
+            dead_feature_window=max(1, n_steps // 20),
+            device=device,
+            autocast=serving_dtype("bfloat16") == "bfloat16",
+        ),
+        sae,
+        batches,
+    )
+    progress.phase("training the SAE")
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+        trainer.activation_scaler.estimate_scaling_factor(
+            d_in=d_model, data_provider=batches, n_batches_for_norm_estimate=_BUFFER
+        )
+    scale = trainer.activation_scaler.scaling_factor
+    assert scale is not None
+    with torch.no_grad():
+        # What all tokens share is no latent's work: from zero, thousands would learn it and then fall silent.
+        sae.b_dec.copy_(torch.stack([next(batches).mean(0) for _ in range(_BUFFER)]).mean(0) * scale)
+    for _ in range(n_steps):
+        trainer.step(next(batches))
+        trainer.n_training_steps += 1
+        progress.advance(config.batch)
+    sae.fold_activation_norm_scaling_factor(scale)
+    trainer.set_final_sae_metadata()
+    sae.save_inference_model(folder)

@@ -1,0 +1,91 @@
+"""Drawing the training mixtures of a split run and storing them: `morfi mix`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from morfi.errors import InputError
+from morfi.files import canonical_sha256
+from morfi.questions import load_questions, with_splits
+from morfi.runs.attempts import attempting
+from morfi.runs.provenance import attempt_record, new_run_id, now
+from morfi.store.records import KnowledgeRow
+from morfi.training.mixtures import Dropped, MixConfig, draw
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+
+KIND = "mix"
+
+
+@dataclass(frozen=True, slots=True)
+class MixResult:
+    """The run and how many questions were left out of its mixtures."""
+
+    run_id: str
+    dropped: Dropped
+
+
+def configure_mix(given: Mapping[str, Any]) -> MixConfig:
+    """The configuration of the options that were given (those not None)."""
+    return MixConfig(**{key: value for key, value in given.items() if value is not None})
+
+
+def run_mix(
+    config: MixConfig, store: Store, *, new: bool, command: str, data_now: str | None = None
+) -> MixResult:
+    """Draws the mixtures of `config` and returns the run that holds them.
+
+    `data_now` is where the split run's data is now, None for where it was.
+    The same configuration gives the same mixtures, so a run that there is already is returned, unless `new`.
+    Raises InputError where they cannot be filled, or where the data has changed since the split run.
+    """
+    started = time.monotonic()
+    split = store.run_of_kind(config.split_run, "split")
+    if (status := store.summary(split.run_id).status) != "done":
+        raise InputError(f"{split.run_id} is {status}; give its `morfi split` command again to finish it")
+    config = replace(config, split_run=split.run_id)
+    source = data_now or str(split.config["data"])
+    try:
+        data = with_splits(load_questions(source))
+    except InputError as error:
+        if data_now is not None or Path(source).exists():
+            raise
+        raise InputError(f"{error} --data says where that of {split.run_id} is now") from error
+    if data.sha256 != split.data_sha256:
+        raise InputError(
+            f"{source} has changed since {split.run_id}: its sha256 is {data.sha256[:16]}, "
+            f"expected {split.data_sha256[:16]}; bring back that data or run `morfi split` again"
+        )
+    facts = store.knowledge(split.run_id)
+    mixtures = draw(facts, config, data.splits, split.config["match"])
+    # What the split run found, not its id: a repeated split that finds the same gives the same mixtures, but
+    # another GPU or another vLLM may find something else from the same questions and settings.
+    origin = {"split_run": split.fingerprint, "knowledge": _sha256(facts)}
+    fingerprint = canonical_sha256({**asdict(config), "kind": KIND, **origin})
+    found = None if new else store.latest_run(fingerprint)
+    run = found or replace(
+        split,
+        run_id=new_run_id(KIND),
+        kind=KIND,
+        created_at=now(),
+        fingerprint=fingerprint,
+        config=asdict(config),
+        seed=config.seed,
+        n_planned=len(mixtures.rows),
+    )
+    if found is None or len(store.mixtures(run.run_id)) < len(mixtures.rows):
+        store.begin_run(run, {})
+        record = attempt_record(command, {}, "no model is run")
+        with attempting(store, run.run_id, record, None, started=started):
+            store.add(run.run_id, mixtures.rows)
+    return MixResult(run.run_id, mixtures.dropped)
+
+
+def _sha256(facts: Sequence[KnowledgeRow]) -> str:
+    """sha256 over what a split run found of each question."""
+    return canonical_sha256([[row.question_id, row.split, row.p_greedy, row.p_sampled] for row in facts])

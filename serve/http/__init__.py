@@ -1,0 +1,1 @@
+"""`morfi serve`: vLLM behind an HTTP server, with steering."""

@@ -1,0 +1,251 @@
+"""What a server shows of a find run: latents, with their neighbours and the questions that they fire on."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from morfi.checkpoints import Checkpoint
+from morfi.conditions.trained import Trained, load_trained, open_checkpoint
+from morfi.engine.directions import DecoderRows, SaeLatents
+from morfi.engine.steering import OPERATIONS
+from morfi.errors import InputError
+from morfi.latents.find import Found, load_found
+from morfi.questions.question import Question
+from morfi.store.records import CheckpointRow, FalseDiscoveriesRow, TrendSummaryRow
+from morfi.terminal import Progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from morfi.store import Store
+
+BASE = "base"
+N_SHOWN = 10  # neighbours and top questions of a latent
+DIRECTIONS = {1: "rising", -1: "falling", 0: "none"}
+_COLUMNS = {"score": "score", "id": "latent", "rho": "rho", "slope": "slope", "firing": "firing"}
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A latent with its decoder row's cosine to another's."""
+
+    latent: int
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class TopQuestion:
+    """A question and a latent's activation at the last token of its prompt."""
+
+    question: Question
+    activation: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """What chance alone would give of a find run's trends; false discoveries from the largest |S|."""
+
+    summary: TrendSummaryRow
+    false_discoveries: tuple[FalseDiscoveriesRow, ...]
+
+
+@dataclass(eq=False)
+class Catalog:
+    """A find run with the train run behind it; `checkpoints` by the id that clients use, the base first."""
+
+    store: Store
+    found: Found
+    trained: Trained
+    checkpoints: Mapping[str, CheckpointRow | None] = field(init=False)
+    _norms: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.checkpoints = {BASE: None} | {checkpoint_id(row): row for row in self.trained.checkpoints}
+
+    @property
+    def layer(self) -> int:
+        """The layer after which its latents are steered."""
+        return self.found.layer
+
+    @property
+    def bos(self) -> str:
+        """What --bos was when the base model was asked what it knows; for every prompt since."""
+        return self.trained.bos
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self.found.sae.encoder.d_sae
+
+    @property
+    def levels(self) -> list[int]:
+        """The level of each condition, in the order of a latent's means."""
+        return [int(one.row.level or 0) for one in self.found.activations.conditions]
+
+    @functools.cached_property
+    def chance(self) -> Chance:
+        """What chance alone would give."""
+        run_id = self.found.run.run_id
+        summary = self.store.trend_summary(run_id)
+        if summary is None:
+            raise InputError(f"{run_id} has not ended; give its command again to finish it")
+        return Chance(summary, tuple(self.store.false_discoveries(run_id)))
+
+    @property
+    def n_selected(self) -> int:
+        """Number of selected latents."""
+        return sum(self.found.latents["selected"].to_pylist())
+
+    def with_chance(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A latent's row with the false discovery rate of those whose |S| is as large as its own."""
+        known = {one.s: one.fdr for one in self.chance.false_discoveries}
+        return {**row, "false_discovery_rate": known.get(abs(row["s"]))}
+
+    def median_norm(self, ckpt_sha256: str) -> float:
+        """The unit of strengths for this checkpoint."""
+        if ckpt_sha256 not in self._norms:
+            self._norms[ckpt_sha256] = self.found.median_norm(ckpt_sha256)
+        return self._norms[ckpt_sha256]
+
+    def row_norm(self, latent: int) -> float:
+        """The length of a latent's decoder row."""
+        return float(self._row_norms[latent])
+
+    def moved(self, amounts: Mapping[int, float]) -> float:
+        """How far the stream is moved by `amounts` along the unit decoder rows of latents, all at once."""
+        rows = self.found.sae.W_dec[list(amounts)].double()
+        units = rows / rows.norm(dim=1, keepdim=True)
+        return float((rows.new_tensor(list(amounts.values())) @ units).norm())
+
+    @functools.cached_property
+    def _row_norms(self) -> Any:
+        """float32 [d_sae]."""
+        return self.found.sae.W_dec.norm(dim=1)
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """What can be done along its latents."""
+        return OPERATIONS if self.found.sae.has_own_latents else ("add", "project")
+
+    def directions(self) -> SaeLatents | DecoderRows:
+        """The latents as directions to steer along."""
+        sae = self.found.sae
+        return sae.directions() if sae.has_own_latents else sae.decoder_rows()
+
+    def open(self, name: str) -> Checkpoint:
+        """The checkpoint of an id; raises InputError for files that are not as they were."""
+        row = self.checkpoints[name]
+        return self.trained.base if row is None else open_checkpoint(row, self.trained.base)
+
+    def id_of(self, name: str) -> str | None:
+        """The id that `name` stands for: an id, or "M_100" for a level; None for anything else.
+
+        A level's checkpoint is that of the find run's epoch setting, and of the lowest seed.
+        """
+        if name in self.checkpoints:
+            return name
+        wanted = (name, self.found.activations.epochs)
+        for found, row in self.checkpoints.items():
+            if row is not None and (f"M_{row.level}", row.epoch_setting) == wanted:
+                return found
+        return None
+
+    def latents(self, *, direction: str, selected: bool | None, sort: str, descending: bool) -> pa.Table:
+        """All latents of a direction ("any" for every), selected or not (None: both), in order."""
+        import pyarrow.compute as pc
+
+        table = self.found.latents
+        if direction != "any":
+            numbers = {word: number for number, word in DIRECTIONS.items()}
+            table = table.filter(pc.equal(table["direction"], numbers[direction]))
+        if selected is not None:
+            table = table.filter(pc.equal(table["selected"], selected))
+        order = [(_COLUMNS[sort], "descending" if descending else "ascending")]
+        return table.sort_by(order if sort == "id" else [*order, ("latent", "ascending")])
+
+    def rows(self, latents: Sequence[int]) -> list[dict[str, Any]]:
+        """What the find run says of some latents, in their order."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        table = self.found.latents
+        places = pc.index_in(pa.array(latents, table["latent"].type), table["latent"].combine_chunks())
+        return shown(table.take(places))
+
+    def neighbours(self, latent: int) -> list[Neighbour]:
+        """The latents whose decoder rows have the largest cosine with this one's, itself left out."""
+        W_dec = self.found.sae.W_dec
+        lengths = self._row_norms.clamp_min(1e-12)
+        cosines = (W_dec @ W_dec[latent]) / (lengths * lengths[latent])
+        cosines[latent] = -math.inf
+        best = cosines.topk(min(N_SHOWN, len(cosines) - 1))
+        return [Neighbour(*pair) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+    def top_questions(self, latent: int, ckpt_sha256: str) -> list[TopQuestion]:
+        """The questions on which the latent's activation is largest, under this checkpoint.
+
+        Under the highest level's where this one was not captured; questions where it is 0 are left out.
+        """
+        activations = self.found.activations
+        condition = self.found.condition(ckpt_sha256) or activations.conditions[-1]
+        values = self._activation(latent, condition.values)
+        best = values.topk(min(N_SHOWN, len(values)))
+        return [
+            TopQuestion(activations.questions[place], value)
+            for place, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            if value > 0
+        ]
+
+    def _activation(self, latent: int, x: Any) -> Any:
+        """float32 [n_questions]: one latent's activation on x [n_questions, d_model]."""
+        import torch
+
+        from morfi.kernels.encode import encode_reference
+
+        encoder = self.found.sae.encoder
+        if encoder.activation == "topk":
+            return torch.cat([encode_reference(rows, encoder)[:, latent] for rows in x.split(256)])
+        return encode_reference(x, encoder.select(torch.tensor([latent])))[:, 0]
+
+
+def load_catalog(store: Store, run_id: str, dtype: str | None, progress: Progress) -> Catalog:
+    """The catalog of the find run `run_id`; raises InputError where what it rests on is not as it was."""
+    progress.phase("reading the find run")
+    found = load_found(store, run_id)
+    trained = load_trained(found.activations.run.config["ckpts"], store, dtype, progress)
+    catalog = Catalog(store, found, trained)
+    _ = catalog.chance  # read now: while a server runs, others write to the store
+    return catalog
+
+
+def checkpoint_id(row: CheckpointRow) -> str:
+    """What clients call a trained checkpoint, such as level-100-seed-0-epoch-10."""
+    return f"level-{row.level}-seed-{row.seed}-epoch-{row.epoch_setting}"
+
+
+def shown(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows of latents as clients get them; numbers that are none become null."""
+    return [
+        {
+            "id": row["latent"],
+            "direction": DIRECTIONS[row["direction"]],
+            "selected": row["selected"],
+            "score": _finite(row["score"]),
+            "rho": _finite(row["rho"]),
+            "s": row["s"],
+            "p": _finite(row["p_exact"]),
+            "slope": _finite(row["slope"]),
+            "stability": _finite(row["stability"]),
+            "firing": _finite(row["firing"]),
+            "means": [_finite(mean) for mean in row["means"]],
+        }
+        for row in table.to_pylist()
+    ]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,82 @@
+"""`morfi serve`: a checkpoint behind an HTTP server, steerable along the latents of a find run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from morfi.checkpoints import Checkpoint, resolve, resolve_unmerged
+from morfi.checkpoints.presets import PRESETS
+from morfi.errors import InputError
+from morfi.questions.prompts import context_for
+from morfi.serve.http.catalog import BASE, Catalog, load_catalog
+from morfi.terminal import Progress
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """What to serve: `ckpt` names a checkpoint of the train run behind the find run `latents`, or a model."""
+
+    ckpt: str
+    latents: str
+    dtype: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RunServer(Protocol):
+    """Serves until a signal ends it; `http.server.run_server` with its address is the real one."""
+
+    def __call__(
+        self,
+        catalog: Catalog,
+        checkpoint: Checkpoint,
+        served: str,
+        *,
+        model: str,
+        context: int,
+        overrides: Mapping[str, Any],
+    ) -> None:
+        """Serves `checkpoint` under the id `served`, to clients that call the model `model`."""
+        ...
+
+
+def serve(config: ServeConfig, store: Store, run_server: RunServer, progress: Progress) -> None:
+    """Serves the checkpoint of `config`; raises InputError where it, or what it rests on, is not there."""
+    catalog = load_catalog(store, config.latents, config.dtype, progress)
+    base = catalog.trained.base
+    served, checkpoint = chosen(config.ckpt, catalog, config.dtype, progress)
+    progress.phase(f"starting vLLM on {checkpoint.name}")
+    run_server(
+        catalog,
+        checkpoint,
+        served,
+        model=base.name,
+        context=context_for(checkpoint, config.engine),
+        overrides=config.engine,
+    )
+
+
+def chosen(ckpt: str, catalog: Catalog, dtype: str | None, progress: Progress) -> tuple[str, Checkpoint]:
+    """The checkpoint that --ckpt names, with its id: one of the train run, an adapter folder, or a model."""
+    known = catalog.id_of(ckpt)
+    if known is not None:
+        return known, catalog.open(known)
+    if ckpt not in PRESETS and not Path(ckpt).expanduser().is_dir():
+        raise InputError(
+            f'no checkpoint "{ckpt}": expected M_LEVEL or an id of {catalog.trained.train.run_id} '
+            f"({', '.join(catalog.checkpoints)}), a folder, or a preset"
+        )
+    base = catalog.trained.base
+    if (Path(ckpt).expanduser() / "adapter_config.json").is_file():
+        checkpoint = resolve_unmerged(ckpt, base=base)
+        for name, row in catalog.checkpoints.items():
+            if row is not None and row.adapter_sha256 == checkpoint.adapter_sha256:
+                return name, catalog.open(name)
+        return checkpoint.name, checkpoint
+    checkpoint = resolve(ckpt, dtype=dtype, progress=progress.phase)
+    return (BASE, base) if checkpoint.sha256 == base.sha256 else (checkpoint.name, checkpoint)

@@ -1,0 +1,253 @@
+"""morfi in vLLM: steering and capture for every engine of a process, loaded as a `vllm.general_plugins`.
+
+`register` lists the functions of vLLM that are wrapped: admission of requests, keys of cached blocks and of
+compiled graphs, loading of the model, preparation of a step's inputs, the step of a worker and that of the
+engine core, and what is made of their outputs. Where one of them is not what this module was written for,
+vLLM does not start.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from morfi.errors import InputError
+from morfi.serve.plugin import finite, plain
+from morfi.serve.plugin.admission import admission_of, admit
+from morfi.serve.plugin.reports import Reporting
+
+SUPPORTED = "0.32"
+_OURS = "morfi_wrapped"
+
+
+def register() -> None:
+    """Wraps vLLM's functions, once a process; raises RuntimeError where vLLM is not the expected one."""
+    from vllm.config import VllmConfig
+    from vllm.v1.core import block_pool, kv_cache_utils
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner as V2Runner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    block = ("start_token_idx", "end_token_idx", "start_mm_idx")
+    wraps: list[tuple[type | ModuleType, str, tuple[str, ...], Callable[..., Any]]] = [
+        (InputProcessor, "process_inputs", ("request_id", "prompt", "params"), _process_inputs),
+        (kv_cache_utils, "generate_block_hash_extra_keys", block, _block_keys),
+        (block_pool, "generate_block_hash_extra_keys", block, _block_keys),  # in the events it publishes
+        (OutputProcessor, "add_request", ("request", "prompt"), _add_request),
+        (OutputProcessor, "process_outputs", ("engine_core_outputs",), _process_outputs),
+        (RequestState, "make_request_output", ("new_token_ids",), _make_request_output),
+        (RequestState, "_new_completion_output", ("token_ids", "finish_reason"), _new_completion_output),
+        (VllmConfig, "compute_hash", (), _compute_hash),
+        (CPUModelRunner, "load_model", (), _load_model),
+        (CPUModelRunner, "_zero_block_ids", ("block_ids",), _zero_block_ids),
+        (GPUModelRunner, "load_model", (), _load_model),
+        (GPUModelRunner, "_prepare_inputs", ("scheduler_output", "num_scheduled_tokens"), _prepare_inputs_v1),
+        (GPUModelRunner, "_dummy_run", ("num_tokens",), _dummy_run),
+        (GPUModelRunner, "execute_model", ("scheduler_output",), _execute_model),
+        (GPUModelRunner, "sample_tokens", ("grammar_output",), _sample_tokens),
+        (V2Runner, "load_model", (), _load_model),
+        (V2Runner, "prepare_inputs", ("scheduler_output", "batch_req_state"), _prepare_inputs_v2),
+        (V2Runner, "execute_model", ("scheduler_output",), _execute_model),
+        (V2Runner, "sample_tokens", ("grammar_output",), _sample_tokens),
+        (EngineCore, "step", (), _step),
+        (EngineCore, "step_with_batch_queue", (), _step),
+    ]
+    for owner, name, parameters, _ in wraps:
+        _check(owner, name, parameters)
+    finite.compute()
+    Reporting.offer(WorkerBase)
+    for owner, name, _, wrapper in wraps:
+        original = owner.__dict__[name]
+        if not hasattr(original, _OURS):
+            setattr(owner, name, _wrapped(original, wrapper))
+
+
+def _wrapped(original: Callable[..., Any], wrapper: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, self, *args, **kwargs)
+
+    setattr(call, _OURS, True)
+    return call
+
+
+def _check(owner: type | ModuleType, name: str, parameters: tuple[str, ...]) -> None:
+    import vllm
+
+    where = owner.__name__ if isinstance(owner, ModuleType) else f"{owner.__module__}.{owner.__name__}"
+    function = owner.__dict__.get(name)
+    found = [] if function is None else list(inspect.signature(function).parameters)
+    if function is None or tuple(found[1 : 1 + len(parameters)]) != parameters:
+        raise RuntimeError(
+            f"morfi's plugin cannot work with vLLM {vllm.__version__}: {where}.{name} is not "
+            f"as in vLLM {SUPPORTED}. Install vLLM {SUPPORTED}, or set VLLM_PLUGINS to the other "
+            "plugins you need (empty for none) to run vLLM without morfi's steering and capture"
+        )
+
+
+def _process_inputs(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    from vllm.exceptions import VLLMValidationError
+
+    request = original(self, *args, **kwargs)
+    params = request.sampling_params
+    if params is not None and params.extra_args:
+        try:
+            if plain.asks(params.extra_args):
+                admit(request, admission_of(self))
+        except InputError as error:
+            raise VLLMValidationError(str(error), parameter="morfi") from error
+    return request
+
+
+def _block_keys(
+    original: Callable[..., Any], request: Any, start: int, stop: int, mm: int
+) -> tuple[tuple[Any, ...] | None, int]:
+    from morfi.serve.plugin.block_keys import block_key
+
+    keys, next_mm = original(request, start, stop, mm)
+    own = block_key(request, start, stop)
+    return (keys if own is None else (*(keys or ()), own)), next_mm
+
+
+def _add_request(original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+    original(self, request, *args, **kwargs)
+    if request.sampling_params is not None and request.sampling_params.extra_args:
+        plain.note(self.request_states[request.request_id], request.sampling_params.extra_args)
+
+
+def _process_outputs(original: Callable[..., Any], self: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
+    plain.take(self.request_states, outputs)
+    return original(self, outputs, *args, **kwargs)
+
+
+def _make_request_output(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    output = original(self, *args, **kwargs)
+    if output is not None and output.finished:
+        plain.hand_out_all(self, output)
+    return output
+
+
+def _new_completion_output(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    output = original(self, *args, **kwargs)
+    if output.finish_reason is not None:
+        plain.hand_out(self, output)
+    return output
+
+
+def _compute_hash(original: Callable[..., Any], self: Any) -> str:
+    # Compiled graphs with the operation in them are not those of a vLLM without it.
+    from morfi.serve.plugin import decoder_layers, residual
+
+    source = inspect.getsource(decoder_layers) + inspect.getsource(residual)
+    return hashlib.sha256(f"{original(self)} {source}".encode()).hexdigest()[:10]
+
+
+def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
+    from morfi.serve.plugin import residual
+    from morfi.serve.plugin.decoder_layers import attach
+
+    original(self, *args, **kwargs)
+    self.morfi_state = state = attach(self)
+    residual.use(state)  # before graphs are captured
+
+
+def _prepare_inputs_v1(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    found = original(self, *args, **kwargs)
+    state = self.morfi_state
+    if state is not None and state.is_busy:
+        # Only now is the batch's book-keeping that of this step.
+        n = self.input_batch.num_reqs
+        counts = args[1] if len(args) > 1 else kwargs["num_scheduled_tokens"]
+        starts = self.input_batch.num_computed_tokens_cpu[:n]
+        token_ids = () if state.shared_layers is None else _input_ids(self)[: counts.sum()].tolist()
+        state.begin(self.input_batch.req_ids[:n], starts.tolist(), counts.tolist(), token_ids)
+    return found
+
+
+def _prepare_inputs_v2(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    batch = original(self, *args, **kwargs)
+    state = self.morfi_state
+    if state is not None and state.is_busy:
+        n = batch.num_reqs
+        starts = batch.num_computed_tokens_np[:n]
+        state.begin(batch.req_ids[:n], starts.tolist(), batch.num_scheduled_tokens[:n].tolist())
+    return batch
+
+
+def _dummy_run(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    _enter(self)
+    return original(self, *args, **kwargs)
+
+
+def _execute_model(
+    original: Callable[..., Any], self: Any, scheduler_output: Any, *args: Any, **kwargs: Any
+) -> Any:
+    state = _enter(self)
+    if state is None or kwargs.get("dummy_run"):
+        return original(self, scheduler_output, *args, **kwargs)
+    for request_id in scheduler_output.finished_req_ids:
+        state.finish(request_id)
+    for new in scheduler_output.scheduled_new_reqs:
+        # One that was preempted comes again in runner V2; it is known then.
+        if new.sampling_params is not None and new.req_id not in state.live:
+            state.add(new.req_id, new.prompt_len, new.sampling_params.extra_args)
+    found = original(self, scheduler_output, *args, **kwargs)
+    if state.work or state.shared_layers is not None:
+        state.end(_input_ids(self))
+    return found
+
+
+def _sample_tokens(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """No token leaves before it is known that its step did what it was to do: raises MorfiError else."""
+    found = original(self, *args, **kwargs)
+    state = self.morfi_state
+    if state is None or state.device_work is None:
+        return found
+    steps = state.device_work.steps
+    if hasattr(found, "get_output"):
+        from morfi.serve.plugin.proven_output import ProvenOutput
+
+        return ProvenOutput(found, steps, steps.last)
+    if getattr(found, "sampled_token_ids", None):  # they are on the host: nothing is waited for
+        steps.prove(steps.last)
+    return found
+
+
+def _step(original: Callable[..., Any], self: Any) -> Any:
+    from morfi.serve.plugin.reports import attach
+
+    requests = dict(self.scheduler.requests)  # those that end in this step will be gone
+    outputs, executed = original(self)
+    if outputs:
+        finite.fail(self.scheduler, outputs)
+        attach(self.model_executor, requests, outputs)
+    return outputs, executed
+
+
+def _zero_block_ids(_: Callable[..., Any], self: Any, block_ids: list[int]) -> None:
+    # vLLM's leaves out layers with a sliding window.
+    finite.zero_blocks(self.kv_caches, block_ids)
+
+
+def _enter(runner: Any) -> Any:
+    """Makes the runner's state that of the pass that follows, with nothing to do in it yet."""
+    from morfi.serve.plugin import residual
+
+    state = runner.morfi_state
+    if state is not None:
+        state.idle()
+    residual.use(state)
+    return state
+
+
+def _input_ids(runner: Any) -> Any:
+    buffers = getattr(runner, "input_buffers", None)  # runner V2's
+    return runner.input_ids.gpu if buffers is None else buffers.input_ids

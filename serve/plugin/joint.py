@@ -1,0 +1,202 @@
+"""The steerings of one request as what is done at each position: equal ones are one, projections joint.
+
+At a position and layer, x becomes (I - P)(x + sum (t - f(x)) d) + sum s e: P projects on all directions that
+are projected out there, so nothing is left along any; each latent that is ablated (t = 0) or clamped (to t)
+contributes t d in place of f(x) d, and what those do is seen by the projection; what is added comes on top.
+All f are of the x from before. The operation itself only sums changes that see the same x, so P becomes an
+orthonormal basis, and d, where there is a P, (I - P) d.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from morfi.engine.directions import Direction, pack, unpack
+from morfi.engine.steering import MAX_ENTRIES, OPERATIONS, Steering, disjoint, spans
+from morfi.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+Spans = list[tuple[int, int | None]]
+ADD, ABLATE, CLAMP, PROJECT = range(len(OPERATIONS))
+_NOTHING = 1e-6  # of a direction's length: what float32 vectors leave of one that lies in the span of others
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A change that one row of the bank makes: `users` has the bits of the steerings that it carries out."""
+
+    layer: int
+    direction: str
+    operation: int
+    strength: float
+    users: int
+    spans: Spans
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """What a request does: its changes, and the packed directions that they need, by name."""
+
+    entries: tuple[Entry, ...]
+    directions: Mapping[str, bytes]
+
+
+def join(steering: Sequence[Steering], directions: Mapping[str, bytes], n_prompt: int) -> Joint:
+    """The changes that `steering` makes to a sequence whose prompt has `n_prompt` tokens.
+
+    `directions` are packed, by the names in `steering`. Raises InputError where steerings contradict each
+    other, or need more than MAX_ENTRIES rows of the bank.
+    """
+    names: dict[bytes, str] = {}  # equal directions have one name, whatever the request calls them
+    for name, packed in directions.items():
+        names.setdefault(packed, name)
+    found: dict[tuple[int, str, int, float, int], Spans] = {}
+    needed: dict[str, bytes] = {}
+    for layer in sorted({one.layer for one in steering}):
+        here = [number for number, one in enumerate(steering) if one.layer == layer]
+        for active, places in _sweep([(n, spans(steering[n].positions, n_prompt)) for n in here]).items():
+            changes = _Changes(layer)
+            for number in here:
+                if active >> number & 1:
+                    packed = directions[str(steering[number].direction)]
+                    changes.take(number, steering[number], names[packed], packed)
+            for change, packed in changes.all():
+                found.setdefault((layer, *change), []).extend(places)
+                needed[change[0]] = packed
+    if len(needed) > MAX_ENTRIES:
+        raise InputError(
+            f"projections together with others at differing positions need {len(needed)} directions here, at "
+            f"most {MAX_ENTRIES} are taken; give the projections the same positions"
+        )
+    return Joint(tuple(Entry(*key, disjoint(places)) for key, places in found.items()), needed)
+
+
+def put_in_together(joint: Joint) -> Iterable[list[tuple[Entry, bytes]]]:
+    """What is put into the stream at once: the changes of a layer that do so at the same positions."""
+    for layer in sorted({entry.layer for entry in joint.entries}):
+        here = [one for one in joint.entries if one.layer == layer and one.operation in (ADD, CLAMP)]
+        for active in _sweep([(number, one.spans) for number, one in enumerate(here)]):
+            entries = [one for number, one in enumerate(here) if active >> number & 1]
+            yield [(one, joint.directions[one.direction]) for one in entries]
+
+
+Change = tuple[str, int, float, int]
+
+
+class _Changes:
+    """Those of one layer at positions where the same steerings act."""
+
+    def __init__(self, layer: int) -> None:
+        self._layer = layer
+        self._added: dict[str, list[tuple[int, float]]] = {}
+        self._set: dict[str, list[tuple[int, float]]] = {}  # latents, and their values
+        self._projected: dict[str, list[int]] = {}
+        self._packed: dict[str, bytes] = {}
+
+    def take(self, number: int, one: Steering, name: str, packed: bytes) -> None:
+        """Adds steering `number` of the request."""
+        self._packed[name] = packed
+        if one.operation == "project":
+            self._projected.setdefault(name, []).append(number)
+            return
+        kind = self._added if one.operation == "add" else self._set
+        kind.setdefault(name, []).append((number, one.strength))
+        if one.operation != "add" and len({strength for _, strength in kind[name]}) > 1:
+            values = " and ".join(f"{strength:g}" for strength in sorted({s for _, s in kind[name]}))
+            raise InputError(
+                f"one latent is to have the values {values} at one position after layer {self._layer} "
+                "(ablated is 0); give it one"
+            )
+
+    def all(self) -> Iterable[tuple[Change, bytes]]:
+        """The changes, each with its packed direction."""
+        for name, parts in self._added.items():
+            total = math.fsum(strength for _, strength in parts)
+            if total:
+                yield (name, ADD, total, _bits(n for n, _ in parts)), self._packed[name]
+        projecting = [number for numbers in self._projected.values() for number in numbers]
+        removed = tuple(self._packed[name] for name in self._projected)
+        for name, parts in self._set.items():
+            own, packed = _rest(self._packed[name], removed)
+            strength = parts[0][1]
+            if packed is not None:
+                change = (own or name, CLAMP if strength else ABLATE, strength, _bits(n for n, _ in parts))
+                yield change, packed
+            elif strength:
+                raise InputError(
+                    f"a latent is to have the value {strength:g} after layer {self._layer} where its "
+                    "direction is projected out; leave one of the two out"
+                )
+            else:  # the projection takes what it contributes
+                projecting += [number for number, _ in parts]
+        if len(removed) == 1:
+            (name,) = self._projected
+            yield (name, PROJECT, 0.0, _bits(projecting)), removed[0]
+            return
+        for name, packed in _basis(removed):
+            yield (name, PROJECT, 0.0, _bits(projecting)), packed
+
+
+def _bits(numbers: Iterable[int]) -> int:
+    return sum(1 << number for number in set(numbers))
+
+
+@functools.lru_cache(maxsize=256)
+def _basis(packed: tuple[bytes, ...]) -> tuple[tuple[str, bytes], ...]:
+    """An orthonormal basis of what these directions span, named and packed."""
+    basis: list[torch.Tensor] = []
+    for data in packed:
+        vector = unpack(data).vector.double()
+        left = _without(vector, basis)
+        if left.norm() > _NOTHING * vector.norm():
+            basis.append(left / left.norm())
+    made = [Direction(vector.float()) for vector in basis]
+    return tuple((one.sha256, pack(one)) for one in made)
+
+
+@functools.lru_cache(maxsize=256)
+def _rest(packed: bytes, removed: tuple[bytes, ...]) -> tuple[str | None, bytes | None]:
+    """The latent with what is left of its vector without the span of `removed`, by name and packed.
+
+    Without a name where nothing is removed, without any where nothing is left.
+    """
+    if not removed:
+        return None, packed
+    latent = unpack(packed)
+    vector = latent.vector.double()
+    left = _without(vector, [unpack(data).vector.double() for _, data in _basis(removed)])
+    if left.norm() <= _NOTHING * vector.norm():
+        return None, None
+    made = Direction(left.float(), latent.encoder, latent.bias, latent.threshold, latent.norm_rescaled)
+    return made.sha256, pack(made)
+
+
+def _without(vector: torch.Tensor, basis: Sequence[torch.Tensor]) -> torch.Tensor:
+    for _ in range(2):  # once leaves rounding errors of what was large
+        for one in basis:
+            vector = vector - (vector @ one) * one
+    return vector
+
+
+def _sweep(parts: Sequence[tuple[int, Spans]]) -> dict[int, Spans]:
+    """The positions at which the same of the numbered `parts` are active, by their bits; each its own."""
+    toggles: dict[float, int] = {}
+    for number, places in parts:
+        for start, stop in places:
+            for edge in (start, math.inf if stop is None else stop):
+                toggles[edge] = toggles.get(edge, 0) ^ 1 << number
+    found: dict[int, Spans] = {}
+    edges, active = sorted(toggles), 0
+    for edge, after in itertools.pairwise([*edges, math.inf]):
+        active ^= toggles[edge]
+        if active and edge < after:
+            stop = None if after == math.inf else int(after)
+            found.setdefault(active, []).append((int(edge), stop))
+    return found

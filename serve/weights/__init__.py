@@ -1,0 +1,1 @@
+"""The weights of a live engine: what vLLM loaded, and what takes their place."""

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from morfi.latents.sae import load_sae
+from morfi.latents.sae_training import SaeTraining, make_texts, train_sae
+from morfi.questions.question import Question
+from morfi.store import Store
+
+
+@pytest.mark.usefixtures("isolated_cache")
+def test_a_trained_sae_is_loaded_measured_and_cached(
+    tmp_path: Path, tiny_model: Path, data_file: Path, serving: Any, log: Any
+) -> None:
+    config = SaeTraining(
+        str(tiny_model), layer=1, data=str(data_file), d_sae=32, k=4, tokens=12_800, batch=64, lr=1e-2
+    )
+    store = Store(tmp_path / "none.duckdb")
+    found = train_sae(config, store, serving, log)
+    sae = load_sae(str(found.folder))
+    assert (sae.layer, sae.encoder.d_model, sae.encoder.d_sae) == (1, 8, 32)
+    assert sae.encoder.activation == "jumprelu"
+    assert found.quality["explained_variance"] > 0.5
+    assert 0 < found.quality["l0"] < 12
+    assert found.quality["n_tokens"] > 10
+    assert sorted(path.name for path in found.folder.iterdir()) == [
+        "cfg.json",
+        "entry.json",
+        "quality.json",
+        "sae_weights.safetensors",
+    ]
+    assert train_sae(config, store, serving, log) == found
+    assert len(serving.starts) == 1
+
+
+def test_each_question_is_in_a_text_of_its_own_and_in_one_document() -> None:
+    questions = [Question(str(n), f"P{n % 2}", "s", f"What is {n}?", (f"answer {n}",)) for n in range(12)]
+    texts = make_texts(questions, seed=0)
+    assert len(texts) == 12 + 4
+    for n in range(12):
+        assert sum(f"Q: What is {n}?\nA: answer {n}\n" in text for text in texts) == 2
+    assert make_texts(questions, seed=0) == texts != make_texts(questions, seed=1)

@@ -1,0 +1,217 @@
+"""Finding trends: against a slow and obvious way, in any order, and what cannot be compared is refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from morfi.errors import InputError
+from morfi.kernels.encode import Encoder, encode_reference
+from morfi.kernels.null import trend_null
+from morfi.kernels.page import page_reference
+from morfi.kernels.resample import resample_counts
+from morfi.kernels.trend import trend_reference
+from morfi.latents import rows as activations_module
+from morfi.latents import trend_inputs
+from morfi.latents.trend_inputs import Tiling
+from morfi.latents.trends import Criteria, TrendResult, find_trends
+
+LEVELS = [0, 10, 25, 50, 75, 90, 100]
+D_MODEL, D_SAE, N = 16, 40, 60
+
+
+def make_encoder(activation: str = "relu") -> Encoder:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(D_MODEL, D_SAE, generator=generator)
+    return Encoder(weights, torch.full((D_SAE,), -3.0), activation, k=6 if activation == "topk" else None)
+
+
+def make_activations(n_conditions: int = 7, trend: float = 0.4, seed: int = 1) -> list[torch.Tensor]:
+    """Latent 0's direction comes with the condition, latent 1's goes; `seed` is the conditions' own noise."""
+    questions = torch.randn(N, D_MODEL, generator=torch.Generator().manual_seed(1)) * 1.5
+    generator = torch.Generator().manual_seed(seed)
+    weights = make_encoder().W_enc
+    away = weights[:, 0] / weights[:, 0].norm() - weights[:, 1] / weights[:, 1].norm()
+    return [
+        questions + place * trend * away + torch.randn(N, D_MODEL, generator=generator) * 0.1
+        for place in range(n_conditions)
+    ]
+
+
+def find(activations: list[torch.Tensor], levels: list[float], **settings: Any) -> TrendResult:
+    return find_trends(activations, levels, make_encoder(), n_resamples=200, **settings)
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_every_latent_equals_the_slow_way(activation: str) -> None:
+    encoder, activations = make_encoder(activation), make_activations()
+    strata = [place % 2 for place in range(N)]
+    criteria = Criteria(alpha=0.05)
+    found = find_trends(
+        activations, LEVELS, encoder, strata=strata, n_resamples=200, seed=5, criteria=criteria
+    ).latents
+    counts = resample_counts(strata, 200, 5).double()
+    latents = torch.stack([encode_reference(x, encoder).double() for x in activations])
+    means = torch.einsum("nb,cnf->cfb", counts, latents) / N
+    null = trend_null(tuple(range(7)))
+    for latent in range(D_SAE):
+        series = means[:, latent, 0].tolist()
+        row = {name: found[name][latent].as_py() for name in found.column_names}
+        s = sum(int(np.sign(b - a)) for a, b in itertools.combinations(series, 2))
+        others = [series.count(value) - 1 for value in series]
+        assert row["s"] == s
+        assert row["p_exact"] == pytest.approx(null.p_value(s, sum(others), sum(n * n for n in others)))
+        assert row["means"] == pytest.approx(series, rel=1e-5)
+        assert row["firing"] == pytest.approx(float((latents[:, :, latent] > 0).double().mean(1).max()))
+        if len(set(series)) > 1:
+            assert row["rho"] == pytest.approx(scipy.stats.spearmanr(LEVELS, series).statistic, abs=1e-5)
+            slope = scipy.stats.theilslopes(series, LEVELS).slope
+            assert row["slope"] == pytest.approx(slope, rel=1e-3, abs=1e-6)
+            spread = float(latents[:, :, latent].std(correction=0))
+            assert row["score"] == pytest.approx(abs(slope) * 100 / spread, rel=1e-2, abs=1e-3)
+    assert found["selected"].to_pylist().count(True) >= 2
+
+
+def test_planted_latents_are_selected_with_their_directions() -> None:
+    result = find(make_activations(), LEVELS)
+    rows = result.latents.to_pylist()
+    assert (rows[0]["selected"], rows[0]["direction"]) == (True, 1)
+    assert (rows[1]["selected"], rows[1]["direction"]) == (True, -1)
+    assert result.n_selected == sum(row["selected"] for row in rows)
+    assert result.expected_false == pytest.approx(result.n_firing * 2 / math.factorial(7))
+    assert not result.is_descriptive
+    assert result.fdr[0].s == 21
+    assert [one.n_found for one in result.fdr] == sorted(one.n_found for one in result.fdr)
+
+
+def test_order_of_conditions_and_size_of_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    activations = make_activations()
+    expected = find(activations, LEVELS).latents
+    order = [4, 0, 6, 2, 5, 1, 3]
+    shuffled = find([activations[place] for place in order], [LEVELS[place] for place in order]).latents
+    monkeypatch.setattr(trend_inputs, "ON_CPU", Tiling(latents=17, encoded=7, resampled=21, questions=13))
+    tiled = find(activations, LEVELS).latents
+    for other in (shuffled, tiled):
+        for name in ("latent", "direction", "s", "p_exact", "firing", "selected"):
+            assert other[name].to_pylist() == expected[name].to_pylist()
+        for name in ("rho", "slope", "stability", "mean_abs_rho"):
+            assert other[name].to_numpy() == pytest.approx(
+                expected[name].to_numpy(), rel=1e-4, abs=1e-5, nan_ok=True
+            )
+
+
+class OnDisk:
+    """Rows of which a chunk at a time is in memory."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self._x, self.shape, self.largest = x, x.shape, 0
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        self.largest = max(self.largest, len(self._x[rows]))
+        return self._x[rows].clone()
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_rows_are_read_in_chunks(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    activations, encoder = make_activations(), make_encoder(activation)
+    expected = find_trends(activations, LEVELS, encoder, n_resamples=50).latents
+    monkeypatch.setattr(trend_inputs, "ON_CPU", Tiling(latents=40, encoded=40, resampled=40, questions=13))
+    monkeypatch.setattr(activations_module, "CHUNK", 13)  # of what is checked
+    on_disk = [OnDisk(x) for x in activations]
+    found = find_trends(on_disk, LEVELS, encoder, n_resamples=50).latents
+    assert [x.largest for x in on_disk] == [13] * 7
+    assert found["s"].to_pylist() == expected["s"].to_pylist()
+    found_means, expected_means = (np.stack(one["means"].to_numpy()) for one in (found, expected))
+    assert found_means == pytest.approx(expected_means, rel=1e-5, abs=1e-6)
+
+
+def test_stability_and_rho_are_those_of_the_resampled_means() -> None:
+    activations, encoder, criteria = make_activations(trend=0.1), make_encoder(), Criteria(alpha=0.05)
+    found = find_trends(activations, LEVELS, encoder, n_resamples=50, seed=3, criteria=criteria).latents
+    counts = resample_counts([0] * N, 50, 3).double()
+    z = torch.stack([encode_reference(x, encoder).double() for x in activations])
+    means = (torch.einsum("nb,cnf->cfb", counts, z) / N).float()
+    expected = trend_reference(means, trend_null(tuple(range(7))), 0.05)
+    fires = (z > 0).double().mean(1).amax(0) >= criteria.min_firing
+    for latent, row in enumerate(found.to_pylist()):
+        if bool(fires[latent]) and row["p_exact"] <= 0.05:
+            assert row["stability"] == pytest.approx(float(expected.stability[latent]), abs=0.021)
+            assert row["mean_abs_rho"] == pytest.approx(float(expected.mean_abs_rho[latent]), abs=1e-3)
+        else:
+            assert (row["stability"], row["mean_abs_rho"], row["selected"]) == (None, None, False)
+    assert 2 <= 40 - found["stability"].null_count < 40
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_page_selects_by_the_order_within_questions(activation: str) -> None:
+    activations, encoder = make_activations(), make_encoder(activation)
+    found = find_trends(activations, LEVELS, encoder, method="page").latents
+    z = torch.stack([encode_reference(x, encoder) for x in activations])
+    expected = page_reference(z, trend_null(tuple(range(7))))
+    assert found["page_z"].to_numpy() == pytest.approx(expected.z.numpy(), abs=1e-6)
+    assert found["page_p"].to_numpy() == pytest.approx(expected.p.numpy(), abs=1e-6)
+    rows = found.to_pylist()
+    assert (rows[0]["selected"], rows[0]["direction"]) == (True, 1)
+    assert (rows[1]["selected"], rows[1]["direction"]) == (True, -1)
+    fires = np.array([row["firing"] >= 0.01 for row in rows])
+    passes = np.zeros(D_SAE, bool)
+    passes[fires] = scipy.stats.false_discovery_control(expected.p.numpy()[fires]) <= 0.05
+    rho = found["rho"].to_numpy() * np.sign(expected.z.numpy())
+    assert found["selected"].to_pylist() == (passes & (rho >= 0.9)).tolist()
+    assert found["stability"].null_count == D_SAE
+    assert "page_z" not in find(make_activations(), LEVELS).latents.column_names
+
+
+def test_page_on_no_trend_selects_nothing() -> None:
+    x = make_activations()[0]
+    found = find([x] * 7, LEVELS, method="page").latents
+    assert not any(found["selected"].to_pylist())
+    assert set(found["page_p"].to_pylist()) == {1.0}
+
+
+def test_replicate_trainings_sharpen_a_trend() -> None:
+    activations = make_activations() + make_activations(seed=2)
+    result = find(activations, LEVELS * 2)
+    assert result.levels == tuple(LEVELS)
+    assert result.latents["p_exact"][0].as_py() < 1e-6
+    assert result.latents["selected"][0].as_py()
+
+
+def test_few_conditions_are_descriptive() -> None:
+    result = find(make_activations(4), [1, 2, 5, 10])
+    assert result.is_descriptive
+    assert result.latents["p_exact"][0].as_py() == pytest.approx(2 / math.factorial(4))
+
+
+def test_no_trend_is_an_answer() -> None:
+    x = make_activations()[0]
+    result = find([x] * 7, LEVELS)
+    assert result.n_selected == 0
+    assert result.fdr == ()
+    assert set(result.latents["direction"].to_pylist()) == {0}
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    good = make_activations()
+    bad = good[3].clone()
+    bad[17, 2] = float("nan")
+    cases: list[tuple[list[torch.Tensor], list[float], str]] = [
+        (good[:2], [0, 100], "at least three"),
+        (good, [5] * 7, "at least three"),
+        (good, LEVELS[:-1], "each condition needs one"),
+        ([*good[:3], bad, *good[4:]], LEVELS, r"condition 3 \(level 50\) holds NaN .* question 17"),
+        ([*good[:3], good[3][:-1], *good[4:]], LEVELS, "59 questions, the first condition 60"),
+        ([x.int() for x in good], LEVELS, r"holds torch.int32; activations are floats"),
+        ([x[:, :8] for x in good], LEVELS, r"the SAE reads \[n_questions, 16\]"),
+    ]
+    for activations, levels, message in cases:
+        with pytest.raises(InputError, match=message):
+            find(activations, levels)
+    with pytest.raises(InputError, match="3 strata for 60 questions"):
+        find(good, LEVELS, strata=[1, 2, 3])
