@@ -11,7 +11,10 @@ _PREAMBLE = re.compile(r"\d+ validation errors? for ")
 
 
 class MorfiError(Exception):
-    """Work failed while running; a command that meets it prints one line and exits with 1."""
+    """Work failed while running; a command that meets it prints one line and exits with 1.
+
+    >>> raise MorfiError("the engine gave 3 answers to 4; none is stored")
+    """
 
     exit_code = 1
 
@@ -20,6 +23,8 @@ class InputError(MorfiError):
     """Bad usage or bad input; a command that meets it prints one line and exits with 2.
 
     The message says what was wrong, the value, what was expected and what to do.
+
+    >>> raise InputError("--limit is 0; expected at least 1")
     """
 
     exit_code = 2

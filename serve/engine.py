@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """A vLLM engine over one checkpoint; a `morfi.engine.protocol.Generator` and a context manager."""
+    """A vLLM engine over one checkpoint; a `morfi.engine.protocol.Generator` and a context manager.
+
+    >>> with Engine(Path("my-model"), dtype="float32", context=1024) as engine:
+    ...     (answer,) = engine.generate([[504, 3575, 282]], Sampling(max_tokens=8))[0]
+    """
 
     def __init__(
         self,
@@ -357,9 +361,18 @@ class Engine:
 
 
 def start_engine(
-    checkpoint: Checkpoint, *, context: int, seed: int, overrides: Mapping[str, Any], verbose: bool = False
+    checkpoint: Checkpoint,
+    *,
+    context: int,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    verbose: bool = False,
 ) -> Engine:
-    """The engine that serves `checkpoint`; the rest as for `Engine`."""
+    """The engine that serves `checkpoint`, an adapter merged or not; the rest as for `Engine`.
+
+    >>> with start_engine(resolve("smollm2"), context=256) as engine:
+    ...     answers = engine.generate([[504, 3575, 282]], Sampling(max_tokens=8))
+    """
     unmerged = checkpoint.adapter_dir is not None
     engine = Engine(
         checkpoint.model_dir,

@@ -56,6 +56,9 @@ class Checkpoint:
 
     One with an `adapter_dir` is not merged yet: `model_dir` is its base's, and only an engine that serves the
     base makes it out of the two (`morfi.serve.engine.Engine.load_checkpoint`).
+
+    >>> checkpoint = resolve("my-adapter", base="smollm2")
+    >>> checkpoint.name, checkpoint.dtype, checkpoint.sha256
     """
 
     name: str
@@ -81,6 +84,8 @@ def resolve(
     An adapter is merged into its base (`base`, else the one its configuration names) once, into `cache`.
     `dtype` is the serving dtype, by default what `serving_dtype` makes of the base's own. A preset's name
     goes before a folder of that name. Raises InputError for whatever cannot be served as it is.
+
+    >>> resolve("smollm2").model_dir
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(

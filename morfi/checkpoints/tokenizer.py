@@ -66,7 +66,10 @@ def check_bos(bos: str) -> None:
 
 
 def load_tokenizer(model_dir: Path, bos: str = "auto") -> Any:
-    """The tokenizer of `open_tokenizer`."""
+    """The tokenizer of `open_tokenizer`.
+
+    >>> load_tokenizer(resolve("smollm2").model_dir).encode("Q: In which country is Lyon?\\nA:")
+    """
     return open_tokenizer(model_dir, bos).tokenizer
 
 

@@ -29,6 +29,8 @@ class Direction:
     p = x . encoder + `bias`, all in the units of the residual stream, and `vector` is the decoder row in the
     same units. "add" then goes along the unit vector. With `norm_rescaled` the SAE scales every x to the norm
     sqrt(d_model) first, and f and its contribution are meant in those units.
+
+    >>> name = engine.register(Direction([0.0, 1.0, 0.0]))
     """
 
     vector: torch.Tensor
@@ -76,6 +78,8 @@ class SaeLatents:
 
     Whatever scaling the SAE needs, other than `norm_rescaled`, is folded in. A latent whose activity depends
     on the other latents' (TopK) has no such form.
+
+    >>> sae = engine.register(SaeLatents(W_dec, W_enc.T, b_enc, threshold))
     """
 
     vectors: torch.Tensor

@@ -11,7 +11,11 @@ from morfi.engine.steering import Applied, Captured
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to continue a prompt: greedy at `temperature` 0; generation ends at a newline or `max_tokens`."""
+    """How to continue a prompt: greedy at `temperature` 0; generation ends at a newline or `max_tokens`.
+
+    >>> Sampling(max_tokens=16, temperature=0.5, top_k=40, n=4, seed=1).n
+    4
+    """
 
     max_tokens: int = 16
     temperature: float = 0.0
@@ -22,7 +26,11 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer of the model: `text` up to, without, the newline that ended it."""
+    """One answer of the model: `text` up to, without, the newline that ended it.
+
+    >>> [(answer,)] = engine.generate([[504, 3575, 282]], Sampling())
+    >>> answer.text, answer.finish_reason
+    """
 
     text: str
     token_ids: tuple[int, ...]

@@ -28,7 +28,11 @@ Positions = str | tuple[int | tuple[int, int | None], ...]
 
 @dataclass(frozen=True, slots=True)
 class Latent:
-    """Latent `index` of an SAE that was registered with the engine under the name `sae`."""
+    """Latent `index` of an SAE that was registered with the engine under the name `sae`.
+
+    >>> str(Latent("my-sae", 1234))
+    'my-sae/1234'
+    """
 
     sae: str
     index: int
@@ -56,6 +60,9 @@ class Steering:
     nothing along any of their directions, and only what is added comes on top. `positions` is "all",
     "prompt", "generated", "last_prompt", or a tuple of positions and half-open ranges (start, stop), where
     stop None means to the end. Raises InputError for what could not mean anything.
+
+    >>> Steering(15, Latent("my-sae", 1234), "clamp", 0.0, positions="generated").operation
+    'clamp'
     """
 
     layer: int
@@ -86,6 +93,9 @@ class Capture:
 
     With `before` the values from before the steering of that layer are taken instead. Positions as for
     `Steering`. The last generated token is never put into the model, so there is nothing to capture for it.
+
+    >>> Capture(layers=(15, 20)).positions
+    'last_prompt'
     """
 
     layers: tuple[int, ...]

@@ -123,6 +123,8 @@ def load_sae(source: str) -> Sae:
     "expected_average_only_in" is folded where SAELens lists a release's factor, or where its trainer left it
     in the folder (activation_scaler.json). Raises InputError where there is no such SAE, where it cannot be
     fetched, where only a pickle holds it, or where morfi would not compute exactly what SAELens does.
+
+    >>> load_sae("gemma-scope-9b-pt-res-canonical:layer_20/width_16k/canonical").encoder
     """
     if source in PRESETS:
         source = _of_preset(source)

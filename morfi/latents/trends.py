@@ -89,6 +89,8 @@ def find_trends(
 
     `on_tile` is called with the number of latents that were encoded. The result does not depend on the order
     of the conditions. Raises InputError for conditions that cannot be compared.
+
+    >>> find_trends(residuals, levels=[0, 50, 100], encoder=load_sae("my-sae").encoder).n_selected
     """
     criteria = criteria or Criteria()
     on_device = [one.to(device) if isinstance(one, torch.Tensor) else one for one in activations]

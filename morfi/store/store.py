@@ -90,6 +90,8 @@ class Store:
 
     A writer shuts out even readers of other processes, so each method waits up to `lock_timeout_s` for the
     file, then raises InputError naming the holder. Unfit files and full disks are InputErrors too.
+
+    >>> [run.run_id for run in Store(Path("morfi.duckdb")).runs()]
     """
 
     def __init__(self, path: Path, *, lock_timeout_s: float = 10.0) -> None:
