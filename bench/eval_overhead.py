@@ -18,8 +18,9 @@ from typing import Any
 from morfi.device import device_name
 from morfi.engine.protocol import Completion, Sampling
 from morfi.evaluation.config import EvalConfig
-from morfi.evaluation.evaluate import evaluate, new_run, prepare
+from morfi.evaluation.evaluate import prepare
 from morfi.report.evaluation import run_report
+from morfi.runs.answering import answer, new_run
 from morfi.store import Store
 from morfi.terminal import TerminalProgress
 
@@ -36,7 +37,7 @@ class Instant:
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
+        sampling: Sampling | Sequence[Sampling],
         on_finished: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """The same answer to every prompt."""
@@ -73,7 +74,7 @@ def main() -> None:
         parts["questions, prompts, tokens"] = time.perf_counter() - begun
         run = new_run(task)
         begun = time.perf_counter()
-        evaluate(task, run, store, start_instant, progress, command="bench")
+        answer(task, run, store, start_instant, progress, command="bench")
         parts["matching and storing"] = time.perf_counter() - begun
         begun = time.perf_counter()
         run_report(store, run.run_id)

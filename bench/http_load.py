@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -433,7 +433,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Round]], str]:
             start_engine(checkpoint, context=options.context, seed=0, overrides=ENGINE) as engine,
         ):
             own = InProcess(engine, catalog, checkpoint.sha256, requests)
-            sides = {
+            sides: dict[str, Callable[[], Round]] = {
                 BATCH: own.run,
                 CALLERS: callers.run,
                 "over HTTP": lambda: over_http(served, requests),

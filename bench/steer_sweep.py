@@ -71,7 +71,7 @@ def fixed_lengths(engine: Engine) -> Iterator[None]:
         found.ignore_eos = True
         return found
 
-    engine._newline_ids = ()
+    engine._newline_ids = []
     engine._params = params  # type: ignore[method-assign]
     try:
         yield

@@ -69,7 +69,7 @@ def running_s(store: Store, run_id: str) -> float:
         "SELECT epoch(ended_at - started_at) AS s FROM attempt JOIN attempt_end USING (run_id, attempt) "
         f"WHERE run_id = '{run_id}'"
     )
-    return sum(times.column("s").to_pylist())
+    return float(sum(times.column("s").to_pylist()))
 
 
 def restart_side(paths: list[str], data: Path, folder: Path) -> dict[str, float]:

@@ -60,13 +60,15 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def make_encoder(activation: str, d_model: int, d_sae: int, dtype: torch.dtype, device: str) -> Encoder:
     """An SAE whose latents fire rarely."""
-    chosen: dict[str, Any] = {
+    settings: dict[str, dict[str, Any]] = {
         "jumprelu": {"threshold": torch.full((d_sae,), 0.1)},
         "topk": {"k": max(1, d_sae // 300)},
         "gated": {"r_mag": normal(d_sae, seed=2) * 0.1, "b_mag": torch.full((d_sae,), -RARE)},
-    }.get(activation, {})
+    }
     weights = (normal(d_model, d_sae, seed=1) / d_model**0.5).to(dtype)
-    return Encoder(weights, torch.full((d_sae,), -RARE), activation, **chosen).to(device)
+    return Encoder(weights, torch.full((d_sae,), -RARE), activation, **settings.get(activation, {})).to(
+        device
+    )
 
 
 def check_kernels(device: str, shapes: Sequence[tuple[int, int, int]]) -> None:
@@ -154,13 +156,14 @@ def seconds(call: Callable[[], Any], device: str) -> float:
         began = time.perf_counter()
         call()
         return time.perf_counter() - began
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    stop: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     start.record()
     call()
     stop.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(stop) / 1000
+    return float(start.elapsed_time(stop)) / 1000
 
 
 def measure(size: Size, device: str, rounds: int) -> dict[str, list[float]]:

