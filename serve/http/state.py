@@ -210,12 +210,12 @@ class ServerState:
         return any(begins)
 
     def check_token_ids(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Raises Refused (422) for ids that neither the model nor the tokenizer has."""
+        """Raises Refused (400) for ids that neither the model nor the tokenizer has."""
         try:
             for prompt in prompts:
                 self.engine.renderer.validate_token_ids(prompt)
         except VLLMError as error:
-            raise Refused(422, "prompt", str(error), param="prompt") from error
+            raise Refused(400, "prompt", str(error), param="prompt") from error
 
     def check_answers(self) -> None:
         """Raises Refused after a load that failed half way."""

@@ -331,7 +331,7 @@ def test_of_two_limits_the_one_that_vllm_takes_says_what_is_generated(server: An
 def test_a_token_that_does_not_exist_is_refused_before_anything_runs(server: Any, stream: bool) -> None:
     for prompt in ([0, 784055], [[0, 9], [784055]]):
         answer = server.post("/v1/completions", {"prompt": prompt, "stream": stream, **GREEDY})
-        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "prompt")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
         assert "784055 is out of vocabulary" in answer.json()["error"]["message"]
     assert "Traceback" not in server.log.read_text()
 
