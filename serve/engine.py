@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
     from morfi.checkpoints import Checkpoint
     from morfi.engine.directions import DecoderRows, Direction, SaeLatents
+    from morfi.engine.protocol import StartEngine
 
 
 class Engine:
-    """A vLLM engine over one checkpoint; a `morfi.engine.protocol.Generator` and a context manager.
+    """A vLLM engine over one checkpoint; a `morfi.engine.protocol.Engine` and a context manager.
 
     >>> with Engine(Path("my-model"), dtype="float32", context=1024) as engine:
     ...     (answer,) = engine.generate([[504, 3575, 282]], Sampling(max_tokens=8))[0]
@@ -390,6 +391,10 @@ def start_engine(
             engine.close()
             raise
     return engine
+
+
+if TYPE_CHECKING:
+    _keeps_the_protocol: StartEngine = start_engine
 
 
 def engine_overrides(pairs: Sequence[str], *, verbose: bool = False) -> dict[str, Any]:

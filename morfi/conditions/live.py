@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
 
 from morfi.checkpoints import Checkpoint
 from morfi.conditions.trained import open_checkpoint
-from morfi.engine.protocol import Generator
+from morfi.engine.protocol import Engine
 from morfi.errors import MorfiError
 from morfi.store.records import CheckpointRow
 from morfi.terminal import Progress
-
-EngineT_co = TypeVar("EngineT_co", covariant=True)
-
-
-class LiveEngine(Generator, Protocol):
-    """An engine that takes new weights; `morfi.serve.engine.Engine` is the real one."""
-
-    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Serves `checkpoint` from now on; raises MorfiError, and serves no mixture, where it cannot."""
-        ...
-
-
-class StartLiveEngine(Protocol[EngineT_co]):
-    """Starts the one engine; `morfi.serve.engine.start_engine` is the real one."""
-
-    def __call__(
-        self, checkpoint: Checkpoint, *, context: int, seed: int, overrides: Mapping[str, Any]
-    ) -> AbstractContextManager[EngineT_co]:
-        """An engine over `checkpoint` for requests of up to `context` tokens."""
-        ...
 
 
 @dataclass(slots=True)
 class Serving:
     """Which checkpoint the engine serves; those that it could not are named in `failures`."""
 
-    engine: LiveEngine
+    engine: Engine
     base: Checkpoint
     progress: Progress
     served: Checkpoint | None  # None after a failure

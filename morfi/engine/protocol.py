@@ -1,12 +1,18 @@
-"""What an engine is asked and answers, as records, and what it must be able to do."""
+"""Records of what an engine is asked and answers, and the protocol that every engine keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from morfi.engine.steering import Applied, Captured
+from morfi.engine.steering import Applied, Capture, Captured, Steering
+
+if TYPE_CHECKING:
+    from morfi.checkpoints import Checkpoint
+    from morfi.engine.directions import DecoderRows, Direction, SaeLatents
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +46,8 @@ class Completion:
     captured: tuple[Captured, ...] = ()
 
 
-class Generator(Protocol):
-    """What evaluation needs of an engine; `morfi.serve.engine.Engine` is the real one."""
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling | Sequence[Sampling],
-        on_finished: Callable[[int], None] | None = None,
-    ) -> list[list[Completion]]:
-        """The completions of each prompt (token ids), in the order of `prompts`, `n` as its sampling says.
-
-        `sampling` is one for all prompts or one for each. `on_finished` is called with the number of
-        completions that ended since its last call.
-        """
-        ...
-
-    def reset_prefix_cache(self) -> None:
-        """Forgets every cached prefix, so that what follows does not depend on what came before."""
-        ...
+class Engine(Protocol):
+    """An engine over one checkpoint at a time; `morfi.serve.engine.Engine` is the real one."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -67,5 +56,48 @@ class Generator(Protocol):
 
     @property
     def device(self) -> str:
-        """What the engine runs on, in words."""
+        """The device's name and size."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | Sequence[Sampling],
+        on_finished: Callable[[int], None] | None = None,
+        *,
+        steering: Sequence[Sequence[Steering]] | None = None,
+        capture: Capture | Sequence[Capture | None] | None = None,
+    ) -> list[list[Completion]]:
+        """The completions of each prompt (token ids), in the order of `prompts`, `n` as its sampling says.
+
+        `sampling` is one for all prompts or one for each. `on_finished` is called with the number of
+        completions that ended since its last call. `steering` gives each prompt its own steerings, and its
+        completions say what was applied; `capture` says what is taken of each prompt.
+        """
+        ...
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets every cached prefix, so that what follows does not depend on what came before."""
+        ...
+
+    def register(self, what: Direction | SaeLatents | DecoderRows) -> str:
+        """Makes a direction or SAE known; returns the name that `Steering` or `Latent` take."""
+        ...
+
+    def shards(self, folder: Path) -> AbstractContextManager[None]:
+        """For a block: what is captured in it goes to `folder`, which appears whole at its end."""
+        ...
+
+    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Serves `checkpoint` from now on; raises MorfiError, and serves no mixture, where it cannot."""
+        ...
+
+
+class StartEngine(Protocol):
+    """Starts an engine for a block; `morfi.serve.engine.start_engine` is the real one."""
+
+    def __call__(
+        self, checkpoint: Checkpoint, *, context: int, seed: int, overrides: Mapping[str, Any]
+    ) -> AbstractContextManager[Engine]:
+        """An engine over `checkpoint` for requests of up to `context` tokens."""
         ...

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from morfi.checkpoints import resolve
+from morfi.engine.protocol import StartEngine
 from morfi.errors import InputError
 from morfi.evaluation.config import EvalConfig
 from morfi.questions import UNSPLIT, QuestionSet, load_questions, select
@@ -19,7 +20,7 @@ from morfi.questions.prompts import (
     prompt_tokenizer,
     starts_with_bos,
 )
-from morfi.runs.answering import Answering, StartEngine, Task, answer, fingerprint_of, new_run, resumable_run
+from morfi.runs.answering import Answering, Task, answer, fingerprint_of, new_run, resumable_run
 from morfi.runs.baselines import baselines_of, out_of_reach
 from morfi.runs.options import located
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from morfi.checkpoints import resolve
 from morfi.checkpoints.tokenizer import check_bos
 from morfi.device import default_batch, is_gpu
+from morfi.engine.protocol import StartEngine
 from morfi.errors import InputError
 from morfi.questions import SPLITS, Families, QuestionSet, load_questions, select, with_splits
 from morfi.questions.encoding import Spoken
@@ -27,7 +28,7 @@ from morfi.questions.prompts import (
     starts_with_bos,
 )
 from morfi.questions.question import Question
-from morfi.runs.answering import Answering, StartEngine, Task, answer, fingerprint_of, new_run, resumable_run
+from morfi.runs.answering import Answering, Task, answer, fingerprint_of, new_run, resumable_run
 from morfi.runs.baselines import baselines_of, out_of_reach
 from morfi.runs.options import check_match, check_numbers, located
 

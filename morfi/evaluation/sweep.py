@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
-from morfi.conditions.live import LiveEngine, Serving, StartLiveEngine
-from morfi.engine.protocol import Completion, Sampling
+from morfi.conditions.live import Serving
+from morfi.engine.protocol import Completion, Engine, StartEngine
 from morfi.evaluation.sweep_plan import Plan, SweepConfig, prepare_sweep
 from morfi.questions.prompts import ASKED
 from morfi.runs.answering import Task, answer, fingerprint_of, new_run, resumable_run
@@ -38,7 +38,7 @@ class SweepResult:
 def run_sweep(
     config: SweepConfig,
     store: Store,
-    start_engine: StartLiveEngine[LiveEngine],
+    start_engine: StartEngine,
     progress: Progress,
     *,
     new: bool,
@@ -108,16 +108,17 @@ def _record(plan: Plan) -> RunRecord:
 
 
 class _HoldingStore:
-    """A live engine that keeps the store's file open but while it generates.
+    """An engine that keeps the store's file open but while it generates.
 
     Opening the file takes about as long as the quick things a sweep does with it between two checkpoints.
     """
 
-    def __init__(self, engine: LiveEngine, store: Store) -> None:
+    def __init__(self, engine: Engine, store: Store) -> None:
         self._engine, self._store = engine, store
         self._file = contextlib.ExitStack()
         self.settings, self.device = engine.settings, engine.device
         self.load_checkpoint, self.reset_prefix_cache = engine.load_checkpoint, engine.reset_prefix_cache
+        self.register, self.shards = engine.register, engine.shards
 
     def hold(self) -> None:
         """Opens the file; other processes wait for it."""
@@ -127,16 +128,11 @@ class _HoldingStore:
         """Closes the file."""
         self._file.close()
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling | Sequence[Sampling],
-        on_finished: Callable[[int], None] | None = None,
-    ) -> list[list[Completion]]:
+    def generate(self, *asked: Any, **how: Any) -> list[list[Completion]]:
         """As the engine does."""
         self.let_go()
         try:
-            return self._engine.generate(prompts, sampling, on_finished)
+            return self._engine.generate(*asked, **how)
         finally:
             self.hold()
 
@@ -174,7 +170,7 @@ class _Sweep:
         self.store.add(self.run_id, [done])
         self.attempt.add(end.n_requests, end.prompt_tokens, end.output_tokens, end.generate_s)
 
-    def _serve(self, *_: object, **__: object) -> AbstractContextManager[LiveEngine]:
+    def _serve(self, *_: object, **__: object) -> AbstractContextManager[Engine]:
         return contextlib.nullcontext(self.serving.engine)
 
 

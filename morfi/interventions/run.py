@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from morfi.conditions.live import StartLiveEngine
-from morfi.engine.protocol import Completion, Sampling
+from morfi.engine.protocol import Completion, Sampling, StartEngine
 from morfi.engine.steering import Steering
 from morfi.errors import MorfiError
 from morfi.interventions.config import SteerConfig
 from morfi.interventions.directions import Target
 from morfi.interventions.plan import KIND, Plan, combined_amounts, combined_sizes, prepare_steer
-from morfi.interventions.steerer import Steerer, SteeringEngine
+from morfi.interventions.steerer import Steerer
 from morfi.interventions.verdicts import (
     BASE,
     CHECKPOINT,
@@ -58,7 +57,7 @@ class Stage:
 def run_steer(
     config: SteerConfig,
     store: Store,
-    start_engine: StartLiveEngine[SteeringEngine],
+    start_engine: StartEngine,
     progress: Progress,
     *,
     new: bool,

@@ -1,44 +1,22 @@
-"""What steering needs of an engine, and under which names the engine knows the directions."""
+"""Directions as an engine knows them, by name, and the steerings of a request along them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from morfi.conditions.live import LiveEngine
-from morfi.engine.directions import Direction, SaeLatents
-from morfi.engine.protocol import Completion, Sampling
+from morfi.engine.directions import Direction
+from morfi.engine.protocol import Engine
 from morfi.engine.steering import Latent, Steering
 from morfi.engine.strengths import AMOUNTS, steering_of
 from morfi.interventions.directions import Target
 from morfi.latents.sae import Sae
 
 
-class SteeringEngine(LiveEngine, Protocol):
-    """An engine that steers each request its own way; `morfi.serve.engine.Engine` is the real one."""
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling | Sequence[Sampling],
-        on_finished: Callable[[int], None] | None = None,
-        *,
-        steering: Sequence[Sequence[Steering]] | None = None,
-    ) -> list[list[Completion]]:
-        """As any engine; each prompt has its own steerings, and its answer says what was applied."""
-        ...
-
-    def register(self, what: Direction | SaeLatents) -> str:
-        """Makes a direction or SAE known; returns the name that `Steering` or `Latent` take."""
-        ...
-
-
 @dataclass(slots=True)
 class Steerer:
     """Turns a direction's name and a strength into the steerings of a request."""
 
-    engine: SteeringEngine
+    engine: Engine
     sae: Sae
     positions: str
     _known: dict[str, tuple[Target, str | Latent | None]] = field(default_factory=dict)

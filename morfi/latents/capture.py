@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from morfi.conditions.live import LiveEngine, Serving, StartLiveEngine
+from morfi.conditions.live import Serving
 from morfi.conditions.trained import Trained, load_trained
-from morfi.engine.protocol import Completion, Sampling
+from morfi.engine.protocol import Engine, Sampling, StartEngine
 from morfi.engine.steering import Capture
 from morfi.errors import InputError, MorfiError
 from morfi.questions import select
@@ -37,25 +36,6 @@ if TYPE_CHECKING:
     from morfi.store import Store
 
 KIND = "capture"
-
-
-class CapturingEngine(LiveEngine, Protocol):
-    """An engine that writes residual streams; `morfi.serve.engine.Engine` is the real one."""
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling | Sequence[Sampling],
-        on_finished: Callable[[int], None] | None = None,
-        *,
-        capture: Capture | Sequence[Capture | None] | None = None,
-    ) -> list[list[Completion]]:
-        """As any engine; `capture` says what is taken of each prompt."""
-        ...
-
-    def shards(self, folder: Path) -> AbstractContextManager[None]:
-        """What is captured in the block goes to `folder`, which appears whole at its end."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +66,7 @@ class CaptureResult:
 def run_capture(
     config: CaptureConfig,
     store: Store,
-    start_engine: StartLiveEngine[CapturingEngine],
+    start_engine: StartEngine,
     out: Path,
     progress: Progress,
     *,
@@ -222,7 +202,7 @@ def _folder(run: RunRecord, row: CheckpointRow | None) -> Path:
     return Path(run.config["folder"]) / name
 
 
-def _capture(engine: CapturingEngine, plan: _Plan, folder: Path, progress: Progress) -> float:
+def _capture(engine: Engine, plan: _Plan, folder: Path, progress: Progress) -> float:
     """Writes one checkpoint's residual streams; returns the seconds that took."""
     begun = time.monotonic()
     try:

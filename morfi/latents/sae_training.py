@@ -21,15 +21,14 @@ from typing import TYPE_CHECKING, Any
 from morfi.cache import Cache, Manifest
 from morfi.checkpoints import Checkpoint, resolve
 from morfi.checkpoints.tokenizer import open_tokenizer
-from morfi.conditions.live import Serving, StartLiveEngine
+from morfi.conditions.live import Serving
 from morfi.conditions.trained import load_trained
 from morfi.device import is_gpu, serving_dtype
-from morfi.engine.protocol import Sampling
+from morfi.engine.protocol import Sampling, StartEngine
 from morfi.engine.shards import read_shards
 from morfi.engine.steering import Capture
 from morfi.errors import InputError, MorfiError
 from morfi.files import canonical_sha256
-from morfi.latents.capture import CapturingEngine
 from morfi.latents.sae import load_sae
 from morfi.latents.sae_check import measure
 from morfi.questions import load_questions, select, with_splits
@@ -94,9 +93,7 @@ class TrainedSae:
     quality: Mapping[str, Any]
 
 
-def train_sae(
-    config: SaeTraining, store: Store, start_engine: StartLiveEngine[CapturingEngine], progress: Progress
-) -> TrainedSae:
+def train_sae(config: SaeTraining, store: Store, start_engine: StartEngine, progress: Progress) -> TrainedSae:
     """Captures residuals, trains a BatchTopK SAE on them and measures it; the same again is read from cache.
 
     Raises InputError where the model, the train run or the data cannot be used.
@@ -179,7 +176,7 @@ def _capture(
     encoded: Mapping[str, Sequence[Sequence[int]]],
     work: Path,
     *,
-    start_engine: StartLiveEngine[CapturingEngine],
+    start_engine: StartEngine,
     progress: Progress,
 ) -> None:
     """Residual streams of every text under every source, in a folder each."""

@@ -7,13 +7,12 @@ import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence, Set
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
-from morfi.engine.protocol import Completion, Generator, Sampling
+from morfi.engine.protocol import Completion, Engine, Sampling, StartEngine
 from morfi.errors import InputError, MorfiError
 from morfi.questions import QuestionSet
 from morfi.questions.matching import judge, parse_answer
@@ -64,16 +63,6 @@ class Task:
     def n_answers(self) -> int:
         """The completions that the whole task gives."""
         return len(self.prompts) * (1 + self.answering.samples)
-
-
-class StartEngine(Protocol):
-    """Starts what answers the prompts; `morfi.serve.engine.start_engine` is the real one."""
-
-    def __call__(
-        self, checkpoint: Checkpoint, *, context: int, seed: int, overrides: Mapping[str, Any]
-    ) -> AbstractContextManager[Generator]:
-        """A generator over `checkpoint` for requests of up to `context` tokens."""
-        ...
 
 
 def fingerprint_of(
@@ -193,7 +182,7 @@ def _batches(prompts: Sequence[Prompt], size: int, done: Set[tuple[str, int]]) -
 
 
 def _ask(
-    engine: Generator, batch: Sequence[Prompt], settings: Answering, progress: Progress
+    engine: Engine, batch: Sequence[Prompt], settings: Answering, progress: Progress
 ) -> list[list[Completion]]:
     """The completions of each prompt, the greedy one first; all requests of a batch run together."""
     engine.reset_prefix_cache()

@@ -7,25 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol
 
 from morfi.errors import MorfiError, Terminated
 from morfi.runs.provenance import now
 from morfi.store import Store
-from morfi.store.records import AttemptEnd, AttemptRecord
+from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, SteeredRow
 from morfi.terminal import Progress
 
 NOTHING_DONE = AttemptEnd(datetime.min.replace(tzinfo=UTC), "done", 0.0, 0.0, 0, 0, 0)
-
-
-class Answer(Protocol):
-    """An answer as it is counted."""
-
-    @property
-    def prompt_tokens(self) -> int: ...
-
-    @property
-    def output_tokens(self) -> int: ...
 
 
 @dataclass(slots=True)
@@ -35,7 +24,7 @@ class Attempt:
     number: int
     tally: AttemptEnd = NOTHING_DONE
 
-    def count(self, answers: Sequence[Answer], generate_s: float) -> None:
+    def count(self, answers: Sequence[CompletionRow | SteeredRow], generate_s: float) -> None:
         """Adds answers that took so long."""
         prompt_tokens = sum(one.prompt_tokens for one in answers)
         output_tokens = sum(one.output_tokens for one in answers)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints.vocabulary import newline_tokens
-from morfi.device import device_name
-from morfi.engine.protocol import Completion, Generator, Sampling
+from morfi.engine.protocol import Completion, Sampling
 from morfi.questions.matching import is_correct, parse_answer
 from morfi.questions.prompts import Prompt
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class LiveGenerator:
-    """A `morfi.engine.protocol.Generator` over a transformers model in memory: greedy, one answer a prompt.
+    """Answers of a transformers model in memory: greedy, one for each prompt.
 
     An answer ends where the serving engine ends it: at EOS or at the first token that holds a newline.
     """
@@ -29,24 +28,10 @@ class LiveGenerator:
         newlines = frozenset(newline_tokens(tokenizer))
         self._ends, self._end_tokens = ends | newlines, frozenset(ends - newlines)
 
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The batch size."""
-        return {"batch": self._batch}
-
-    @property
-    def device(self) -> str:
-        """The device's name and size."""
-        return device_name()
-
-    def reset_prefix_cache(self) -> None:
-        """Changes nothing: no prefix is kept between calls."""
-
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
         sampling: Sampling | Sequence[Sampling],
-        on_finished: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """One greedy completion for each prompt (token ids), in the order of `prompts`.
 
@@ -63,8 +48,6 @@ class LiveGenerator:
             answers = self._greedy([prompts[index] for index in indices], next(iter(wanted)).max_tokens)
             for index, token_ids in zip(indices, answers, strict=True):
                 generated[index] = token_ids
-            if on_finished is not None:
-                on_finished(len(indices))
         # An end token need not be a special one.
         own = [ids[:-1] if ids[-1] in self._end_tokens else ids for ids in generated]
         texts = self._tokenizer.batch_decode(own, skip_special_tokens=True) if own else []
@@ -116,7 +99,9 @@ class DevAccuracy:
     n_correct: int
 
 
-def dev_accuracy(generator: Generator, prompts: Sequence[Prompt], max_tokens: int, match: str) -> DevAccuracy:
+def dev_accuracy(
+    generator: LiveGenerator, prompts: Sequence[Prompt], max_tokens: int, match: str
+) -> DevAccuracy:
     """How many of the questions of `prompts` are answered correctly, greedily."""
     answered = generator.generate([prompt.token_ids for prompt in prompts], Sampling(max_tokens=max_tokens))
     right = [

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from morfi.errors import MorfiError
 from morfi.files import whole_folder, write_json
@@ -25,22 +25,12 @@ if TYPE_CHECKING:
     from morfi.training.trainer import LoraTrainer
 
 EARLY_STOP = "early-stop"
-
-
-class Recorder(Protocol):
-    """Keeps the rows of a run; a row may come again, the same, when a run is resumed."""
-
-    def epoch(self, row: EpochRow) -> None:
-        """Keeps one epoch of one training."""
-        ...
-
-    def checkpoint(self, row: CheckpointRow) -> None:
-        """Keeps one checkpoint."""
-        ...
+# Keeps a row of a run; the same row may come again when a run is resumed.
+Record = Callable[[EpochRow | CheckpointRow], None]
 
 
 def run_training(
-    task: TrainingTask, folder: Path, record: Recorder, progress: Progress, *, attempt: int
+    task: TrainingTask, folder: Path, record: Record, progress: Progress, *, attempt: int
 ) -> list[CheckpointRow]:
     """Trains what `folder` lacks of `task`; returns all its checkpoints, each recorded when it was written.
 
@@ -110,13 +100,13 @@ class _Training:
     generator: LiveGenerator | None = None
     epoch_began: float = 0.0
 
-    def replay(self, record: Recorder) -> None:
+    def replay(self, record: Record) -> None:
         """Records what was done before, after checking that its checkpoints are still what they were."""
         self.history = self.folder.history()
         for result in self.history:
             self._record(result, record)
 
-    def train(self, base: Any, record: Recorder, progress: Progress) -> Any:
+    def train(self, base: Any, record: Record, progress: Progress) -> Any:
         """Trains the epochs that lack, writes their checkpoints, and gives `base` back as it was."""
         from morfi.training.lora import attach_lora, detach_lora
         from morfi.training.trainer import LoraTrainer, best_tensors
@@ -140,17 +130,17 @@ class _Training:
         self._finish()
         return detach_lora(model)
 
-    def finished_rows(self, record: Recorder) -> list[CheckpointRow]:
+    def finished_rows(self, record: Record) -> list[CheckpointRow]:
         """The rows of all checkpoints of the finished training, the early-stop one recorded only now."""
         if not self.task.config.early_stop:
             return list(self.rows.values())
         best = best_epoch(self.history)
         asked = self.rows.get(best)
         stopped = self._row(EARLY_STOP, best) if asked is None else replace(asked, epoch_setting=EARLY_STOP)
-        record.checkpoint(stopped)
+        record(stopped)
         return [*self.rows.values(), stopped]
 
-    def _end_epoch(self, trainer: LoraTrainer, record: Recorder, progress: Progress) -> None:
+    def _end_epoch(self, trainer: LoraTrainer, record: Record, progress: Progress) -> None:
         """Measures, saves and records the epoch; only the new state's own folder makes it count as done."""
         from morfi.training.lora import adapter_tensors
 
@@ -218,13 +208,13 @@ class _Training:
             "versions": versions(),
         }
 
-    def _record(self, result: EpochResult, record: Recorder) -> None:
+    def _record(self, result: EpochResult, record: Record) -> None:
         job = self.job
         row = asdict(result) | {"level": job.level, "seed": job.seed, "attempt": self.attempt}
-        record.epoch(EpochRow(**row))
+        record(EpochRow(**row))
         if result.epoch in self.task.config.epochs:
             self.rows[result.epoch] = self._row(str(result.epoch), result.epoch)
-            record.checkpoint(self.rows[result.epoch])
+            record(self.rows[result.epoch])
 
     def _row(self, setting: str, epoch: int) -> CheckpointRow:
         path = self.folder.checkpoint(epoch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from morfi.questions.prompts import ASKED
 from morfi.questions.question import Question
 from morfi.runs.attempts import attempting
 from morfi.runs.provenance import attempt_record, new_run_id, now
-from morfi.store.records import CheckpointRow, EpochRow, RunRecord
+from morfi.store.records import RunRecord
 from morfi.training import TrainingData, TrainingTask, prepare_training, run_training, train_config
 from morfi.training.mixtures import given_away
 from morfi.training.plan import Mixture
@@ -61,8 +61,13 @@ def run_train(
     with attempting(
         store, run.run_id, record, progress, started=started, again=again, begin=begin
     ) as attempt:
-        recorder = _Recorder(store, run.run_id)
-        run_training(task, Path(run.config["folder"]), recorder, progress, attempt=attempt.number)
+        run_training(
+            task,
+            Path(run.config["folder"]),
+            lambda row: store.add(run.run_id, [row]),
+            progress,
+            attempt=attempt.number,
+        )
     return run.run_id
 
 
@@ -129,17 +134,3 @@ def _n_threads() -> int:
     import torch
 
     return torch.get_num_threads()
-
-
-@dataclass(frozen=True, slots=True)
-class _Recorder:
-    """Keeps the rows of a run in the store."""
-
-    store: Store
-    run_id: str
-
-    def epoch(self, row: EpochRow) -> None:
-        self.store.add(self.run_id, [row])
-
-    def checkpoint(self, row: CheckpointRow) -> None:
-        self.store.add(self.run_id, [row])

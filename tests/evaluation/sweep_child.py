@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import morfi.serve.engine
@@ -41,6 +42,9 @@ class Slow:
 
     def register(self, what: Any) -> str:
         return str(what.sha256)
+
+    def shards(self, folder: Path) -> contextlib.AbstractContextManager[None]:
+        raise NotImplementedError
 
     def reset_prefix_cache(self) -> None:
         pass

@@ -87,7 +87,7 @@ def facts() -> tuple[Question, ...]:
 
 @dataclass
 class Rows:
-    """A recorder that keeps its rows in memory, and a progress that counts."""
+    """The rows of a run, kept in memory, and a progress that counts."""
 
     epochs: list[EpochRow] = field(default_factory=list)
     checkpoints: list[CheckpointRow] = field(default_factory=list)
@@ -96,11 +96,11 @@ class Rows:
     n_before: int = 0
     n_done: int = 0
 
-    def epoch(self, row: EpochRow) -> None:
-        self.epochs.append(row)
-
-    def checkpoint(self, row: CheckpointRow) -> None:
-        self.checkpoints.append(row)
+    def record(self, row: EpochRow | CheckpointRow) -> None:
+        if isinstance(row, EpochRow):
+            self.epochs.append(row)
+        else:
+            self.checkpoints.append(row)
 
     def phase(self, text: str) -> None:
         self.phases.append(text)
@@ -150,7 +150,7 @@ class TrainTiny:
     def __call__(self, folder: Path, data: TrainingData | None = None, **given: Any) -> Trained:
         """Trains into `folder`."""
         recorded = Rows()
-        rows = run_training(self.prepare(data, **given), folder, recorded, recorded, attempt=1)
+        rows = run_training(self.prepare(data, **given), folder, recorded.record, recorded, attempt=1)
         return Trained(rows, recorded)
 
 

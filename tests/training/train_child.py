@@ -32,10 +32,8 @@ SETTINGS = {"rank": 2, "alpha": 4.0, "lr": 0.01, "batch": 4, "micro_batch": 2, "
 
 
 class Silent:
-    """A recorder and a progress that keep nothing."""
+    """A progress that keeps nothing."""
 
-    def epoch(self, *_: Any) -> None: ...
-    def checkpoint(self, *_: Any) -> None: ...
     def phase(self, *_: Any) -> None: ...
     def start(self, *_: Any) -> None: ...
     def advance(self, *_: Any) -> None: ...
@@ -81,7 +79,7 @@ def attempt(task: TrainingTask, folder: Path, n: int | None) -> bool:
         if n is not None:
             die_at(n)
         try:
-            run_training(task, folder, Silent(), Silent(), attempt=1)
+            run_training(task, folder, lambda _: None, Silent(), attempt=1)
         except BaseException as error:  # noqa: BLE001 - a fork must not go on as its parent
             sys.stderr.write(repr(error))
             os._exit(1)
