@@ -724,21 +724,6 @@ def export_command(common: Common, run: str, fmt: str, out: Path | None) -> None
         common.tell({"run_id": full_id, "format": fmt, "out": str(out)}, f"wrote {out}", f"wrote {out}")
 
 
-@cli.group("db")
-def db_group() -> None:
-    """The database of results."""
-
-
-@db_group.command("upgrade")
-@common_options
-def db_upgrade_command(common: Common) -> None:
-    """Brings a database of an older morfi to this one's schema; all its rows stay."""
-    before, now = common.store.upgrade()
-    said = "already" if before == now else f"upgraded from schema {before}"
-    text = f"{common.db}: schema {now}, {said}"
-    common.tell({"db": str(common.db), "before": before, "now": now}, text, text)
-
-
 @cli.group("cache")
 def cache_group() -> None:
     """The cache of converted and merged checkpoints."""

@@ -26,8 +26,8 @@ from morfi.interventions.verdicts import (
     read_verdicts,
     survivors,
 )
-from morfi.questions.matching import judge, parse_answer
 from morfi.questions.prompts import ASKED
+from morfi.runs.answering import judged
 from morfi.runs.attempts import Attempt, attempting
 from morfi.runs.provenance import attempt_record, new_run_id, now
 from morfi.store.records import RunRecord, SteeredRow
@@ -216,8 +216,8 @@ class _Stream:
             self.store.add(self.run_id, rows)
             for row in rows:
                 arm = Arm(row.direction, row.alpha)
-                self.verdicts.add(row.served, arm, row.question_id, correct=row.correct)
-            self.attempt.count(rows, generate_s)
+                self.verdicts.add(row.served, arm, row.question_id, correct=row.judged.correct)
+            self.attempt.count([row.judged for row in rows], generate_s)
 
     def _serve(self, name: str) -> None:
         checkpoint = self.plan.served[name]
@@ -247,23 +247,12 @@ class _Stream:
 
     def _judge(self, one: Request, steering: Sequence[Steering], completion: Completion) -> SteeredRow:
         prompt = self.plan.prompts[one.question_id]
-        found = parse_answer(completion.text)
-        verdicts = judge(found, prompt.question.answers, self.plan.config.match)
         return SteeredRow(
             served=one.served,
             direction=one.arm.direction,
             alpha=one.arm.alpha,
             question_id=one.question_id,
             strength=steering[0].strength if len(steering) == 1 else 0.0,
-            text=completion.text,
-            answer=found,
-            finish_reason=completion.finish_reason,
-            correct=verdicts.correct,
-            prompt_tokens=len(prompt.token_ids),
-            cached_tokens=completion.n_cached_tokens,
-            output_tokens=len(completion.token_ids),
             steered_tokens=max((applied.n_tokens for applied in completion.applied), default=0),
-            attempt=self.attempt.number,
-            correct_squad=verdicts.correct_squad,
-            correct_answer=verdicts.correct_answer,
+            judged=judged(prompt, completion, self.plan.config.match, self.attempt.number),
         )

@@ -20,7 +20,7 @@ from morfi.questions.prompts import Prompt
 from morfi.questions.question import Question
 from morfi.runs.attempts import NOTHING_DONE, attempting
 from morfi.runs.provenance import attempt_record, new_run_id, now
-from morfi.store.records import AttemptEnd, BaselineRow, CompletionRow, RunRecord
+from morfi.store.records import AttemptEnd, BaselineRow, CompletionRow, JudgedAnswer, RunRecord
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
@@ -156,9 +156,9 @@ def answer(
                 begun = time.monotonic()
                 completions = _ask(engine, batch, settings, progress)
                 generate_s = time.monotonic() - begun
-                rows = _judge(batch, completions, settings.match, run.run_id, attempt.number)
+                rows = _rows(batch, completions, settings.match, run.run_id, attempt.number)
                 store.write_completions(rows)
-                attempt.count(rows, generate_s)
+                attempt.count([row.judged for row in rows], generate_s)
     return attempt.tally
 
 
@@ -214,34 +214,39 @@ def _sampling(prompt: Prompt, settings: Answering) -> Sampling:
     )
 
 
-def _judge(
+def judged(prompt: Prompt, completion: Completion, match: str, attempt: int) -> JudgedAnswer:
+    """The answer that a completion gives to the question of `prompt`, by the rule `match`."""
+    found = parse_answer(completion.text)
+    verdicts = judge(found, prompt.question.answers, match)
+    return JudgedAnswer(
+        text=completion.text,
+        answer=found,
+        finish_reason=completion.finish_reason,
+        correct=verdicts.correct,
+        correct_squad=verdicts.correct_squad,
+        correct_answer=verdicts.correct_answer,
+        prompt_tokens=len(prompt.token_ids),
+        cached_tokens=completion.n_cached_tokens,
+        output_tokens=len(completion.token_ids),
+        attempt=attempt,
+    )
+
+
+def _rows(
     batch: Sequence[Prompt],
     answered: Sequence[Sequence[Completion]],
     match: str,
     run_id: str,
     attempt: int,
 ) -> list[CompletionRow]:
-    rows = []
-    for prompt, completions in zip(batch, answered, strict=True):
-        for number, completion in enumerate(completions):
-            found = parse_answer(completion.text)
-            verdicts = judge(found, prompt.question.answers, match)
-            rows.append(
-                CompletionRow(
-                    run_id=run_id,
-                    question_id=prompt.question.id,
-                    sample=prompt.sample + number,
-                    prompt=prompt.text,
-                    text=completion.text,
-                    answer=found,
-                    finish_reason=completion.finish_reason,
-                    correct=verdicts.correct,
-                    prompt_tokens=len(prompt.token_ids),
-                    cached_tokens=completion.n_cached_tokens,
-                    output_tokens=len(completion.token_ids),
-                    attempt=attempt,
-                    correct_squad=verdicts.correct_squad,
-                    correct_answer=verdicts.correct_answer,
-                )
-            )
-    return rows
+    return [
+        CompletionRow(
+            run_id=run_id,
+            question_id=prompt.question.id,
+            sample=prompt.sample + number,
+            prompt=prompt.text,
+            judged=judged(prompt, completion, match, attempt),
+        )
+        for prompt, completions in zip(batch, answered, strict=True)
+        for number, completion in enumerate(completions)
+    ]

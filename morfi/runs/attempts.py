@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from morfi.errors import MorfiError, Terminated
 from morfi.runs.provenance import now
 from morfi.store import Store
-from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, SteeredRow
+from morfi.store.records import AttemptEnd, AttemptRecord, JudgedAnswer
 from morfi.terminal import Progress
 
 NOTHING_DONE = AttemptEnd(datetime.min.replace(tzinfo=UTC), "done", 0.0, 0.0, 0, 0, 0)
@@ -24,7 +24,7 @@ class Attempt:
     number: int
     tally: AttemptEnd = NOTHING_DONE
 
-    def count(self, answers: Sequence[CompletionRow | SteeredRow], generate_s: float) -> None:
+    def count(self, answers: Sequence[JudgedAnswer], generate_s: float) -> None:
         """Adds answers that took so long."""
         prompt_tokens = sum(one.prompt_tokens for one in answers)
         output_tokens = sum(one.output_tokens for one in answers)

@@ -85,17 +85,13 @@ def compare(store: Store, run_a: str, run_b: str, *, seed: int = 0) -> Compariso
     """Run b against run a over the questions that both answered greedily (sample 0).
 
     The runs are given as `Store.answered_run` takes them. A question is the same where id, text and accepted
-    answers are. Where the runs went by different rules of matching, or an earlier morfi judged one of them,
-    whose rules differed, both are judged by the rule of run a as it is now. Raises InputError where they have
-    no question in common. `seed` draws the bootstrap.
+    answers are. Where the runs went by different rules of matching, both are judged by the rule of run a.
+    Raises InputError where they have no question in common. `seed` draws the bootstrap.
     """
     a, b = store.answered_run(run_a), store.answered_run(run_b)
     match = a.config.get("match", "squad")
     rows_a, rows_b = _greedy(store, a.run_id), _greedy(store, b.run_id)
-    old = [name for name, rows in (("a", rows_a), ("b", rows_b)) if _judged_earlier(rows.values())]
-    if old:
-        _judge_anew(rows_a.values(), match)
-    if old or b.config.get("match", match) != match:
+    if b.config.get("match", match) != match:
         _judge_anew(rows_b.values(), match)
     pairs = [(row, rows_b[key]) for key, row in rows_a.items() if key in rows_b]
     if not pairs:
@@ -116,7 +112,7 @@ def compare(store: Store, run_a: str, run_b: str, *, seed: int = 0) -> Compariso
         flips=tuple(_flip(*pair) for pair in pairs if pair[0]["correct"] != pair[1]["correct"]),
         n_only_a=len(rows_a) - len(pairs),
         n_only_b=len(rows_b) - len(pairs),
-        notes=tuple(_notes(store, a, b, old)),
+        notes=tuple(_notes(store, a, b)),
     )
 
 
@@ -132,21 +128,13 @@ def _nothing_in_common(a: RunRecord, b: RunRecord, n_a: int, n_b: int) -> str:
     )
 
 
-def _judged_earlier(rows: Iterable[dict[str, Any]]) -> bool:
-    """Whether one of `rows` was judged by a morfi that stored one verdict only."""
-    return any(row["correct_squad"] is None or row["correct_answer"] is None for row in rows)
-
-
 def _judge_anew(rows: Iterable[dict[str, Any]], match: str) -> None:
     for row in rows:
         row["correct"] = is_correct(row["answer"], row["answers"], match)
 
 
-def _notes(store: Store, a: RunRecord, b: RunRecord, old: Sequence[str]) -> list[str]:
-    """What makes the runs' answers differ beside the checkpoints, a sentence for each kind.
-
-    `old` names the runs, "a" and "b", that were judged by an earlier morfi.
-    """
+def _notes(store: Store, a: RunRecord, b: RunRecord) -> list[str]:
+    """What makes the runs' answers differ beside the checkpoints, a sentence for each kind."""
     of = [(run, run.config, _engine_dtype(store, run)) for run in (a, b)]
     settings: dict[str, dict[str, list[Any]]] = {
         "prompted": {
@@ -164,11 +152,6 @@ def _notes(store: Store, a: RunRecord, b: RunRecord, old: Sequence[str]) -> list
     if matches[0] != matches[1]:
         notes.append(
             f"judged differently: a by {matches[0]}, b by {matches[1]}; here both are judged by {matches[0]}"
-        )
-    elif old:
-        notes.append(
-            f"judged by an earlier morfi, whose rules differed: {' and '.join(old)}; here both are judged "
-            f"anew by {matches[0]}"
         )
     beside = "" if a.ckpt_sha256 == b.ckpt_sha256 else ", so that not only the checkpoints differ"
     for how, named in settings.items():
@@ -202,7 +185,7 @@ def _greedy(store: Store, run_id: str) -> dict[tuple[Any, ...], dict[str, Any]]:
     """Sample 0 of each question, by what makes it the same question, in the store's order."""
     wanted = [
         *("question_id", "sample", "relation", "subject", "question", "answers", "text", "answer"),
-        *("correct", "correct_squad", "correct_answer"),
+        "correct",
     ]
     rows = [row for row in store.samples(run_id).select(wanted).to_pylist() if row["sample"] == 0]
     return {(row["question_id"], row["question"], *row["answers"]): row for row in rows}

@@ -5,22 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from morfi.questions.matching import is_correct
-
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 _COUNTED = (
     "SELECT relation, count_if({greedy}), count_if({greedy} AND correct), "
-    "coalesce(count_if({greedy} AND correct_squad), 0), "
-    "coalesce(count_if({greedy} AND correct_answer), 0), count(*), "
+    "count_if({greedy} AND correct_squad), count_if({greedy} AND correct_answer), count(*), "
     "count_if(finish_reason = 'length'), count_if(answer = '') "
     "FROM ({rows}) GROUP BY relation ORDER BY relation"
-)
-# Judged by a morfi that had one rule for a run only.
-_UNJUDGED = (
-    "SELECT relation, answer, answers, count(*) FROM ({rows}) "
-    "WHERE {greedy} AND (correct_squad IS NULL OR correct_answer IS NULL) GROUP BY ALL"
 )
 _COMPLETIONS = "FROM samples WHERE run_id = $run"
 _STEERED = (
@@ -48,27 +40,8 @@ def count_answers(
 ) -> list[AnswerCounts]:
     """The counts of each relation; each prompt of the run has one greedy answer and `n_samples` others.
 
-    What an earlier morfi judged by one rule only is judged here by the other two. `steered` counts the
-    answers of a steer run.
+    `steered` counts the answers of a steer run.
     """
-    parts = {"rows": _STEERED if steered else _COMPLETIONS, "greedy": f"sample % {1 + n_samples} = 0"}
-    values = {"run": run_id}
-    squad: dict[str, int] = {}
-    answer: dict[str, int] = {}
-    unjudged = connection.execute(_UNJUDGED.format(**parts), values).fetchall()
-    for relation, text, accepted, n in unjudged:
-        squad[relation] = squad.get(relation, 0) + n * is_correct(text, accepted, "squad")
-        answer[relation] = answer.get(relation, 0) + n * is_correct(text, accepted, "answer")
-    return [
-        AnswerCounts(
-            relation,
-            n,
-            n_correct,
-            n_squad + squad.get(relation, 0),
-            n_answer + answer.get(relation, 0),
-            *rest,
-        )
-        for relation, n, n_correct, n_squad, n_answer, *rest in connection.execute(
-            _COUNTED.format(**parts), values
-        ).fetchall()
-    ]
+    rows, greedy = _STEERED if steered else _COMPLETIONS, f"sample % {1 + n_samples} = 0"
+    counted = connection.execute(_COUNTED.format(rows=rows, greedy=greedy), {"run": run_id}).fetchall()
+    return [AnswerCounts(*row) for row in counted]

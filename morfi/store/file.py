@@ -1,4 +1,4 @@
-"""Opening the store's file: made whole, migrated, locked for a moment, and refused in one line if unfit."""
+"""Opening the store's file: made whole, kept up to date, locked for a moment, refused in a line if unfit."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morfi.errors import InputError, MorfiError, reason_of
-from morfi.store.older import attach
+from morfi.store.schema import bring_up_to_date, newest, version_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -52,24 +50,6 @@ class Locked(InputError):  # noqa: N818 - a state of the file, that `Work` waits
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """One numbered step of the schema."""
-
-    version: int
-    name: str
-    sql: str
-
-
-def load_migrations() -> tuple[Migration, ...]:
-    """All migrations that this program knows, in order: `migrations/0001_name.sql` and on."""
-    folder = resources.files("morfi.store") / "migrations"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
-    return tuple(
-        Migration(int(f.name[:4]), f.name.removesuffix(".sql")[5:], f.read_text("utf-8")) for f in files
-    )
-
-
 def exists(path: Path) -> bool:
     """Whether the file is there; InputError where that cannot be known or the name cannot be used."""
     try:
@@ -85,19 +65,20 @@ def exists(path: Path) -> bool:
 def reading(
     path: Path, lock_timeout_s: float, say: Say | None = None, *, confined: bool = False
 ) -> Iterator[DuckDBPyConnection]:
-    """A read-only connection for the length of the block; the file is neither made nor migrated.
+    """A read-only connection for the length of the block; the file is not made.
 
-    One of an older schema is read through views of the newest. `confined` shuts the connection off from
-    everything but this database. `say`, here and below, is told that the file is waited for, and by whom it
-    is held.
+    One of an older release is brought up to date first. `confined` shuts the connection off from everything
+    but this database. `say`, here and below, is told that the file is waited for, and by whom it is held.
     """
     if not exists(path):
         raise InputError(f"{path}: no such database; give --db the file that `morfi eval` wrote")
     with _connection(path, lock_timeout_s, say, read_only=True, confined=confined) as connection:
-        if _schema_version(path, connection) == load_migrations()[-1].version:
+        if version_of(path, connection) == newest():
             yield connection
             return
-    with _connection(path, lock_timeout_s, say, read_only=True, confined=confined, older=True) as connection:
+    with _connection(path, lock_timeout_s, say) as connection:
+        bring_up_to_date(path, connection)
+    with _connection(path, lock_timeout_s, say, read_only=True, confined=confined) as connection:
         yield connection
 
 
@@ -105,7 +86,7 @@ def reading(
 def holding(path: Path, lock_timeout_s: float, say: Say | None = None) -> Iterator[None]:
     """All that this thread reads and writes in the block goes through one connection, opened once."""
     with _connection(path, lock_timeout_s, say) as connection:
-        migrate(path, connection)
+        bring_up_to_date(path, connection)
         _held.path, _held.connection = path, connection
         try:
             yield
@@ -115,11 +96,11 @@ def holding(path: Path, lock_timeout_s: float, say: Say | None = None) -> Iterat
 
 @contextmanager
 def writing(path: Path, lock_timeout_s: float, say: Say | None = None) -> Iterator[DuckDBPyConnection]:
-    """A transaction on the migrated file for the length of the block: all of it is kept, or nothing."""
+    """A transaction on the up-to-date file for the length of the block: all of it is kept, or nothing."""
     if not exists(path):
         raise InputError(f"{path}: no such database; it was there when this run began, so put it back")
     with _connection(path, lock_timeout_s, say) as connection:
-        migrate(path, connection)
+        bring_up_to_date(path, connection)
         connection.begin()
         try:
             yield connection
@@ -130,28 +111,18 @@ def writing(path: Path, lock_timeout_s: float, say: Say | None = None) -> Iterat
             raise
 
 
-def upgrade(path: Path, lock_timeout_s: float) -> tuple[int, int]:
-    """Brings an existing file to the newest schema; returns its schema before and now."""
-    if not exists(path):
-        raise InputError(f"{path}: no such database; give --db the file that `morfi eval` wrote")
-    with _connection(path, lock_timeout_s) as connection:
-        before = _schema_version(path, connection)
-        migrate(path, connection)
-        return before, _schema_version(path, connection)
-
-
 def prepare(path: Path, lock_timeout_s: float, say: Say | None = None) -> None:
-    """Makes the file with the newest schema if it is missing, else migrates it.
+    """Makes the file with the newest schema if it is missing, else brings it up to date.
 
     A new file appears under its name only when it is complete, so a killed process leaves no half of one.
     """
     if exists(path) or not _create(path, lock_timeout_s):
         with _connection(path, lock_timeout_s, say) as connection:
-            migrate(path, connection)
+            bring_up_to_date(path, connection)
 
 
 def _create(path: Path, lock_timeout_s: float) -> bool:
-    """Whether the complete file is there; False where it must be opened and migrated in its place."""
+    """Whether the complete file is there; False where it must be made in its place."""
     wal = path.with_name(path.name + ".wal")
     if wal.exists():
         raise InputError(
@@ -162,7 +133,7 @@ def _create(path: Path, lock_timeout_s: float) -> bool:
     part = path.with_name(f".morfi-{secrets.token_hex(8)}.part")  # short: the file's own name may be long
     try:
         with _connection(part, lock_timeout_s) as connection:
-            migrate(part, connection)
+            bring_up_to_date(part, connection)
         os.link(part, path)
         return True
     except FileExistsError:
@@ -179,56 +150,6 @@ def _create(path: Path, lock_timeout_s: float) -> bool:
                 left.unlink(missing_ok=True)
 
 
-def migrate(
-    path: Path, connection: DuckDBPyConnection, migrations: Sequence[Migration] | None = None
-) -> None:
-    """Brings the schema to the newest of `migrations` (default: this program's), in one transaction.
-
-    Raises InputError for a newer schema and for a DuckDB database that is not morfi's.
-    """
-    migrations = load_migrations() if migrations is None else migrations
-    version = _schema_version(path, connection, migrations[-1].version)
-    pending = [migration for migration in migrations if migration.version > version]
-    if not pending:
-        return
-    connection.begin()  # an error below leaves it open, and closing the connection undoes it
-    connection.execute(
-        "CREATE TABLE IF NOT EXISTS schema_migration "
-        "(version INTEGER PRIMARY KEY, name VARCHAR NOT NULL, applied_at TIMESTAMP NOT NULL)"
-    )
-    for migration in pending:
-        connection.execute(migration.sql)
-        connection.execute(
-            "INSERT INTO schema_migration VALUES (?, ?, epoch_ms(?::BIGINT))",
-            [migration.version, migration.name, int(time.time() * 1000)],
-        )
-    connection.commit()
-
-
-def _schema_version(path: Path, connection: DuckDBPyConnection, known: int | None = None) -> int:
-    """The file's schema number, 0 for an empty database; refuses a newer one and strangers' databases."""
-    import duckdb
-
-    try:
-        newest = connection.execute("SELECT coalesce(max(version), 0) FROM schema_migration").fetchall()
-    except duckdb.CatalogException:
-        tables = connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY ALL").fetchall()
-        if tables:
-            raise InputError(
-                f"{path}: a DuckDB database, but not morfi's (it holds the table {tables[0][0]}); "
-                "give another --db"
-            ) from None
-        return 0
-    version = int(newest[0][0])
-    known = load_migrations()[-1].version if known is None else known
-    if version > known:
-        raise InputError(
-            f"{path}: has schema {version}, newer than this morfi, which knows up to {known}; "
-            "upgrade morfi or give another --db"
-        )
-    return version
-
-
 @contextmanager
 def _connection(
     path: Path,
@@ -237,14 +158,13 @@ def _connection(
     *,
     read_only: bool = False,
     confined: bool = False,
-    older: bool = False,
 ) -> Iterator[DuckDBPyConnection]:
     import duckdb
 
     if getattr(_held, "path", None) == path and not confined:
         yield _held.connection
         return
-    open_it = partial(_open, path, read_only=read_only, confined=confined, older=older)
+    open_it = partial(_open, path, read_only=read_only, confined=confined)
     if not _gate.acquire(timeout=min(lock_timeout_s, threading.TIMEOUT_MAX)):
         raise Locked(f"{path}: another thread of this process has used it for {lock_timeout_s:g} s", "retry")
     try:
@@ -271,20 +191,13 @@ def _connection(
         _gate.release()
 
 
-def _open(path: Path, *, read_only: bool, confined: bool, older: bool) -> DuckDBPyConnection:
-    """One connection; a file of an `older` schema stands behind an empty database in memory."""
+def _open(path: Path, *, read_only: bool, confined: bool) -> DuckDBPyConnection:
     import duckdb
 
     _check_magic(path)
-    if older:
-        connection = duckdb.connect(":memory:", config=_CONFIG)
-        attach(connection, path, [migration.sql for migration in load_migrations()])
-        for setting in _CONFINED.keys() - _CONFIG.keys():
-            connection.execute(f"SET {setting} = {_CONFINED[setting]}")
-    else:
-        # Absolute, so that names such as `md:x` stay names of files.
-        config = _CONFINED if confined else _CONFIG
-        connection = duckdb.connect(str(path.absolute()), read_only=read_only, config=config)
+    # Absolute, so that names such as `md:x` stay names of files.
+    config = _CONFINED if confined else _CONFIG
+    connection = duckdb.connect(str(path.absolute()), read_only=read_only, config=config)
     connection.execute("SET enable_progress_bar = false")  # it would be drawn on standard output
     if confined:
         connection.execute("SET lock_configuration = true")

@@ -62,26 +62,30 @@ class AttemptEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionRow:
-    """One judged answer, with the prompt as the model saw it; `sample` 0 is the greedy one.
+class JudgedAnswer:
+    """An answer with its verdicts: `correct` by the rule of its run, the others by `squad` and `answer`."""
 
-    `correct` is by the run's rule, the others by `squad` and `answer` (None: judged by an earlier morfi).
-    """
+    text: str
+    answer: str
+    finish_reason: str
+    correct: bool
+    correct_squad: bool
+    correct_answer: bool
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRow:
+    """One judged answer, with the prompt as the model saw it; `sample` 0 is the greedy one."""
 
     run_id: str
     question_id: str
     sample: int
     prompt: str
-    text: str
-    answer: str
-    finish_reason: str
-    correct: bool
-    prompt_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    attempt: int
-    correct_squad: bool | None = None
-    correct_answer: bool | None = None
+    judged: JudgedAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,17 +276,8 @@ class SteeredRow:
     alpha: float
     question_id: str
     strength: float
-    text: str
-    answer: str
-    finish_reason: str
-    correct: bool
-    prompt_tokens: int
-    cached_tokens: int
-    output_tokens: int
     steered_tokens: int
-    attempt: int
-    correct_squad: bool | None = None
-    correct_answer: bool | None = None
+    judged: JudgedAnswer
 
 
 @dataclass(frozen=True, slots=True)

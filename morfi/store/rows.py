@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,11 +22,12 @@ _JSON = ("config", "engine", "files", "manifest", "parts", "versions")  # column
 def columns_of(records: Sequence[DataclassInstance], **keys: str | int) -> dict[str, Sequence[Any]]:
     """The fields of `records`, all of one class, as columns of values that the store takes.
 
-    `keys` become columns with one value in every row.
+    The fields of a record within a record become columns too, and `keys` columns with one value in every row.
     """
     columns: dict[str, Sequence[Any]] = {name: [value] * len(records) for name, value in keys.items()}
     for field in fields(records[0]):
-        columns[field.name] = _stored([getattr(record, field.name) for record in records])
+        values = [getattr(record, field.name) for record in records]
+        columns |= columns_of(values) if is_dataclass(values[0]) else {field.name: _stored(values)}
     return columns
 
 

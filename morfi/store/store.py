@@ -14,7 +14,7 @@ from morfi.questions.question import Question
 from morfi.statistics import wilson_interval
 from morfi.store import lease
 from morfi.store.counts import AnswerCounts, count_answers
-from morfi.store.file import Say, exists, upgrade
+from morfi.store.file import Say, exists
 from morfi.store.query import Rows, answered, streamed
 from morfi.store.records import (
     AttemptEnd,
@@ -99,12 +99,8 @@ class Store:
         self._work = Work(path, lock_timeout_s)
 
     def prepare(self) -> None:
-        """Makes the file, or migrates it; whatever is unfit about it shows before any work is done."""
+        """Makes the file or brings it up to date; what is unfit about it shows before any work is done."""
         self._work.prepare()
-
-    def upgrade(self) -> tuple[int, int]:
-        """Brings an existing file to the newest schema; returns its schema before and now."""
-        return upgrade(self.path, self._work.lock_timeout_s)
 
     def together(self) -> AbstractContextManager[None]:
         """For a block of quick operations of one thread: the file is opened once, not for each of them.
@@ -118,7 +114,7 @@ class Store:
     def begin_run(self, run: RunRecord, questions: Mapping[str, Sequence[Question]]) -> None:
         """Adds the run and the questions it asks, by split; the same run again changes nothing.
 
-        Makes or migrates the file. Raises InputError where another process works on the run.
+        Makes the file, or brings it up to date. Raises InputError where another process works on the run.
         """
         self.prepare()
         asked = [question for rows in questions.values() for question in rows]
@@ -305,7 +301,7 @@ class Store:
         return self._made(MixtureRow, "mixture", run_id, "level, position")
 
     def baselines(self, run_id: str) -> list[BaselineRow]:
-        """The best constant answers of a run, by split and relation; none for runs of an earlier morfi."""
+        """The best constant answers of a run, by split and relation."""
         return self._made(BaselineRow, "baseline", run_id, "split, relation")
 
     def epochs(self, run_id: str) -> list[EpochRow]:

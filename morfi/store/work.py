@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 _RENEWAL_WAITS_S = 1.0  # short, for the thread that has answers to store waits meanwhile
-Rows = tuple[str, Mapping[str, Sequence[Any]]]  # a table's name and columns
+Insertion = tuple[str, Mapping[str, Sequence[Any]]]  # a table's name and its columns
 
 
 class Work:
@@ -36,7 +36,7 @@ class Work:
         self.lock_timeout_s = lock_timeout_s
         self._leases: dict[str, int] = {}  # attempts by run
         self._renewed = time.monotonic()
-        self._kept: list[Rows] = []
+        self._kept: list[Insertion] = []
         self._said_kept = False
         self._say: Say | None = None
         self._said_unrenewed = False
@@ -51,7 +51,7 @@ class Work:
         return (self.lock_timeout_s, None) if self._say is None else (float("inf"), self._say)
 
     def prepare(self) -> None:
-        """Makes or migrates the file, as `file.prepare`."""
+        """Makes the file or brings it up to date, as `file.prepare`."""
         prepare(self.path, *self._patience)
 
     def reading(self, *, confined: bool = False) -> AbstractContextManager[DuckDBPyConnection]:
@@ -124,7 +124,7 @@ class Work:
             lease.give_back(connection, run_id, number)
         self._written()
 
-    def _add(self, connection: DuckDBPyConnection, rows: Sequence[Rows]) -> None:
+    def _add(self, connection: DuckDBPyConnection, rows: Sequence[Insertion]) -> None:
         for run_id, number in self._leases.items():
             lease.keep(connection, run_id, number)
         for table, columns in rows:

@@ -10,7 +10,7 @@ import pytest
 
 from morfi.questions.question import Question
 from morfi.store import Store
-from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, RunRecord
+from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, JudgedAnswer, RunRecord
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 # Relation, subject, accepted answers, verdict; majority 3/5 (France) and 1/2, in the subject 1/5 and 1/2.
@@ -31,7 +31,6 @@ def _add_run(
     facts: Sequence[tuple[str, str, tuple[str, ...], bool]] = FACTS,
     *,
     n_planned: int = 0,
-    by_earlier: bool = True,
     split: str = "test",
 ) -> str:
     questions = [
@@ -61,8 +60,7 @@ def _add_run(
     store.write_completions(
         [
             CompletionRow(
-                *(run_id, q.id, 0, "p", " x", "x", "stop", fact[3], 10, 5, 2, number),
-                *(None if by_earlier else fact[3],) * 2,
+                run_id, q.id, 0, "p", JudgedAnswer(" x", "x", "stop", *(fact[3],) * 3, 10, 5, 2, number)
             )
             for q, fact in zip(questions, facts, strict=True)
         ]

@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from morfi.report.answers import answer_lines, answer_object, counts_of
-from morfi.report.evaluation import run_object, run_report, run_table
+from morfi.report.answers import answer_lines, answer_object
+from morfi.report.evaluation import run_report, run_table
 from morfi.store import Store
 from morfi.store.counts import AnswerCounts
 from morfi.store.records import BaselineRow
@@ -42,16 +42,6 @@ def test_relations_and_the_whole_are_named_where_the_rules_differ_by_a_point() -
     (line,) = answer_lines([replace(P17, n=10_000), *many], "squad", 16)
     assert line.endswith("P3 10.0 % and 15.0 % and 3 relations more.")
     assert "all" not in line.partition(": ")[2].split(": ")[-1].split(",")[0]
-
-
-def test_answers_that_an_earlier_morfi_judged_by_one_rule_are_judged_by_both(
-    store: Store, add_run: Callable[..., str]
-) -> None:
-    facts = [("P17", "s0", ("-5",), True), ("P17", "s1", ("x",), True), ("P17", "s2", ("X!",), False)]
-    run_id = add_run(store, "run-a", facts)  # every answer is "x", without the two verdicts
-    (row,) = counts_of(store, store.run(run_id))
-    assert (row.n, row.n_correct, row.n_squad, row.n_answer) == (3, 2, 2, 2)
-    assert run_object(run_report(store, run_id))["accuracy_answer"] == 2 / 3
 
 
 def test_the_majority_is_that_of_the_whole_split_whatever_was_asked(

@@ -12,7 +12,7 @@ def test_the_table_of_a_comparison_counts_the_flips_it_leaves_out(
 ) -> None:
     for run_id, verdict in (("run-a", False), ("run-b", True)):
         facts = [("P17", f"s{i}", ("yes",), verdict) for i in range(25)]
-        add_run(store, run_id, facts, by_earlier=False)
+        add_run(store, run_id, facts)
     assert "flipped" not in comparison_table(compare(store, "run-a", "run-a"))
     table = comparison_table(compare(store, "run-a", "run-b"), flips=3).splitlines()
     assert table[:2] == ["a: run-a, tiny (cccccccccccc)", "b: run-b, tiny (cccccccccccc)"]

@@ -18,7 +18,7 @@ from morfi.questions.question import Question
 from morfi.runs.compare import compare, difference
 from morfi.statistics import wilson_interval
 from morfi.store import Store
-from morfi.store.records import CompletionRow, RunRecord
+from morfi.store.records import CompletionRow, JudgedAnswer, RunRecord
 
 QUESTIONS = [
     Question(
@@ -38,7 +38,6 @@ def add_run(
     questions: Sequence[Question] = QUESTIONS,
     config: Mapping[str, Any] = MappingProxyType({}),
     answer: str = "x",
-    by_earlier: bool = False,
     changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     run = RunRecord(
@@ -68,16 +67,7 @@ def add_run(
                 question_id,
                 sample,
                 "p",
-                f" {run_id} {question_id}",
-                answer,
-                "stop",
-                correct,
-                1,
-                1,
-                1,
-                1,
-                None if by_earlier else correct,
-                None if by_earlier else correct,
+                JudgedAnswer(f" {run_id} {question_id}", answer, "stop", *(correct,) * 3, 1, 1, 1, 1),
             )
             for question_id, correct in verdicts.items()
         ]
@@ -185,22 +175,6 @@ def test_runs_that_were_judged_by_different_rules_are_judged_by_one(store: Store
     assert found.notes == ("judged differently: a by squad, b by contains; here both are judged by squad",)
     found = compare(store, "run-b", "run-a")
     assert (found.whole.accuracy_a, found.whole.accuracy_b) == (1.0, 0.25), "a's verdicts are its own"
-
-
-@pytest.mark.parametrize("earlier", ["a", "b"])
-def test_a_run_that_an_earlier_morfi_judged_is_judged_anew_and_so_is_the_other(
-    store: Store, earlier: str
-) -> None:
-    ids = [question.id for question in QUESTIONS[:4]]
-    for name in ("a", "b"):  # the earlier rule took none of them, the present one takes that of q00
-        verdicts = {one: name != earlier and one == "q00" for one in ids}
-        add_run(store, f"run-{name}", verdicts, answer="answer\u200b 0", by_earlier=name == earlier)
-    found = compare(store, "run-a", "run-b")
-    assert (found.whole.n_gained, found.whole.n_lost) == (0, 0)
-    assert (found.whole.accuracy_a, found.whole.accuracy_b) == (0.25, 0.25)
-    assert found.notes == (
-        f"judged by an earlier morfi, whose rules differed: {earlier}; here both are judged anew by squad",
-    )
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from morfi.questions.question import Question
 from morfi.runs import export as export_module
 from morfi.runs.export import FORMATS, export
 from morfi.store import Store
-from morfi.store.records import CompletionRow, RunRecord
+from morfi.store.records import CompletionRow, JudgedAnswer, RunRecord
 
 AWKWARD = [
     "",
@@ -66,7 +66,13 @@ def write_run(store: Store, run_id: str, texts: list[str]) -> None:
     store.begin_run(run, {"test": questions})
     store.write_completions(
         [
-            CompletionRow(run_id, f"q{i}", 0, text, text, text, "stop", i % 2 == 0, 9, 8, 2, 1, True, None)
+            CompletionRow(
+                run_id,
+                f"q{i}",
+                0,
+                text,
+                JudgedAnswer(text, text, "stop", i % 2 == 0, True, False, 9, 8, 2, 1),
+            )
             for i, text in enumerate(texts)
         ]
     )

@@ -19,6 +19,7 @@ from morfi.store.records import (
     CheckpointRow,
     CompletionRow,
     EpochRow,
+    JudgedAnswer,
     MixtureRow,
     RunRecord,
     SweepAccuracy,
@@ -52,10 +53,8 @@ def run_record(run_id: str, kind: str, n_planned: int = 1, **config: Any) -> Run
 
 
 def completions(run_id: str, question_id: str, verdicts: Sequence[bool]) -> list[CompletionRow]:
-    return [
-        CompletionRow(run_id, question_id, sample, "p", "t", "t", "stop", correct, 9, 0, 2, attempt=1)
-        for sample, correct in enumerate(verdicts)
-    ]
+    answers = [JudgedAnswer("t", "t", "stop", *(correct,) * 3, 9, 0, 2, attempt=1) for correct in verdicts]
+    return [CompletionRow(run_id, question_id, sample, "p", answer) for sample, answer in enumerate(answers)]
 
 
 def begin_split(store: Store, run_id: str = "split-a") -> None:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,13 +23,13 @@ import pytest
 
 from morfi.errors import InputError
 from morfi.questions.question import Question
-from morfi.store import Store
-from morfi.store import file as store_file
-from morfi.store.file import Migration, load_migrations, lock_holder
-from morfi.store.records import CompletionRow, RunRecord
+from morfi.store import Store, schema
+from morfi.store.file import lock_holder
+from morfi.store.records import CompletionRow, JudgedAnswer, RunRecord
+from morfi.store.schema import Migration
 
 QUESTIONS = [Question(f"q{i}", "P17", f"s{i}", f"Which country is s{i} in?", ("France",)) for i in range(4)]
-NEWEST = load_migrations()[-1].version
+NEWEST = schema.newest()
 NOTES = "CREATE TABLE note (run_id VARCHAR);"
 NEXT = Migration(NEWEST + 1, "notes", f"{NOTES} INSERT INTO note SELECT run_id FROM run;")
 BROKEN = Migration(NEWEST + 1, "broken", f"{NOTES} DROP VIEW runs; SELECT no_such_column;")
@@ -39,10 +39,11 @@ CHILD = """
 import sys
 from pathlib import Path
 from morfi.store import Store
-from morfi.store.records import CompletionRow
+from morfi.store.records import CompletionRow, JudgedAnswer
 store = Store(Path(sys.argv[1]))
+answer = JudgedAnswer("t", "t", "stop", True, True, True, 1, 1, 1, 1)
 def batch(n):
-    return [CompletionRow("run-a", f"q{n * 64 + i}", 0, "p" * 300, "t", "t", "stop", True, 1, 1, 1, 1)
+    return [CompletionRow("run-a", f"q{n * 64 + i}", 0, "p" * 300, answer)
             for i in range(64)]
 """
 
@@ -69,10 +70,8 @@ def run_record(run_id: str = "run-a") -> RunRecord:
 
 
 def completions(first: int, n: int, text: str = "France") -> list[CompletionRow]:
-    return [
-        CompletionRow("run-a", f"q{i}", 0, "p", text, "France", "stop", True, 1, 1, 1, 1)
-        for i in range(first, first + n)
-    ]
+    answer = JudgedAnswer(text, "France", "stop", True, True, True, 1, 1, 1, 1)
+    return [CompletionRow("run-a", f"q{i}", 0, "p", answer) for i in range(first, first + n)]
 
 
 @pytest.fixture
@@ -104,7 +103,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def test_the_schema_after_all_migrations(store: Store) -> None:
+def test_the_tables_of_a_store(store: Store) -> None:
     rows = store.query(
         "SELECT table_name, column_name, data_type, is_nullable FROM duckdb_columns() "
         "WHERE table_name IN (SELECT table_name FROM duckdb_tables()) ORDER BY table_oid, column_index"
@@ -127,7 +126,7 @@ def test_the_schema_after_all_migrations(store: Store) -> None:
         "completion": "run_id VARCHAR, question_id VARCHAR, sample INTEGER, prompt VARCHAR, text VARCHAR, "
         "answer VARCHAR, finish_reason VARCHAR, correct BOOLEAN, prompt_tokens INTEGER, "
         "cached_tokens INTEGER, output_tokens INTEGER, attempt INTEGER, "
-        "correct_squad BOOLEAN?, correct_answer BOOLEAN?",
+        "correct_squad BOOLEAN, correct_answer BOOLEAN",
         "asked": "run_id VARCHAR, question_id VARCHAR, split VARCHAR",
         "mixture": "run_id VARCHAR, level INTEGER, position INTEGER, question_id VARCHAR, category VARCHAR",
         "training_epoch": "run_id VARCHAR, level INTEGER, seed BIGINT, epoch INTEGER, loss DOUBLE, "
@@ -155,7 +154,7 @@ def test_the_schema_after_all_migrations(store: Store) -> None:
         "steered_answer": "run_id VARCHAR, served VARCHAR, direction VARCHAR, alpha DOUBLE, "
         "question_id VARCHAR, strength DOUBLE, text VARCHAR, answer VARCHAR, finish_reason VARCHAR, "
         "correct BOOLEAN, prompt_tokens INTEGER, cached_tokens INTEGER, output_tokens INTEGER, "
-        "steered_tokens INTEGER, attempt INTEGER, correct_squad BOOLEAN?, correct_answer BOOLEAN?",
+        "steered_tokens INTEGER, attempt INTEGER, correct_squad BOOLEAN, correct_answer BOOLEAN",
         "baseline": "run_id VARCHAR, split VARCHAR, relation VARCHAR, n BIGINT, answer VARCHAR, "
         "n_accepting BIGINT",
         "lease": "run_id VARCHAR, attempt INTEGER, host VARCHAR, pid BIGINT, process VARCHAR?, "
@@ -163,65 +162,38 @@ def test_the_schema_after_all_migrations(store: Store) -> None:
     }
 
 
-def test_migrations_are_numbered_from_one_without_a_gap() -> None:
-    assert [migration.version for migration in load_migrations()] == [*range(1, len(load_migrations()) + 1)]
+def test_migrations_are_numbered_without_a_gap() -> None:
+    versions = [migration.version for migration in schema.MIGRATIONS]
+    assert versions == [*range(schema.FIRST + 1, schema.FIRST + 1 + len(versions))]
 
 
-def test_a_later_migration_upgrades_the_file_and_keeps_its_rows(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("use", [lambda store: store.prepare(), lambda store: store.runs(1)])
+def test_a_file_of_an_earlier_release_is_brought_up_to_date_with_its_rows(
+    store: Store, monkeypatch: pytest.MonkeyPatch, use: Callable[[Store], object]
 ) -> None:
     rows = store.samples("run-a").to_pylist()
-    both = (*load_migrations(), NEXT)
-    monkeypatch.setattr(store_file, "load_migrations", lambda: both)
-    # A reader takes the file as it is.
-    assert store.samples("run-a").to_pylist() == rows
-    assert store.query("SELECT count(*) AS n FROM note").to_pylist() == [{"n": 0}]
-    store.prepare()
-    assert store.samples("run-a").to_pylist() == rows
-    assert store.query("SELECT run_id FROM note").to_pylist() == [{"run_id": "run-a"}]
-    applied = store.query("SELECT version, name FROM schema_migration ORDER BY version").to_pylist()
-    assert [tuple(row.values()) for row in applied] == [(each.version, each.name) for each in both]
-    store.prepare()
-    assert store.query("SELECT run_id FROM note").num_rows == 1
+    before = store.query("SELECT version, name FROM schema_migration").to_pylist()
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, NEXT))
+    for _ in range(2):
+        use(store)
+        assert store.samples("run-a").to_pylist() == rows
+        assert store.query("SELECT run_id FROM note").to_pylist() == [{"run_id": "run-a"}]
+        applied = store.query("SELECT version, name FROM schema_migration ORDER BY version").to_pylist()
+        assert applied == [*before, {"version": NEXT.version, "name": "notes"}]
 
 
-@pytest.mark.parametrize("n", range(len(load_migrations())))
-def test_a_file_of_any_older_schema_is_read_as_it_is_and_upgraded_with_its_rows(
-    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, n: int
-) -> None:
-    old = Store(tmp_path / "old's.duckdb")
-    connection = duckdb.connect(str(old.path))
-    if n:
-        store_file.migrate(old.path, connection, load_migrations()[:n])
-        connection.execute(f"ATTACH '{store.path}' AS new (READ_ONLY)")
-        for table in ("run", "attempt", "attempt_end", "question", "completion"):
-            names = ", ".join(row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall())
-            connection.execute(f"INSERT INTO {table} BY NAME SELECT {names} FROM new.{table}")
-    connection.close()
-    before = old.path.read_bytes()
-    rows, runs = (store.samples("run-a").to_pylist(), store.runs(5)) if n else ([], [])
-    assert old.runs(5) == runs
-    assert old.samples("run-a").to_pylist() == rows
-    assert old.query("SELECT count(*) AS n FROM accuracy").to_pylist() == [{"n": min(n, 1)}]
-    assert old.latest_run("f") == (store.run("run-a") if n else None)
-    for outside in (
-        f"SELECT * FROM read_text('{store.path}')",
-        "ATTACH 'x'",
-        "SET lock_configuration = false",
-    ):
-        with pytest.raises(InputError, match=r"SQL: Permission|is not allowed"):
-            old.query(outside)
-    assert old.path.read_bytes() == before
-    assert old.upgrade() == (load_migrations()[n - 1].version if n else 0, NEWEST)
-    assert old.upgrade() == (NEWEST, NEWEST)
-    assert old.samples("run-a").to_pylist() == rows
-    assert old.runs(5) == runs
+def test_views_are_made_anew_after_a_migration(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with duckdb.connect(str(store.path)) as connection:
+        connection.execute("CREATE OR REPLACE VIEW accuracy AS SELECT 1 AS something_else")
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, NEXT))
+    assert store.accuracies("run-a")[-1].n == 2
 
 
-def test_only_what_is_there_can_be_upgraded(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.duckdb: no such database"):
-        Store(tmp_path / "none.duckdb").upgrade()
-    assert list(tmp_path.iterdir()) == []
+def test_an_empty_database_becomes_a_store(tmp_path: Path) -> None:
+    store = Store(tmp_path / "empty.duckdb")
+    duckdb.connect(str(store.path)).close()
+    assert store.runs(5) == []
+    assert store.query("SELECT max(version) AS v FROM schema_migration").to_pylist() == [{"v": NEWEST}]
 
 
 def test_tables_of_another_morfi_are_refused_in_one_line(store: Store) -> None:
@@ -233,17 +205,36 @@ def test_tables_of_another_morfi_are_refused_in_one_line(store: Store) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_a_migration_that_fails_midway_leaves_the_file_as_it_was(store: Store) -> None:
+def test_a_migration_that_fails_midway_leaves_the_file_as_it_was(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = store.samples("run-a").to_pylist()
-    connection = duckdb.connect(str(store.path))
-    with pytest.raises(duckdb.BinderException):
-        store_file.migrate(store.path, connection, (*load_migrations(), BROKEN))
-    connection.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, BROKEN))
+        with pytest.raises(InputError, match="no_such_column"):
+            store.prepare()
     assert store.query("SELECT max(version) AS v FROM schema_migration").to_pylist() == [{"v": NEWEST}]
     assert store.samples("run-a").to_pylist() == before
     assert store.runs(1)[0].n_done == 2
     with pytest.raises(InputError, match="note"):
         store.query("FROM note")
+
+
+@pytest.mark.parametrize("version", range(1, schema.FIRST))
+def test_a_store_from_before_the_first_release_is_refused_in_one_line_by_readers_and_writers(
+    store: Store, version: int
+) -> None:
+    with duckdb.connect(str(store.path)) as connection:
+        connection.execute("UPDATE schema_migration SET version = ?", [version])
+    before = store.path.read_bytes()
+    for use in (lambda: store.runs(1), lambda: store.write_completions(completions(2, 1)), store.prepare):
+        with pytest.raises(InputError) as refused:
+            use()
+        assert str(refused.value) == (
+            f"{store.path}: made by an unreleased morfi (schema {version}; this one reads {schema.FIRST} and "
+            "newer); give another --db and run again there"
+        )
+    assert store.path.read_bytes() == before
 
 
 def test_a_newer_schema_is_refused_by_readers_and_writers(store: Store) -> None:

@@ -24,7 +24,7 @@ from morfi.questions.question import Question
 from morfi.runs.attempts import attempting
 from morfi.runs.provenance import attempt_record
 from morfi.store import Store, lease
-from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, RunRecord
+from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, JudgedAnswer, RunRecord
 
 QUESTIONS = [Question(f"q{i}", "P17", f"s{i}", f"Which country is s{i} in?", ("France",)) for i in range(9)]
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -83,7 +83,9 @@ def here() -> AttemptRecord:
 
 def answers(first: int, n: int, attempt: int = 1) -> list[CompletionRow]:
     return [
-        CompletionRow("run-a", f"q{i}", 0, "p", "t", "t", "stop", True, 1, 1, 1, attempt)
+        CompletionRow(
+            "run-a", f"q{i}", 0, "p", JudgedAnswer("t", "t", "stop", True, True, True, 1, 1, 1, attempt)
+        )
         for i in range(first, first + n)
     ]
 
@@ -327,14 +329,15 @@ from morfi.runs.attempts import attempting
 from morfi.terminal import ended_by_signals
 from morfi.runs.provenance import attempt_record
 from morfi.store import Store
-from morfi.store.records import CompletionRow
+from morfi.store.records import CompletionRow, JudgedAnswer
 
 class Progress:
     def phase(self, text): print(text, flush=True)
 
 def answers(first, n):
     numbers = range(first, first + n)
-    return [CompletionRow("run-a", f"q{i}", 0, "p", "t", "t", "stop", True, 1, 1, 1, 1) for i in numbers]
+    answer = JudgedAnswer("t", "t", "stop", True, True, True, 1, 1, 1, 1)
+    return [CompletionRow("run-a", f"q{i}", 0, "p", answer) for i in numbers]
 
 store = Store(Path(sys.argv[1]), lock_timeout_s=0.3)
 record = attempt_record("morfi eval", {}, "cpu")

@@ -20,7 +20,7 @@ from morfi.statistics import wilson_interval
 from morfi.store import Store
 from morfi.store import file as store_file
 from morfi.store.query import Rows
-from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, RunRecord
+from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, JudgedAnswer, RunRecord
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 QUESTIONS = [
@@ -62,9 +62,8 @@ def end(status: str, **changes: object) -> AttemptEnd:
 
 
 def completion(question_id: str, correct: bool, run_id: str = "run-a", sample: int = 0) -> CompletionRow:
-    return CompletionRow(
-        run_id, question_id, sample, "Q: …\nA:", " Lima", "Lima", "stop", correct, 12, 8, 2, attempt=1
-    )
+    answer = JudgedAnswer(" Lima", "Lima", "stop", correct, correct, correct, 12, 8, 2, attempt=1)
+    return CompletionRow(run_id, question_id, sample, "Q: …\nA:", answer)
 
 
 @pytest.fixture
@@ -143,10 +142,10 @@ def test_the_first_row_of_a_key_stays(store: Store) -> None:
 
 
 def test_a_batch_with_one_bad_row_writes_none(store: Store) -> None:
-    bad = dataclasses.replace(completion("q2", True), text="\ud800")
+    bad = dataclasses.replace(completion("q2", True), prompt="\ud800")
     with pytest.raises(InputError, match="not valid Unicode"):
         store.write_completions([completion("q1", True), bad])
-    unjudged = dataclasses.replace(completion("q2", True), correct=None)  # type: ignore[arg-type]
+    unjudged = completion("q2", None)  # type: ignore[arg-type]
     with pytest.raises(Exception, match="NOT NULL"):
         store.write_completions([completion("q1", True), unjudged])
     assert store.finished("run-a") == set()
@@ -163,7 +162,7 @@ def test_a_block_of_operations_together_opens_the_file_once(
         return connect(path, *rest)
 
     monkeypatch.setattr(store_file, "_connect", counting)
-    unjudged = dataclasses.replace(completion("q2", True), correct=None)  # type: ignore[arg-type]
+    unjudged = completion("q2", None)  # type: ignore[arg-type]
     with store.together():
         store.write_completions([completion("q1", True)])
         with pytest.raises(Exception, match="NOT NULL"):
@@ -377,9 +376,9 @@ def test_any_text_reads_back_as_it_was(store: Store) -> None:
         string.printable,
     ]
     store.write_completions(
-        [dataclasses.replace(completion("q1", True, sample=i), text=text) for i, text in enumerate(texts)]
+        [dataclasses.replace(completion("q1", True, sample=i), prompt=text) for i, text in enumerate(texts)]
     )
-    assert store.samples("run-a")["text"].to_pylist() == texts
+    assert store.samples("run-a")["prompt"].to_pylist() == texts
 
 
 def test_threads_of_one_process_wait_for_each_other(store: Store) -> None:

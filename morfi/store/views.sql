@@ -1,67 +1,36 @@
--- The split that each question of a run was taken from.
-CREATE TABLE asked (
-    run_id VARCHAR NOT NULL,
-    question_id VARCHAR NOT NULL,
-    split VARCHAR NOT NULL,
-    PRIMARY KEY (run_id, question_id)
-);
+-- Made anew from this file whenever the tables change: a macro or view that is renamed must be dropped by a migration.
 
--- The training questions of each mixture D_level, level in percent Unknown.
-CREATE TABLE mixture (
-    run_id VARCHAR NOT NULL,
-    level INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    question_id VARCHAR NOT NULL,
-    category VARCHAR NOT NULL,
-    PRIMARY KEY (run_id, level, position)
-);
+-- Wilson 95 % bounds; 3.84... is the square of the normal quantile 1.959963984540054.
+CREATE OR REPLACE MACRO wilson_low(k, n) AS CASE WHEN k = 0 THEN 0e0 ELSE
+    (k + 1.920729410347062e0 - 1.959963984540054e0 * sqrt(k * (n - k) / n + 0.960364705173531e0))
+    / (n + 3.841458820694124e0) END;
+CREATE OR REPLACE MACRO wilson_high(k, n) AS CASE WHEN k = n THEN 1e0 ELSE
+    (k + 1.920729410347062e0 + 1.959963984540054e0 * sqrt(k * (n - k) / n + 0.960364705173531e0))
+    / (n + 3.841458820694124e0) END;
 
-CREATE TABLE training_epoch (
-    run_id VARCHAR NOT NULL,
-    level INTEGER NOT NULL,
-    seed BIGINT NOT NULL,
-    epoch INTEGER NOT NULL,
-    loss DOUBLE NOT NULL,
-    n_steps INTEGER NOT NULL,
-    n_dev INTEGER NOT NULL,
-    n_dev_correct INTEGER NOT NULL,
-    train_s DOUBLE NOT NULL,
-    dev_s DOUBLE NOT NULL,
-    attempt INTEGER NOT NULL,
-    PRIMARY KEY (run_id, level, seed, epoch)
-);
+CREATE OR REPLACE VIEW samples AS
+SELECT c.run_id, c.question_id, c.sample, q.relation, q.subject, q.question, q.answers,
+    c.prompt, c.text, c.answer, c.finish_reason, c.correct, c.correct_squad, c.correct_answer,
+    c.prompt_tokens, c.cached_tokens, c.output_tokens, c.attempt,
+    r.ckpt, r.ckpt_sha256, r.data, r.data_sha256, r.seed
+FROM completion c
+JOIN run r ON r.run_id = c.run_id
+JOIN question q ON q.data_sha256 = r.data_sha256 AND q.question_id = c.question_id;
 
-CREATE TABLE checkpoint (
-    run_id VARCHAR NOT NULL,
-    level INTEGER NOT NULL,
-    seed BIGINT NOT NULL,
-    epoch_setting VARCHAR NOT NULL,
-    epoch INTEGER NOT NULL,
-    path VARCHAR NOT NULL,
-    adapter_sha256 VARCHAR NOT NULL,
-    manifest JSON NOT NULL,
-    attempt INTEGER NOT NULL,
-    PRIMARY KEY (run_id, level, seed, epoch_setting)
-);
-
--- Position 0 is the base model, which has no level, seed or epoch.
-CREATE TABLE sweep_checkpoint (
-    run_id VARCHAR NOT NULL,
-    position INTEGER NOT NULL,
-    level INTEGER,
-    seed BIGINT,
-    epoch_setting VARCHAR,
-    epoch INTEGER,
-    ckpt_sha256 VARCHAR NOT NULL,
-    eval_run_id VARCHAR NOT NULL,
-    load_s DOUBLE NOT NULL,
-    attempt INTEGER NOT NULL,
-    PRIMARY KEY (run_id, position)
+-- Sample 0 only: further samples of a question are not independent of it, so Wilson would not hold.
+CREATE OR REPLACE VIEW accuracy AS
+SELECT run_id, relation, n, n_correct, n_correct / n AS accuracy,
+    wilson_low(n_correct, n) AS ci_low, wilson_high(n_correct, n) AS ci_high,
+    n_correct_squad, n_correct_answer
+FROM (
+    SELECT run_id, relation, count(*) AS n, count_if(correct)::BIGINT AS n_correct,
+        count_if(correct_squad)::BIGINT AS n_correct_squad, count_if(correct_answer)::BIGINT AS n_correct_answer
+    FROM samples WHERE sample = 0 GROUP BY run_id, relation
 );
 
 -- Categories of Gekhman et al. (arXiv 2405.05904). Each of the n_ex prompts of a question has its greedy answer
 -- first, then its samples; a question that lacks some of them has no category yet.
-CREATE VIEW knowledge AS
+CREATE OR REPLACE VIEW knowledge AS
 WITH setting AS (
     SELECT run_id, data_sha256, (config ->> 'n_ex')::INTEGER AS n_ex, (config ->> 'samples')::INTEGER AS samples
     FROM run WHERE kind = 'split'
@@ -82,7 +51,7 @@ JOIN question q ON q.data_sha256 = n.data_sha256 AND q.question_id = n.question_
 
 -- All seeds of a checkpoint together: their answers to one question are not independent, so with several
 -- seeds the bounds are too narrow for a statement about training runs.
-CREATE VIEW sweep_accuracy AS
+CREATE OR REPLACE VIEW sweep_accuracy AS
 SELECT *, n_correct / n AS accuracy, wilson_low(n_correct, n) AS ci_low, wilson_high(n_correct, n) AS ci_high
 FROM (
     SELECT s.run_id, s.level, s.epoch_setting,
@@ -96,7 +65,20 @@ FROM (
     GROUP BY s.run_id, s.level, s.epoch_setting, questions
 );
 
--- As before, with what each kind of run makes counted in n_done: completions, mixture rows or checkpoints.
+CREATE OR REPLACE VIEW steer_accuracy AS
+SELECT *, n_correct / n AS accuracy, wilson_low(n_correct, n) AS ci_low, wilson_high(n_correct, n) AS ci_high
+FROM (
+    SELECT s.run_id, s.served, s.direction, s.alpha, a.split, count(*) AS n,
+        count_if(s.correct)::BIGINT AS n_correct,
+        count_if(s.correct_squad)::BIGINT AS n_correct_squad,
+        count_if(s.correct_answer)::BIGINT AS n_correct_answer
+    FROM steered_answer s JOIN asked a ON a.run_id = s.run_id AND a.question_id = s.question_id
+    GROUP BY ALL
+);
+
+-- `n_done` counts what a run of each kind makes. A run whose last attempt has no end is 'running' while its lease
+-- lasts, else 'interrupted'.
+-- A lease from further ahead than its own length was written by a wrong clock, and counts as run out.
 CREATE OR REPLACE VIEW runs AS
 WITH answered AS (
     SELECT run_id, count(*) AS n_done, count_if(sample = 0)::BIGINT AS n,
@@ -106,13 +88,23 @@ WITH answered AS (
     SELECT run_id, count(*) AS n_done FROM mixture GROUP BY run_id
     UNION ALL SELECT run_id, count(*) FROM checkpoint GROUP BY run_id
     UNION ALL SELECT run_id, count(*) FROM sweep_checkpoint GROUP BY run_id
+    UNION ALL SELECT run_id, count(*) FROM captured_checkpoint GROUP BY run_id
+    UNION ALL SELECT run_id, count(*) FROM latent_trend GROUP BY run_id
+    UNION ALL SELECT run_id, count(*) FROM steered_answer GROUP BY run_id
+), leased AS (
+    SELECT run_id, attempt FROM lease
+    WHERE epoch_us(expires_at) > epoch_us(now())
+        AND epoch_us(renewed_at) - (epoch_us(expires_at) - epoch_us(renewed_at)) < epoch_us(now())
 ), worked AS (
     SELECT a.run_id, count(*) AS n_attempts,
-        coalesce(arg_max(coalesce(e.status, 'running'), a.attempt), 'running') AS last_status,
+        arg_max(coalesce(e.status, CASE WHEN l.run_id IS NULL THEN 'interrupted' ELSE 'running' END), a.attempt)
+            AS last_status,
         coalesce(sum(e.wall_s), 0) AS wall_s, coalesce(sum(e.generate_s), 0) AS generate_s,
         coalesce(sum(e.n_requests), 0)::BIGINT AS n_requests,
         coalesce(sum(e.output_tokens), 0)::BIGINT AS output_tokens
-    FROM attempt a LEFT JOIN attempt_end e ON e.run_id = a.run_id AND e.attempt = a.attempt
+    FROM attempt a
+    LEFT JOIN attempt_end e ON e.run_id = a.run_id AND e.attempt = a.attempt
+    LEFT JOIN leased l ON l.run_id = a.run_id AND l.attempt = a.attempt
     GROUP BY a.run_id
 )
 SELECT r.run_id, r.kind, r.created_at,
