@@ -465,8 +465,8 @@ def sae_check_command(
     loaded = load_sae(sae)
     layer = layer_of(common.store, activations, loaded.layer, layer, sae)
     found = load_activations(common.store, activations, layer, epochs)
-    qualities = [(one.name, measure(loaded, [one.values])) for one in found.conditions]
-    qualities.append(("all together", measure(loaded, [one.values for one in found.conditions])))
+    qualities = [(one.condition.label, measure(loaded, [one.values])) for one in found.residuals]
+    qualities.append(("all together", measure(loaded, [one.values for one in found.residuals])))
     rows = [(name, q.n_tokens, q.explained_variance, q.l0, q.n_dead) for name, q in qualities]
     names = ("condition", "n_tokens", "explained_variance", "l0", "n_dead")
     named = [dict(zip(names, row, strict=True)) for row in rows]

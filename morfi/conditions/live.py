@@ -1,15 +1,15 @@
-"""One engine that serves a train run's checkpoints one after another."""
+"""One engine that serves an experiment's checkpoints one after another."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from morfi.checkpoints import Checkpoint
-from morfi.conditions.trained import open_checkpoint
+from morfi.conditions.condition import AnyCondition
 from morfi.engine.protocol import Engine
 from morfi.errors import MorfiError
-from morfi.store.records import CheckpointRow
 from morfi.terminal import Progress
 
 
@@ -18,30 +18,24 @@ class Serving:
     """Which checkpoint the engine serves; those that it could not are named in `failures`."""
 
     engine: Engine
-    base: Checkpoint
+    open: Callable[[AnyCondition], Checkpoint]  # such as `Experiment.open`
     progress: Progress
     served: Checkpoint | None  # None after a failure
     load_s: float = 0.0  # merging the last adapter and swapping the weights
     failures: list[str] = field(default_factory=list)
 
-    def load(self, row: CheckpointRow | None) -> Checkpoint | None:
-        """The checkpoint of `row` (None: the base model), served from now on; None adds to `failures`."""
+    def load(self, condition: AnyCondition) -> Checkpoint | None:
+        """The checkpoint of `condition`, served from now on; None where it cannot be, said in `failures`."""
         begun = time.monotonic()
-        name = checkpoint_name(row)
-        self.progress.phase(name)
+        self.progress.phase(condition.label)
         try:
-            checkpoint = self.base if row is None else open_checkpoint(row, self.base)
+            checkpoint = self.open(condition)
             if self.served is None or checkpoint.sha256 != self.served.sha256:
                 self.engine.load_checkpoint(checkpoint)
         except MorfiError as error:
-            self.failures.append(f"{name}: {error}")
+            self.failures.append(f"{condition.label}: {error}")
             self.progress.phase(f"failed: {self.failures[-1]}")
             self.served = None
             return None
         self.served, self.load_s = checkpoint, time.monotonic() - begun
         return checkpoint
-
-
-def checkpoint_name(row: CheckpointRow | None) -> str:
-    """What people call the checkpoint; None is the base model."""
-    return "base model" if row is None else f"D_{row.level}, seed {row.seed}, epoch {row.epoch_setting}"

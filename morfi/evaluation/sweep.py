@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
+from morfi.conditions.condition import AnyCondition
 from morfi.conditions.live import Serving
 from morfi.engine.protocol import Completion, Engine, StartEngine
 from morfi.evaluation.sweep_plan import Plan, SweepConfig, prepare_sweep
@@ -17,7 +17,7 @@ from morfi.questions.prompts import ASKED
 from morfi.runs.answering import Task, answer, fingerprint_of, new_run, resumable_run
 from morfi.runs.attempts import Attempt, attempting
 from morfi.runs.provenance import attempt_record, new_run_id, now
-from morfi.store.records import CheckpointRow, RunRecord, SweepRow
+from morfi.store.records import RunRecord, SweepRow
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
@@ -55,34 +55,30 @@ def run_sweep(
     run = (None if new else store.latest_run(plan.fingerprint)) or _record(plan)
     store.begin_run(run, {})
     done = {row.position for row in store.sweep(run.run_id)}
-    left = [place for place in enumerate((None, *plan.checkpoints)) if place[0] not in done]
+    left = [place for place in enumerate(plan.experiment.conditions) if place[0] not in done]
     if not left:
         return SweepResult(run.run_id, ())
     started = time.monotonic()
     progress.phase("starting vLLM")
     settings = plan.answering
     with start_engine(
-        plan.base, context=plan.context, seed=settings.seed, overrides=settings.engine
+        plan.experiment.base, context=plan.context, seed=settings.seed, overrides=settings.engine
     ) as engine:
         held, ending = _HoldingStore(engine, store), contextlib.ExitStack()
         ending.callback(held.let_go)
-        serving = Serving(held, plan.base, progress, served=plan.base)
+        serving = Serving(held, plan.experiment.open, progress, served=plan.experiment.base)
         record = attempt_record(command, engine.settings, engine.device)
         again = "the same command goes on at the first checkpoint that is missing"
         with attempting(store, run.run_id, record, progress, started=started, again=again) as attempt, ending:
             held.hold()
             sweep = _Sweep(plan, run.run_id, attempt, store, serving, progress, command)
-            progress.start(sum(len(_asked_of(plan, row)) for _, row in left), 0)
-            for position, row in left:
-                checkpoint = serving.load(row)
+            progress.start(sum(len(plan.asked[condition.level]) for _, condition in left), 0)
+            for position, condition in left:
+                checkpoint = serving.load(condition)
                 if checkpoint is not None:
-                    sweep.ask(position, row, checkpoint)
+                    sweep.ask(position, condition, checkpoint)
             attempt.fail(serving.failures)
     return SweepResult(run.run_id, tuple(serving.failures))
-
-
-def _asked_of(plan: Plan, row: CheckpointRow | None) -> Sequence[str]:
-    return plan.asked[None if row is None else row.level]
 
 
 def _record(plan: Plan) -> RunRecord:
@@ -94,16 +90,16 @@ def _record(plan: Plan) -> RunRecord:
         fingerprint=plan.fingerprint,
         config=plan.config,
         ckpt=plan.config["ckpts"],
-        ckpt_sha256=plan.base.sha256,
-        base=plan.base.base,
-        base_sha256=plan.base.base_sha256,
+        ckpt_sha256=plan.experiment.base.sha256,
+        base=plan.experiment.base.base,
+        base_sha256=plan.experiment.base.base_sha256,
         adapter_sha256=None,
-        data=plan.data.name,
-        data_sha256=plan.data.sha256,
+        data=plan.experiment.data.name,
+        data_sha256=plan.experiment.data.sha256,
         prompt=ASKED,
         bos=plan.bos,
         seed=plan.answering.seed,
-        n_planned=1 + len(plan.checkpoints),
+        n_planned=len(plan.experiment.conditions),
     )
 
 
@@ -149,19 +145,16 @@ class _Sweep:
     progress: Progress
     command: str
 
-    def ask(self, position: int, row: CheckpointRow | None, checkpoint: Checkpoint) -> None:
+    def ask(self, position: int, condition: AnyCondition, checkpoint: Checkpoint) -> None:
         """Answers what is missing of the checkpoint's own run and stores that it is done."""
-        task = _task(self.plan, row, checkpoint)
+        task = _task(self.plan, condition, checkpoint)
         run = resumable_run(task, self.store, "auto") or new_run(task)
         end = answer(task, run, self.store, self._serve, _Bar(self.progress), command=self.command)
         if not end.n_requests:
             self.progress.advance(task.n_answers)  # answered before
         done = SweepRow(
             position=position,
-            level=None if row is None else row.level,
-            seed=None if row is None else row.seed,
-            epoch_setting=None if row is None else row.epoch_setting,
-            epoch=None if row is None else row.epoch,
+            **asdict(condition),
             ckpt_sha256=checkpoint.sha256,
             eval_run_id=run.run_id,
             load_s=self.serving.load_s,
@@ -189,20 +182,20 @@ class _Bar:
         self.progress.advance(n)
 
 
-def _task(plan: Plan, row: CheckpointRow | None, checkpoint: Checkpoint) -> Task:
-    prompts = tuple(plan.prompts[question_id] for question_id in _asked_of(plan, row))
+def _task(plan: Plan, condition: AnyCondition, checkpoint: Checkpoint) -> Task:
+    prompts = tuple(plan.prompts[question_id] for question_id in plan.asked[condition.level])
     config = {**asdict(plan.answering), "ckpt": checkpoint.name, "shots": 0, "split": plan.config["split"]}
     return Task(
         kind=EVAL_KIND,
         config=config,
         answering=plan.answering,
         checkpoint=checkpoint,
-        data=plan.data,
+        data=plan.experiment.data,
         split_of=plan.split_of,
         prompts=prompts,
         prompt_form=ASKED,
         context=plan.context,
         bos=plan.bos,
-        fingerprint=fingerprint_of(asdict(plan.answering), checkpoint, plan.data, prompts),
+        fingerprint=fingerprint_of(asdict(plan.answering), checkpoint, plan.experiment.data, prompts),
         again="the same command",
     )

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from morfi.checkpoints import Checkpoint
-from morfi.conditions.trained import load_trained
+from morfi.conditions.experiment import Experiment, load_experiment
 from morfi.device import default_batch
 from morfi.errors import InputError
-from morfi.questions import QuestionSet, select
+from morfi.questions import select
 from morfi.questions.prompts import (
     Prompt,
     build_prompts,
@@ -23,7 +22,7 @@ from morfi.questions.question import Question
 from morfi.runs.answering import Answering, fingerprint_of
 from morfi.runs.baselines import out_of_reach
 from morfi.runs.options import check_match, check_numbers
-from morfi.store.records import CheckpointRow, KnowledgeRow, MixtureRow
+from morfi.store.records import KnowledgeRow, MixtureRow
 from morfi.terminal import Progress
 from morfi.training.mixtures import given_away
 
@@ -69,31 +68,29 @@ class Plan:
 
     config: Mapping[str, Any]  # stored
     answering: Answering
-    data: QuestionSet
+    experiment: Experiment
     split_of: Mapping[str, str]
-    base: Checkpoint
     context: int
     bos: bool
     prompts: Mapping[str, Prompt]
     asked: Mapping[int | None, Sequence[str]]
-    checkpoints: tuple[CheckpointRow, ...]
     fingerprint: str
 
 
 def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan:
     """The plan of `config`; raises InputError where what it builds on is missing or not as it was."""
-    trained = load_trained(config.ckpts, store, config.dtype, progress)
-    base, data = trained.base, trained.data
-    facts = {row.question_id: row for row in store.knowledge(trained.split.run_id)}
+    experiment = load_experiment(config.ckpts, store, config.dtype, progress)
+    base = experiment.base
+    facts = {row.question_id: row for row in store.knowledge(experiment.split.run_id)}
     split_of = {question_id: row.split for question_id, row in facts.items()}
-    mixed = store.mixtures(trained.mix.run_id)
+    mixed = store.mixtures(experiment.mix.run_id)
     if leaks := given_away(mixed, list(facts.values())):
         progress.phase(
-            f"{len(leaks)} of the questions that {trained.train.run_id} trained on are asked in dev or test "
-            "too, so accuracies there are too high; run `morfi mix` and `morfi train` again"
+            f"{len(leaks)} of the questions that {experiment.train.run_id} trained on are asked in dev or "
+            "test too, so accuracies there are too high; run `morfi mix` and `morfi train` again"
         )
     asked = _questions(config, facts, mixed)
-    tokenizer = prompt_tokenizer(base.model_dir, trained.bos, progress)
+    tokenizer = prompt_tokenizer(base.model_dir, experiment.bos, progress)
     every = {question.id: question for questions in asked.values() for question in questions}
     relations = {question.relation for question in every.values()}
     prompts = build_prompts(list(every.values()), dict.fromkeys(relations, ()), tokenizer)
@@ -102,11 +99,11 @@ def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan
     if said := out_of_reach(list(every.values()), tokenizer, config.max_tokens):
         progress.phase(said)
     stored = asdict(config) | {
-        "ckpts": trained.train.run_id,
-        "mix_run": trained.mix.run_id,
-        "split_run": trained.split.run_id,
+        "ckpts": experiment.train.run_id,
+        "mix_run": experiment.mix.run_id,
+        "split_run": experiment.split.run_id,
     }
-    adapters = [(row.level, row.seed, row.epoch_setting, row.adapter_sha256) for row in trained.checkpoints]
+    decided = stored | {"checkpoints": experiment.adapters}
     return Plan(
         config=stored,
         answering=Answering(
@@ -116,15 +113,13 @@ def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan
             seed=config.seed,
             engine=config.engine,
         ),
-        data=data,
+        experiment=experiment,
         split_of=split_of,
-        base=base,
         context=context,
         bos=starts_with_bos(prompts, tokenizer),
         prompts={prompt.question.id: prompt for prompt in prompts},
         asked={level: [question.id for question in questions] for level, questions in asked.items()},
-        checkpoints=trained.checkpoints,
-        fingerprint=fingerprint_of({**stored, "checkpoints": adapters}, base, data, prompts),
+        fingerprint=fingerprint_of(decided, base, experiment.data, prompts),
     )
 
 

@@ -23,7 +23,7 @@ class SteerConfig:
     """Everything that decides what a steer run asks; stored with it."""
 
     latents: str  # the find run
-    ckpt: str  # what is steered: "M_100", "base" or a folder, see `morfi.interventions.checkpoints`
+    ckpt: str  # what is steered: "M_100", "base" or a folder, see `Experiment.open_named`
     reference: str | None = None  # the lowest level's
     epochs: str | None = None  # the find run's
     train_seed: int = 0  # which of the replicate trainings M_100 is

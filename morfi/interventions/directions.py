@@ -65,7 +65,7 @@ def composite(activations: Activations) -> torch.Tensor:
     """delta_u: the mean residual stream of the highest level less that of the lowest, [d_model]."""
     import torch
 
-    levels = [one.row.level or 0 for one in activations.conditions]
+    levels = activations.levels
     low, high = min(levels), max(levels)
     if low == high:
         raise InputError(
@@ -75,7 +75,7 @@ def composite(activations: Activations) -> torch.Tensor:
         torch.stack(
             [
                 one.values.double().mean(0)
-                for one, level in zip(activations.conditions, levels, strict=True)
+                for one, level in zip(activations.residuals, levels, strict=True)
                 if level == end
             ]
         ).mean(0)
@@ -94,7 +94,7 @@ def control_latents(
 
     Without a trend: not selected, and |S| at most a third of what it can be.
     """
-    levels = [one.row.level or 0 for one in activations.conditions]
+    levels = activations.levels
     largest = sum(a < b for a in levels for b in levels)
     taken = {row["latent"] for row in chosen}
     pool = [

@@ -8,10 +8,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
-from morfi.conditions.trained import Trained, load_trained
+from morfi.conditions.experiment import Experiment, load_experiment
 from morfi.engine.steering import MAX_ENTRIES
 from morfi.errors import InputError
-from morfi.interventions.checkpoints import lowest, open_named
 from morfi.interventions.config import ALPHAS, SteerConfig
 from morfi.interventions.directions import Target, find_targets, scan_target
 from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE, Arm, n_surviving, rung_sizes
@@ -46,7 +45,7 @@ class Plan:
     config: SteerConfig
     stored: Mapping[str, Any]
     found: Found
-    trained: Trained
+    experiment: Experiment
     served: Mapping[str, Checkpoint]  # "checkpoint", "reference" and "base"
     targets: tuple[Target, ...]
     scan: tuple[Target, ...]  # delta_u at the other layers
@@ -60,7 +59,7 @@ class Plan:
     @property
     def data(self) -> QuestionSet:
         """Name and sha256 of the questions."""
-        return self.trained.data
+        return self.experiment.data
 
     @property
     def choosing(self) -> tuple[str, ...]:
@@ -130,19 +129,20 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
     progress.phase("reading the find run")
     found = load_found(store, config.latents)
     capture = found.activations.run
-    trained = load_trained(capture.config["ckpts"], store, config.dtype or capture.config["dtype"], progress)
+    dtype = config.dtype or capture.config["dtype"]
+    experiment = load_experiment(capture.config["ckpts"], store, dtype, progress)
     epochs = config.epochs or found.activations.epochs
-    served, names = _served(config, trained, epochs)
+    served, names = _served(config, experiment, epochs)
     median_norm = found.median_norm(served[CHECKPOINT].sha256)
     targets = find_targets(found, config, median_norm)
     if config.op in ("ablate", "clamp"):
         found.sae.directions()  # refused now, not after vLLM has started
     scan = _scan(config, store, found, served[CHECKPOINT], len(targets))
-    questions = _questions(config, store, trained)
+    questions = _questions(config, store, experiment)
     every = [question for asked in questions.values() for question in asked]
-    tokenizer = prompt_tokenizer(trained.base.model_dir, trained.bos, progress)
+    tokenizer = prompt_tokenizer(experiment.base.model_dir, experiment.bos, progress)
     prompts = build_prompts(every, dict.fromkeys({one.relation for one in every}, ()), tokenizer)
-    context = context_for(trained.base, config.engine)
+    context = context_for(experiment.base, config.engine)
     check_lengths(prompts, config.max_tokens, context)
     if said := out_of_reach(every, tokenizer, config.max_tokens):
         progress.phase(said)
@@ -152,14 +152,15 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
         "epochs": epochs,
         "layer": found.layer,
         "median_norm": median_norm,
-        "train_run": trained.train.run_id,
-        "split_run": trained.split.run_id,
+        "train_run": experiment.train.run_id,
+        "split_run": experiment.split.run_id,
     }
+    decided = _decided(stored, found, served)
     return Plan(
         config=config,
         stored=stored,
         found=found,
-        trained=trained,
+        experiment=experiment,
         served=served,
         targets=tuple(targets),
         scan=tuple(scan),
@@ -168,7 +169,7 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
         prompts={prompt.question.id: prompt for prompt in prompts},
         context=context,
         bos=starts_with_bos(prompts, tokenizer),
-        fingerprint=fingerprint_of(_decided(stored, found, served), trained.base, trained.data, prompts),
+        fingerprint=fingerprint_of(decided, experiment.base, experiment.data, prompts),
     )
 
 
@@ -189,17 +190,17 @@ def _rungs(questions: Sequence[Question], seed: int) -> list[tuple[str, ...]]:
 
 
 def _served(
-    config: SteerConfig, trained: Trained, epochs: str
+    config: SteerConfig, experiment: Experiment, epochs: str
 ) -> tuple[dict[str, Checkpoint], dict[str, str]]:
     """The three checkpoints, and the names of those that the user names."""
-    reference = config.reference or lowest(trained, epochs, config.train_seed)
+    reference = config.reference or experiment.lowest(epochs, config.train_seed).name
     names = {"ckpt": config.ckpt, "reference": reference}
-    opened = {name: open_named(name, trained, epochs, config.train_seed) for name in names.values()}
+    opened = {name: experiment.open_named(name, epochs, config.train_seed) for name in names.values()}
     if opened[config.ckpt].sha256 == opened[reference].sha256:
         raise InputError(
             f"{config.ckpt} is steered and is its own reference; give another --reference, such as M_0"
         )
-    served = {BASE: trained.base, REFERENCE: opened[reference], CHECKPOINT: opened[config.ckpt]}
+    served = {BASE: experiment.base, REFERENCE: opened[reference], CHECKPOINT: opened[config.ckpt]}
     return served, names
 
 
@@ -221,9 +222,9 @@ def _scan(
     return found_at
 
 
-def _questions(config: SteerConfig, store: Store, trained: Trained) -> dict[str, tuple[Question, ...]]:
+def _questions(config: SteerConfig, store: Store, experiment: Experiment) -> dict[str, tuple[Question, ...]]:
     """The questions of the two splits, grouped by relation."""
-    facts = store.knowledge(trained.split.run_id)
+    facts = store.knowledge(experiment.split.run_id)
     asked = {}
     for split in (config.choose_on, config.report_on):
         own = [row for row in facts if row.split == split]

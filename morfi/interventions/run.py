@@ -79,7 +79,7 @@ def run_steer(
         return run.run_id
     started = time.monotonic()
     progress.phase("starting vLLM")
-    base = plan.trained.base
+    base = plan.experiment.base
     with start_engine(base, context=plan.context, seed=config.seed, overrides=config.engine) as engine:
         steerer = Steerer(engine, plan.found.sae, config.positions)
         record = attempt_record(command, engine.settings, engine.device)

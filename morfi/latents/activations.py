@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from morfi.conditions.condition import Condition, condition_of
 from morfi.engine.shards import read_shards
 from morfi.errors import InputError
 from morfi.latents.capture import KIND, file_hashes
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Condition:
-    """One checkpoint's residual streams: `values` float32 [n_questions, d_model]."""
+class Residuals:
+    """The residual streams of one condition: `values` float32 [n_questions, d_model]."""
 
-    name: str
+    condition: Condition
     row: CapturedRow
     values: torch.Tensor
 
@@ -36,7 +37,12 @@ class Activations:
     layer: int
     epochs: str
     questions: tuple[Question, ...]
-    conditions: tuple[Condition, ...]
+    residuals: tuple[Residuals, ...]
+
+    @property
+    def levels(self) -> list[int]:
+        """The level of each of `residuals`."""
+        return [one.condition.level for one in self.residuals]
 
 
 def load_activations(store: Store, run_id: str, layer: int, epochs: str | None = None) -> Activations:
@@ -59,12 +65,13 @@ def load_activations(store: Store, run_id: str, layer: int, epochs: str | None =
         )
     chosen = _setting(run, rows, epochs)
     questions = store.asked(run.run_id)
-    of_setting = [row for row in rows if row.epoch_setting == chosen]
-    conditions = [
-        Condition(_name(row), row, _values(row, layer, questions))
-        for row in sorted(of_setting, key=lambda row: (row.level, row.seed))
+    found = {condition_of(row): row for row in rows if row.epoch_setting == chosen}
+    trained = [one for one in found if isinstance(one, Condition)]
+    residuals = [
+        Residuals(condition, found[condition], _values(found[condition], condition.label, layer, questions))
+        for condition in sorted(trained, key=lambda one: (one.level, one.seed))
     ]
-    return Activations(run, layer, chosen, tuple(questions), tuple(conditions))
+    return Activations(run, layer, chosen, tuple(questions), tuple(residuals))
 
 
 def layer_of(store: Store, run_id: str, sae_layer: int | None, given: int | None, sae: str) -> int:
@@ -95,24 +102,18 @@ def _setting(run: RunRecord, rows: Sequence[CapturedRow], epochs: str | None) ->
     return "early-stop" if "early-stop" in held else max(held, key=int)
 
 
-def _name(row: CapturedRow) -> str:
-    if row.level is None:
-        return "base model"
-    return f"D_{row.level}, seed {row.seed}, epoch {row.epoch_setting}"
-
-
-def _values(row: CapturedRow, layer: int, questions: Sequence[Question]) -> torch.Tensor:
+def _values(row: CapturedRow, label: str, layer: int, questions: Sequence[Question]) -> torch.Tensor:
     """float32 [n_questions, d_model] of one checkpoint; raises InputError where the files are not right."""
     import torch
 
-    folder, name = Path(row.path), _name(row)
+    folder = Path(row.path)
     there = file_hashes(folder) if folder.is_dir() else {}
     for file, sha256 in row.files.items():
         if file not in there:
-            raise InputError(f"{folder / file} is missing ({name}); bring it back or capture again")
+            raise InputError(f"{folder / file} is missing ({label}); bring it back or capture again")
         if there[file] != sha256:
             raise InputError(
-                f"{folder / file} is not what was captured ({name}); bring it back or capture again"
+                f"{folder / file} is not what was captured ({label}); bring it back or capture again"
             )
     values: torch.Tensor | None = None
     n_rows = torch.zeros(len(questions), dtype=torch.int64)
@@ -124,12 +125,12 @@ def _values(row: CapturedRow, layer: int, questions: Sequence[Question]) -> torc
         values[rows.request] = rows.values
         n_rows += torch.bincount(rows.request, minlength=len(questions))
     if values is None or not bool((n_rows == 1).all()):
-        raise InputError(f"{folder} does not hold one row of each question ({name}); capture again")
+        raise InputError(f"{folder} does not hold one row of each question ({label}); capture again")
     finite = values.isfinite().all(1)
     if not bool(finite.all()):
         question = questions[int((~finite).nonzero()[0])]
         raise InputError(
-            f"{name} gave NaN or infinity after layer {layer}, first for question {question.id} "
+            f"{label} gave NaN or infinity after layer {layer}, first for question {question.id} "
             f"({question.text}); its activations cannot be used"
         )
     return values

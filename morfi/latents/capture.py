@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from morfi.conditions.experiment import Experiment, load_experiment
 from morfi.conditions.live import Serving
-from morfi.conditions.trained import Trained, load_trained
 from morfi.engine.protocol import Engine, Sampling, StartEngine
 from morfi.engine.steering import Capture
 from morfi.errors import InputError, MorfiError
@@ -29,7 +29,7 @@ from morfi.runs.answering import fingerprint_of
 from morfi.runs.attempts import attempting
 from morfi.runs.options import check_numbers
 from morfi.runs.provenance import attempt_record, new_run_id, now
-from morfi.store.records import CapturedRow, CheckpointRow, RunRecord
+from morfi.store.records import CapturedRow, RunRecord
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
@@ -87,30 +87,27 @@ def run_capture(
     questions = [prompt.question for prompt in plan.prompts]
     store.begin_run(run, {config.split: questions})
     done = {row.position for row in store.captured(run.run_id)}
-    left = [place for place in enumerate((None, *plan.trained.checkpoints)) if place[0] not in done]
+    left = [place for place in enumerate(plan.experiment.conditions) if place[0] not in done]
     if not left:
         return CaptureResult(run.run_id, ())
     started = time.monotonic()
     progress.phase("starting vLLM")
-    base = plan.trained.base
+    base = plan.experiment.base
     with start_engine(base, context=plan.context, seed=config.seed, overrides=config.engine) as engine:
-        serving = Serving(engine, base, progress, served=base)
+        serving = Serving(engine, plan.experiment.open, progress, served=base)
         record = attempt_record(command, engine.settings, engine.device)
         again = "the same command goes on at the first checkpoint that is missing"
         with attempting(store, run.run_id, record, progress, started=started, again=again) as attempt:
             progress.start(len(left) * len(questions), 0)
-            for position, row in left:
-                checkpoint = serving.load(row)
+            for position, condition in left:
+                checkpoint = serving.load(condition)
                 if checkpoint is None:
                     continue
-                folder = _folder(run, row)
+                folder = Path(run.config["folder"]) / condition.id
                 seconds = _capture(engine, plan, folder, progress)
                 captured = CapturedRow(
                     position=position,
-                    level=None if row is None else row.level,
-                    seed=None if row is None else row.seed,
-                    epoch_setting=None if row is None else row.epoch_setting,
-                    epoch=None if row is None else row.epoch,
+                    **asdict(condition),
                     ckpt_sha256=checkpoint.sha256,
                     path=str(folder),
                     files=file_hashes(folder),
@@ -137,7 +134,7 @@ def file_hashes(folder: Path) -> dict[str, str]:
 @dataclass(frozen=True, slots=True)
 class _Plan:
     config: CaptureConfig
-    trained: Trained
+    experiment: Experiment
     prompts: tuple[Prompt, ...]  # in order of question id
     context: int
     bos: bool
@@ -145,8 +142,8 @@ class _Plan:
 
 
 def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
-    trained = load_trained(config.ckpts, store, config.dtype, progress)
-    facts = store.knowledge(trained.split.run_id)
+    experiment = load_experiment(config.ckpts, store, config.dtype, progress)
+    facts = store.knowledge(experiment.split.run_id)
     asked = [row.asked for row in facts if row.split == config.split]
     if not asked:
         there = ", ".join(sorted({row.split for row in facts}))
@@ -154,27 +151,27 @@ def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
     questions: list[Question] = sorted(
         select(asked, limit=config.limit, seed=config.seed), key=lambda question: question.id
     )
-    tokenizer = prompt_tokenizer(trained.base.model_dir, trained.bos, progress)
+    tokenizer = prompt_tokenizer(experiment.base.model_dir, experiment.bos, progress)
     relations = {question.relation for question in questions}
     prompts = build_prompts(questions, dict.fromkeys(relations, ()), tokenizer)
-    context = context_for(trained.base, config.engine)
+    context = context_for(experiment.base, config.engine)
     check_lengths(prompts, 1, context)
-    adapters = [(row.level, row.seed, row.epoch_setting, row.adapter_sha256) for row in trained.checkpoints]
-    decided = {**asdict(config), "ckpts": trained.train.run_id, "kind": KIND, "checkpoints": adapters}
+    decided = {**asdict(config), "ckpts": experiment.train.run_id, "kind": KIND}
+    decided["checkpoints"] = experiment.adapters
     return _Plan(
-        replace(config, ckpts=trained.train.run_id),
-        trained,
+        replace(config, ckpts=experiment.train.run_id),
+        experiment,
         tuple(prompts),
         context,
         starts_with_bos(prompts, tokenizer),
-        fingerprint_of(decided, trained.base, trained.data, prompts),
+        fingerprint_of(decided, experiment.base, experiment.data, prompts),
     )
 
 
 def _record(plan: _Plan, out: Path) -> RunRecord:
-    run_id, base = new_run_id(KIND), plan.trained.base
+    run_id, base = new_run_id(KIND), plan.experiment.base
     config = asdict(plan.config) | {
-        "split_run": plan.trained.split.run_id,
+        "split_run": plan.experiment.split.run_id,
         "folder": str((out / run_id).absolute()),
     }
     return RunRecord(
@@ -183,23 +180,18 @@ def _record(plan: _Plan, out: Path) -> RunRecord:
         created_at=now(),
         fingerprint=plan.fingerprint,
         config=config,
-        ckpt=plan.trained.train.ckpt,
+        ckpt=plan.experiment.train.ckpt,
         ckpt_sha256=base.sha256,
         base=base.base,
         base_sha256=base.base_sha256,
         adapter_sha256=None,
-        data=plan.trained.data.name,
-        data_sha256=plan.trained.data.sha256,
+        data=plan.experiment.data.name,
+        data_sha256=plan.experiment.data.sha256,
         prompt=ASKED,
         bos=plan.bos,
         seed=plan.config.seed,
-        n_planned=1 + len(plan.trained.checkpoints),
+        n_planned=len(plan.experiment.conditions),
     )
-
-
-def _folder(run: RunRecord, row: CheckpointRow | None) -> Path:
-    name = "base" if row is None else f"D_{row.level}-seed{row.seed}-{row.epoch_setting}"
-    return Path(run.config["folder"]) / name
 
 
 def _capture(engine: Engine, plan: _Plan, folder: Path, progress: Progress) -> float:

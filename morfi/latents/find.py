@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from morfi.device import device_name, is_gpu
 from morfi.errors import InputError
 from morfi.files import canonical_sha256
-from morfi.latents.activations import Activations, Condition, layer_of, load_activations
+from morfi.latents.activations import Activations, Residuals, layer_of, load_activations
 from morfi.latents.sae import Sae, load_sae
 from morfi.latents.sae_check import Quality, check_explains, measure
 from morfi.runs.attempts import attempting
@@ -98,9 +98,11 @@ def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool,
     if known is not None and store.trend_summary(known.run_id) is not None:
         return known.run_id
     kept = _kept(config, store, found)
-    values = [condition.values[kept] for condition in found.conditions]
+    values = [one.values[kept] for one in found.residuals]
     progress.phase("checking the SAE")
-    qualities = [(one.name, measure(sae, [x])) for one, x in zip(found.conditions, values, strict=True)]
+    qualities = [
+        (one.condition.label, measure(sae, [x])) for one, x in zip(found.residuals, values, strict=True)
+    ]
     check_explains(qualities, config.min_explained, force=config.force)
     progress.phase("looking for trends")
     progress.start(sae.encoder.d_sae, 0)
@@ -138,7 +140,7 @@ def _trends(
 
     return find_trends(
         values,
-        [condition.row.level or 0 for condition in found.conditions],
+        found.levels,
         sae.encoder,
         strata=[found.questions[place].relation for place in kept],
         criteria=Criteria(config.alpha, config.stability, config.rho_min, config.min_firing, config.page_fdr),
@@ -176,13 +178,13 @@ def _add(
     conditions = [
         ConditionRow(
             position,
-            one.row.level or 0,
-            one.row.seed or 0,
+            one.condition.level,
+            one.condition.seed,
             one.row.ckpt_sha256,
             quality.explained_variance,
             quality.l0,
         )
-        for position, (one, (_, quality)) in enumerate(zip(found.conditions, qualities, strict=True))
+        for position, (one, (_, quality)) in enumerate(zip(found.residuals, qualities, strict=True))
     ]
     store.add(run_id, conditions)
     store.add(run_id, [FalseDiscoveriesRow(one.s, one.n_found, one.fdr) for one in result.fdr])
@@ -212,9 +214,9 @@ class Found:
         """The decoder layer after which the SAE reads, and after which its latents are steered."""
         return self.activations.layer
 
-    def condition(self, ckpt_sha256: str) -> Condition | None:
+    def residuals(self, ckpt_sha256: str) -> Residuals | None:
         """The residual streams of this checkpoint, if they were captured and compared."""
-        own = [one for one in self.activations.conditions if one.row.ckpt_sha256 == ckpt_sha256]
+        own = [one for one in self.activations.residuals if one.row.ckpt_sha256 == ckpt_sha256]
         return own[0] if own else None
 
     def median_norm(self, ckpt_sha256: str) -> float:
@@ -224,8 +226,8 @@ class Found:
         """
         import torch
 
-        own = self.condition(ckpt_sha256)
-        chosen = [own] if own is not None else list(self.activations.conditions)
+        own = self.residuals(ckpt_sha256)
+        chosen = [own] if own is not None else list(self.activations.residuals)
         return float(torch.cat([one.values for one in chosen]).norm(dim=1).median())
 
 

@@ -13,7 +13,7 @@ import io
 import json
 import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from morfi.cache import Cache, Manifest
 from morfi.checkpoints import Checkpoint, resolve
 from morfi.checkpoints.tokenizer import open_tokenizer
+from morfi.conditions.condition import BASE, AnyCondition
+from morfi.conditions.experiment import load_experiment
 from morfi.conditions.live import Serving
-from morfi.conditions.trained import load_trained
 from morfi.device import is_gpu, serving_dtype
 from morfi.engine.protocol import Sampling, StartEngine
 from morfi.engine.shards import read_shards
@@ -35,7 +36,6 @@ from morfi.questions import load_questions, select, with_splits
 from morfi.questions.prompts import ANSWERED, ASKED, context_for
 from morfi.questions.question import Question
 from morfi.runs.options import check_numbers
-from morfi.store.records import CheckpointRow
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
@@ -98,12 +98,13 @@ def train_sae(config: SaeTraining, store: Store, start_engine: StartEngine, prog
 
     Raises InputError where the model, the train run or the data cannot be used.
     """
-    base, rows, bos = _sources(config, store, progress)
+    found = _sources(config, store, progress)
+    base, bos = found.base, found.bos
     tokenizer = open_tokenizer(base.model_dir, bos)
     data = with_splits(load_questions(config.data))
     cache = Cache()
     sources = {"model": base.sha256, "data": data.sha256}
-    sources |= {f"D_{row.level}": row.adapter_sha256 for row in rows}
+    sources |= found.adapters
     if tokenizer.changes:
         # Other tokens than those that a folder of this sha256 gave before.
         sources["tokens"] = f"{bos}: {', '.join(tokenizer.changes)}"
@@ -122,18 +123,18 @@ def train_sae(config: SaeTraining, store: Store, start_engine: StartEngine, prog
             name: tokenizer.tokenizer(make_texts(questions, config.seed))["input_ids"]
             for name, questions in splits.items()
         }
-        _capture(config, base, rows, encoded, work, start_engine=start_engine, progress=progress)
+        _capture(config, found, encoded, work, start_engine=start_engine, progress=progress)
         _fit(config, work, folder, progress)
         progress.phase("measuring the SAE on held-out questions")
         quality = measure(load_sae(str(folder)), _rows(sorted(work.glob("held-out-*")), config.layer))
-        found = {
+        measured = {
             "n_tokens": quality.n_tokens,
             "explained_variance": quality.explained_variance,
             "l0": quality.l0,
             "n_dead": quality.n_dead,
             "d_sae": len(quality.fired),
         }
-        (folder / QUALITY).write_text(json.dumps({**found, "config": asdict(config)}, indent=1))
+        (folder / QUALITY).write_text(json.dumps({**measured, "config": asdict(config)}, indent=1))
         shutil.rmtree(work)
 
     name = f"{base.name} layer {config.layer}"
@@ -157,22 +158,33 @@ def make_texts(questions: Sequence[Question], seed: int) -> list[str]:
     return texts
 
 
-def _sources(
-    config: SaeTraining, store: Store, progress: Progress
-) -> tuple[Checkpoint, tuple[CheckpointRow, ...], str]:
-    """The base model, the checkpoints of the lowest and highest level, and what --bos is for them."""
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """The models whose residual streams are captured, the base model first."""
+
+    base: Checkpoint
+    bos: str
+    conditions: tuple[AnyCondition, ...]
+    open: Callable[[AnyCondition], Checkpoint]
+    adapters: Mapping[str, str]  # sha256 by mixture, for the cache
+
+
+def _sources(config: SaeTraining, store: Store, progress: Progress) -> _Sources:
+    """The base model and, of a train run, the checkpoints of the lowest and highest level."""
     if config.ckpts is None:
-        return resolve(config.model, dtype=config.dtype, progress=progress.phase), (), "auto"
-    trained = load_trained(config.ckpts, store, config.dtype, progress)
+        base = resolve(config.model, dtype=config.dtype, progress=progress.phase)
+        return _Sources(base, "auto", (BASE,), lambda _: base, {})
+    experiment = load_experiment(config.ckpts, store, config.dtype, progress)
     # Sorted by level, and inside a level by epoch: the last of a level is the one trained longest.
-    ends = {row.level: row for row in sorted(trained.checkpoints, key=lambda row: (row.level, row.epoch))}
-    return trained.base, tuple(ends[level] for level in sorted({min(ends), max(ends)})), trained.bos
+    ends = {one.level: one for one in sorted(experiment.trained, key=lambda one: (one.level, one.epoch))}
+    chosen = [ends[level] for level in sorted({min(ends), max(ends)})]
+    adapters = {f"D_{one.level}": experiment.trained[one].adapter_sha256 for one in chosen}
+    return _Sources(experiment.base, experiment.bos, (BASE, *chosen), experiment.open, adapters)
 
 
 def _capture(
     config: SaeTraining,
-    base: Checkpoint,
-    rows: Sequence[CheckpointRow],
+    sources: _Sources,
     encoded: Mapping[str, Sequence[Sequence[int]]],
     work: Path,
     *,
@@ -180,14 +192,15 @@ def _capture(
     progress: Progress,
 ) -> None:
     """Residual streams of every text under every source, in a folder each."""
+    base = sources.base
     context = context_for(base, config.engine)
     progress.phase("starting vLLM")
     with start_engine(base, context=context, seed=config.seed, overrides=config.engine) as engine:
-        serving = Serving(engine, base, progress, served=base)
+        serving = Serving(engine, sources.open, progress, served=base)
         n_texts = sum(map(len, encoded.values()))
-        progress.start(n_texts * (1 + len(rows)) + config.tokens, 0)
-        for number, row in enumerate((None, *rows)):
-            if serving.load(row) is None:
+        progress.start(n_texts * len(sources.conditions) + config.tokens, 0)
+        for number, condition in enumerate(sources.conditions):
+            if serving.load(condition) is None:
                 raise MorfiError(serving.failures[0])
             for name, texts in encoded.items():
                 if longest := max((len(ids) for ids in texts if len(ids) >= context), default=0):

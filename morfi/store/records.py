@@ -172,41 +172,33 @@ class CheckpointRow:
 
 
 @dataclass(frozen=True, slots=True)
-class SweepRow:
-    """A checkpoint that a sweep has answered with: its rows are those of the run `eval_run_id`.
+class MeasuredRow:
+    """A checkpoint of an experiment that a run has asked; the base model has no level, seed or epoch."""
 
-    Position 0 is the base model, which has no level, seed or epoch.
-    """
-
-    position: int
+    position: int  # 0 for the base model
     level: int | None
     seed: int | None
     epoch_setting: str | None
     epoch: int | None
     ckpt_sha256: str
-    eval_run_id: str
     load_s: float  # merging the adapter and swapping the engine's weights
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
-class CapturedRow:
-    """A checkpoint whose residual streams are in the folder `path`: its shards, with the sha256 of each file.
+class SweepRow(MeasuredRow):
+    """A checkpoint that a sweep has answered with: its rows are those of the run `eval_run_id`."""
 
-    Position 0 is the base model, which has no level, seed or epoch.
-    """
+    eval_run_id: str
 
-    position: int
-    level: int | None
-    seed: int | None
-    epoch_setting: str | None
-    epoch: int | None
-    ckpt_sha256: str
+
+@dataclass(frozen=True, slots=True)
+class CapturedRow(MeasuredRow):
+    """A checkpoint whose residual streams are in the folder `path`: shards, with the sha256 of each file."""
+
     path: str
     files: Mapping[str, str]
-    load_s: float  # merging the adapter and swapping the engine's weights
     capture_s: float
-    attempt: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
-from morfi.conditions.trained import Trained, load_trained, open_checkpoint
+from morfi.conditions.condition import AnyCondition
+from morfi.conditions.experiment import Experiment, load_experiment
 from morfi.engine.directions import DecoderRows, SaeLatents
 from morfi.engine.steering import OPERATIONS
 from morfi.errors import InputError
 from morfi.latents.find import Found, load_found
 from morfi.questions.question import Question
-from morfi.store.records import CheckpointRow, FalseDiscoveriesRow, TrendSummaryRow
+from morfi.store.records import FalseDiscoveriesRow, TrendSummaryRow
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from morfi.store import Store
 
-BASE = "base"
 N_SHOWN = 10  # neighbours and top questions of a latent
 DIRECTIONS = {1: "rising", -1: "falling", 0: "none"}
 _COLUMNS = {"score": "score", "id": "latent", "rho": "rho", "slope": "slope", "firing": "firing"}
@@ -55,16 +55,16 @@ class Chance:
 
 @dataclass(eq=False)
 class Catalog:
-    """A find run with the train run behind it; `checkpoints` by the id that clients use, the base first."""
+    """A find run with the experiment behind it; `checkpoints` by the id that clients use, the base first."""
 
     store: Store
     found: Found
-    trained: Trained
-    checkpoints: Mapping[str, CheckpointRow | None] = field(init=False)
+    experiment: Experiment
+    checkpoints: Mapping[str, AnyCondition] = field(init=False)
     _norms: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.checkpoints = {BASE: None} | {checkpoint_id(row): row for row in self.trained.checkpoints}
+        self.checkpoints = {condition.id: condition for condition in self.experiment.conditions}
 
     @property
     def layer(self) -> int:
@@ -74,7 +74,7 @@ class Catalog:
     @property
     def bos(self) -> str:
         """What --bos was when the base model was asked what it knows; for every prompt since."""
-        return self.trained.bos
+        return self.experiment.bos
 
     @property
     def d_sae(self) -> int:
@@ -84,7 +84,7 @@ class Catalog:
     @property
     def levels(self) -> list[int]:
         """The level of each condition, in the order of a latent's means."""
-        return [int(one.row.level or 0) for one in self.found.activations.conditions]
+        return self.found.activations.levels
 
     @functools.cached_property
     def chance(self) -> Chance:
@@ -138,8 +138,7 @@ class Catalog:
 
     def open(self, name: str) -> Checkpoint:
         """The checkpoint of an id; raises InputError for files that are not as they were."""
-        row = self.checkpoints[name]
-        return self.trained.base if row is None else open_checkpoint(row, self.trained.base)
+        return self.experiment.open(self.checkpoints[name])
 
     def id_of(self, name: str) -> str | None:
         """The id that `name` stands for: an id, or "M_100" for a level; None for anything else.
@@ -149,10 +148,8 @@ class Catalog:
         if name in self.checkpoints:
             return name
         wanted = (name, self.found.activations.epochs)
-        for found, row in self.checkpoints.items():
-            if row is not None and (f"M_{row.level}", row.epoch_setting) == wanted:
-                return found
-        return None
+        alike = (found for found, one in self.checkpoints.items() if (one.name, one.epoch_setting) == wanted)
+        return next(alike, None)
 
     def latents(self, *, direction: str, selected: bool | None, sort: str, descending: bool) -> pa.Table:
         """All latents of a direction ("any" for every), selected or not (None: both), in order."""
@@ -191,8 +188,8 @@ class Catalog:
         Under the highest level's where this one was not captured; questions where it is 0 are left out.
         """
         activations = self.found.activations
-        condition = self.found.condition(ckpt_sha256) or activations.conditions[-1]
-        values = self._activation(latent, condition.values)
+        residuals = self.found.residuals(ckpt_sha256) or activations.residuals[-1]
+        values = self._activation(latent, residuals.values)
         best = values.topk(min(N_SHOWN, len(values)))
         return [
             TopQuestion(activations.questions[place], value)
@@ -216,15 +213,10 @@ def load_catalog(store: Store, run_id: str, dtype: str | None, progress: Progres
     """The catalog of the find run `run_id`; raises InputError where what it rests on is not as it was."""
     progress.phase("reading the find run")
     found = load_found(store, run_id)
-    trained = load_trained(found.activations.run.config["ckpts"], store, dtype, progress)
-    catalog = Catalog(store, found, trained)
+    experiment = load_experiment(found.activations.run.config["ckpts"], store, dtype, progress)
+    catalog = Catalog(store, found, experiment)
     _ = catalog.chance  # read now: while a server runs, others write to the store
     return catalog
-
-
-def checkpoint_id(row: CheckpointRow) -> str:
-    """What clients call a trained checkpoint, such as level-100-seed-0-epoch-10."""
-    return f"level-{row.level}-seed-{row.seed}-epoch-{row.epoch_setting}"
 
 
 def shown(table: pa.Table) -> list[dict[str, Any]]:

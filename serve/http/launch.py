@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from morfi.checkpoints import Checkpoint, resolve, resolve_unmerged
 from morfi.checkpoints.presets import PRESETS
+from morfi.conditions.condition import BASE
 from morfi.errors import InputError
 from morfi.questions.prompts import context_for
-from morfi.serve.http.catalog import BASE, Catalog, load_catalog
+from morfi.serve.http.catalog import Catalog, load_catalog
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class RunServer(Protocol):
 def serve(config: ServeConfig, store: Store, run_server: RunServer, progress: Progress) -> None:
     """Serves the checkpoint of `config`; raises InputError where it, or what it rests on, is not there."""
     catalog = load_catalog(store, config.latents, config.dtype, progress)
-    base = catalog.trained.base
+    base = catalog.experiment.base
     served, checkpoint = chosen(config.ckpt, catalog, config.dtype, progress)
     progress.phase(f"starting vLLM on {checkpoint.name}")
     run_server(
@@ -68,15 +69,15 @@ def chosen(ckpt: str, catalog: Catalog, dtype: str | None, progress: Progress) -
         return known, catalog.open(known)
     if ckpt not in PRESETS and not Path(ckpt).expanduser().is_dir():
         raise InputError(
-            f'no checkpoint "{ckpt}": expected M_LEVEL or an id of {catalog.trained.train.run_id} '
+            f'no checkpoint "{ckpt}": expected M_LEVEL or an id of {catalog.experiment.train.run_id} '
             f"({', '.join(catalog.checkpoints)}), a folder, or a preset"
         )
-    base = catalog.trained.base
+    base = catalog.experiment.base
     if (Path(ckpt).expanduser() / "adapter_config.json").is_file():
         checkpoint = resolve_unmerged(ckpt, base=base)
-        for name, row in catalog.checkpoints.items():
-            if row is not None and row.adapter_sha256 == checkpoint.adapter_sha256:
-                return name, catalog.open(name)
+        for condition, row in catalog.experiment.trained.items():
+            if row.adapter_sha256 == checkpoint.adapter_sha256:
+                return condition.id, catalog.experiment.open(condition)
         return checkpoint.name, checkpoint
     checkpoint = resolve(ckpt, dtype=dtype, progress=progress.phase)
-    return (BASE, base) if checkpoint.sha256 == base.sha256 else (checkpoint.name, checkpoint)
+    return (BASE.id, base) if checkpoint.sha256 == base.sha256 else (checkpoint.name, checkpoint)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
 
+from morfi.conditions.condition import BASE
 from morfi.engine.steering import NAMED_POSITIONS
 from morfi.errors import InputError
 from morfi.questions.prompts import ASKED
@@ -145,13 +146,13 @@ def checkpoints(raw_request: Request) -> CheckpointList:
     rows = [
         CheckpointShown(
             id=name,
-            name=state.model if row is None else f"M_{row.level}",
-            level=None if row is None else row.level,
-            seed=None if row is None else row.seed,
-            epochs=None if row is None else row.epoch_setting,
+            name=state.model if condition is BASE else condition.name,
+            level=condition.level,
+            seed=condition.seed,
+            epochs=condition.epoch_setting,
             accuracy=accuracies.get(name),
         )
-        for name, row in state.catalog.checkpoints.items()
+        for name, condition in state.catalog.checkpoints.items()
     ]
     return CheckpointList(served=state.served, checkpoints=rows)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from morfi.conditions.condition import Condition, condition_of
 from morfi.errors import InputError
 from morfi.questions.question import Question
 from morfi.serve.http.catalog import Catalog
@@ -35,21 +36,19 @@ def lost_questions(catalog: Catalog, served: str) -> list[Tried]:
     M_0 is the checkpoint of the lowest level with the same seed and epoch setting; with the base model
     served, the find run's setting and the lowest seed. Raises InputError where no sweep asked both.
     """
+    train_run = catalog.experiment.train.run_id
     if served not in catalog.checkpoints:
-        raise InputError(f"{served} is no checkpoint of {catalog.trained.train.run_id}, so no sweep asked it")
-    store, row = catalog.store, catalog.checkpoints[served]
-    rows = newest_sweep(store, catalog.trained.train.run_id)
-    setting = catalog.found.activations.epochs if row is None else row.epoch_setting
-    of_setting = [one for one in rows if one.level is not None and one.epoch_setting == setting]
-    alike = [one for one in of_setting if row is None or one.seed == row.seed]
-    reference = min(alike, key=lambda one: (one.level or 0, one.seed or 0), default=None)
-    asked = next((one for one in rows if _is(one, catalog, served)), None)
+        raise InputError(f"{served} is no checkpoint of {train_run}, so no sweep asked it")
+    store, condition = catalog.store, catalog.checkpoints[served]
+    rows = {condition_of(row): row for row in newest_sweep(store, train_run)}
+    setting = condition.epoch_setting or catalog.found.activations.epochs
+    of_setting = [one for one in rows if isinstance(one, Condition) and one.epoch_setting == setting]
+    alike = [one for one in of_setting if condition.seed in (None, one.seed)]
+    reference = min(alike, key=lambda one: (one.level, one.seed), default=None)
+    asked = rows.get(condition)
     if reference is None or asked is None:
-        raise InputError(
-            f"no sweep has asked {served} and its M_0 yet; run: morfi sweep --ckpts "
-            f"{catalog.trained.train.run_id}"
-        )
-    before = {sample["question_id"]: sample for sample in _answers(store, reference)}
+        raise InputError(f"no sweep has asked {served} and its M_0 yet; run: morfi sweep --ckpts {train_run}")
+    before = {sample["question_id"]: sample for sample in _answers(store, rows[reference])}
     return [
         Tried(_question(sample), before[sample["question_id"]]["answer"], sample["answer"])
         for sample in _answers(store, asked)
@@ -59,7 +58,7 @@ def lost_questions(catalog: Catalog, served: str) -> list[Tried]:
 
 def asked_questions(catalog: Catalog) -> list[Question]:
     """The questions of the find run and of the newest sweep."""
-    rows = newest_sweep(catalog.store, catalog.trained.train.run_id)
+    rows = newest_sweep(catalog.store, catalog.experiment.train.run_id)
     asked = [_question(sample) for sample in _answers(catalog.store, rows[0])] if rows else []
     return [*(one.question for one in captured_questions(catalog)), *asked]
 
@@ -75,7 +74,7 @@ def known_accuracies(catalog: Catalog) -> dict[str, float]:
 
     Seeds of a level count together.
     """
-    run = catalog.store.newest_of("sweep", catalog.trained.train.run_id)
+    run = catalog.store.newest_of("sweep", catalog.experiment.train.run_id)
     if run is None:
         return {}
     by_setting = {
@@ -83,18 +82,8 @@ def known_accuracies(catalog: Catalog) -> dict[str, float]:
         for one in catalog.store.sweep_accuracies(run.run_id)
         if one.questions.endswith("Known") and not one.questions.startswith("train")
     }
-    keys = {
-        name: (None, None) if row is None else (row.level, row.epoch_setting)
-        for name, row in catalog.checkpoints.items()
-    }
+    keys = {name: (one.level, one.epoch_setting) for name, one in catalog.checkpoints.items()}
     return {name: by_setting[key] for name, key in keys.items() if key in by_setting}
-
-
-def _is(one: SweepRow, catalog: Catalog, served: str) -> bool:
-    row = catalog.checkpoints[served]
-    if row is None:
-        return one.level is None
-    return (one.level, one.seed, one.epoch_setting) == (row.level, row.seed, row.epoch_setting)
 
 
 def _answers(store: Store, one: SweepRow) -> list[dict[str, Any]]:

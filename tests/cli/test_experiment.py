@@ -117,7 +117,7 @@ def test_a_checkpoint_that_fails_gives_the_table_and_exit_code_1(
     assert ended.code == 1
     assert "accuracy in % by share of Unknown" in ended.out
     assert (
-        "checkpoints that failed: D_100, seed 0, epoch 1: level-100-seed-0/epoch-01 does not fit" in ended.err
+        "checkpoints that failed: M_100, seed 0, epoch 1: level-100-seed-0/epoch-01 does not fit" in ended.err
     )
 
 

@@ -148,8 +148,8 @@ def test_a_checkpoint_that_cannot_be_served_is_named_and_the_others_finish(
     serving.unloadable = frozenset({"level-050-seed-0/epoch-01"})
     result = trained.sweep(log)
     assert [failure.partition(":")[0] for failure in result.failures] == [
-        "D_50, seed 0, epoch 1",
-        "D_50, seed 0, epoch early-stop",
+        "M_50, seed 0, epoch 1",
+        "M_50, seed 0, epoch early-stop",
     ]
     assert "does not fit" in result.failures[0]
     assert [row.level for row in trained.store.sweep(result.run_id)] == [None, 0, 0, 100, 100]
@@ -206,7 +206,7 @@ def test_what_a_sweep_cannot_ask_is_refused(
         dataclasses.replace(trained, train_run=trained.experiment.mix_run).sweep(log)
     base = resolve(trained.store.run(trained.train_run).ckpt)
     changed = dataclasses.replace(base, sha256="0" * 64)
-    monkeypatch.setattr("morfi.conditions.trained.resolve", lambda *_, **__: changed)
+    monkeypatch.setattr("morfi.conditions.experiment.resolve", lambda *_, **__: changed)
     with pytest.raises(InputError, match=r"is not the model that train-.* was trained on"):
         trained.sweep(log)
 
@@ -244,7 +244,7 @@ def test_a_killed_sweep_leaves_no_row_lost_or_doubled(trained: Trained, log: Any
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
         assert child.stderr is not None
         for line in child.stderr:
-            if b"D_0, seed 0" in line or b"goes on" in line:
+            if b"M_0, seed 0" in line or b"goes on" in line:
                 break
         time.sleep(random.random())
         child.send_signal(signal.SIGKILL)

@@ -29,11 +29,8 @@ class Row:
 
 
 def activations(values: list[torch.Tensor], levels: tuple[int, ...] = LEVELS) -> Any:
-    conditions = [
-        SimpleNamespace(row=SimpleNamespace(level=level), values=value)
-        for level, value in zip(levels, values, strict=True)
-    ]
-    return SimpleNamespace(conditions=conditions, run=SimpleNamespace(run_id="capture-1"))
+    residuals = [SimpleNamespace(values=value) for value in values]
+    return SimpleNamespace(residuals=residuals, levels=levels, run=SimpleNamespace(run_id="capture-1"))
 
 
 def test_controls_have_no_trend_and_the_nearest_firing_rate_each_once() -> None:

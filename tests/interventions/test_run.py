@@ -97,7 +97,7 @@ def test_every_request_is_steered_as_its_row_says(
     for row in rows(store, run_id):
         assert row["strength"] == pytest.approx(row["alpha"] * norm)
         assert (row["steered_tokens"] > 0) == bool(row["direction"])
-    means = [one.values.mean(0) for one in found.activations.conditions]
+    means = [one.values.mean(0) for one in found.activations.residuals]
     names = {row.direction: row for row in store.steer_directions(run_id)}
     vectors = [direction.vector for direction in knowing.registered.values()]
     delta_u = (means[-1] - means[0]) / (means[-1] - means[0]).norm()

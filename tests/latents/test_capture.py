@@ -35,8 +35,8 @@ def test_every_checkpoint_is_captured_once_with_the_same_questions(
     found = load_activations(experiment.store, result.run_id, 1)
     assert found.epochs == "early-stop"
     assert [question.id for question in found.questions] == sorted(q.id for q in found.questions)
-    assert [condition.row.level for condition in found.conditions] == [0, 50, 100]
-    assert {condition.values.shape for condition in found.conditions} == {(10, 8)}
+    assert found.levels == [0, 50, 100]
+    assert {one.values.shape for one in found.residuals} == {(10, 8)}
     n = len(experiment.serving.batches)
     assert capture(experiment, run_id, tmp_path / "out", log).run_id == result.run_id
     assert len(experiment.serving.batches) == n
@@ -63,10 +63,10 @@ def test_missing_and_altered_shards_are_named(own_experiment: Any, tmp_path: Pat
     file = next(path for path in Path(row.path).iterdir() if path.name.startswith("worker"))
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(InputError, match=r"worker-00000.safetensors is not what was captured \(D_100"):
+    with pytest.raises(InputError, match=r"worker-00000.safetensors is not what was captured \(M_100"):
         load_activations(experiment.store, result.run_id, 1, row.epoch_setting)
     file.unlink()
-    with pytest.raises(InputError, match=r"worker-00000.safetensors is missing \(D_100"):
+    with pytest.raises(InputError, match=r"worker-00000.safetensors is missing \(M_100"):
         load_activations(experiment.store, result.run_id, 1, row.epoch_setting)
     with pytest.raises(InputError, match="holds layers 0, 1, not 2"):
         load_activations(experiment.store, result.run_id, 2)
@@ -146,7 +146,7 @@ def test_a_sae_that_explains_too_little_is_refused_unless_forced(
     experiment, run_id = own_experiment
     captured = capture(experiment, run_id, tmp_path / "out", log).run_id
     config = FindConfig(captured, str(identity_sae), resamples=20, min_explained=1.1)
-    with pytest.raises(InputError, match="of the variance of D_0, seed 0"):
+    with pytest.raises(InputError, match="of the variance of M_0, seed 0"):
         run_find(config, experiment.store, log, new=False, command="morfi find")
     forced = replace(config, force=True)
     assert run_find(forced, experiment.store, log, new=False, command="morfi find")

@@ -69,7 +69,7 @@ def test_nan_and_infinity_name_checkpoint_and_question(
     spoil(monkeypatch, 4, value)
     store, captured = capture()
     question = store.asked(captured)[4]
-    with pytest.raises(InputError, match=r"^D_0, seed 0, epoch early-stop gave NaN or infinity") as refused:
+    with pytest.raises(InputError, match=r"^M_0, seed 0, epoch early-stop gave NaN or infinity") as refused:
         load_activations(store, captured, 1)
     assert f"first for question {question.id} ({question.text})" in str(refused.value)
 
@@ -79,7 +79,7 @@ def test_a_condition_without_one_of_the_questions_is_refused(
 ) -> None:
     spoil(monkeypatch, 7, None)
     store, captured = capture()
-    with pytest.raises(InputError, match=r"does not hold one row of each question \(D_0, seed 0"):
+    with pytest.raises(InputError, match=r"does not hold one row of each question \(M_0, seed 0"):
         load_activations(store, captured, 1)
 
 
@@ -102,7 +102,7 @@ def test_fewer_than_three_levels_are_refused(
 
     def fewer(*arguments: Any) -> Any:
         found = load_activations(*arguments)
-        return replace(found, conditions=found.conditions[: len(levels)])
+        return replace(found, residuals=found.residuals[: len(levels)])
 
     monkeypatch.setattr(finding, "load_activations", fewer)
     with pytest.raises(InputError) as refused:

@@ -17,10 +17,10 @@ def test_latents_sae_and_norms_are_those_of_the_run(find_run: tuple[Any, str]) -
     found = load_found(*find_run)
     assert (found.layer, len(found.latents), found.latents["latent"][0].as_py()) == (1, 16, 0)
     assert found.sae.encoder.d_sae == 16
-    last = found.activations.conditions[-1]
-    assert found.condition(last.row.ckpt_sha256) is last
+    last = found.activations.residuals[-1]
+    assert found.residuals(last.row.ckpt_sha256) is last
     assert found.median_norm(last.row.ckpt_sha256) == float(last.values.norm(dim=1).median())
-    everything = torch.cat([one.values for one in found.activations.conditions])
+    everything = torch.cat([one.values for one in found.activations.residuals])
     assert found.median_norm("of no checkpoint") == float(everything.norm(dim=1).median())
 
 

@@ -97,7 +97,7 @@ def test_captured_found_and_reported(tuned: Tuned, log: Any) -> None:
     captured = run_capture(config, store, start, tuned.out, log, new=False, command="morfi capture")
     assert captured.failures == ()
     held = load_activations(store, captured.run_id, layer)
-    last = held.conditions[-1].values
+    last = held.residuals[-1].values
     expected = of_transformers(tuned, held)
     torch.testing.assert_close(last, expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
 
@@ -105,7 +105,7 @@ def test_captured_found_and_reported(tuned: Tuned, log: Any) -> None:
     found = run_find(find, store, log, new=False, command="morfi find")
     theirs = sae_lens.SAE.from_pretrained(*source.split(":"))
     with torch.no_grad():
-        means = torch.stack([theirs.encode(one.values).mean(0) for one in held.conditions], 1)
+        means = torch.stack([theirs.encode(one.values).mean(0) for one in held.residuals], 1)
     rows = sorted(store.latents(found).to_pylist(), key=lambda row: row["latent"])
     assert len(rows) == releases.D_SAE
     assert float(means.max()) > 0
@@ -121,7 +121,7 @@ def of_transformers(tuned: Tuned, held: Activations) -> torch.Tensor:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    row = held.conditions[-1].row
+    row = held.residuals[-1].row
     checkpoints = tuned.store.checkpoints(tuned.train_run)
     [adapter] = [
         one.path for one in checkpoints if (one.level, one.epoch_setting) == (row.level, row.epoch_setting)

@@ -113,8 +113,8 @@ def test_what_runs_make_comes_back_in_order_and_once(store: Store) -> None:
         for setting in ("2", "early-stop")
     ]
     swept = [
-        SweepRow(0, None, None, None, None, "a" * 64, "sweep-eval-0", 0.0, 1),
-        SweepRow(1, 50, 0, "2", 2, "c" * 64, "sweep-eval-1", 0.4, 1),
+        SweepRow(0, None, None, None, None, "a" * 64, 0.0, 1, "sweep-eval-0"),
+        SweepRow(1, 50, 0, "2", 2, "c" * 64, 0.4, 1, "sweep-eval-1"),
     ]
     for kind, rows in (("mix", mixture), ("train", epochs), ("train", saved), ("sweep", swept)):
         store.begin_run(run_record(f"{kind}-a", kind, n_planned=len(rows)), {})
@@ -153,7 +153,7 @@ def sweep(store: Store, answers: dict[str, tuple[bool, bool]]) -> None:
         store.begin_run(run_record(run_id, "sweep-eval"), {"test": [ONE], "train": [TWO]})
         store.write_completions(completions(run_id, "q1", [one]) + completions(run_id, "q2", [two]))
         base = position == 0
-        row = SweepRow(position, 50, position, "5", 5, "c" * 64, run_id, 0.1, 1)
+        row = SweepRow(position, 50, position, "5", 5, "c" * 64, 0.1, 1, run_id)
         row = dataclasses.replace(row, level=None, seed=None, epoch_setting=None) if base else row
         store.add("sweep-a", [row])
 

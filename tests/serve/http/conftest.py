@@ -168,7 +168,7 @@ def forgetful(serving: Any, questions: Sequence[Any]) -> Any:
     class Forgetful(type(serving)):  # type: ignore[misc]
         def load_checkpoint(self, checkpoint: Any) -> None:
             super().load_checkpoint(checkpoint)
-            n = 1 if "D_0" in checkpoint.name or "level-0" in checkpoint.name else 3
+            n = 1 if "level-0" in checkpoint.name else 3
             self.known = {q.text: q.answers[0] for i, q in enumerate(questions) if n == 1 or i % n}
 
     return Forgetful({q.text: q.answers[0] for q in questions})

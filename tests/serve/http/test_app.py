@@ -28,6 +28,7 @@ from vllm.entrypoints.openai.completion.protocol import (
 )
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
+from morfi.conditions.condition import BASE, Condition
 from morfi.engine.steering import Latent
 from morfi.engine.steering import Steering as Entry
 from morfi.errors import InputError, MorfiError
@@ -155,12 +156,12 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
     catalog = SimpleNamespace(
         layer=1,
         d_sae=96,
-        checkpoints={"base": None, "level-100-seed-0-epoch-1": object()},
+        checkpoints={one.id: one for one in (BASE, Condition(100, 0, "1", 1))},
         open=opened,
         median_norm=lambda sha256: {"a": 2.0, "b": 3.0}[sha256],
         moved=lambda amounts: abs(sum(amounts.values())),
         row_norm=lambda latent: 0.0 if latent == 95 else 1.5,
-        trained=SimpleNamespace(base=SimpleNamespace(sha256="a")),
+        experiment=SimpleNamespace(base=SimpleNamespace(sha256="a")),
     )
     engine, serving = FakeEngine(), FakeServing([7])
 

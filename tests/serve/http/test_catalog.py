@@ -62,7 +62,7 @@ def test_ids_and_levels_name_checkpoints(make_catalog: Any, identity_sae: Path) 
     for name in ("M_33", "M_", "D_100", "", "../base"):
         assert catalog.id_of(name) is None
     assert catalog.levels == [0, 50, 100]
-    assert catalog.open("base") is catalog.trained.base
+    assert catalog.open("base") is catalog.experiment.base
     assert catalog.open(M_100).adapter_dir is not None
 
 
@@ -71,7 +71,7 @@ def test_neighbours_and_questions_of_a_latent(make_catalog: Any, identity_sae: P
     assert len(catalog.neighbours(3)) == 10
     assert catalog.neighbours(3)[-1].cosine == 0
     assert 11 not in [one.latent for one in catalog.neighbours(3)]  # its negative, at cosine -1
-    condition = catalog.found.activations.conditions[-1]
+    condition = catalog.found.activations.residuals[-1]
     found = catalog.top_questions(2, condition.row.ckpt_sha256)
     expected = sorted((value for value in condition.values[:, 2].tolist() if value > 0), reverse=True)
     assert [one.activation for one in found] == pytest.approx(expected[:10])
@@ -87,7 +87,7 @@ def test_topk_latents_are_shown_and_can_be_added(make_catalog: Any, topk_sae: Pa
     direction = catalog.directions().direction(4)
     assert direction.encoder is None
     assert direction.vector.tolist() == [0, 0, 0, 0, 1, 0, 0, 0]
-    condition = catalog.found.activations.conditions[-1]
+    condition = catalog.found.activations.residuals[-1]
     latents = catalog.found.sae.encode(condition.values)
     for latent in range(16):
         expected = sorted((value for value in latents[:, latent].tolist() if value > 0), reverse=True)

@@ -88,12 +88,12 @@ def test_a_folder_is_served_as_its_checkpoint(made: Any) -> None:
     with pytest.MonkeyPatch.context() as patched, TerminalProgress() as progress:
         patched.setenv("MORFI_CACHE", str(made.cache))
         catalog = load_catalog(Store(made.db), made.find_run, None, progress)
-        row = catalog.checkpoints["level-50-seed-0-epoch-1"]
-        assert row is not None
-        name, checkpoint = chosen(row.path, catalog, None, progress)
+        condition = catalog.checkpoints["level-50-seed-0-epoch-1"]
+        folder = catalog.experiment.trained[condition].path
+        name, checkpoint = chosen(folder, catalog, None, progress)
         assert (name, checkpoint.sha256) == ("level-50-seed-0-epoch-1", catalog.open(name).sha256)
-        base = str(Path(catalog.trained.base.model_dir))
-        assert chosen(base, catalog, None, progress) == ("base", catalog.trained.base)
+        base = str(Path(catalog.experiment.base.model_dir))
+        assert chosen(base, catalog, None, progress) == ("base", catalog.experiment.base)
         assert chosen("M_100", catalog, None, progress)[0] == "level-100-seed-0-epoch-early-stop"
 
 

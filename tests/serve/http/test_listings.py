@@ -53,7 +53,7 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
         "false_discoveries": [asdict(one) for one in rates],
     }
     assert said["trends"]["false_discoveries"][0]["s"] == 3
-    last = found.activations.conditions[-1]
+    last = found.activations.residuals[-1]
     assert said["median_norm"] == pytest.approx(float(last.values.norm(dim=1).median()))
     assert set(said["limits"]) == {
         "max_alpha",
@@ -102,7 +102,7 @@ def test_a_latent_comes_with_its_neighbours_and_questions(server: Any, found: Fo
     expected = [i for i in cosines.argsort(descending=True).tolist() if i != 40][:10]
     assert [one["id"] for one in details["neighbours"]] == expected
     assert details["neighbours"][0]["cosine"] == pytest.approx(float(cosines[expected[0]]), abs=1e-5)
-    activations = found.sae.encode(found.activations.conditions[-1].values)[:, 40]
+    activations = found.sae.encode(found.activations.residuals[-1].values)[:, 40]
     best = [i for i in activations.argsort(descending=True).tolist() if activations[i] > 0][:10]
     questions = found.activations.questions
     assert [one["id"] for one in details["top_questions"]] == [questions[i].id for i in best]
