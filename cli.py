@@ -622,7 +622,7 @@ def serve_command(
     """Serves a checkpoint over HTTP, OpenAI-compatible and steerable along a find run's latents."""
     from morfi.serve.engine import engine_overrides
     from morfi.serve.http.keys import check_reachable, read_keys
-    from morfi.serve.http.launch import ServeConfig, serve
+    from morfi.serve.http.launch import ServeConfig, prepare_server
     from morfi.serve.http.server import Address, run_server
     from morfi.serve.http.sites import read_sites
     from morfi.terminal import TerminalProgress
@@ -631,14 +631,13 @@ def serve_command(
     address = Address(host, port, read_keys(keys), sites)
     check_reachable(address.host, address.keys)
     overrides = engine_overrides(engine, verbose=common.verbose)
-    run = functools.partial(
-        run_server,
-        address=address,
-        on_ready=lambda url: common.tell({"url": url}, f"serving on {url}", f"serving on {url}"),
-        verbose=common.verbose,
-    )
     with TerminalProgress() as progress:
-        serve(ServeConfig(**given, engine=overrides), common.store, run, progress)
+        run_server(
+            prepare_server(ServeConfig(**given, engine=overrides), common.store, progress),
+            address=address,
+            on_ready=lambda url: common.tell({"url": url}, f"serving on {url}", f"serving on {url}"),
+            verbose=common.verbose,
+        )
 
 
 @cli.command("runs")

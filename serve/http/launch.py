@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint, resolve, resolve_unmerged
 from morfi.checkpoints.presets import PRESETS
@@ -29,37 +29,25 @@ class ServeConfig:
     engine: Mapping[str, Any] = field(default_factory=dict)
 
 
-class RunServer(Protocol):
-    """Serves until a signal ends it; `http.server.run_server` with its address is the real one."""
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Everything a server starts from: `checkpoint` under the id `served`, and `model` as clients call it."""
 
-    def __call__(
-        self,
-        catalog: Catalog,
-        checkpoint: Checkpoint,
-        served: str,
-        *,
-        model: str,
-        context: int,
-        overrides: Mapping[str, Any],
-    ) -> None:
-        """Serves `checkpoint` under the id `served`, to clients that call the model `model`."""
-        ...
+    catalog: Catalog
+    checkpoint: Checkpoint
+    served: str
+    model: str
+    context: int
+    overrides: Mapping[str, Any]
 
 
-def serve(config: ServeConfig, store: Store, run_server: RunServer, progress: Progress) -> None:
-    """Serves the checkpoint of `config`; raises InputError where it, or what it rests on, is not there."""
+def prepare_server(config: ServeConfig, store: Store, progress: Progress) -> Launch:
+    """The launch of `config`; raises InputError where its checkpoint, or what that rests on, is not there."""
     catalog = load_catalog(store, config.latents, config.dtype, progress)
-    base = catalog.experiment.base
     served, checkpoint = chosen(config.ckpt, catalog, config.dtype, progress)
+    context = context_for(checkpoint, config.engine)
     progress.phase(f"starting vLLM on {checkpoint.name}")
-    run_server(
-        catalog,
-        checkpoint,
-        served,
-        model=base.name,
-        context=context_for(checkpoint, config.engine),
-        overrides=config.engine,
-    )
+    return Launch(catalog, checkpoint, served, catalog.experiment.base.name, context, config.engine)
 
 
 def chosen(ckpt: str, catalog: Catalog, dtype: str | None, progress: Progress) -> tuple[str, Checkpoint]:

@@ -19,9 +19,8 @@ from morfi.serve.http.keys import Keys, check_reachable, is_loopback
 from morfi.serve.http.sites import Sites
 
 if TYPE_CHECKING:
-    from morfi.checkpoints import Checkpoint
-    from morfi.serve.http.catalog import Catalog
     from morfi.serve.http.gate import Limits
+    from morfi.serve.http.launch import Launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +39,21 @@ class Address:
 
 
 def run_server(
-    catalog: Catalog,
-    checkpoint: Checkpoint,
-    served: str,
+    launch: Launch,
     *,
-    model: str,
-    context: int,
-    overrides: Mapping[str, Any],
     address: Address,
     on_ready: Callable[[str], None],
     limits: Limits | None = None,
     verbose: bool = False,
 ) -> None:
-    """Serves `checkpoint` under the id `served` until a signal ends it; `on_ready` gets the URL.
+    """Serves the checkpoint of `launch` until a signal ends it; `on_ready` gets the URL.
 
-    `model` is the name that OpenAI's clients use. Raises InputError for an address that cannot be used, and
+    Raises InputError for an address that cannot be used, and
     for overrides with which no request could be steered, and MorfiError where vLLM cannot start.
     """
     check_reachable(address.host, address.keys)
     gpu = is_gpu()
-    engine_settings.check_sound(overrides, gpu=gpu, seeded=True)
+    engine_settings.check_sound(launch.overrides, gpu=gpu, seeded=True)
     sock = listen(address)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -71,19 +65,20 @@ def run_server(
     if not gpu:
         import morfi.serve.cpu_norm  # noqa: F401 - registers what the settings name
     hooks.register()
-    found = open_tokenizer(checkpoint.model_dir, catalog.bos)
+    checkpoint = launch.checkpoint
+    found = open_tokenizer(checkpoint.model_dir, launch.catalog.bos)
     settings = engine_settings.engine_arguments(
         checkpoint.model_dir,
         dtype=checkpoint.dtype,
-        context=context,
+        context=launch.context,
         seed=0,
         gpu=gpu,
-        overrides=overrides,
+        overrides=launch.overrides,
         tokenizer=tokenizer_folder(found, checkpoint.model_dir),
     )
-    settings |= {"disable_log_stats": False, "served_model_name": [model]}
+    settings |= {"disable_log_stats": False, "served_model_name": [launch.model]}
     signal.signal(signal.SIGTERM, _interrupt)  # until vLLM's server has its own handler
-    job = _Job(catalog, checkpoint, served, address, sock, settings, on_ready, limits, verbose)
+    job = _Job(launch, address, sock, settings, on_ready, limits, verbose)
     try:
         with sock:
             uvloop.run(_serve(job))
@@ -114,9 +109,7 @@ def _interrupt(*_: object) -> None:
 class _Job:
     """All that the server's event loop needs."""
 
-    catalog: Catalog
-    checkpoint: Checkpoint
-    served: str
+    launch: Launch
     address: Address
     sock: socket.socket
     settings: Mapping[str, Any]
@@ -134,14 +127,14 @@ async def _serve(job: _Job) -> None:
     from morfi.serve.http.protocol import impatient_protocol
     from morfi.serve.http.state import start_state
 
-    address = job.address
-    engine = start_async_engine(job.checkpoint, job.settings)
+    address, launch = job.address, job.launch
+    engine = start_async_engine(launch.checkpoint, job.settings)
     try:
-        if job.checkpoint.adapter_dir is not None:
-            await engine.load_checkpoint(job.checkpoint)
+        if launch.checkpoint.adapter_dir is not None:
+            await engine.load_checkpoint(launch.checkpoint)
         gate = Gate(job.limits or Limits())
-        (model,) = job.settings["served_model_name"]
-        state = start_state(engine, job.catalog, gate, model, job.served, needs_key=address.keys.needed)
+        needs_key = address.keys.needed
+        state = start_state(engine, launch.catalog, gate, launch.model, launch.served, needs_key=needs_key)
         args = frontend_arguments(job.settings, address)
         local = is_loopback(address.host)
         app = await make_app(state, args, address.keys, local=local, sites=address.sites)

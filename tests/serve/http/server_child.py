@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from pathlib import Path
 
 from morfi.serve.http.gate import Limits
 from morfi.serve.http.keys import read_keys
-from morfi.serve.http.launch import ServeConfig, serve
+from morfi.serve.http.launch import ServeConfig, prepare_server
 from morfi.serve.http.server import Address, run_server
 from morfi.store import Store
 from morfi.terminal import TerminalProgress
@@ -20,14 +19,13 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     engine = {"kv_cache_memory_bytes": 1 << 26, **job.get("engine", {})}
     config = ServeConfig(job.get("ckpt", "M_100"), job["latents"], engine=engine)
-    run = functools.partial(
-        run_server,
-        address=Address("127.0.0.1", job["port"], read_keys(None)),
-        on_ready=lambda url: print(f"serving on {url}", flush=True),  # noqa: T201
-        limits=Limits(**job.get("limits", {})),
-    )
     with TerminalProgress() as progress:
-        serve(config, Store(Path(job["db"])), run, progress)
+        run_server(
+            prepare_server(config, Store(Path(job["db"])), progress),
+            address=Address("127.0.0.1", job["port"], read_keys(None)),
+            on_ready=lambda url: print(f"serving on {url}", flush=True),  # noqa: T201
+            limits=Limits(**job.get("limits", {})),
+        )
 
 
 if __name__ == "__main__":
