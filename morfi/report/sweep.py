@@ -40,7 +40,7 @@ def sweep_table(rows: Sequence[SweepAccuracy]) -> str:
     blocks = []
     for group in groups_of(rows):
         inside = [row for row in rows if row.questions == group]
-        base = next((row for row in inside if row.level is None), None)
+        base = next((row for row in inside if row.is_base), None)
         cells = {(row.epoch_setting, row.level): _cell(row) for row in inside}
         body = [(setting, *(cells.get((setting, level), "-") for level in levels)) for setting in settings]
         if base is not None:
@@ -74,7 +74,7 @@ def sweep_object(rows: Sequence[SweepAccuracy]) -> dict[str, Any]:
     groups: dict[str, Any] = {}
     for group in groups_of(rows):
         inside = [row for row in rows if row.questions == group]
-        base = next((row for row in inside if row.level is None), None)
+        base = next((row for row in inside if row.is_base), None)
         by_setting = [row for name in settings_of(inside) for row in inside if row.epoch_setting == name]
         groups[group] = {
             "base": base and _numbers(base),

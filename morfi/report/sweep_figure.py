@@ -109,7 +109,7 @@ def _figure(rows: Sequence[SweepAccuracy], title: str) -> Figure:
 
 def _draw(axes: Axes, rows: Sequence[SweepAccuracy], settings: Sequence[str], levels: Sequence[int]) -> None:
     """Draws one panel; `settings` and `levels` are those of all panels, so that looks and places agree."""
-    for base in (row for row in rows if row.level is None):
+    for base in (row for row in rows if row.is_base):
         y = 100 * base.accuracy
         # Over the axis and not clipped, or half of it is lost where the accuracy is 0 or 100.
         axes.axhline(y, label="base model", color=_BASE_COLOUR, linestyle="--", clip_on=False, zorder=3)

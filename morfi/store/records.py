@@ -290,6 +290,11 @@ class SweepAccuracy:
     ci_low: float
     ci_high: float
 
+    @property
+    def is_base(self) -> bool:
+        """Whether the base model gave the answers."""
+        return self.level is None
+
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
