@@ -6,86 +6,174 @@ Answers go to standard output, everything else to standard error. Exit codes: 0 
 
 from __future__ import annotations
 
-import csv
 import functools
-import json
+import importlib
 import re
-import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
-from morfi import __version__
+from morfi import __version__, terminal
 from morfi.errors import InputError, MorfiError, Terminated
-
-if TYPE_CHECKING:
-    from morfi.store import Store
-    from morfi.training.mixtures import Dropped
-
+from morfi.report.common import Common
 
 _OPTION = re.compile(r"--([a-z][a-z-]*(=.*)?)?")  # on one line: SQL after a comment stands on the next
+_KINDS = ((type(click.BOOL), bool), (type(click.INT), int), (type(click.FLOAT), float))
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Common:
-    """The options that every command takes."""
+class Listed(click.ParamType):  # type: ignore[type-arg]
+    """Values between commas: a tuple of `each`."""
 
-    db: Path
-    verbose: bool
-    as_json: bool
+    name = "list"
+
+    def __init__(self, each: type[str] | type[int] | type[float]) -> None:
+        self.each = each
+
+    def convert(self, value: Any, param: click.Parameter | None, _: click.Context | None) -> Any:
+        """The tuple; raises InputError for text that is no such list."""
+        from morfi.runs.options import listed
+
+        if isinstance(value, tuple):
+            return value
+        return listed(param.opts[0] if param else self.name, value, self.each)
+
+
+# By the annotation of a configuration's field.
+_TYPES: dict[str, Any] = {"str": None, "int": int, "float": float}
+_TYPES |= {f"tuple[{each.__name__}, ...]": Listed(each) for each in (str, int, float)}
+
+
+class Setting(click.Option):
+    """An option whose --help ends with its default, or with what happens without it."""
+
+    def __init__(self, *args: Any, field: Field[Any] | None = None, unset: str = "", **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.field = field
+        self._unset = unset
 
     @property
-    def store(self) -> Store:
-        """The store in the file that --db names."""
-        from morfi.store import Store
+    def shown(self) -> str:
+        """The default as a person types it; "" where there is none."""
+        from morfi.runs.options import default_text
 
-        return Store(self.db)
+        if self.field is not None:
+            return "" if self.required else default_text(self.field)
+        valued = not self.is_flag and isinstance(self.default, str | int | Path)
+        return str(self.default) if valued else self._unset
 
-    def answer(self, found: dict[str, Any], text: str) -> None:
-        """Prints the command's answer: one JSON object for --json, else the text."""
-        from morfi.terminal import takes_unicode, to_reader
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        """The environment's value, where a configuration file has none."""
+        return None if self.name in (ctx.default_map or {}) else super().value_from_envvar(ctx)
 
-        if self.as_json:
-            text = json.dumps({"run_id": None} | found, default=str, ensure_ascii=not takes_unicode())
-        with to_reader():
-            click.echo(text)
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option and its help."""
+        record, shown = super().get_help_record(ctx), self.shown
+        if record is None or not shown:
+            return record
+        return record[0], f"{record[1].removesuffix('.')} (default: {shown}).".lstrip()
 
-    def tell(self, found: dict[str, Any], text: str, kept: str) -> None:
-        """As `answer`, of work that is done: where nothing can be printed, a line says where it is `kept`."""
-        from morfi.terminal import OutputError
 
+class Configured(click.Command):
+    """A command that takes --config and --write-config.
+
+    `config` names the dataclass of its configuration, MODULE:CLASS, which is imported when the options are
+    needed: one for each field, but for those of `without`. One that is not given is None or (): the defaults
+    are the dataclass's.
+    """
+
+    def __init__(self, *args: Any, config: str = "", without: Sequence[str] = (), **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._config = config
+        self._without = without
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """All parameters, those of the configuration first."""
+        if self._config:
+            module, _, name = self._config.partition(":")
+            known = fields(getattr(importlib.import_module(module), name))
+            self.params[:0] = [_setting(one) for one in known if one.name not in self._without]
+            self._config = ""
+        return super().get_params(ctx)
+
+    @property
+    def settings(self) -> dict[str, click.Parameter]:
+        """The parameters that may stand in a configuration file, by their name there."""
+        kept = [param for param in self.params if param.name not in ("config", "write_config")]
+        return {_key(param): param for param in kept}
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command, or prints its configuration for --write-config."""
+        from morfi.runs.config_file import written
+
+        if not ctx.params.pop("write_config"):
+            return super().invoke(ctx)
+        text = written(ctx.command_path, self.settings, ctx.params, ascii_only=not terminal.takes_unicode())
+        with terminal.to_reader():
+            click.echo(text, nl=False)
+        return None
+
+
+def _setting(one: Field[Any]) -> Setting:
+    """The option of a configuration's field."""
+    from morfi.runs.options import name_of, option_of
+
+    known, kind = option_of(one), str(one.type).removesuffix(" | None")
+    more: dict[str, Any] = {"metavar": known.metavar, "help": known.help}
+    if kind == "bool":
+        more |= {"is_flag": True, "default": None}
+    elif kind.startswith("Mapping"):
+        more["multiple"] = True
+    else:
+        more["type"] = _TYPES[kind]
+    neither = one.default is MISSING and one.default_factory is MISSING and not known.unset
+    more["required"] = neither if known.required is None else known.required
+    off = f"/--{known.off}" if known.off else ""
+    return Setting([f"--{name_of(one)}{off}", one.name], field=one, **more)
+
+
+def _key(param: click.Parameter) -> str:
+    """The name of a parameter in a configuration file."""
+    long = [name.removeprefix("--") for name in param.opts if name.startswith("--")]
+    return long[0] if long else str(param.name).replace("_", "-")
+
+
+def _commands(group: click.Group) -> Iterator[tuple[str, ...]]:
+    """The words of every command."""
+    for name, command in group.commands.items():
+        inner = _commands(command) if isinstance(command, click.Group) else ((),)
+        yield from ((name, *words) for words in inner)
+
+
+def _take_defaults(ctx: click.Context, _: click.Parameter, file: Path | None) -> None:
+    """Makes the values of a configuration file the defaults of its command."""
+    from morfi.runs.config_file import of_kind, read_config
+
+    if file is None or ctx.resilient_parsing or not isinstance(ctx.command, Configured):
+        return
+    settings, defaults = ctx.command.settings, {}
+    for key, value in read_config(file, ctx.command_path, settings, list(_commands(cli))).items():
+        param, where = settings[key], f"{file}, {key}"
+        listed = param.type if isinstance(param.type, Listed) else None
+        kind = listed.each if listed else next((k for t, k in _KINDS if isinstance(param.type, t)), str)
+        given = of_kind(where, value, kind, several=listed is not None or param.multiple)
+        given = (given,) if param.multiple and isinstance(given, str) else given
         try:
-            self.answer(found, text)
-        except OutputError as error:
-            click.echo(f"morfi: {error}; {kept}", err=True)
+            defaults[str(param.name)] = param.type_cast_value(ctx, given)
+        except click.BadParameter as error:
+            raise InputError(f"{where}: {error.message}") from error
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+    ctx.default_map = defaults
 
 
-def common_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command --db, -v and --json, which it receives as one `Common`."""
-
-    @click.option(
-        "--db",
-        type=click.Path(path_type=Path),
-        default=Path("morfi.duckdb"),
-        envvar="MORFI_DB",
-        show_default=True,
-        help="The DuckDB file of results.",
-    )
-    @click.option("-v", "--verbose", is_flag=True, help="Show what vLLM logs.")
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-    @functools.wraps(command)
-    def wrapped(db: Path, verbose: bool, as_json: bool, **options: Any) -> None:
-        command(Common(db, verbose, as_json), **options)
-
-    return wrapped
-
-
-class Statement(click.Command):
+class Statement(Configured):
     """A command whose argument may begin with the two hyphens of an SQL comment."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -94,226 +182,123 @@ class Statement(click.Command):
         return super().parse_args(ctx, [*options, "--", *(arg for arg in args if arg not in options)])
 
 
-def new_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command --new; without it the same command goes on with its last run, or only reports it."""
-    return click.option("--new", is_flag=True, help="Start a new run even where one is there.")(command)
+class Commands(click.Group):
+    """A group whose commands take --config."""
+
+    command_class = Configured
+    group_class = type
 
 
-def figure_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command --figure."""
-    return click.option(
-        "--figure",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="The picture, written as PNG and SVG (default: RUN.png and RUN.svg beside the database).",
-    )(command)
+def option(*names: str, kind: Any = None, **more: Any) -> Decorator:
+    """An option of a `Setting`; `kind` is its type."""
+    return click.option(*names, cls=Setting, type=kind, **more)
 
 
-def engine_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command --engine, a tuple of "key=value"."""
-    return click.option(
-        "--engine", multiple=True, metavar="KEY=VALUE", help="A vLLM engine setting; repeatable."
-    )(command)
+def file_option(*names: str, **more: Any) -> Decorator:
+    """An option that names a file to write or read."""
+    return option(*names, kind=click.Path(path_type=Path, dir_okay=False), **more)
 
 
-def report_run(
-    common: Common, run_id: str, dropped: Dropped | None = None, pictures: Sequence[Path] = ()
-) -> None:
-    """Answers with the report of a stored run."""
-    from morfi.report.runs import report_of
-
-    report = report_of(common.store, run_id, dropped)
-    named = {"pictures": list(map(str, pictures))} if pictures else {}
-    lines = [report.text, *(f"picture: {path}" for path in pictures)]
-    kept = f"the run is stored: morfi show {run_id} --db {shlex.quote(str(common.db))}"
-    common.tell({**report.object, **named}, "\n".join(lines), kept)
+def out_option(default: str, text: str) -> Decorator:
+    """--out, the folder in which every run makes one."""
+    folder = click.Path(path_type=Path, file_okay=False)
+    return option("--out", kind=folder, default=Path(default), help=f"{text}; each run makes one in it.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+new_option = option("--new", is_flag=True, help="Start a new run even where one is there.")
+figure_option = file_option(
+    "--figure", help="The picture, written as PNG and SVG.", unset="RUN.png and RUN.svg beside the database"
+)
+
+
+def common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command --db, -v, --json, which it receives as one `Common`, --config and --write-config."""
+
+    database = click.Path(path_type=Path)
+
+    @option(
+        "--db", kind=database, default=Path("morfi.duckdb"), envvar="MORFI_DB", help="The file of results."
+    )
+    @option("-v", "--verbose", is_flag=True, help="Show what vLLM logs.")
+    @option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+    @file_option(
+        "--config", is_eager=True, expose_value=False, callback=_take_defaults, help="Options, from TOML."
+    )
+    @option("--write-config", is_flag=True, help="Print such a file for these options, and run nothing.")
+    @functools.wraps(command)
+    def wrapped(db: Path, verbose: bool, as_json: bool, **given: Any) -> None:
+        command(Common(db, verbose, as_json), **given)
+
+    return wrapped
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="morfi")
 def cli() -> None:
     """Finds the directions that make a fine-tuned language model hallucinate, and steers them."""
 
 
-@cli.command("eval")
-@click.option("--ckpt", help="Preset, model or LoRA adapter folder, or hub id.")
-@click.option("--base", help="The adapter's base model, when its adapter_config.json is not to be followed.")
-@click.option("--data", help='"world-facts" (default), a file of questions, or a folder of P*.json files.')
-@click.option("--split", help="train, dev or test (default: test).")
-@click.option("--relations", help="Between commas, such as P17,P36 (default: all); '\"a, b\",c' quotes one.")
-@click.option("--limit", type=int, help="At most this many questions, the same number of each relation.")
-@click.option("--shots", type=int, help="Exemplars before each question (default: 4).")
-@click.option("--chat/--no-chat", default=None, help="Use the checkpoint's chat template.")
-@click.option("--match", help="How answers are compared: squad (default), answer, strict or contains.")
-@click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
-@click.option("--seed", type=int, help="Chooses questions and exemplars (default: 0).")
-@click.option("--bos", help="BOS before each prompt: auto (default), as the model needs it; yes or no.")
-@click.option(
-    "--dtype",
-    help="bfloat16, float16 or float32 (default: its own; float32 on CPUs without bfloat16).",
-)
-@engine_option
-@click.option("--batch", type=int, help="Questions stored together (default: 512, or 8192 on a GPU).")
-@click.option(
-    "--resume", metavar="RUN|auto", help="Do only what RUN, or the last run of this command, lacks."
-)
+@cli.command("eval", config="morfi.evaluation.config:EvalConfig")
+@option("--resume", metavar="RUN|auto", help="Do only what RUN, or the last run of this command, lacks.")
 @common_options
 def eval_command(common: Common, resume: str | None, **given: Any) -> None:
     """Asks a checkpoint closed-book questions and reports its accuracy by relation."""
     from morfi.evaluation.config import configure, from_stored
     from morfi.evaluation.evaluate import run_evaluation
-    from morfi.serve.engine import engine_overrides, start_engine
-    from morfi.terminal import TerminalProgress
 
-    given["engine"] = engine_overrides(given["engine"], verbose=common.verbose) or None
-    given["relations"] = _names("relations", given["relations"])
+    given = common.checked(given)
     named = resume not in (None, "auto")
     stored = from_stored(common.store.run_of_kind(str(resume), "eval").config) if named else None
-    with TerminalProgress() as progress:
+    config = configure(given, stored)
+    with terminal.TerminalProgress() as progress:
         run_id = run_evaluation(
-            configure(given, stored),
-            common.store,
-            functools.partial(start_engine, verbose=common.verbose),
-            progress,
-            resume=resume,
-            command=_command(),
+            config, common.store, common.start_engine, progress, resume=resume, command=common.command
         )
-    report_run(common, run_id)
+    common.report(run_id)
 
 
-@cli.command("split")
-@click.option("--model", required=True, help="Preset, model folder or hub id whose knowledge is measured.")
-@click.option("--base", help="The base model, when --model is a LoRA adapter.")
-@click.option("--data", help="As for eval; without splits, train, dev and test are made by subject.")
-@click.option("--relations", help="Between commas, such as P17,P36 (default: all); '\"a, b\",c' quotes one.")
-@click.option("--limit", type=int, help="At most this many questions: 60 % train, 15 % dev, 25 % test.")
-@click.option("--n-ex", type=int, help="Few-shot prompts for each question (default: 10; 3 on a CPU).")
-@click.option("--shots", type=int, help="Exemplars in each prompt, from dev (default: 4).")
-@click.option("--samples", type=int, help="Sampled answers to each prompt (default: 16; 4 on a CPU).")
-@click.option("--temperature", type=float, help="Of the sampled answers (default: 0.5).")
-@click.option("--top-k", type=int, help="Tokens that sampling chooses from (default: 40; 0: all).")
-@click.option("--match", help="How answers are compared: squad (default), answer, strict or contains.")
-@click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
-@click.option("--seed", type=int, help="Chooses questions, exemplars and samples (default: 0).")
-@click.option("--bos", help="BOS before each prompt: auto (default), as the model needs it; yes or no.")
-@click.option(
-    "--dtype",
-    help="bfloat16, float16 or float32 (default: its own; float32 on CPUs without bfloat16).",
-)
-@engine_option
-@click.option("--batch", type=int, help="Prompts answered and stored together.")
+@cli.command("split", config="morfi.evaluation.split:SplitConfig")
 @new_option
 @common_options
 def split_command(common: Common, new: bool, **given: Any) -> None:
     """Sorts questions by what a model knows: HighlyKnown, MaybeKnown, WeaklyKnown, Unknown."""
     from morfi.evaluation.split import configure_split, run_split
-    from morfi.serve.engine import engine_overrides, start_engine
-    from morfi.terminal import TerminalProgress
 
-    given["engine"] = engine_overrides(given["engine"], verbose=common.verbose) or None
-    given["relations"] = _names("relations", given["relations"])
-    with TerminalProgress() as progress:
+    config = configure_split(common.checked(given))
+    with terminal.TerminalProgress() as progress:
         run_id = run_split(
-            configure_split(given),
-            common.store,
-            functools.partial(start_engine, verbose=common.verbose),
-            progress,
-            new=new,
-            command=_command(),
+            config, common.store, common.start_engine, progress, new=new, command=common.command
         )
-    report_run(common, run_id)
+    common.report(run_id)
 
 
-@cli.command("mix")
-@click.option("--split", "split_run", metavar="RUN", required=True, help="The run of `morfi split`.")
-@click.option("--data", help="Where the data of that run is now, where it has moved.")
-@click.option("--levels", help="Percent Unknown of each mixture (default: 0,10,25,50,75,90,100).")
-@click.option("--size", type=int, help="Questions in each mixture (default: 320).")
-@click.option("--seed", type=int, help="Draws the questions (default: 0).")
-@click.option("--nested/--independent", default=None, help="Levels share what they can (default).")
-@click.option("--known", help="Categories that count as Known (default: all but Unknown).")
-@click.option(
-    "--exclude-confounds", is_flag=True, default=None, help="Drop majority answers and copied names."
-)
-@click.option(
-    "--several-answers/--one-answer",
-    default=None,
-    help="Keep questions with several accepted answers (default).",
-)
+@cli.command("mix", config="morfi.training.mixtures:MixConfig")
+@option("--data", help="Where the data of that run is now, where it has moved.")
 @new_option
 @common_options
-def mix_command(common: Common, new: bool, **given: Any) -> None:
+def mix_command(common: Common, new: bool, data: str | None, **given: Any) -> None:
     """Draws training mixtures of equal size and relations, 0 to 100 % of them Unknown."""
     from morfi.training.mix import configure_mix, run_mix
 
-    given["levels"] = _numbers("levels", given["levels"])
-    given["known"] = _names("known", given["known"])
-    data = given.pop("data")
-    result = run_mix(configure_mix(given), common.store, new=new, command=_command(), data_now=data)
-    report_run(common, result.run_id, dropped=result.dropped)
+    result = run_mix(configure_mix(given), common.store, new=new, command=common.command, data_now=data)
+    common.report(result.run_id, dropped=result.dropped)
 
 
-@cli.command("train")
-@click.option("--mix", "mix_run", metavar="RUN", required=True, help="The run of `morfi mix`.")
-@click.option("--epochs", help="Epochs whose checkpoints are kept (default: 1,2,5,10).")
-@click.option(
-    "--early-stop/--no-early-stop", default=None, help="Keep the epoch with the best dev accuracy (default)."
-)
-@click.option("--seeds", type=int, help="Replicate trainings of each mixture (default: 1).")
-@click.option("--rank", type=int, help="LoRA's rank (default: the model preset's).")
-@click.option("--alpha", type=float, help="LoRA's alpha; B A is scaled by alpha / rank.")
-@click.option("--targets", help='Modules that get LoRA, such as q_proj,v_proj (default: "all-linear").')
-@click.option("--lr", type=float, help="Learning rate.")
-@click.option("--schedule", help="constant (default), linear or cosine.")
-@click.option("--warmup", type=int, help="Steps of linear rise.")
-@click.option("--weight-decay", type=float, help="AdamW's (default: 0).")
-@click.option("--batch", type=int, help="Examples a step.")
-@click.option("--micro-batch", type=int, help="Examples in memory at once.")
-@click.option(
-    "--gradient-checkpointing/--no-gradient-checkpointing", default=None, help="Compute activations twice."
-)
-@click.option(
-    "--dtype",
-    help="bfloat16 or float32, of the base (default: its own; float32 on CPUs without bfloat16).",
-)
-@click.option("--dev-limit", type=int, help="Known dev questions asked after every epoch (default: 200).")
-@click.option("--match", help="How dev answers are compared: squad (default), answer, strict or contains.")
-@click.option("--max-tokens", type=int, help="Longest dev answer (default: 16).")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("checkpoints"),
-    show_default=True,
-    help="Folder of the checkpoints; each run makes one in it.",
-)
+@cli.command("train", config="morfi.training.config:TrainConfig", without=("model", "bos"))
+@option("--mix", "mix_run", metavar="RUN", required=True, help="The run of `morfi mix`.")
+@out_option("checkpoints", "Folder of the checkpoints")
 @new_option
 @common_options
 def train_command(common: Common, mix_run: str, out: Path, new: bool, **given: Any) -> None:
     """Fine-tunes LoRA adapters on every mixture and keeps checkpoints at the chosen epochs."""
-    from morfi.terminal import TerminalProgress
     from morfi.training.train import run_train
 
-    given["epochs"] = _numbers("epochs", given["epochs"])
-    given["targets"] = _names("targets", given["targets"])
-    with TerminalProgress("examples") as progress:
-        run_id = run_train(given, mix_run, common.store, out, progress, new=new, command=_command())
-    report_run(common, run_id)
+    with terminal.TerminalProgress("examples") as progress:
+        run_id = run_train(given, mix_run, common.store, out, progress, new=new, command=common.command)
+    common.report(run_id)
 
 
-@cli.command("sweep")
-@click.option("--ckpts", metavar="RUN", required=True, help="The run of `morfi train`.")
-@click.option("--split", help="train, dev or test (default: test).")
-@click.option(
-    "--limit", type=int, help="At most this many questions of the split, and of Unknown training ones."
-)
-@click.option("--match", help="How answers are compared: squad (default), answer, strict or contains.")
-@click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
-@click.option("--seed", type=int, help="Chooses the questions (default: 0).")
-@click.option(
-    "--dtype",
-    help="bfloat16, float16 or float32 (default: its own; float32 on CPUs without bfloat16).",
-)
-@engine_option
-@click.option("--batch", type=int, help="Questions stored together (default: 512, or 8192 on a GPU).")
+@cli.command("sweep", config="morfi.evaluation.sweep_plan:SweepConfig")
 @figure_option
 @new_option
 @common_options
@@ -321,69 +306,31 @@ def sweep_command(common: Common, new: bool, figure: Path | None, **given: Any) 
     """Asks every checkpoint of a training the same questions through one live engine."""
     from morfi.evaluation.sweep import run_sweep
     from morfi.evaluation.sweep_plan import configure_sweep
-    from morfi.report.sweep_figure import sweep_figure
-    from morfi.serve.engine import engine_overrides, start_engine
-    from morfi.terminal import TerminalProgress
 
-    given["engine"] = engine_overrides(given["engine"], verbose=common.verbose) or None
-    with TerminalProgress() as progress:
+    config = configure_sweep(common.checked(given))
+    with terminal.TerminalProgress() as progress:
         result = run_sweep(
-            configure_sweep(given),
-            common.store,
-            functools.partial(start_engine, verbose=common.verbose),
-            progress,
-            new=new,
-            command=_command(),
+            config, common.store, common.start_engine, progress, new=new, command=common.command
         )
-    run = common.store.run(result.run_id)
-    rows = common.store.sweep_accuracies(run.run_id)
-    pictures = sweep_figure(rows, f"{run.base} on {run.data}", figure or common.db.parent / run.run_id)
-    report_run(common, run.run_id, pictures=pictures)
-    if result.failures:
-        raise MorfiError(f"checkpoints that failed: {'; '.join(result.failures)}")
+    common.report_drawn(result.run_id, figure)
+    common.check(result.failures)
 
 
-@cli.command("capture")
-@click.option("--ckpts", metavar="RUN", required=True, help="The run of `morfi train`.")
-@click.option("--layers", required=True, help="Decoder layers after which the residual stream is taken.")
-@click.option("--split", help="train, dev or test (default: dev).")
-@click.option("--limit", type=int, help="At most this many questions.")
-@click.option("--seed", type=int, help="Chooses the questions (default: 0).")
-@click.option(
-    "--dtype",
-    help="bfloat16, float16 or float32 (default: its own; float32 on CPUs without bfloat16).",
-)
-@engine_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("activations"),
-    show_default=True,
-    help="Folder of the residual streams; each run makes one in it.",
-)
+@cli.command("capture", config="morfi.latents.capture:CaptureConfig")
+@out_option("activations", "Folder of the residual streams")
 @new_option
 @common_options
 def capture_command(common: Common, out: Path, new: bool, **given: Any) -> None:
     """Keeps the residual streams of every checkpoint on the same questions, at the last prompt token."""
     from morfi.latents.capture import CaptureConfig, run_capture
-    from morfi.serve.engine import engine_overrides, start_engine
-    from morfi.terminal import TerminalProgress
 
-    given["engine"] = engine_overrides(given["engine"], verbose=common.verbose) or None
-    given["layers"] = _numbers("layers", given["layers"])
-    with TerminalProgress("prompts") as progress:
+    config = CaptureConfig(**{k: v for k, v in common.checked(given).items() if v is not None})
+    with terminal.TerminalProgress("prompts") as progress:
         result = run_capture(
-            CaptureConfig(**{key: value for key, value in given.items() if value is not None}),
-            common.store,
-            functools.partial(start_engine, verbose=common.verbose),
-            out,
-            progress,
-            new=new,
-            command=_command(),
+            config, common.store, common.start_engine, out, progress, new=new, command=common.command
         )
-    report_run(common, result.run_id)
-    if result.failures:
-        raise MorfiError(f"checkpoints that failed: {'; '.join(result.failures)}")
+    common.report(result.run_id)
+    common.check(result.failures)
 
 
 @cli.group("sae")
@@ -391,36 +338,16 @@ def sae_group() -> None:
     """Sparse autoencoders: train, fetch and check them."""
 
 
-@sae_group.command("train")
-@click.option("--model", help="Preset, model folder or hub id (default: smollm2).")
-@click.option("--layer", type=int, required=True, help="The decoder layer after which the SAE reads.")
-@click.option("--ckpts", metavar="RUN", help="A run of `morfi train`: its ends are captured beside its base.")
-@click.option("--data", help="As for eval; the SAE is measured on its test questions.")
-@click.option("--limit", type=int, help="At most this many training questions (default: 3000).")
-@click.option("--d-sae", type=int, help="Number of latents (default: 8 x d_model).")
-@click.option("--k", type=int, help="Latents a token, on average (default: 32).")
-@click.option("--tokens", type=int, help="Tokens that the SAE is trained on (default: 1,000,000).")
-@click.option("--lr", type=float, help="Learning rate (default: 0.001).")
-@click.option("--batch", type=int, help="Tokens a step (default: 512).")
-@click.option("--seed", type=int, help="Chooses questions and initial weights (default: 0).")
-@click.option("--dtype", help="bfloat16, float16 or float32, of the model.")
-@engine_option
+@sae_group.command("train", config="morfi.latents.sae_training:SaeTraining")
 @common_options
 def sae_train_command(common: Common, **given: Any) -> None:
     """Trains an SAE on a model's residual stream with SAELens, once; then it is in the cache."""
     from morfi.latents.sae_training import configure_sae, train_sae
     from morfi.report.trends import quality_table
-    from morfi.serve.engine import engine_overrides, start_engine
-    from morfi.terminal import TerminalProgress
 
-    given["engine"] = engine_overrides(given["engine"], verbose=common.verbose) or None
-    with TerminalProgress("texts and tokens") as progress:
-        found = train_sae(
-            configure_sae(given),
-            common.store,
-            functools.partial(start_engine, verbose=common.verbose),
-            progress,
-        )
+    config = configure_sae(common.checked(given))
+    with terminal.TerminalProgress("texts and tokens") as progress:
+        found = train_sae(config, common.store, common.start_engine, progress)
     quality = found.quality
     row = tuple(quality[name] for name in ("n_tokens", "explained_variance", "l0", "n_dead"))
     table = quality_table([("held-out questions", *row)], quality["d_sae"])
@@ -434,206 +361,89 @@ def sae_train_command(common: Common, **given: Any) -> None:
 def sae_get_command(common: Common, source: str) -> None:
     """Downloads a pretrained SAE: of a model preset, such as llama-3.1-8b, or any release of SAELens."""
     from morfi.latents.sae import load_sae
+    from morfi.report.trends import sae_object
 
-    sae = load_sae(source)
-    found = {
-        "sae": sae.release,
-        "d_model": sae.encoder.d_model,
-        "d_sae": sae.encoder.d_sae,
-        "activation": sae.encoder.activation,
-        "layer": sae.layer,
-        "sha256": sae.sha256,
-    }
+    found = sae_object(load_sae(source))
     common.answer(found, "\n".join(f"{name:<11}{value}" for name, value in found.items()))
 
 
 @sae_group.command("check")
-@click.option("--sae", required=True, metavar="FOLDER|MODEL|RELEASE:ID", help="The SAE.")
-@click.option("--activations", metavar="RUN", required=True, help="The run of `morfi capture`.")
-@click.option("--layer", type=int, help="The layer to read (default: the SAE's own).")
-@click.option("--epochs", help="Epoch setting of the checkpoints (default: early-stop, else the most).")
+@option("--sae", required=True, metavar="FOLDER|MODEL|RELEASE:ID", help="The SAE.")
+@option("--activations", metavar="RUN", required=True, help="The run of `morfi capture`.")
+@option("--layer", kind=int, help="The layer to read.", unset="the SAE's own")
+@option("--epochs", help="Epoch setting of the checkpoints.", unset="early-stop, else the most")
 @common_options
 def sae_check_command(
     common: Common, sae: str, activations: str, layer: int | None, epochs: str | None
 ) -> None:
     """Shows how much of a model's own activations an SAE explains, its L0 and its dead latents."""
-    from morfi.latents.activations import layer_of, load_activations
-    from morfi.latents.sae import load_sae
-    from morfi.latents.sae_check import measure
-    from morfi.report.trends import quality_table
+    from morfi.latents.sae_check import check
+    from morfi.report.trends import quality_object, quality_table
 
-    loaded = load_sae(sae)
-    layer = layer_of(common.store, activations, loaded.layer, layer, sae)
-    found = load_activations(common.store, activations, layer, epochs)
-    qualities = [(one.condition.label, measure(loaded, [one.values])) for one in found.residuals]
-    qualities.append(("all together", measure(loaded, [one.values for one in found.residuals])))
-    rows = [(name, q.n_tokens, q.explained_variance, q.l0, q.n_dead) for name, q in qualities]
-    names = ("condition", "n_tokens", "explained_variance", "l0", "n_dead")
-    named = [dict(zip(names, row, strict=True)) for row in rows]
-    common.answer(
-        {"run_id": found.run.run_id, "layer": layer, "conditions": named},
-        quality_table(rows, loaded.encoder.d_sae),
-    )
+    found = check(common.store, sae, activations, layer, epochs)
+    common.answer(quality_object(found), quality_table(found.rows, found.d_sae))
 
 
-@cli.command("find")
-@click.option("--activations", metavar="RUN", required=True, help="The run of `morfi capture`.")
-@click.option("--sae", required=True, metavar="FOLDER|MODEL|RELEASE:ID", help="The SAE.")
-@click.option("--layer", type=int, help="The layer to read (default: the SAE's own).")
-@click.option("--epochs", help="Epoch setting of the checkpoints (default: early-stop, else the most).")
-@click.option("--questions", help="all (default), known or unknown: to the base model.")
-@click.option("--method", help="bootstrap (default) or page: Page's L, question by question.")
-@click.option("--resamples", type=int, help="Bootstrap resamples of the questions (default: 1000).")
-@click.option("--seed", type=int, help="Draws the resamples (default: 0).")
-@click.option("--alpha", type=float, help="Largest p-value of a trend (default: 0.001).")
-@click.option("--stability", type=float, help="Share of resamples that must show it (default: 0.95).")
-@click.option("--rho-min", type=float, help="Least mean |rho| over the resamples (default: 0.9).")
-@click.option("--min-firing", type=float, help="Share of questions that it fires on (default: 0.01).")
-@click.option("--page-fdr", type=float, help="False discovery rate of --method page (default: 0.05).")
-@click.option("--min-explained", type=float, help="Variance that the SAE must explain (default: 0.5).")
-@click.option("--force", is_flag=True, default=None, help="Use the SAE even where it explains less.")
+@cli.command("find", config="morfi.latents.find:FindConfig")
 @figure_option
 @new_option
 @common_options
 def find_command(common: Common, new: bool, figure: Path | None, **given: Any) -> None:
     """Finds the latents that rise or fall with the share of Unknown facts in training."""
     from morfi.latents.find import configure_find, run_find
-    from morfi.report.trend_figure import trend_figure
-    from morfi.terminal import TerminalProgress
 
-    with TerminalProgress("latents") as progress:
-        run_id = run_find(configure_find(given), common.store, progress, new=new, command=_command())
-    run = common.store.run(run_id)
-    pictures = trend_figure(
-        common.store.trend_conditions(run_id),
-        common.store.latents(run_id, selected=True).to_pylist(),
-        f"{run.base} on {run.data}, layer {run.config['layer']}",
-        figure or common.db.parent / run_id,
-    )
-    report_run(common, run_id, pictures=pictures)
+    with terminal.TerminalProgress("latents") as progress:
+        run_id = run_find(configure_find(given), common.store, progress, new=new, command=common.command)
+    common.report_drawn(run_id, figure)
 
 
-@cli.command("steer")
-@click.option("--ckpt", required=True, help='What is steered: M_100, "base", or a LoRA adapter\'s folder.')
-@click.option("--latents", metavar="RUN", required=True, help="The run of `morfi find`.")
-@click.option("--top", type=int, help="Latents, the selected ones with the highest score (default: 20).")
-@click.option("--ids", help="These latents instead, comma-separated.")
-@click.option("--trend", help="any (default), rising or falling latents.")
-@click.option("--op", help="add (default), ablate, clamp or project.")
-@click.option(
-    "--alphas",
-    help="Strengths to add, in median residual norms (default: -1,-0.6,-0.4,-0.25,0.25,0.4,0.6,1).",
-)
-@click.option("--values", help="For --op clamp: values that the latents are set to.")
-@click.option("--positions", help="all (default), prompt, generated or last_prompt.")
-@click.option("--choose-on", help="The split on which strengths are chosen (default: dev).")
-@click.option("--report-on", help="The split that is reported (default: test).")
-@click.option(
-    "--questions", help="known (default): to the base model; all; or such as HighlyKnown,MaybeKnown."
-)
-@click.option("--reference", help="Whose answers count as knowledge (default: the lowest level, M_0).")
-@click.option("--epochs", help="Epoch setting of M_ names (default: the find run's).")
-@click.option("--train-seed", type=int, help="Replicate training of M_ names (default: 0).")
-@click.option("--controls", type=int, help="Latents without a trend, for comparison (default: 5).")
-@click.option("--random", type=int, help="Random directions, for comparison (default: 5).")
-@click.option("--combine", is_flag=True, default=None, help="Also the best 2, 4, ... latents together.")
-@click.option("--halving", is_flag=True, default=None, help="Successive halving over latents and strengths.")
-@click.option("--layer-scan", is_flag=True, default=None, help="First delta_u after every captured layer.")
-@click.option("--limit", type=int, help="At most this many questions of each split.")
-@click.option("--match", help="How answers are compared: squad (default), answer, strict or contains.")
-@click.option("--max-tokens", type=int, help="Longest answer (default: 16).")
-@click.option("--seed", type=int, help="Chooses questions and random directions (default: 0).")
-@click.option("--dtype", help="bfloat16, float16 or float32 (default: the capture's).")
-@engine_option
-@click.option("--batch", type=int, help="Requests stored together (default: 2048, or 8192 on a GPU).")
+@cli.command("steer", config="morfi.interventions.config:SteerConfig")
 @figure_option
 @new_option
 @common_options
 def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) -> None:
     """Steers a checkpoint along latents and baselines: which of them bring known answers back?"""
     from morfi.interventions import configure_steer, run_steer
-    from morfi.interventions.outcome import steered
-    from morfi.report.steering_figure import steer_figure
-    from morfi.serve.engine import engine_overrides, start_engine
-    from morfi.terminal import TerminalProgress
 
-    given["engine"] = engine_overrides(given["engine"], verbose=common.verbose) or None
-    given["ids"] = _numbers("ids", given["ids"])
-    for name in ("alphas", "values"):
-        given[name] = _reals(name, given[name])
-    with TerminalProgress() as progress:
+    config = configure_steer(common.checked(given))
+    with terminal.TerminalProgress() as progress:
         run_id = run_steer(
-            configure_steer(given),
-            common.store,
-            functools.partial(start_engine, verbose=common.verbose),
-            progress,
-            new=new,
-            command=_command(),
+            config, common.store, common.start_engine, progress, new=new, command=common.command
         )
-    run = common.store.run(run_id)
-    found = steered(common.store, run)
-    assert found is not None
-    title = f"{run.config['ckpt']} of {run.base}, layer {found.layer}"
-    pictures = steer_figure(found, run.config, title, figure or common.db.parent / run_id)
-    report_run(common, run_id, pictures=pictures)
+    common.report_drawn(run_id, figure)
 
 
-@cli.command("serve")
-@click.option("--ckpt", required=True, help="M_LEVEL or an id of the train run, a folder, or a preset.")
-@click.option("--latents", metavar="RUN", required=True, help="The run of `morfi find`.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Others than this machine need a key.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
-@click.option(
-    "--keys",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help='File of "user KEY" and "admin KEY" (default: MORFI_API_KEY and MORFI_ADMIN_KEY).',
-)
-@click.option(
+@cli.command("serve", config="morfi.serve.http.launch:ServeConfig")
+@option("--host", default="127.0.0.1", help="Others than this machine need a key.")
+@option("--port", kind=click.IntRange(0, 65535), default=8000)
+@file_option("--keys", help='File of "user KEY" and "admin KEY".', unset="MORFI_API_KEY and MORFI_ADMIN_KEY")
+@option(
     "--allow-origin",
     multiple=True,
     metavar="ORIGIN",
     help="Whose pages may use the server beside its own, such as a proxy's https://morfi.example.",
 )
-@click.option("--root-path", default="", metavar="PATH", help="Where a proxy shows it, such as /morfi.")
-@click.option(
+@option("--root-path", default="", metavar="PATH", help="Where a proxy shows it, such as /morfi.")
+@option(
     "--trust-forwarded",
     multiple=True,
     metavar="ADDRESS",
     help="The proxy whose X-Forwarded-Host, -Proto and -For are believed.",
 )
-@click.option(
-    "--dtype",
-    help="bfloat16, float16 or float32 (default: its own; float32 on CPUs without bfloat16).",
-)
-@engine_option
 @common_options
 def serve_command(
-    common: Common,
-    *,
-    host: str,
-    port: int,
-    keys: Path | None,
-    allow_origin: tuple[str, ...],
-    trust_forwarded: tuple[str, ...],
-    root_path: str,
-    engine: tuple[str, ...],
-    **given: Any,
+    common: Common, ckpt: str, latents: str, dtype: str | None, engine: tuple[str, ...], **where: Any
 ) -> None:
     """Serves a checkpoint over HTTP, OpenAI-compatible and steerable along a find run's latents."""
     from morfi.serve.engine import engine_overrides
-    from morfi.serve.http.keys import check_reachable, read_keys
     from morfi.serve.http.launch import ServeConfig, prepare_server
     from morfi.serve.http.server import Address, run_server
-    from morfi.serve.http.sites import read_sites
-    from morfi.terminal import TerminalProgress
 
-    sites = read_sites(allow_origin, trust_forwarded, root_path)
-    address = Address(host, port, read_keys(keys), sites)
-    check_reachable(address.host, address.keys)
-    overrides = engine_overrides(engine, verbose=common.verbose)
-    with TerminalProgress() as progress:
+    address = Address.of(**where)
+    config = ServeConfig(ckpt, latents, dtype, engine_overrides(engine, verbose=common.verbose))
+    with terminal.TerminalProgress() as progress:
         run_server(
-            prepare_server(ServeConfig(**given, engine=overrides), common.store, progress),
+            prepare_server(config, common.store, progress),
             address=address,
             on_ready=lambda url: common.tell({"url": url}, f"serving on {url}", f"serving on {url}"),
             verbose=common.verbose,
@@ -641,9 +451,7 @@ def serve_command(
 
 
 @cli.command("runs")
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="The newest so many."
-)
+@option("--limit", kind=click.IntRange(min=1), default=20, help="The newest so many.")
 @common_options
 def runs_command(common: Common, limit: int) -> None:
     """Lists the runs, newest first."""
@@ -658,16 +466,10 @@ def runs_command(common: Common, limit: int) -> None:
 @common_options
 def show_command(common: Common, run: str) -> None:
     """Shows one run: its accuracies and what made it. RUN is an id, the start of one, or "last"."""
-    from morfi.report.evaluation import details_object, run_details
-    from morfi.report.runs import report_of
+    from morfi.report.runs import details_of
 
-    record = common.store.run(run)
-    report = report_of(common.store, record.run_id)
-    attempts = common.store.attempts(record.run_id)
-    common.answer(
-        {**report.object, **details_object(record, attempts)},
-        f"{report.text}\n\n{run_details(record, attempts)}",
-    )
+    report = details_of(common.store, run)
+    common.answer(dict(report.object), report.text)
 
 
 @cli.command("compare")
@@ -689,11 +491,10 @@ def compare_command(common: Common, run_a: str, run_b: str) -> None:
 def sql_command(common: Common, statement: str) -> None:
     """Runs one reading SQL statement, such as "SELECT * FROM accuracy"."""
     from morfi.report.listing import SHOWN_ROWS, rows_table, write_rows
-    from morfi.terminal import spooled, takes_unicode
 
     if common.as_json:
-        with spooled() as file, common.store.query_rows(statement, as_text=True) as rows:
-            write_rows(rows, file, ascii_only=not takes_unicode())
+        with terminal.spooled() as file, common.store.query_rows(statement, as_text=True) as rows:
+            write_rows(rows, file, ascii_only=not terminal.takes_unicode())
         return
     with common.store.query_rows(statement, as_text=True) as rows:
         found = rows.first(SHOWN_ROWS + 1)
@@ -702,14 +503,8 @@ def sql_command(common: Common, statement: str) -> None:
 
 @cli.command("export")
 @click.argument("run")
-@click.option(
-    "--format", "fmt", type=click.Choice(["jsonl", "parquet", "csv"]), default="jsonl", show_default=True
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The file to write (default: standard output).",
-)
+@option("--format", "fmt", kind=click.Choice(["jsonl", "parquet", "csv"]), default="jsonl")
+@file_option("--out", help="The file to write.", unset="standard output")
 @common_options
 def export_command(common: Common, run: str, fmt: str, out: Path | None) -> None:
     """Writes a run's questions, prompts, answers and verdicts as rows."""
@@ -735,11 +530,9 @@ def cache_ls_command(common: Common) -> None:
     from morfi.cache import Cache
     from morfi.report.listing import cache_table
 
-    cache = Cache()
-    entries = cache.entries()
-    common.answer(
-        {"root": str(cache.root), "entries": [asdict(e) for e in entries]}, cache_table(cache.root, entries)
-    )
+    root, entries = Cache().root, Cache().entries()
+    found = {"root": str(root), "entries": [asdict(entry) for entry in entries]}
+    common.answer(found, cache_table(root, entries))
 
 
 @cache_group.command("rm")
@@ -753,48 +546,12 @@ def cache_rm_command(common: Common, key: str) -> None:
     common.answer({"removed": asdict(entry)}, f"removed {entry.key} ({entry.name})")
 
 
-def _names(option: str, listed: str | None) -> tuple[str, ...] | None:
-    """The parts of a comma-separated option, None where it is not given."""
-    if listed is None:
-        return None
-    # As in CSV, so that a name may hold commas or have blanks around it: '"city, state",P17'.
-    (parts,) = csv.reader([listed.replace("\n", " ")], skipinitialspace=True) if listed else ([""],)
-    names = tuple(part.strip() for part in parts)
-    if "" in names:
-        raise InputError(f'--{option} is "{listed}"; expected names between commas')
-    return names
-
-
-def _numbers(option: str, listed: str | None) -> tuple[int, ...] | None:
-    """The whole numbers of a comma-separated option, None where it is not given."""
-    names = _names(option, listed)
-    try:
-        return None if names is None else tuple(int(name) for name in names)
-    except ValueError as error:
-        raise InputError(f'--{option} is "{listed}"; expected whole numbers between commas') from error
-
-
-def _reals(option: str, listed: str | None) -> tuple[float, ...] | None:
-    """The numbers of a comma-separated option, None where it is not given."""
-    names = _names(option, listed)
-    try:
-        return None if names is None else tuple(float(name) for name in names)
-    except ValueError as error:
-        raise InputError(f'--{option} is "{listed}"; expected numbers between commas') from error
-
-
-def _command() -> str:
-    """The command line, for the record of the attempt."""
-    return shlex.join(["morfi", *sys.argv[1:]])
-
-
 def main() -> NoReturn:
     """Runs the command line and exits with the documented code; the console script `morfi`."""
-    from morfi.terminal import ended_by_signals, steady_streams
 
-    with steady_streams():
+    with terminal.steady_streams():
         try:
-            with ended_by_signals():
+            with terminal.ended_by_signals():
                 code = _run()
         except (click.Abort, KeyboardInterrupt) as error:
             cause = error.__cause__ if isinstance(error, click.Abort) else error
@@ -806,7 +563,6 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
-    from morfi.terminal import to_nowhere
 
     try:
         cli.main(prog_name="morfi", standalone_mode=False)
@@ -821,6 +577,8 @@ def _run() -> int:
             traceback.print_exc()
         named = f"{error.filename}: " if error.filename is not None else ""
         click.echo(f"morfi: {named}{error.strerror or error}", err=True)
-        to_nowhere(sys.stdout)  # lest Python tries again at its end, and exits with a code of its own
+        terminal.to_nowhere(
+            sys.stdout
+        )  # lest Python tries again at its end, and exits with a code of its own
         return 1
     return 0

@@ -15,11 +15,6 @@ def serving_dtype(model_dtype: str) -> str:
     return model_dtype if is_gpu() or cpu_has_bfloat16() else "float32"
 
 
-def default_batch() -> int:
-    """How many questions are answered and stored together: some ten seconds of work that a kill may lose."""
-    return 8192 if is_gpu() else 512
-
-
 def cpu_has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 natively (AVX-512 BF16, AMX or the Arm extension)."""
     try:

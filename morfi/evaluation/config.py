@@ -8,30 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from morfi.checkpoints.tokenizer import check_bos
-from morfi.device import default_batch
 from morfi.errors import InputError
-from morfi.runs.options import check_match, check_numbers
+from morfi.runs.options import check_match, check_numbers, option, sized_here, stored_together
 
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
     """Everything that decides the rows of an evaluation; stored with the run, and enough to resume it."""
 
-    ckpt: str
-    base: str | None = None
+    ckpt: str = option("Preset, model or LoRA adapter folder, or hub id.", required=False)
+    base: str | None = option(
+        "The adapter's base model, when its adapter_config.json is not to be followed.", None
+    )
     data: str = "world-facts"
-    split: str | None = None  # None: test, or everything where the data has no splits
+    split: str | None = option("train, dev or test.", None, unset="test, or all of data without splits")
     relations: tuple[str, ...] = ()
-    limit: int | None = None
+    limit: int | None = option("At most this many questions, the same number of each relation.", None)
     shots: int = 4
-    chat: bool = False
+    chat: bool = option("Use the checkpoint's chat template.", False, off="no-chat")
     match: str = "squad"
     max_tokens: int = 16
     seed: int = 0
     bos: str = "auto"
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
-    batch: int = 512  # questions answered and stored together; the prefix cache starts empty for each batch
+    batch: int = stored_together()  # the prefix cache starts empty for each batch
 
     def __post_init__(self) -> None:
         check_match(self.match)
@@ -71,8 +72,7 @@ def configure(given: Mapping[str, Any], stored: EvalConfig | None) -> EvalConfig
             raise InputError(
                 "--ckpt is missing: give a preset (smollm2), a model or adapter folder, or a hub id"
             )
-        config = EvalConfig(**options)
-        return config if "batch" in options else replace(config, batch=default_batch())
+        return EvalConfig(**{**sized_here(EvalConfig), **options})
     # Where the same files are now; that they are the same is checked by their content.
     places = [key for key in ("ckpt", "base", "data") if key in options and Path(options[key]).exists()]
     moved = {key: options.pop(key) for key in places}

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import resolve
 from morfi.checkpoints.tokenizer import check_bos
-from morfi.device import default_batch, is_gpu
 from morfi.engine.protocol import StartEngine
 from morfi.errors import InputError
+from morfi.evaluation.config import EvalConfig
 from morfi.questions import SPLITS, Families, QuestionSet, load_questions, select, with_splits
 from morfi.questions.encoding import Spoken
 from morfi.questions.exemplars import draw_shots, n_sets
@@ -30,7 +30,7 @@ from morfi.questions.prompts import (
 from morfi.questions.question import Question
 from morfi.runs.answering import Answering, Task, answer, fingerprint_of, new_run, resumable_run
 from morfi.runs.baselines import baselines_of, out_of_reach
-from morfi.runs.options import check_match, check_numbers, located
+from morfi.runs.options import check_match, check_numbers, located, option, sized_here
 
 if TYPE_CHECKING:
     from morfi.store import Store
@@ -44,23 +44,23 @@ _SHARES = {"train": 0.6, "dev": 0.15, "test": 0.25}  # of --limit, as world-fact
 class SplitConfig:
     """Everything that decides what a split run finds; stored with it."""
 
-    model: str
-    base: str | None = None
-    data: str = "world-facts"
+    model: str = option("Preset, model folder or hub id whose knowledge is measured.")
+    base: str | None = option("The base model, when --model is a LoRA adapter.", None)
+    data: str = option("As for eval; without splits, train, dev and test are made by subject.", "world-facts")
     relations: tuple[str, ...] = ()
-    limit: int | None = None
-    n_ex: int = 10
-    shots: int = 4
-    samples: int = 16
-    temperature: float = 0.5
-    top_k: int = 40
+    limit: int | None = option("At most this many questions: 60 % train, 15 % dev, 25 % test.", None)
+    n_ex: int = option("Few-shot prompts for each question.", 10, cpu=3)
+    shots: int = option("Exemplars in each prompt, from dev.", 4)
+    samples: int = option("Sampled answers to each prompt.", 16, cpu=4)
+    temperature: float = option("Of the sampled answers.", 0.5)
+    top_k: int = option("Tokens that sampling chooses from; 0 for all.", 40)
     match: str = "squad"
     max_tokens: int = 16
     seed: int = 0
     bos: str = "auto"
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
-    batch: int = 32  # prompts
+    batch: int = option("Prompts answered and stored together.", 32, unset="by the machine's size")
 
     def __post_init__(self) -> None:
         check_match(self.match)
@@ -88,10 +88,10 @@ def configure_split(given: Mapping[str, Any]) -> SplitConfig:
 
     The paper's 10 prompts and 16 samples take a GPU; a CPU's default is 3 and 4 (both are settings).
     """
-    sized = {} if is_gpu() else {"n_ex": 3, "samples": 4}
-    config = SplitConfig(**{**sized, **{key: value for key, value in given.items() if value is not None}})
-    if given.get("batch") is None:
-        config = replace(config, batch=max(32, default_batch() // (1 + config.samples)))
+    options = {key: value for key, value in given.items() if value is not None}
+    config = SplitConfig(**{**sized_here(SplitConfig), **options})
+    if "batch" not in options:
+        config = replace(config, batch=max(32, sized_here(EvalConfig)["batch"] // (1 + config.samples)))
     return config
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from morfi.conditions.experiment import Experiment, load_experiment
-from morfi.device import default_batch
 from morfi.errors import InputError
 from morfi.questions import select
 from morfi.questions.prompts import (
@@ -21,7 +20,7 @@ from morfi.questions.prompts import (
 from morfi.questions.question import Question
 from morfi.runs.answering import Answering, fingerprint_of
 from morfi.runs.baselines import out_of_reach
-from morfi.runs.options import check_match, check_numbers
+from morfi.runs.options import check_match, check_numbers, option, run_of, sized_here, stored_together
 from morfi.store.records import KnowledgeRow, MixtureRow
 from morfi.terminal import Progress
 from morfi.training.mixtures import given_away
@@ -34,15 +33,17 @@ if TYPE_CHECKING:
 class SweepConfig:
     """Everything that decides the rows of a sweep; stored with it. `split_run` says what the base knew."""
 
-    ckpts: str  # the train run
+    ckpts: str = run_of("train")
     split: str = "test"
-    limit: int | None = None
+    limit: int | None = option(
+        "At most this many questions of the split, and of Unknown training ones.", None
+    )
     match: str = "squad"
     max_tokens: int = 16
     seed: int = 0
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
-    batch: int = 512
+    batch: int = stored_together()
 
     def __post_init__(self) -> None:
         check_match(self.match)
@@ -59,7 +60,7 @@ class SweepConfig:
 def configure_sweep(given: Mapping[str, Any]) -> SweepConfig:
     """The configuration of the options that were given (those not None)."""
     options = {key: value for key, value in given.items() if value is not None}
-    return SweepConfig(**{"batch": default_batch(), **options})
+    return SweepConfig(**{**sized_here(SweepConfig), **options})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from morfi.device import is_gpu
 from morfi.engine.steering import NAMED_POSITIONS, OPERATIONS
 from morfi.errors import InputError, nearest
-from morfi.runs.options import check_match, check_numbers
+from morfi.runs.options import check_match, check_numbers, option, run_of, sized_here
 from morfi.training.mixtures import KNOWN_CATEGORIES, UNKNOWN
 
 ALPHAS = (-1.0, -0.6, -0.4, -0.25, 0.25, 0.4, 0.6, 1.0)
@@ -18,37 +17,44 @@ TRENDS = {"any": (1, -1), "rising": (1,), "falling": (-1,)}
 QUESTIONS = {"known": KNOWN_CATEGORIES, "all": (*KNOWN_CATEGORIES, UNKNOWN)}
 
 
+def _listed(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:g}" for number in numbers) or "empty"
+
+
 @dataclass(frozen=True, slots=True)
 class SteerConfig:
     """Everything that decides what a steer run asks; stored with it."""
 
-    latents: str  # the find run
-    ckpt: str  # what is steered: "M_100", "base" or a folder, see `Experiment.open_named`
-    reference: str | None = None  # the lowest level's
-    epochs: str | None = None  # the find run's
-    train_seed: int = 0  # which of the replicate trainings M_100 is
-    top: int = 20  # latents, those that the find run selected first
-    ids: tuple[int, ...] | None = None  # these latents instead
-    trend: str = "any"
-    op: str = "add"
-    alphas: tuple[float, ...] | None = None  # for "add", in median residual norms
-    values: tuple[float, ...] | None = None  # for "clamp", of the latent
-    positions: str = "all"
-    choose_on: str = "dev"
-    report_on: str = "test"
-    questions: str = "known"  # those that the base model knew, "all", or some categories between commas
-    limit: int | None = None  # of each split
-    controls: int = 5
-    random: int = 5
-    combine: bool = False
-    halving: bool = False
-    layer_scan: bool = False
+    latents: str = run_of("find")
+    # See `Experiment.open_named`.
+    ckpt: str = option('What is steered: M_100, "base", or a LoRA adapter\'s folder.')
+    reference: str | None = option("Whose answers count as knowledge.", None, unset="the lowest level, M_0")
+    epochs: str | None = option("Epoch setting of M_ names.", None, unset="the find run's")
+    train_seed: int = option("Replicate training of M_ names.", 0)
+    top: int = option("Latents, the selected ones with the highest score.", 20)
+    ids: tuple[int, ...] | None = option("These latents instead, between commas.", None)
+    trend: str = option("any, rising or falling latents.", "any")
+    op: str = option("add, ablate, clamp or project.", "add")
+    alphas: tuple[float, ...] | None = option(
+        "Strengths to add, in median residual norms.", None, unset=_listed(ALPHAS)
+    )
+    values: tuple[float, ...] | None = option("For --op clamp: values that the latents are set to.", None)
+    positions: str = option("all, prompt, generated or last_prompt.", "all")
+    choose_on: str = option("The split on which strengths are chosen.", "dev")
+    report_on: str = option("The split that is reported.", "test")
+    questions: str = option("known: to the base model; all; or such as HighlyKnown,MaybeKnown.", "known")
+    limit: int | None = option("At most this many questions of each split.", None)
+    controls: int = option("Latents without a trend, for comparison.", 5)
+    random: int = option("Random directions, for comparison.", 5)
+    combine: bool = option("Also the best 2, 4, ... latents together.", False)
+    halving: bool = option("Successive halving over latents and strengths.", False)
+    layer_scan: bool = option("First delta_u after every captured layer.", False)
     match: str = "squad"
     max_tokens: int = 16
     seed: int = 0
-    dtype: str | None = None
+    dtype: str | None = option("bfloat16, float16 or float32.", None, unset="the capture's")
     engine: Mapping[str, Any] = field(default_factory=dict)
-    batch: int = 2048
+    batch: int = option("Requests answered and stored together.", 2048, gpu=8192)
 
     def __post_init__(self) -> None:
         check_match(self.match)
@@ -91,7 +97,7 @@ class SteerConfig:
 def configure_steer(given: Mapping[str, Any]) -> SteerConfig:
     """The configuration of the options that were given (those not None)."""
     options = {key: value for key, value in given.items() if value is not None}
-    return SteerConfig(**{"batch": 8192 if is_gpu() else 2048, **options})
+    return SteerConfig(**{**sized_here(SteerConfig), **options})
 
 
 def _check_one_of(name: str, value: str, known: Sequence[str]) -> None:
@@ -118,7 +124,3 @@ def _check_amounts(config: SteerConfig) -> None:
             f"--alphas is {_listed(config.alphas)}; 0 changes nothing, and unsteered answers are asked for "
             "anyway; leave it out"
         )
-
-
-def _listed(numbers: Sequence[float]) -> str:
-    return ",".join(f"{number:g}" for number in numbers) or "empty"

@@ -27,7 +27,7 @@ from morfi.questions.prompts import (
 from morfi.questions.question import Question
 from morfi.runs.answering import fingerprint_of
 from morfi.runs.attempts import attempting
-from morfi.runs.options import check_numbers
+from morfi.runs.options import check_numbers, option, run_of
 from morfi.runs.provenance import attempt_record, new_run_id, now
 from morfi.store.records import CapturedRow, RunRecord
 from morfi.terminal import Progress
@@ -42,11 +42,12 @@ KIND = "capture"
 class CaptureConfig:
     """Everything that decides what a capture holds; stored with it."""
 
-    ckpts: str  # the train run
-    layers: tuple[int, ...]  # the residual stream after each of them, at the last token of the prompt
+    ckpts: str = run_of("train")
+    # Each residual stream is taken at the last token of the prompt.
+    layers: tuple[int, ...] = option("Decoder layers after which the residual stream is taken.")
     split: str = "dev"
     limit: int | None = None
-    seed: int = 0  # chooses the questions
+    seed: int = 0
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from morfi.latents.activations import Activations, Residuals, layer_of, load_act
 from morfi.latents.sae import Sae, load_sae
 from morfi.latents.sae_check import Quality, check_explains, measure
 from morfi.runs.attempts import attempting
-from morfi.runs.options import check_numbers
+from morfi.runs.options import check_numbers, option, option_of, run_of
 from morfi.runs.provenance import attempt_record, new_run_id, now
 from morfi.store.records import ConditionRow, FalseDiscoveriesRow, RunRecord, TrendSummaryRow
 from morfi.terminal import Progress
@@ -30,29 +30,29 @@ KIND = "find"
 QUESTIONS = ("all", "known", "unknown")
 METHODS = ("bootstrap", "page")
 MIN_EXPLAINED = 0.5
-# Options that decide nothing under a method.
-_OF_OTHER_METHOD = {"bootstrap": ("page_fdr",), "page": ("resamples", "alpha", "stability")}
+_BOOTSTRAP = ("method", "bootstrap")
 
 
 @dataclass(frozen=True, slots=True)
 class FindConfig:
     """Everything that decides what is found; stored with it. The criteria are those of `find_trends`."""
 
-    activations: str  # the capture run
-    sae: str
-    layer: int | None = None  # the SAE's own
-    epochs: str | None = None  # of the checkpoints that are compared, see `load_activations`
-    questions: str = "all"  # or those that the base model knew, or did not
-    method: str = "bootstrap"  # or "page": what is asked of a latent, see `find_trends`
-    resamples: int = 1000
+    activations: str = run_of("capture")
+    sae: str = option("The SAE.", metavar="FOLDER|MODEL|RELEASE:ID")
+    layer: int | None = option("The layer to read.", None, unset="the SAE's own")
+    # As `load_activations` takes it.
+    epochs: str | None = option("Epoch setting of the checkpoints.", None, unset="early-stop, else the most")
+    questions: str = option("all, known or unknown: to the base model.", "all")
+    method: str = option("bootstrap or page: Page's L, question by question.", "bootstrap")
+    resamples: int = option("Bootstrap resamples of the questions.", 1000, when=_BOOTSTRAP)
     seed: int = 0
-    alpha: float = 0.001
-    stability: float = 0.95
-    rho_min: float = 0.9
-    min_firing: float = 0.01
-    page_fdr: float = 0.05
-    min_explained: float = MIN_EXPLAINED
-    force: bool = False
+    alpha: float = option("Largest p-value of a trend.", 0.001, when=_BOOTSTRAP)
+    stability: float = option("Share of resamples that must show it.", 0.95, when=_BOOTSTRAP)
+    rho_min: float = option("Least mean |rho| over the resamples.", 0.9)
+    min_firing: float = option("Share of questions that it fires on.", 0.01)
+    page_fdr: float = option("False discovery rate of --method page.", 0.05, when=("method", "page"))
+    min_explained: float = option("Variance that the SAE must explain.", MIN_EXPLAINED)
+    force: bool = option("Use the SAE even where it explains less.", False)
 
     def __post_init__(self) -> None:
         check_numbers({"resamples": (self.resamples, 1), "seed": (self.seed, 0), "layer": (self.layer, 0)})
@@ -69,9 +69,11 @@ class FindConfig:
 def configure_find(given: Mapping[str, Any]) -> FindConfig:
     """The configuration of the options that were given (those not None), none of them the other method's."""
     config = FindConfig(**{key: value for key, value in given.items() if value is not None})
-    for name in _OF_OTHER_METHOD[config.method]:
-        if given.get(name) is not None:
-            raise InputError(f"--{name.replace('_', '-')} means nothing to --method {config.method}")
+    for one in fields(config):
+        known = option_of(one)
+        method = ("method", config.method)
+        if known is not None and known.when not in (None, method) and given.get(one.name) is not None:
+            raise InputError(f"--{one.name.replace('_', '-')} means nothing to --method {config.method}")
     return config
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from morfi.latents.sae import Sae
+    from morfi.store import Store
 
 _CHUNK = 256  # tokens at a time
 
@@ -71,3 +72,27 @@ def check_explains(qualities: Sequence[tuple[str, Quality]], least: float, *, fo
             f"{least:g}: its latents say little about this model; train one on it (`morfi sae train`), or "
             "use it all the same with --force"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """How well an SAE renders a capture; rows are name, tokens, explained variance, L0 and dead latents."""
+
+    run_id: str
+    layer: int
+    d_sae: int
+    rows: tuple[tuple[str, int, float, float, int], ...]  # those of all conditions together last
+
+
+def check(store: Store, source: str, capture_run: str, layer: int | None, epochs: str | None) -> Check:
+    """Measures the SAE that `source` names on each condition of a capture run; `layer` None is its own."""
+    from morfi.latents.activations import layer_of, load_activations
+    from morfi.latents.sae import load_sae
+
+    sae = load_sae(source)
+    layer = layer_of(store, capture_run, sae.layer, layer, source)
+    found = load_activations(store, capture_run, layer, epochs)
+    qualities = [(one.condition.label, measure(sae, [one.values])) for one in found.residuals]
+    qualities.append(("all together", measure(sae, [one.values for one in found.residuals])))
+    rows = tuple((name, q.n_tokens, q.explained_variance, q.l0, q.n_dead) for name, q in qualities)
+    return Check(found.run.run_id, layer, sae.encoder.d_sae, rows)

@@ -35,7 +35,7 @@ from morfi.latents.sae_check import measure
 from morfi.questions import load_questions, select, with_splits
 from morfi.questions.prompts import ANSWERED, ASKED, context_for
 from morfi.questions.question import Question
-from morfi.runs.options import check_numbers
+from morfi.runs.options import OWN_DTYPE, check_numbers, option
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
@@ -52,18 +52,20 @@ _BUFFER = 16  # batches that are mixed
 class SaeTraining:
     """Everything that decides a trained SAE; it is cached under the hash of this and of its sources."""
 
-    model: str = "smollm2"
-    layer: int = 0
-    ckpts: str | None = None  # a train run, of which the lowest and highest level are captured too
-    data: str = "world-facts"
-    limit: int = 3000  # training questions
-    d_sae: int | None = None  # default: 8 x d_model
-    k: int = 32  # latents a token, on average over a batch
-    tokens: int = 1_000_000  # that the SAE sees, some of them several times
-    lr: float = 1e-3
-    batch: int = 512  # tokens a step: large ones leave many latents dead
+    model: str = option("Preset, model folder or hub id.", "smollm2")
+    layer: int = option("The decoder layer after which the SAE reads.", 0, required=True)
+    ckpts: str | None = option(
+        "A run of `morfi train`: its ends are captured beside its base.", None, metavar="RUN"
+    )
+    data: str = option("As for eval; the SAE is measured on its test questions.", "world-facts")
+    limit: int = option("At most this many training questions.", 3000)
+    d_sae: int | None = option("Number of latents.", None, unset="8 x d_model")
+    k: int = option("Latents per token, on average over a batch.", 32)
+    tokens: int = option("Tokens that the SAE sees, some of them several times.", 1_000_000)
+    lr: float = option("Learning rate.", 1e-3)
+    batch: int = option("Tokens a step; large ones leave many latents dead.", 512)
     seed: int = 0
-    dtype: str | None = None
+    dtype: str | None = option("bfloat16, float16 or float32, of the model.", None, unset=OWN_DTYPE)
     engine: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

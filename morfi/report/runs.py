@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.interventions.outcome import steered
 from morfi.report.answers import answer_lines, answer_object, counts_of
-from morfi.report.evaluation import run_object, run_report, run_table
+from morfi.report.evaluation import details_object, run_details, run_object, run_report, run_table
 from morfi.report.knowledge import knowledge_object, knowledge_table
 from morfi.report.mixtures import mixture_object, mixture_table
 from morfi.report.steering import steer_object, steer_table
@@ -46,6 +46,14 @@ def report_of(store: Store, run_id: str, dropped: Dropped | None = None) -> Repo
         return _framed(store, run, table, found)
     report = run_report(store, run.run_id)
     return Report(run_object(report), run_table(report, store.path))
+
+
+def details_of(store: Store, run_id: str) -> Report:
+    """The report of a run with what made it: configuration, versions, attempts."""
+    run = store.run(run_id)
+    report, attempts = report_of(store, run.run_id), store.attempts(run.run_id)
+    found = {**report.object, **details_object(run, attempts)}
+    return Report(found, f"{report.text}\n\n{run_details(run, attempts)}")
 
 
 def _split(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:

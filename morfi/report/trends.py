@@ -12,6 +12,9 @@ from morfi.store.records import CapturedRow, ConditionRow, FalseDiscoveriesRow, 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from morfi.latents.sae import Sae
+    from morfi.latents.sae_check import Check
+
 SHOWN = 20  # latents in the table
 
 
@@ -130,6 +133,20 @@ def trend_object(
         "fdr": [asdict(row) for row in fdr],
         "latents": latents.to_pylist(),
     }
+
+
+def sae_object(sae: Sae) -> dict[str, Any]:
+    """The object of `morfi sae get --json`."""
+    encoder = sae.encoder
+    sizes = {"d_model": encoder.d_model, "d_sae": encoder.d_sae, "activation": encoder.activation}
+    return {"sae": sae.release, **sizes, "layer": sae.layer, "sha256": sae.sha256}
+
+
+def quality_object(found: Check) -> dict[str, Any]:
+    """The object of `morfi sae check --json`."""
+    names = ("condition", "n_tokens", "explained_variance", "l0", "n_dead")
+    named = [dict(zip(names, row, strict=True)) for row in found.rows]
+    return {"run_id": found.run_id, "layer": found.layer, "conditions": named}
 
 
 def quality_table(rows: Sequence[tuple[str, int, float, float, int]], d_sae: int) -> str:

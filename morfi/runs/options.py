@@ -1,15 +1,131 @@
-"""Options that several commands take: checked, and made fit to be stored."""
+"""The options of commands: fields of configurations, with their help and defaults, and what they may hold."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from morfi.device import is_gpu
 from morfi.errors import InputError, nearest
 from morfi.questions.matching import MATCH_MODES
 
 MAX_SEED = 2**32 - 1  # the largest that numpy, and so vLLM, takes
+
+_EXPECTED = {str: "names", int: "whole numbers", float: "numbers"}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """The option of a configuration's field, beside what the field says itself: its name, type and default.
+
+    `unset` says what happens without the option where no value does; `cpu` and `gpu` are defaults on such a
+    machine. `off` is the name of a flag that turns it off. With `when`, (field, value), the option decides
+    something only while that other field has that value.
+    """
+
+    help: str
+    unset: str = ""
+    name: str = ""  # the field's, if empty
+    metavar: str | None = None
+    off: str = ""
+    required: bool | None = None  # whether there is no default, if None
+    cpu: int | None = None
+    gpu: int | None = None
+    when: tuple[str, str] | None = None
+
+
+OWN_DTYPE = "its own; float32 on CPUs without bfloat16"
+# Those that mean the same in every command.
+_SHARED = {
+    "data": Option('"world-facts", a file of questions, or a folder of P*.json files.'),
+    "split": Option("train, dev or test."),
+    "relations": Option("Between commas, such as P17,P36; '\"a, b\",c' quotes one.", unset="all"),
+    "limit": Option("At most this many questions."),
+    "shots": Option("Exemplars before each question."),
+    "match": Option("How answers are compared: squad, answer, strict or contains."),
+    "max_tokens": Option("Longest answer."),
+    "seed": Option("The seed of everything that is drawn at random."),
+    "bos": Option("BOS before each prompt: auto, as the model needs it; yes or no."),
+    "dtype": Option("bfloat16, float16 or float32.", unset=OWN_DTYPE),
+    "engine": Option("A vLLM engine setting; repeatable.", metavar="KEY=VALUE"),
+    "batch": Option("Questions answered and stored together."),
+}
+
+
+def option(text: str, default: Any = MISSING, **more: Any) -> Any:
+    """A field of a configuration that is an option; `text` is its help, the rest as of `Option`."""
+    return field(default=default, metadata={"option": Option(text, **more)})
+
+
+def run_of(command: str, **more: Any) -> Any:
+    """A field of a configuration that names the run of another command."""
+    return option(f"The run of `morfi {command}`.", metavar="RUN", **more)
+
+
+def stored_together() -> Any:
+    """A field for how many questions are stored together: some ten seconds of work, which a kill may lose."""
+    return option(_SHARED["batch"].help, 512, gpu=8192)
+
+
+def option_of(one: Field[Any]) -> Option:
+    """The option of a configuration's field."""
+    found: Option = one.metadata.get("option") or _SHARED[one.name]
+    return found
+
+
+def name_of(one: Field[Any]) -> str:
+    """The name of the option of a configuration's field, without the hyphens before it."""
+    return option_of(one).name or one.name.replace("_", "-")
+
+
+def default_here(one: Field[Any]) -> Any:
+    """The value of a configuration's field that is not given, on this machine; None where it has none."""
+    known = option_of(one)
+    if known.cpu or known.gpu:
+        return (known.gpu if is_gpu() else known.cpu) or one.default
+    if one.default_factory is not MISSING:
+        return one.default_factory()
+    return None if one.default is MISSING or known.unset else one.default
+
+
+def sized_here(config: type) -> dict[str, Any]:
+    """The defaults of a configuration that depend on the machine, by field."""
+    sized = [
+        one
+        for one in fields(config)
+        if "option" in one.metadata and (option_of(one).cpu or option_of(one).gpu)
+    ]
+    return {one.name: default_here(one) for one in sized}
+
+
+def default_text(one: Field[Any]) -> str:
+    """The default of a configuration's field as a person types it, on any machine; "" where it has none."""
+    known, default = option_of(one), one.default
+    if known.unset or default is None or default is MISSING:
+        return known.unset
+    if known.cpu or known.gpu:
+        return f"{known.cpu or default}; {known.gpu or default} on a GPU"
+    if isinstance(default, bool):
+        name = name_of(one) if default else known.off
+        return f"--{name}" if name else ""
+    parts = default if isinstance(default, tuple) else (default,)
+    return ",".join(part if isinstance(part, str) else f"{part:.10g}" for part in parts)
+
+
+def listed(name: str, text: str, each: type[str] | type[int] | type[float]) -> tuple[Any, ...]:
+    """The values between commas in the `text` of an option; raises InputError where there are none such."""
+    # As in CSV, so that a name may hold commas or have blanks around it: '"city, state",P17'.
+    (parts,) = csv.reader([text.replace("\n", " ")], skipinitialspace=True) if text else ([""],)
+    given = [part.strip() for part in parts]
+    if "" in given:
+        raise InputError(f'{name} is "{text}"; expected names between commas')
+    try:
+        return tuple(each(part) for part in given)
+    except ValueError as error:
+        raise InputError(f'{name} is "{text}"; expected {_EXPECTED[each]} between commas') from error
 
 
 def check_match(match: str) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 from morfi.checkpoints.presets import training_preset
 from morfi.errors import InputError, nearest
-from morfi.runs.options import check_match, check_numbers
+from morfi.runs.options import OWN_DTYPE, check_match, check_numbers, option
 
 ALL_LINEAR = "all-linear"
 SCHEDULES = ("constant", "linear", "cosine")
 DTYPES = ("bfloat16", "float32")
+_PRESET = "the model preset's"
 # They name the trainings of a run and say nothing about one of them, or (bos) stand there as what they do.
 _ELSEWHERE = ("model", "seeds", "bos")
 
@@ -32,21 +33,23 @@ class TrainConfig:
     """
 
     model: str
-    rank: int
-    alpha: float
-    lr: float
-    batch: int
-    micro_batch: int
-    warmup: int
-    gradient_checkpointing: bool
-    epochs: tuple[int, ...] = (1, 2, 5, 10)
-    early_stop: bool = True
-    seeds: int = 1
-    targets: tuple[str, ...] = (ALL_LINEAR,)
-    schedule: str = "constant"
-    weight_decay: float = 0.0
-    dtype: str | None = None
-    dev_limit: int = 200  # questions for dev accuracy, measured after every epoch
+    rank: int = option("LoRA's rank.", unset=_PRESET)
+    alpha: float = option("LoRA's alpha; B A is scaled by alpha / rank.", unset=_PRESET)
+    lr: float = option("Learning rate.", unset=_PRESET)
+    batch: int = option("Examples a step.", unset=_PRESET)
+    micro_batch: int = option("Examples in memory at once.", unset=_PRESET)
+    warmup: int = option("Steps of linear rise.", unset=_PRESET)
+    gradient_checkpointing: bool = option(
+        "Compute activations twice.", unset=_PRESET, off="no-gradient-checkpointing"
+    )
+    epochs: tuple[int, ...] = option("Epochs whose checkpoints are kept.", (1, 2, 5, 10))
+    early_stop: bool = option("Keep the epoch with the best dev accuracy.", True, off="no-early-stop")
+    seeds: int = option("Replicate trainings of each mixture.", 1)
+    targets: tuple[str, ...] = option("Modules that get LoRA, such as q_proj,v_proj.", (ALL_LINEAR,))
+    schedule: str = option("constant, linear or cosine.", "constant")
+    weight_decay: float = option("AdamW's.", 0.0)
+    dtype: str | None = option("bfloat16 or float32, of the base.", None, unset=OWN_DTYPE)
+    dev_limit: int = option("Known dev questions asked after every epoch.", 200)
     max_tokens: int = 16  # of an answer to a dev question
     match: str = "squad"
     bos: str = "auto"  # as `morfi split` asked the model: examples and prompts agree

@@ -21,7 +21,7 @@ from morfi.questions.matching import MajorityAnswer, answer_in_subject, is_corre
 from morfi.questions.question import Question
 from morfi.questions.recognition import Families
 from morfi.questions.sets import equal_shares
-from morfi.runs.options import check_numbers
+from morfi.runs.options import check_numbers, option, run_of
 from morfi.store.records import KnowledgeRow, MixtureRow
 
 KNOWN_CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown")
@@ -39,15 +39,15 @@ _MOST_NAMED = 5  # relations in one message
 class MixConfig:
     """Everything that decides the rows of a mix run; stored with it."""
 
-    split_run: str
-    levels: tuple[int, ...] = (0, 10, 25, 50, 75, 90, 100)  # percent Unknown
-    size: int = 320  # questions in each mixture
+    split_run: str = run_of("split", name="split")
+    levels: tuple[int, ...] = option("Percent Unknown of each mixture.", (0, 10, 25, 50, 75, 90, 100))
+    size: int = option("Questions in each mixture.", 320)
     seed: int = 0
-    nested: bool = True  # False: every level draws its questions and their order anew
-    exclude_confounds: bool = False
-    known: tuple[str, ...] = KNOWN_CATEGORIES
+    nested: bool = option("Levels share what they can; else each is drawn anew.", True, off="independent")
+    exclude_confounds: bool = option("Drop majority answers and copied names.", False)
+    known: tuple[str, ...] = option("Categories that count as Known.", KNOWN_CATEGORIES)
     # The paper drops questions with several answers; where these are spellings of one fact, most would go.
-    several_answers: bool = True
+    several_answers: bool = option("Keep questions with several accepted answers.", True, off="one-answer")
 
     def __post_init__(self) -> None:
         _check_levels(self.levels)

@@ -12,6 +12,7 @@ from morfi.checkpoints.presets import PRESETS
 from morfi.conditions.condition import BASE
 from morfi.errors import InputError
 from morfi.questions.prompts import context_for
+from morfi.runs.options import option, run_of
 from morfi.serve.http.catalog import Catalog, load_catalog
 from morfi.terminal import Progress
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 class ServeConfig:
     """What to serve: `ckpt` names a checkpoint of the train run behind the find run `latents`, or a model."""
 
-    ckpt: str
-    latents: str
+    ckpt: str = option("M_LEVEL or an id of the train run, a folder, or a preset.")
+    latents: str = run_of("find")
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
 

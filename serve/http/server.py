@@ -7,16 +7,17 @@ import os
 import signal
 import socket
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints.tokenizer import open_tokenizer, tokenizer_folder
 from morfi.device import is_gpu
 from morfi.errors import InputError, MorfiError
 from morfi.serve import settings as engine_settings
-from morfi.serve.http.keys import Keys, check_reachable, is_loopback
-from morfi.serve.http.sites import Sites
+from morfi.serve.http.keys import Keys, check_reachable, is_loopback, read_keys
+from morfi.serve.http.sites import Sites, read_sites
 
 if TYPE_CHECKING:
     from morfi.serve.http.gate import Limits
@@ -31,6 +32,22 @@ class Address:
     port: int = 8000
     keys: Keys = field(default_factory=Keys)
     sites: Sites = field(default_factory=Sites)
+
+    @classmethod
+    def of(
+        cls,
+        host: str,
+        port: int,
+        keys: Path | None,
+        *,
+        allow_origin: Sequence[str],
+        trust_forwarded: Sequence[str],
+        root_path: str,
+    ) -> Address:
+        """The address that the options of `morfi serve` describe; raises InputError where one must not be."""
+        address = cls(host, port, read_keys(keys), read_sites(allow_origin, trust_forwarded, root_path))
+        check_reachable(host, address.keys)
+        return address
 
     @property
     def shown(self) -> str:

@@ -1,0 +1,42 @@
+"""The picture of a run, from the store: of `morfi sweep`, `find` and `steer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from morfi.errors import InputError
+from morfi.interventions.outcome import steered
+from morfi.report.steering_figure import steer_figure
+from morfi.report.sweep_figure import sweep_figure
+from morfi.report.trend_figure import trend_figure
+from morfi.store import Store
+from morfi.store.records import RunRecord
+
+
+def draw(store: Store, run_id: str, out: Path) -> tuple[Path, Path]:
+    """Writes the picture of a run to `out` with the endings .png and .svg, and returns the two paths.
+
+    Raises InputError for a run of which there is none, or where there is no place to write it.
+    """
+    run = store.run(run_id)
+    match run.kind:
+        case "sweep":
+            return sweep_figure(store.sweep_accuracies(run.run_id), f"{run.base} on {run.data}", out)
+        case "find":
+            return _found(store, run, out)
+        case "steer":
+            return _steered(store, run, out)
+    raise InputError(f"{run.run_id} is a run of `morfi {run.kind}`, of which there is no picture")
+
+
+def _found(store: Store, run: RunRecord, out: Path) -> tuple[Path, Path]:
+    latents = store.latents(run.run_id, selected=True).to_pylist()
+    title = f"{run.base} on {run.data}, layer {run.config['layer']}"
+    return trend_figure(store.trend_conditions(run.run_id), latents, title, out)
+
+
+def _steered(store: Store, run: RunRecord, out: Path) -> tuple[Path, Path]:
+    found = steered(store, run)
+    assert found is not None
+    title = f"{run.config['ckpt']} of {run.base}, layer {found.layer}"
+    return steer_figure(found, run.config, title, out)
