@@ -109,9 +109,9 @@ def test_the_experiment_from_nothing_to_the_picture(
 
 
 def test_a_checkpoint_that_fails_gives_the_table_and_exit_code_1(
-    run: Callable[..., Ended], trained_once: tuple[Any, str], serving: Any
+    run: Callable[..., Ended], own_experiment: tuple[Any, str], serving: Any
 ) -> None:
-    made, train_run = trained_once
+    made, train_run = own_experiment
     serving.unloadable = frozenset({"level-100-seed-0/epoch-01"})
     ended = run("sweep", "--ckpts", train_run, "--db", made.store.path, "--figure", "x", "--limit", 2)
     assert ended.code == 1
