@@ -8,7 +8,7 @@ neighbouring levels is given, and moves every question a little by itself.
 
 Two things can hide a planted trend. Training noise puts the conditions out of order: at K levels a gap of g
 leaves the fraction P(all K - 1 steps of g + sqrt(2) noise are positive) in order, and no method that asks
-for a perfect trend finds more. Question noise makes the order hang on which questions were drawn, which the
+for a perfect trend finds more. Question noise makes the order depend on which questions were drawn, which the
 stability criterion rejects. How large it is, is the model's choice: with "relu" latents a shift moves all
 questions on which a latent fires, so there is little of it, and what is measured is the training noise that
 the gap is given in; "jumprelu" latents jump at their threshold, so that a mean rests on the few questions

@@ -23,7 +23,7 @@ _BUILDING = ".building-"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an entry is: its `kind` ("embedded", "merged"), a name for people, and what it was made from."""
+    """An entry's manifest: `kind` ("embedded", "merged"), a name for people, and what it was made from."""
 
     kind: str
     name: str

@@ -1,4 +1,4 @@
-"""What a person or a program at the other end sees: progress, the standard streams, and signals.
+"""The terminal, or a program at the other end: progress, the standard streams, and signals.
 
 Progress goes to standard error. The streams are taken as the surroundings give them: full, closed, in any
 encoding.
@@ -200,7 +200,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def to_nowhere(stream: Any) -> None:
-    """What is written to the stream from now on is lost, also what it still holds when the process ends.
+    """Loses all that is written to the stream from now on, and what it still holds when the process ends.
 
     Python has None in place of a stream that was closed when it started.
     """

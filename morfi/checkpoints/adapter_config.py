@@ -1,4 +1,4 @@
-"""What the settings of a PEFT adapter mean for a merge; what would make it wrong is refused by name."""
+"""Settings of a PEFT adapter that matter to a merge; those that would make it wrong are refused by name."""
 
 from __future__ import annotations
 

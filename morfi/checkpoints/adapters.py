@@ -35,7 +35,7 @@ _SUFFIXES = {
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """What an adapter does to one module: tensor names in its file, by role, and the factor on B A.
+    """An adapter's change to one module: tensor names in its file, by role, and the factor on B A.
 
     Roles: "a" [r, d_in] and "b" [d_out, r], or "embedding_a" [r, n_rows] and "embedding_b" [d_model, r];
     "bias" [d_out], added with the same factor; "magnitude", DoRA's vector.
@@ -126,7 +126,7 @@ def load_adapter(directory: Path) -> Adapter:
 
 
 def _parse(file: Path, name: str) -> tuple[str, str]:
-    """What an adapter's tensor belongs to and its role there.
+    """The module that an adapter's tensor belongs to, and its role there.
 
     A module and a role of `_SUFFIXES`; or a tensor of the base and "whole", which replaces it; or
     "unused", for what PEFT saves beside it: further copies of a module, and VeLoRA's statistics.

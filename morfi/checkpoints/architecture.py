@@ -1,4 +1,4 @@
-"""What transformers makes of a folder's tensors: what each becomes, and what is shared, lost or unknown.
+"""A folder's tensors as transformers loads them: what each becomes, and what is shared, lost or unknown.
 
 Nothing here is a list of names of our own: the model is built without memory from config.json, and its
 renames, conversions and shared weights are asked for. Only the headers of the weight files are needed.

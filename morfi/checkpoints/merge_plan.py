@@ -13,7 +13,7 @@ from morfi.errors import InputError
 
 
 def plan_merge(base: ModelFiles, adapter: Adapter, dtype: str) -> Merge:
-    """What merging `adapter` into `base` does to each tensor; raises InputError where the two do not fit."""
+    """The plan of merging `adapter` into `base`; raises InputError where the two do not fit."""
     layout = base.layout
     if adapter.config.get("fan_in_fan_out") and "conv1d" not in layout.modules.values():
         raise InputError(

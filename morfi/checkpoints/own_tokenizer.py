@@ -28,7 +28,7 @@ _N_TRIED = 1000  # tokens that are looked at for a text that can be written
 
 
 def auto_tokenizer(model_dir: Path) -> Any:
-    """What transformers' AutoTokenizer makes of `model_dir`; raises InputError where that is no tokenizer."""
+    """The tokenizer of `model_dir` as AutoTokenizer loads it; raises InputError where there is none."""
     from transformers import AutoTokenizer
 
     has_vocabulary(model_dir)
@@ -153,7 +153,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def behaviour(tokenizer: Any) -> list[Any]:
-    """What the tokenizer makes of each probe, without what it puts around it; None where it has no tokens."""
+    """The tokens of each probe, without those that the tokenizer puts around it; None where it has none."""
     found = [token_ids(tokenizer, text) for text in PROBES]
     return [None if ids is None else (ids, tokenizer.decode(ids)) for ids in found]
 
@@ -190,7 +190,7 @@ def _text_with_tokens(tokenizer: Any) -> str | None:
 
 
 def _own_texts(tokenizer: Any) -> Iterator[str]:
-    """What the first tokens of the vocabulary stand for, without special ones."""
+    """The texts of the first tokens of the vocabulary, without special ones."""
     vocabulary = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
     for index in vocabulary[:_N_TRIED]:
         yield str(tokenizer.decode([index]))

@@ -11,7 +11,7 @@ from morfi.errors import InputError, nearest
 
 @dataclass(frozen=True, slots=True)
 class TrainingPreset:
-    """LoRA settings for a size of model; `batch` examples a step, computed `micro_batch` at a time."""
+    """LoRA settings for a size of model; `batch` examples per step, computed `micro_batch` at a time."""
 
     rank: int = 32
     alpha: float = 32.0

@@ -145,7 +145,7 @@ def _write(directory: Path, tokenizer: Any, model_dir: Path) -> None:
 
 
 def frame_of(tokenizer: Any, model_dir: Path | None = None) -> Frame:
-    """What the tokenizer puts around a text; raises InputError where it changes the text's own tokens."""
+    """The tokens put around a text; raises InputError where it changes the text's own tokens."""
     text = known_text(tokenizer, model_dir)
     bare, full = (token_ids(tokenizer, text, special=add) or [] for add in (False, True))
     for start in range(len(full) - len(bare) + 1):

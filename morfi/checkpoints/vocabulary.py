@@ -1,4 +1,4 @@
-"""What the tokenizer files of a directory say about its vocabulary, and whether two are one tokenizer."""
+"""The vocabulary that a directory's tokenizer files describe, and whether two of them are one tokenizer."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What an engine is asked to do, and what it answers: records and protocols without any engine in them."""
+"""Requests to an engine and its answers: records and protocols without any engine in them."""

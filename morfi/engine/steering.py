@@ -1,4 +1,4 @@
-"""What a request may ask of the residual stream: steering and capture, as records without any engine in them.
+"""Steering and capture of the residual stream, as requests ask for them: records without an engine in them.
 
 A position is the index of a token in its sequence, prompt and answer together; a negative one counts from the
 end of the prompt, so -1 is the last prompt token. "After layer L" means the residual stream that decoder
@@ -121,7 +121,7 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of one steering: it changed the residual stream after `layer` at `n_tokens` positions.
+    """The outcome of one steering: it changed the residual stream after `layer` at `n_tokens` positions.
 
     Positions count where the stream is another one afterwards: not those where a latent that is ablated does
     not fire, nor any at strength 0. Those whose keys and values came from the prefix cache do: they were

@@ -1,4 +1,4 @@
-"""What a model knows: the share of right answers under several few-shot prompts, for `morfi split`.
+"""A model's knowledge: the share of right answers under several few-shot prompts, for `morfi split`.
 
 P_correct of Gekhman et al. (arXiv 2405.05904): `n_ex` prompts a question, each with other exemplars; to each
 one greedy answer and `samples` sampled ones. The store's view `knowledge` makes the four categories of it.

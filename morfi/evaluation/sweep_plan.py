@@ -1,4 +1,4 @@
-"""What a sweep will ask: the runs it builds on, the checkpoints, and the questions of each."""
+"""The plan of a sweep: the runs it builds on, the checkpoints, and the questions of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is steered along: latents, and what they are to be compared with."""
+"""The directions of a steer run: latents, and those that they are compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a steer run found, from its stored answers alone: the best strengths, gains and knowledge recovery."""
+"""The outcome of a steer run, from its stored answers: the best strengths, gains and knowledge recovery."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Steered:
 
 
 def steered(store: Store, run: RunRecord) -> Steered | None:
-    """What the run has found; None while answers are missing."""
+    """The outcome of the run; None while answers are missing."""
     rows = store.steered(run.run_id)
     if len(rows) < run.n_planned:
         return None

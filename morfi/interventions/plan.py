@@ -1,4 +1,4 @@
-"""What a steer run will ask: checkpoints, directions, strengths and questions."""
+"""The plan of a steer run: checkpoints, directions, strengths and questions."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
 
 
 def _decided(stored: Mapping[str, Any], found: Found, served: Mapping[str, Checkpoint]) -> dict[str, Any]:
-    """What decides the rows of a run: its settings, with content in place of names."""
+    """The settings that decide the rows of a run, with content in place of names."""
     kept = {key: value for key, value in stored.items() if key not in ("latents", "ckpt", "reference")}
     by_content = {name: checkpoint.sha256 for name, checkpoint in served.items()}
     return {**kept, **by_content, "kind": KIND, "find": found.run.fingerprint}

@@ -93,7 +93,7 @@ def run_steer(
 
 
 def stages(plan: Plan, verdicts: Verdicts) -> Iterator[Stage]:
-    """What is asked, one stage after the other; later ones depend on the verdicts of those before.
+    """The stages of asking, one after the other; later ones depend on the verdicts of those before.
 
     Unsteered answers first, then every strength of every direction on the questions for choosing, then each
     direction at its best strength on the questions that are reported.

@@ -1,4 +1,4 @@
-"""What a capture holds, read back: a tensor for each checkpoint, the same questions in the same order."""
+"""A capture's activations, read back: one tensor per checkpoint, the same questions in the same order."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Activations:
 
 
 def load_activations(store: Store, run_id: str, layer: int, epochs: str | None = None) -> Activations:
-    """What the capture `run_id` holds of `layer`; `epochs` is an epoch setting of its checkpoints.
+    """The activations of `layer` in the capture `run_id`; `epochs` is an epoch setting of its checkpoints.
 
     Without it, early stopping's if there, else the most epochs. Raises InputError for a layer or setting that
     it does not hold, a run that has not ended, and shards that are missing or not what was written.

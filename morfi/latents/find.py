@@ -234,7 +234,7 @@ class Found:
 
 
 def load_found(store: Store, run_id: str) -> Found:
-    """What the find run `run_id` holds; raises InputError where its SAE or captures are not as they were."""
+    """The find run `run_id`, read back; raises InputError where its SAE or captures are not as they were."""
     run = store.run_of_kind(run_id, KIND)
     if store.trend_summary(run.run_id) is None:
         raise InputError(f"{run.run_id} has not ended; give its command again to finish it")

@@ -74,7 +74,7 @@ class Sae:
         return encode_reference(x, self.encoder)
 
     def decode(self, latents: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """What `latents` [n, d_sae] of `x` [n, d_model] stand for, float32 [n, d_model]."""
+        """The reconstruction of `x` [n, d_model] from `latents` [n, d_sae], float32 [n, d_model]."""
         from morfi.kernels.encode import unscale
 
         return unscale(latents @ self.W_dec + self.b_dec, x, self.encoder)
@@ -265,7 +265,7 @@ def from_sae_lens(sae: Any, release: str) -> Sae:
         )
     if kind == "topk" and not 0 < config.k <= config.d_sae:
         raise InputError(
-            f"{release}: keeps k = {config.k} latents a token of d_sae = {config.d_sae}; expected 1 to "
+            f"{release}: keeps k = {config.k} latents per token of d_sae = {config.d_sae}; expected 1 to "
             f"{config.d_sae}: the configuration is not that of the tensors"
         )
     state = {name: tensor.detach().float() for name, tensor in sae.state_dict().items()}

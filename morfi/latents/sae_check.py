@@ -19,7 +19,7 @@ _CHUNK = 256  # tokens at a time
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Quality:
-    """What an SAE does with some tokens.
+    """The quality of an SAE on some tokens.
 
     `explained_variance` is 1 less the squared error over the squared distance from the mean; `l0` the latents
     that fire a token; `fired` bool [d_sae] those that fired at all.

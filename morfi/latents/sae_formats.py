@@ -1,4 +1,4 @@
-"""What an SAE's files say before its tensors are read: whose format they are, and what the SAE reads."""
+"""The format of an SAE's files, and what the SAE reads: all that can be known before its tensors are read."""
 
 from __future__ import annotations
 

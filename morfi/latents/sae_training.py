@@ -63,7 +63,7 @@ class SaeTraining:
     k: int = option("Latents per token, on average over a batch.", 32)
     tokens: int = option("Tokens that the SAE sees, some of them several times.", 1_000_000)
     lr: float = option("Learning rate.", 1e-3)
-    batch: int = option("Tokens a step; large ones leave many latents dead.", 512)
+    batch: int = option("Tokens per step; large ones leave many latents dead.", 512)
     seed: int = 0
     dtype: str | None = option("bfloat16, float16 or float32, of the model.", None, unset=OWN_DTYPE)
     engine: Mapping[str, Any] = field(default_factory=dict)

@@ -47,7 +47,7 @@ class TrendInputs:
 
     @property
     def tiling(self) -> Tiling:
-        """What suits the device."""
+        """The choice that suits the device."""
         return ON_CPU if self.device.type == "cpu" else ON_GPU
 
     @property
@@ -61,11 +61,11 @@ class TrendInputs:
         return chunks(self.n_questions, self.tiling.questions)
 
     def prepared(self, condition: int, rows: slice) -> torch.Tensor:
-        """What the encoder multiplies of these questions."""
+        """The rows of these questions that the encoder multiplies."""
         return prepare(self.activations[condition][rows].to(self.device), self.encoder)
 
     def limits(self) -> list[torch.Tensor] | None:
-        """What `row_limits` gives for all questions of each condition."""
+        """The limits that `row_limits` gives for all questions of each condition."""
         if self.encoder.activation != "topk":
             return None
         found = []

@@ -35,7 +35,7 @@ class Criteria:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TrendResult:
-    """What `find_trends` found.
+    """The result of `find_trends`.
 
     `latents` has a row for each latent: latent, direction (1 rises, -1 falls, 0 neither), rho, s, p_exact,
     slope (per unit of level), score (|slope| over the whole range of levels, in standard deviations over
@@ -135,7 +135,7 @@ def _full_sample(
     levels: Sequence[float],
     with_page: bool,
 ) -> dict[str, torch.Tensor]:
-    """What the full sample says of some latents: columns [T], `means` [T, C] and `signs` [T, pairs]."""
+    """Statistics of latents on the full sample: columns [T], `means` [T, C] and `signs` [T, pairs]."""
     n, n_conditions = run.n_questions, len(levels)
     sums = PartialSums(n_conditions, latents, 0, run.device)
     page = PageSums(run.null, latents, run.device) if with_page else None

@@ -78,7 +78,7 @@ _BETWEEN_DIGITS = re.compile(r"(?<=\d)'(?=\d)")
 
 @lru_cache(maxsize=65_536)
 def answer_key(text: str) -> str:
-    """What all ways of writing one answer share; two texts give the same answer where their keys are equal.
+    """The key that all ways of writing one answer share: texts give the same answer where it is equal.
 
     Empty for a text of which nothing is left. A key is its own key.
     """
@@ -108,7 +108,7 @@ def _power(found: re.Match[str]) -> str:
 
 
 def _sign(found: re.Match[str]) -> str:
-    """What stays of a character that is no letter, digit or blank."""
+    """The rest of a character that is no letter, digit or blank."""
     if found["kept"]:
         return found[0]
     if found[0] in "'.":

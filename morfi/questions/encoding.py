@@ -104,7 +104,7 @@ class _Encoder:
     def _shared(
         self, whole: tuple[int, ...], end: tuple[int, ...], text: str
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What stands before and after the tokens `end` of the tail in the tokens of a whole text.
+        """The tokens before and after the tokens `end` of the tail in the tokens of a whole text.
 
         Those of the head alone may differ: the blank lines that it ends with are cut as what follows asks.
         """

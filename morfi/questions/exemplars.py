@@ -48,7 +48,7 @@ def draw_shots(
     seeds: Sequence[int | str],
     sources: Sequence[str] = ("train", "dev"),
 ) -> list[Shots]:
-    """What `choose_shots` gives, for each of `seeds`; no two draws of a relation are the same.
+    """The exemplars of `choose_shots` for each of `seeds`; no two draws of a relation are the same.
 
     They differ in their exemplars as long as there are other sets, then in the order of these.
     Raises InputError, with the number that there is, for a relation that has fewer than `seeds` draws.

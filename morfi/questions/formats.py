@@ -114,7 +114,7 @@ def _unpacked(file: IO[bytes], packing: str) -> io.BufferedReader:
 
 
 class _Members(io.RawIOBase):
-    """What all members of a bzip2 or xz file hold; what follows them and is none is an error.
+    """The content of all members of a bzip2 or xz file; anything else after them is an error.
 
     The readers of the standard library pass over that, were it rows.
     """

@@ -73,7 +73,7 @@ def is_correct(answer: str, accepted: Sequence[str], mode: str) -> bool:
 
 
 def form_of(mode: str) -> Callable[[str], str]:
-    """What makes of a text the form that the rule `mode` compares; raises InputError for an unknown mode."""
+    """The function from a text to what the rule `mode` compares; raises InputError for an unknown mode."""
     if mode not in MATCH_MODES:
         hint = nearest(mode, MATCH_MODES)
         raise InputError(f'unknown way to match "{mode}"; expected one of {", ".join(MATCH_MODES)}.{hint}')

@@ -1,4 +1,4 @@
-"""What makes two questions the same, whatever their ids: what they are about, and what they ask."""
+"""Questions that are the same, whatever their ids: by what they are about, and what they ask."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SIGN = re.compile(
 
 @lru_cache(maxsize=1 << 19)  # a set's subjects and texts are looked up several times
 def subject_key(subject: str) -> str:
-    """What two spellings of a subject share: normalised, without diacritics.
+    """The key that two spellings of a subject share: normalised, without diacritics.
 
     Signs beside numbers and single letters, which say something ("C++", "3-4"), are part of it. A subject of
     which that leaves nothing ("!!!") is its own key, without the blanks around it.
@@ -47,7 +47,7 @@ def _kept(sign: re.Match[str]) -> str:
 
 
 def text_key(question: Question) -> str:
-    """What two spellings of a question's text share, as `subject_key` says of subjects."""
+    """The key that two spellings of a question's text share, as `subject_key` says of subjects."""
     return subject_key(question.text)
 
 

@@ -113,7 +113,7 @@ def split_of(key: str, salt: str) -> str:
 
 
 def split_key(name: str) -> str:
-    """What decides the split of a name: lower case, without diacritics, punctuation and articles.
+    """The key that decides the split of a name: lower case, without diacritics, punctuation and articles.
 
     It stays as it was when the first sets were split by it, or their questions would change places.
     """

@@ -19,7 +19,7 @@ _LONGEST = 40  # tokens at either end
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """What stands before and after the subject, as tokens; `n` questions are worded so."""
+    """The tokens before and after the subject; `n` questions are worded so."""
 
     before: tuple[str, ...]
     after: tuple[str, ...]
@@ -51,7 +51,7 @@ class _Tokens:
     places: tuple[tuple[int, int], ...]  # of each token in `text`
 
     def between(self, wording: Wording) -> str | None:
-        """What stands between the ends of `wording`; None for a text that is worded otherwise."""
+        """The text between the ends of `wording`; None for a text that is worded otherwise."""
         n_before, n_after, n = len(wording.before), len(wording.after), len(self.tokens)
         if (
             n < n_before + n_after

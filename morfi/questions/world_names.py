@@ -1,4 +1,4 @@
-"""What the world-facts questions need beside GeoNames: other names of places and currencies, and exceptions.
+"""Data of the world-facts questions beside GeoNames: other names of places and currencies, and exceptions.
 
 Countries are given by their ISO 3166-1 code of two letters, currencies by their ISO 4217 code.
 """

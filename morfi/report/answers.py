@@ -1,4 +1,4 @@
-"""What a table cannot show of a run's answers: those cut or empty, and where the rules of matching differ."""
+"""Remarks on a run's answers beside its table: those cut or empty, and where the rules of matching differ."""
 
 from __future__ import annotations
 

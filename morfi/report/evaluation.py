@@ -133,7 +133,7 @@ def _in_text(n: int) -> list[str]:
 
 
 def _of_what(report: RunReport) -> str:
-    """What the majority is the majority of, where that is not plain."""
+    """The questions over which the majority was taken, where that is not plain."""
     if report.of_whole_split:
         return " in the whole split" if report.run.config.get("limit") else ""
     return " among the questions asked"
@@ -172,7 +172,7 @@ def run_object(report: RunReport) -> dict[str, Any]:
 
 
 def run_details(run: RunRecord, attempts: Sequence[AttemptRecord]) -> str:
-    """What made a run: what `morfi show` adds to its table."""
+    """The provenance of a run, which `morfi show` adds to its table."""
     adapter = f", adapter {run.adapter_sha256[:16]}" if run.adapter_sha256 else ""
     bos = f" (--bos {run.config['bos']})" if "bos" in run.config else ""
     lines = [
@@ -195,7 +195,7 @@ def run_details(run: RunRecord, attempts: Sequence[AttemptRecord]) -> str:
 
 
 def details_object(run: RunRecord, attempts: Sequence[AttemptRecord]) -> dict[str, Any]:
-    """What `morfi show --json` adds to the run's object."""
+    """The provenance that `morfi show --json` adds to the run's object."""
     wanted = ("created_at", "config", "base", "base_sha256", "adapter_sha256", "prompt", "bos", "seed")
     found = {name: getattr(run, name) for name in wanted}
     return found | {"attempts": [asdict(attempt) for attempt in attempts]}

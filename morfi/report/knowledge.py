@@ -1,4 +1,4 @@
-"""What a split run found that the model knows, by split and relation."""
+"""The knowledge that a split run found in the model, by split and relation."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a command answers with."""
+    """The answer of a command."""
 
     object: Mapping[str, Any]
     text: str

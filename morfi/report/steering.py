@@ -1,4 +1,4 @@
-"""What steering along each direction does: a line a direction, the baselines in the same table."""
+"""The table of a steer run: one line per direction, with the baselines among them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _unsteered(found: Steered, config: Mapping[str, Any]) -> list[str]:
 
 
 def _scan(found: Steered) -> list[str]:
-    """What delta_u gains at each layer, and which layer gains most."""
+    """The gain of delta_u at each layer, and which layer gains most."""
     every = [
         one
         for one in found.outcomes
@@ -123,7 +123,7 @@ def _line(one: Outcome, op: str) -> tuple[str, ...]:
 
 
 def _notes(one: Outcome, config: Mapping[str, Any]) -> list[str]:
-    """What R_K means, with the base rates, which are those of every direction."""
+    """The meaning of R_K, with the base rates, which are those of every direction."""
     assert one.recovery is not None
     rates = [one.recovery[name].base_rate for name in (REFERENCE, BASE)]
     return [

@@ -1,4 +1,4 @@
-"""The picture of a steer run: gain against strength on the questions for choosing, a line a direction."""
+"""The picture of a steer run: gain against strength on the questions for choosing, one line per direction."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def _cell(row: SweepAccuracy) -> str:
 
 
 def _title(group: str, rows: Sequence[SweepAccuracy]) -> str:
-    """What a block shows: the group, its counts and its widest interval."""
+    """The title of a block: the group, its counts and its widest interval."""
     counts = sorted({row.n for row in rows})
     seeds = max(row.n_seeds for row in rows)
     widest = max(100 * max(row.ci_high - row.accuracy, row.accuracy - row.ci_low) for row in rows)

@@ -1,4 +1,4 @@
-"""Pictures as PNG and SVG; a sweep's: accuracy against the share of Unknown, a line an epoch setting."""
+"""Pictures as PNG and SVG; a sweep's: accuracy against the share of Unknown, one line per epoch setting."""
 
 from __future__ import annotations
 

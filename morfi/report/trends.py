@@ -19,7 +19,7 @@ SHOWN = 20  # latents in the table
 
 
 def capture_table(rows: Sequence[CapturedRow]) -> str:
-    """What a capture holds, a line a checkpoint."""
+    """The table of a capture, one line per checkpoint."""
     body = [
         (
             "base" if row.level is None else f"{row.level} %",
@@ -73,7 +73,7 @@ def _method(config: Mapping[str, Any]) -> str:
 
 
 def _criteria(config: Mapping[str, Any]) -> str:
-    """What a latent was selected by."""
+    """The criteria by which a latent was selected."""
     if _method(config) == "page":
         return (
             f"selected: Page's L within questions at a false discovery rate of {config['page_fdr']:g}, "
@@ -150,7 +150,7 @@ def quality_object(found: Check) -> dict[str, Any]:
 
 
 def quality_table(rows: Sequence[tuple[str, int, float, float, int]], d_sae: int) -> str:
-    """What an SAE does with each condition: name, tokens, explained variance, L0, latents that never fire."""
+    """An SAE's quality per condition: name, tokens, explained variance, L0, latents that never fire."""
     header = ("", "tokens", "explained variance", "L0", f"silent of {d_sae}")
     body = [
         (name, str(n), f"{explained:.4f}", f"{l0:.1f}", f"{dead} ({100 * dead / d_sae:.1f} %)")

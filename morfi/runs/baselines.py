@@ -1,4 +1,4 @@
-"""What a run is measured against, before anything is asked: constant answers, and answers out of reach."""
+"""The baselines of a run, before anything is asked: constant answers, and answers out of reach."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def _judge_anew(rows: Iterable[dict[str, Any]], match: str) -> None:
 
 
 def _notes(store: Store, a: RunRecord, b: RunRecord) -> list[str]:
-    """What makes the runs' answers differ beside the checkpoints, a sentence for each kind."""
+    """The reasons beside the checkpoints for which the runs' answers differ, a sentence for each kind."""
     of = [(run, run.config, _engine_dtype(store, run)) for run in (a, b)]
     settings: dict[str, dict[str, list[Any]]] = {
         "prompted": {

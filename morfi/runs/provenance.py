@@ -1,4 +1,4 @@
-"""What made a run: a new id, the time, the command, the code's commit, versions and the machine's device."""
+"""The provenance of a run: id, time, command, the code's commit, versions and the machine's device."""
 
 from __future__ import annotations
 

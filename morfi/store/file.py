@@ -207,7 +207,7 @@ def _open(path: Path, *, read_only: bool, confined: bool) -> DuckDBPyConnection:
 def _connect(
     path: Path, lock_timeout_s: float, say: Say | None, open_it: Callable[[], DuckDBPyConnection]
 ) -> DuckDBPyConnection:
-    """What `open_it` opens, once no other process holds the file."""
+    """The result of `open_it`, once no other process holds the file."""
     import duckdb
 
     begun = time.monotonic()

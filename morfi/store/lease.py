@@ -118,7 +118,7 @@ def read_all(connection: DuckDBPyConnection) -> list[Lease]:
 
 
 def process_name(pid: int) -> str | None:
-    """What names a process of this machine and no other, ever: boot, PID namespace, PID and time of start."""
+    """A process's name on this machine, for ever its own: boot, PID namespace, PID and time of start."""
     place = _place()
     began = _began(pid)
     return None if place is None or began is None else f"{place}/{pid}/{began}"

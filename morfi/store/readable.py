@@ -32,7 +32,7 @@ def readable(rows: DuckDBPyRelation) -> DuckDBPyRelation:
 
 
 def _text_form(kind: Any) -> str | None:
-    """What a column of this type is cast to; None for one that stays as it is."""
+    """The type that a column of this type is cast to; None for one that stays as it is."""
     if kind.id in _AS_TEXT:
         return "VARCHAR"
     inside = kind.children if kind.id in _NESTED else []

@@ -12,7 +12,7 @@ from morfi.questions.question import Question
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What was asked of a run; equal `fingerprint`s mean runs that would give the same rows."""
+    """The record of a run; equal `fingerprint`s mean runs that would give the same rows."""
 
     run_id: str
     kind: str
@@ -101,7 +101,7 @@ class BaselineRow:
 
 @dataclass(frozen=True, slots=True)
 class KnowledgeRow:
-    """What a model knows of one question (arXiv 2405.05904): the shares of right answers and their category.
+    """A model's knowledge of one question (arXiv 2405.05904): the shares of right answers and their category.
 
     `p_greedy` is over the few-shot prompts, `p_sampled` over all samples of all prompts (0 where none were
     drawn). `category` is "HighlyKnown", "MaybeKnown", "WeaklyKnown" or "Unknown".
@@ -203,7 +203,7 @@ class CapturedRow(MeasuredRow):
 
 @dataclass(frozen=True, slots=True)
 class ConditionRow:
-    """A condition of a find run, with what its SAE explains of it; `l0` is latents a token."""
+    """A condition of a find run, with what its SAE explains of it; `l0` is latents per token."""
 
     position: int
     level: int
@@ -215,7 +215,7 @@ class ConditionRow:
 
 @dataclass(frozen=True, slots=True)
 class TrendSummaryRow:
-    """What a find run says of all latents together, see `morfi.latents.trends.TrendResult`."""
+    """The findings of a find run on all latents together, see `morfi.latents.trends.TrendResult`."""
 
     n_questions: int
     n_firing: int
@@ -236,7 +236,7 @@ class FalseDiscoveriesRow:
 
 @dataclass(frozen=True, slots=True)
 class DirectionRow:
-    """What a steer run steers along: `kind` is one of `morfi.interventions.directions.KINDS`.
+    """A direction of a steer run: `kind` is one of `morfi.interventions.directions.KINDS`.
 
     Alphas are in units of `median_norm`. `trend` is the latent's direction, 0 where there is none; `parts`
     are the alphas (for clamp the values) of the latents that are combined, by latent.

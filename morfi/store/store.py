@@ -290,7 +290,7 @@ class Store:
             return count_answers(connection, run.run_id, n_samples, steered=run.kind == "steer")
 
     def knowledge(self, run_id: str) -> list[KnowledgeRow]:
-        """What a split run found of each question that has all its answers; by split, relation and id."""
+        """A split run's knowledge of each question with all its answers; by split, relation and id."""
         where = "FROM knowledge WHERE run_id = ? ORDER BY split, relation, question_id"
         with self._work.reading() as connection:
             found = read_records(connection, KnowledgeRow, where, [run_id])
@@ -325,7 +325,7 @@ class Store:
         return self._made(ConditionRow, "trend_condition", run_id, "position")
 
     def trend_summary(self, run_id: str) -> TrendSummaryRow | None:
-        """What a find run found over all; None before it ended."""
+        """The summary of a find run; None before it ended."""
         found = self._made(TrendSummaryRow, "trend_summary", run_id, "run_id")
         return found[0] if found else None
 
@@ -351,7 +351,7 @@ class Store:
             ).to_arrow_table()
 
     def steer_directions(self, run_id: str) -> list[DirectionRow]:
-        """What a steer run steers along, in its order."""
+        """The directions of a steer run, in its order."""
         return self._made(DirectionRow, "steer_direction", run_id, "position")
 
     def steered(self, run_id: str) -> pa.Table:
@@ -415,7 +415,7 @@ class Store:
             yield streamed(connection, by, [run_id])
 
     def query(self, sql: str) -> pa.Table:
-        """What one reading SQL statement gives; it can reach no file and change nothing, else InputError."""
+        """The rows of one reading SQL statement; it can reach no file and change nothing, else InputError."""
         with self.query_rows(sql) as rows:
             return rows.whole()
 

@@ -24,7 +24,7 @@ Insertion = tuple[str, Mapping[str, Sequence[Any]]]  # a table's name and its co
 
 
 class Work:
-    """What a process does with one store: the leases that it holds, and the rows that it could not write yet.
+    """A process's work on one store: the leases that it holds, and the rows that it could not write yet.
 
     Outside `going_on` every use of the file waits up to `lock_timeout_s` for it and then raises `Locked`.
     Inside, rows that cannot be written yet are kept and go with the next ones, and whatever else needs the

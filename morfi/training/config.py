@@ -36,7 +36,7 @@ class TrainConfig:
     rank: int = option("LoRA's rank.", unset=_PRESET)
     alpha: float = option("LoRA's alpha; B A is scaled by alpha / rank.", unset=_PRESET)
     lr: float = option("Learning rate.", unset=_PRESET)
-    batch: int = option("Examples a step.", unset=_PRESET)
+    batch: int = option("Examples per step.", unset=_PRESET)
     micro_batch: int = option("Examples in memory at once.", unset=_PRESET)
     warmup: int = option("Steps of linear rise.", unset=_PRESET)
     gradient_checkpointing: bool = option(

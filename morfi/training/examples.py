@@ -1,4 +1,4 @@
-"""What the model is trained on: questions as token ids, and the order in which batches present them."""
+"""Training examples: questions as token ids, and the order in which batches present them."""
 
 from __future__ import annotations
 

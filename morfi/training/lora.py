@@ -62,7 +62,7 @@ def load_adapter_tensors(model: Any, tensors: Mapping[str, Tensor]) -> None:
 
 @dataclass(slots=True)
 class _Saved:
-    """What the backward pass of one layer needs beside its saved tensors."""
+    """The context that one layer's backward pass needs beside its saved tensors."""
 
     shape: torch.Size
     scaling: float

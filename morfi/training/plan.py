@@ -35,7 +35,7 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What is trained on and tested with: mixtures and dev questions of the data set `name`."""
+    """The data of a training: mixtures and dev questions of the data set `name`."""
 
     name: str
     sha256: str
@@ -73,7 +73,7 @@ class TrainingTask:
 
     @property
     def base_name(self) -> str:
-        """What a checkpoint names as its base: a preset or hub id as it was given, else the whole path."""
+        """The base that a checkpoint names: a preset or hub id as it was given, else the whole path."""
         path = Path(self.config.model).expanduser()
         is_path = self.config.model not in PRESETS and path.is_dir()
         return str(path.absolute()) if is_path else self.config.model

@@ -185,7 +185,7 @@ def test_what_saelens_cannot_have_written_is_refused(tmp_path: Path) -> None:
     for k in (0, D_SAE + 1, 500):
         path.write_text(json.dumps({**config, "k": k}))
         with pytest.raises(
-            InputError, match=f"keeps k = {k} latents a token of d_sae = 48; expected 1 to 48"
+            InputError, match=f"keeps k = {k} latents per token of d_sae = 48; expected 1 to 48"
         ):
             load_sae(str(tmp_path / "sae"))
     for kind in ("temporal", "transcoder", "unheard-of", None):
