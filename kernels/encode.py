@@ -81,7 +81,7 @@ def prepare(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
 
 
 def unscale(decoded: torch.Tensor, x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
-    """What `decoded` [n, d_model] is before the normalisation that `prepare` gave `x`."""
+    """The rows of `decoded` [n, d_model] before the normalisation that `prepare` gave `x`."""
     shift, scale = _normalization(x.float(), encoder)
     return decoded * scale + shift
 

@@ -141,7 +141,7 @@ def encode_kernel(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Epilogue:
-    """What follows the product p, float32 [T]: z = p scale + shift is kept above `floor` and `limits` [n]."""
+    """After the product p, float32 [T]: z = p scale + shift is kept above `floor` and `limits` [n]."""
 
     shift: torch.Tensor
     floor: torch.Tensor
@@ -152,7 +152,7 @@ class _Epilogue:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Kept:
-    """What a launch keeps, in any order; `count` says how much, perhaps more than there was room for."""
+    """The values that a launch keeps, in any order; `count` may be more than there was room for."""
 
     places: torch.Tensor  # int32 [capacity]: latent * n + question
     values: torch.Tensor  # float32 [capacity]
@@ -180,7 +180,7 @@ def start_tile(
     limits: torch.Tensor | None = None,
     density: float = DENSITY,
 ) -> Callable[[], Nonzeros]:
-    """What `morfi.kernels.encode.start_tile` gives; `limits` must be `encode_dense`'s, bit for bit."""
+    """The result of `morfi.kernels.encode.start_tile`; `limits` must be `encode_dense`'s, bit for bit."""
     n, n_latents = len(prepared), latents.stop - latents.start
     if n * n_latents >= 2**31:
         raise ValueError(f"{n} questions x {n_latents} latents are too many at once: places are int32")

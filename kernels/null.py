@@ -60,7 +60,7 @@ class TrendNull:
 
     @property
     def variance_terms(self) -> tuple[float, float, float]:
-        """What the variance is without ties among the values, and what a unit of a1 and of a2 adds."""
+        """The variance without ties among the values, and what a unit of a1 and of a2 adds to it."""
         n = len(self.ranks)
         u1 = sum(size * (size - 1) for size in Counter(self.ranks).values())
         u2 = sum(size * (size - 1) * (size - 2) for size in Counter(self.ranks).values())
@@ -157,5 +157,5 @@ def _smallest(tail: torch.Tensor, alpha: float) -> float:
 
 
 def normal_quantile(alpha: float) -> float:
-    """What a standard normal's size passes with the probability `alpha`."""
+    """The value that a standard normal's size exceeds with the probability `alpha`."""
     return float(torch.special.ndtri(torch.tensor(1 - alpha / 2, dtype=torch.float64)))

@@ -20,7 +20,7 @@ UNFIT = tl.constexpr(1 << 8)  # in `changed`: the stream would not have fitted, 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What one forward pass does, of at most T tokens: E entries and C captured layers for each."""
+    """The work of one forward pass of at most T tokens: E entries and C captured layers for each."""
 
     active: torch.Tensor  # int32 [n_layers]: the number of the pass, 0 where a layer has nothing to do
     marks: torch.Tensor  # int32 [n_layers + T]: `ran` and `changed`, to be copied as one
@@ -200,7 +200,7 @@ def residual_reference(
     tables: Tables,
     bank: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
-    """What `residual_` does, a token and an entry at a time."""
+    """The reference of `residual_`, one token and one entry at a time."""
     vectors, encoders, numbers = bank
     if not tables.active[layer]:
         return

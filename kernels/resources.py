@@ -1,4 +1,4 @@
-"""What Triton kernels take of a GPU that need not be there: compiled ahead of time, read from the binary."""
+"""Resources that Triton kernels take of a GPU, which need not be there: read from compiled binaries."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def page_resources(capability: int, n_conditions: int) -> Resources:
 
 
 def _dump(cubin: bytes) -> str:
-    """What the cuobjdump that comes with Triton says of a binary."""
+    """The report of the cuobjdump that comes with Triton on a binary."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:

@@ -125,7 +125,7 @@ def _ties(means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def trend_reference(means: torch.Tensor, null: TrendNull, alpha: float) -> Trends:
-    """What `PairwiseTrend` gives for `means` [C, T, 1 + n_resamples], one series at a time, by ranks."""
+    """The result of `PairwiseTrend` for `means` [C, T, 1 + n_resamples], one series at a time, by ranks."""
     n, n_latents, n_columns = means.shape
     s, rho, a1, a2, p = (torch.zeros(n_latents, n_columns, dtype=torch.float64) for _ in range(5))
     q = (null.midranks - null.midranks.mean()).tolist()

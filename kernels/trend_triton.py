@@ -52,7 +52,7 @@ def resampled_sums_kernel(
 
 
 def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
-    """What `morfi.kernels.encode.resampled_sums` gives, for `counts` [n, R] of any dtype."""
+    """The result of `morfi.kernels.encode.resampled_sums` for `counts` [n, R] of any dtype."""
     n_latents, n_resamples = len(found.starts) - 1, counts.shape[1]
     sums = torch.empty(n_latents, n_resamples, device=counts.device)
     wide = in_sixteens(counts)
@@ -157,7 +157,7 @@ def trend_kernel(
 
 
 def reduce_trends(means: torch.Tensor, null: TrendNull, alpha: float) -> Trends:
-    """What `PairwiseTrend` gives for all conditions' means, float32 [C, T, 1 + B]."""
+    """The result of `PairwiseTrend` for all conditions' means, float32 [C, T, 1 + B]."""
     n, n_latents, n_columns = means.shape
     device = means.device
 
@@ -221,7 +221,7 @@ def page_kernel(values, midranks, numerator_out, spread_out, n_blocks, C: tl.con
 
 
 def page_blocks(values: torch.Tensor, midranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `morfi.kernels.page.page_blocks` gives for the questions of values [C, U]."""
+    """The result of `morfi.kernels.page.page_blocks` for the questions of values [C, U]."""
     n, n_blocks = values.shape
     numerator, spread = (torch.empty(n_blocks, device=values.device) for _ in range(2))
     if n_blocks:

@@ -165,7 +165,7 @@ class Engine:
 
     @contextlib.contextmanager
     def shards(self, folder: Path, *, shard_bytes: int = 256 << 20) -> Iterator[None]:
-        """What is captured in the block goes to files in `folder`, written while the model runs.
+        """Writes what is captured in the block to files in `folder` while the model runs.
 
         `morfi.engine.shards.read_shards` reads them; requests are numbered in the order in which the calls of
         `generate` in the block name them. The completions then hold nothing captured. The folder appears,
@@ -246,7 +246,7 @@ class Engine:
         steering: Sequence[Sequence[Steering]] | None,
         capture: Capture | Sequence[Capture | None] | None,
     ) -> list[Wanted]:
-        """What each prompt is to be done with; raises InputError for what this engine cannot do."""
+        """The steering and capture of each prompt; raises InputError for what this engine cannot do."""
         n = len(prompts)
         samplings = [sampling] * n if isinstance(sampling, Sampling) else sampling
         captures = [capture] * n if capture is None or isinstance(capture, Capture) else capture

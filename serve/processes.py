@@ -1,4 +1,4 @@
-"""What vLLM prints, kept off the terminal, and the death of its processes, named."""
+"""Keeps what vLLM prints off the terminal, and names the death of its processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What morfi adds to vLLM's workers; each of their processes imports this before it builds the model."""
+"""Additions to vLLM's workers; each of their processes imports this before it builds the model."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _words(error: Mapping[str, Any]) -> str:
-    """What is wrong; of a field that is known and does nothing here, why it is not taken."""
+    """The reason for a refusal; of a field that is known and does nothing here, why it is not taken."""
     why = fields.WHY.get(str(error["loc"][-1])) if error["type"] == "extra_forbidden" else None
     return why or str(error["msg"])
 

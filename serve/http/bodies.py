@@ -41,7 +41,7 @@ class StreamOptions(Wire):
 
 
 class Sampled(Body):
-    """What both bodies have."""
+    """The fields that both bodies have."""
 
     model: Text | None = None
     steering: Steering | None = None

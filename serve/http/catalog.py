@@ -1,4 +1,4 @@
-"""What a server shows of a find run: latents, with their neighbours and the questions that they fire on."""
+"""The find run that a server shows: latents, with their neighbours and the questions that they fire on."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TopQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Chance:
-    """What chance alone would give of a find run's trends; false discoveries from the largest |S|."""
+    """The trends that chance alone would give a find run; false discoveries from the largest |S|."""
 
     summary: TrendSummaryRow
     false_discoveries: tuple[FalseDiscoveriesRow, ...]
@@ -73,7 +73,7 @@ class Catalog:
 
     @property
     def bos(self) -> str:
-        """What --bos was when the base model was asked what it knows; for every prompt since."""
+        """The --bos with which the base model was asked what it knows, and every prompt since."""
         return self.experiment.bos
 
     @property
@@ -88,7 +88,7 @@ class Catalog:
 
     @functools.cached_property
     def chance(self) -> Chance:
-        """What chance alone would give."""
+        """The trends that chance alone would give."""
         run_id = self.found.run.run_id
         summary = self.store.trend_summary(run_id)
         if summary is None:
@@ -128,7 +128,7 @@ class Catalog:
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """What can be done along its latents."""
+        """The operations along its latents."""
         return OPERATIONS if self.found.sae.has_own_latents else ("add", "project")
 
     def directions(self) -> SaeLatents | DecoderRows:
@@ -165,7 +165,7 @@ class Catalog:
         return table.sort_by(order if sort == "id" else [*order, ("latent", "ascending")])
 
     def rows(self, latents: Sequence[int]) -> list[dict[str, Any]]:
-        """What the find run says of some latents, in their order."""
+        """The findings of the find run on some latents, in their order."""
         import pyarrow as pa
         import pyarrow.compute as pc
 

@@ -45,7 +45,7 @@ class Side:
     outputs: Any = field(default=None, repr=False)
 
     def answer(self) -> Answer | SteeredAnswer:
-        """What came of it, once it has ended."""
+        """The result, once it has ended."""
         correct = None if self.accepted is None else verdicts(self.text, self.accepted)
         if self.planned is None or self.followed is None or self.strength is None:
             return Answer(text=self.text, finish_reason=self.finish_reason, correct=correct)

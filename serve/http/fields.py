@@ -26,7 +26,7 @@ class Neutral:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """What JSON schema says of its values."""
+        """The JSON schema of its values."""
         if not self.types:
             return {"enum": [None, *self.values]}
         return {"anyOf": [{"type": _JSON_TYPES[one]} for one in self.types] + [{"type": "null"}]}

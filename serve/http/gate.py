@@ -1,4 +1,4 @@
-"""What may be in flight at once, and the moment between two checkpoints in which nothing may."""
+"""The limits on requests in flight, and the moment between two checkpoints in which there are none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_STRENGTHS = 16  # of one comparison
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a server takes; a request counts in flight once for every answer that it asks for.
+    """The limits of a server; a request counts in flight once for every answer that it asks for.
 
     `max_vectors` are the different latents that all requests in flight may steer along, `max_alpha` is in
     units of the median residual norm.

@@ -1,4 +1,4 @@
-"""What every HTTP request must pass before any route sees it: address, key, size, and time to arrive."""
+"""Checks that every HTTP request passes before any route sees it: address, key, size, and time to arrive."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ Sort = Literal["score", "id", "rho", "slope", "firing"]
 
 @router.get("/capabilities")
 def capabilities(raw_request: Request) -> Capabilities:
-    """What is served, and what may be asked of it."""
+    """The served model, and what may be asked of it."""
     state = _state(raw_request)
     catalog, limits = state.catalog, state.gate.limits
     return Capabilities(

@@ -1,4 +1,4 @@
-"""What the server counts beside vLLM's own metrics, for Prometheus."""
+"""Counters of the server beside vLLM's own metrics, for Prometheus."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ async def generate(
 
 
 def _bos_once(state: ServerState, body: CompletionBody | ChatBody) -> dict[str, bool]:
-    """What keeps vLLM from putting BOS in front of prompts that begin with it."""
+    """The fields that keep vLLM from putting BOS in front of prompts that begin with it."""
     if not isinstance(body, CompletionBody) or body.add_special_tokens is not None:
         return {}
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
@@ -182,7 +182,7 @@ async def _continued(first: str, parts: AsyncGenerator[str, None]) -> AsyncGener
 
 
 def ended() -> Refused:
-    """What becomes of an answer that was ended before its end."""
+    """The response to a request that was ended before its end."""
     message = "this answer was ended because a checkpoint is being loaded; ask again"
     return Refused(503, "ended", message, retry_after_s=2)
 

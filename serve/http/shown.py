@@ -1,4 +1,4 @@
-"""What /v1/morfi shows of a find run and of what is served, as pydantic models."""
+"""The find run and the served model as /v1/morfi shows them: pydantic models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 
 class LimitsShown(BaseModel):
-    """What the server takes at most."""
+    """The limits of the server."""
 
     max_alpha: float
     max_latents: int
@@ -27,7 +27,7 @@ class FalseDiscoveriesShown(BaseModel):
 
 
 class TrendsShown(BaseModel):
-    """What the find run says of all latents together; false discoveries from the largest |S|, by shuffles."""
+    """A find run's summary of all latents; false discoveries from the largest |S|, by shuffles."""
 
     n_selected: int
     n_firing: int
@@ -37,7 +37,7 @@ class TrendsShown(BaseModel):
 
 
 class Capabilities(BaseModel):
-    """What is served, and what may be asked of it."""
+    """The served model, and what may be asked of it."""
 
     model: str
     base: str
@@ -61,7 +61,7 @@ class Capabilities(BaseModel):
 
 
 class LatentRow(BaseModel):
-    """What the find run says of a latent."""
+    """The findings of the find run on a latent."""
 
     id: int
     direction: Literal["rising", "falling", "none"]

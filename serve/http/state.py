@@ -1,4 +1,4 @@
-"""What the routes share: the engine, the find run's catalog, and which checkpoint is served."""
+"""The state that the routes share: the engine, the find run's catalog, and which checkpoint is served."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Planned:
     checkpoint: str
 
     def applied(self, followed: Sequence[Followed]) -> SteeringApplied:
-        """What was done to all prompts of a request, whose reports have been checked."""
+        """The steering that was applied to all prompts of a request, whose reports have been checked."""
         n_tokens = [n for one in followed for n in one.n_tokens]
         if not n_tokens or not all(one.n_tokens for one in followed):
             raise MorfiError("the workers have not reported what they steered; the answer is not given")
@@ -78,7 +78,7 @@ class ServerState:
 
     @property
     def sae_name(self) -> str:
-        """What the find run calls its SAE, without the folder it lies in."""
+        """The name of the find run's SAE, without the folder it lies in."""
         return PurePath(self.catalog.found.run.config["sae"]).name
 
     def remember(self, questions: Iterable[Question]) -> None:
@@ -139,7 +139,7 @@ class ServerState:
             raise _unfit("operation", f'"{latent.operation}" cannot be done with this SAE; {possible} can')
 
     def _entry(self, latent: Latent, positions: Positions) -> Entry:
-        """What one latent means to the engine."""
+        """One latent's steering, as the engine takes it."""
         return steering_of(
             self.catalog.layer,
             SaeLatent(self.sae, latent.id),

@@ -1,4 +1,4 @@
-"""What goes over the wire in steering and comparing, as pydantic models; nothing else is taken."""
+"""Steering and comparing on the wire, as pydantic models; nothing else is taken."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Positions = Literal["all", "prompt", "generated", "last_prompt"]
 
 
 class Wire(BaseModel):
-    """What all requests have in common: unknown fields, and numbers as text, are refused; null is as none."""
+    """The rules of all requests: unknown fields, and numbers as text, are refused; null is as none."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = {}  # fields that are taken where they mean nothing
@@ -64,7 +64,7 @@ class Body(Wire):
 
 
 def _default(clamp: float | None) -> Operation:
-    """What is done where only the numbers say so."""
+    """The operation, where only the numbers say which."""
     return "add" if clamp is None else "clamp"
 
 
@@ -83,7 +83,7 @@ class Latent(Wire):
 
     @property
     def operation(self) -> Operation:
-        """What is done, with the default made plain."""
+        """The operation, with the default filled in."""
         return self.op or _default(self.clamp)
 
     @model_validator(mode="after")
@@ -146,7 +146,7 @@ class Comparison(Body):
 
 
 class AppliedLatent(BaseModel):
-    """What was done along one latent; `strength` is in raw units of the residual stream, or of the latent."""
+    """The change along one latent; `strength` is in raw units of the residual stream, or of the latent."""
 
     id: int
     op: Operation
@@ -156,7 +156,7 @@ class AppliedLatent(BaseModel):
 
 
 class SteeringApplied(BaseModel):
-    """What the workers did, by their own report.
+    """The steering that was applied, by the workers' own report.
 
     `n_tokens` says of each choice at how many tokens the residual stream was changed; `note` is there where
     that is 0.
@@ -196,7 +196,7 @@ class Compared(BaseModel):
 
 
 class ErrorInfo(BaseModel):
-    """What went wrong."""
+    """An error."""
 
     message: str
     type: str

@@ -1,4 +1,4 @@
-"""What a steering or capture specification must pass before its request may join a batch."""
+"""Checks of a steering or capture specification before its request may join a batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Gemma2ForC
 
 @dataclass(slots=True)
 class Admission:
-    """What one engine can steer: why not at all, or its layers, width and registered directions."""
+    """The steering that one engine can do: why not at all, or its layers, width and registered directions."""
 
     refusal: str | None
     n_layers: int

@@ -1,4 +1,4 @@
-"""What was steered in a KV block of a request, as a part of the block's key in vLLM's prefix cache.
+"""The steering inside a KV block of a request, as a part of the block's key in vLLM's prefix cache.
 
 Keys and values depend on what was done at their position and before. vLLM chains the keys of blocks, so one
 whose key says what was steered at which positions in it is shared by just those requests that have the same
@@ -20,7 +20,7 @@ _STEERED = "morfi_steered"
 
 
 def block_key(request: Any, start: int, stop: int) -> Key | None:
-    """What was steered in the positions [start, stop) of vLLM's `Request`; None where nothing was.
+    """The steering in the positions [start, stop) of vLLM's `Request`; None where there is none.
 
     Directions are named by their content's sha256, so equal keys are equal changes.
     """

@@ -1,4 +1,4 @@
-"""What steps changed, told to their requests once it is known, position by position, in order."""
+"""Changes made by steps, told to their requests once known, position by position, in order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Steered = list[tuple["Live", int, int, int]]  # of a step: a request, its first 
 
 @dataclass(frozen=True, slots=True)
 class _Note:
-    """What the kernel says of each row of a step; None where that comes with the proof of step `number`."""
+    """The kernel's report on each row of a step; None where that comes with the proof of step `number`."""
 
     steered: Steered
     number: int

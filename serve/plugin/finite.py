@@ -65,7 +65,7 @@ def _sizes(packed: bytes, operation: int) -> tuple[float, float]:
 
 
 def _put_in(packed: bytes, operation: int) -> torch.Tensor:
-    """What a strength of 1 puts in along a direction: float64 [d_model]."""
+    """The vector that a strength of 1 adds along a direction: float64 [d_model]."""
     direction = unpack(packed)
     vector = direction.vector.double()
     is_unit = operation == ADD and direction.encoder is not None

@@ -42,7 +42,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Joint:
-    """What a request does: its changes, and the packed directions that they need, by name."""
+    """The changes of a request, and the packed directions that they need, by name."""
 
     entries: tuple[Entry, ...]
     directions: Mapping[str, bytes]
@@ -79,7 +79,7 @@ def join(steering: Sequence[Steering], directions: Mapping[str, bytes], n_prompt
 
 
 def put_in_together(joint: Joint) -> Iterable[list[tuple[Entry, bytes]]]:
-    """What is put into the stream at once: the changes of a layer that do so at the same positions."""
+    """Changes that are put into the stream at once: those of a layer at the same positions."""
     for layer in sorted({entry.layer for entry in joint.entries}):
         here = [one for one in joint.entries if one.layer == layer and one.operation in (ADD, CLAMP)]
         for active in _sweep([(number, one.spans) for number, one in enumerate(here)]):

@@ -23,7 +23,7 @@ _ASKED, _REPORTS = "morfi_asked", "morfi_reports"
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What was done to a request of vLLM's own interface: as in a `morfi.engine.protocol.Completion`."""
+    """The changes made to a request of vLLM's own interface, as in a `morfi.engine.protocol.Completion`."""
 
     applied: tuple[Applied, ...]
     captured: tuple[Captured, ...]

@@ -1,4 +1,4 @@
-"""What workers report of a steered or captured request, and what a caller gets of it."""
+"""Workers' reports on a steered or captured request, and what a caller gets of them."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _report(live: Live, state: ResidualState, n_computed: int | None) -> Report:
 def applied(
     steering: Sequence[Steering], reports: Sequence[Report | None], n_prompt: int, n_output: int
 ) -> tuple[Applied, ...]:
-    """What was applied of `steering`, from the reports of all workers; raises MorfiError unless all of it."""
+    """The steering that all workers report; raises MorfiError unless all of `steering` was applied."""
     n_computed = n_prompt + n_output - 1  # the last token is never put into the model
     found = []
     for number, one in enumerate(steering):
@@ -186,7 +186,7 @@ def _always(one: Steering) -> bool:
 def captured(
     capture: Capture | None, reports: Sequence[Report | None], n_prompt: int, n_output: int, d_model: int
 ) -> tuple[Captured, ...]:
-    """What was captured, a record for each layer; raises MorfiError unless every position is there."""
+    """Captured residual streams, one record per layer; raises MorfiError unless every position is there."""
     if capture is None:
         return ()
     n_computed = n_prompt + n_output - 1

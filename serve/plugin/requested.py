@@ -1,4 +1,4 @@
-"""What the prompts of a call are to be done with, as the engine keeps it while they run."""
+"""The steering and capture of a call's prompts, as the engine keeps them while they run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def answer_ids(request_id: str, n: int) -> list[str]:
 
 @dataclass(slots=True)
 class OpenShards:
-    """What goes to shards just now: how many requests did, and which positions of each count."""
+    """The captures that go to shards just now: how many requests did, and which positions of each count."""
 
     n_requests: int = 0
     computed: list[tuple[int, int, int]] = field(default_factory=list)

@@ -60,7 +60,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """What one layer does in one step, as the operation wants it: long where nothing else is said."""
+    """The work of one layer in one step, as the operation wants it: long where nothing else is said."""
 
     rows: torch.Tensor  # [n], of each change
     slots: torch.Tensor  # [n]
@@ -75,7 +75,7 @@ class Tensors:
 
 @dataclass(slots=True)
 class LayerWork:
-    """What one layer does in one step; rows are those of the batch."""
+    """The work of one layer in one step; rows are those of the batch."""
 
     rows: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
@@ -291,7 +291,7 @@ class ResidualState:
         counts: Sequence[int],
         token_ids: Sequence[int],
     ) -> Plan | None:
-        """What can be left out of the layers up to the first one that has work in this step."""
+        """The rows that can be left out of the layers up to the first one that has work in this step."""
         last = min(self.work, default=self.layers.stop - 1)
         keys: list[bytes | None] = []
         offset = 0
@@ -358,7 +358,7 @@ class ResidualState:
         )
 
     def _factors(self, hidden: torch.Tensor, residual: torch.Tensor, tensors: Tensors) -> torch.Tensor:
-        """What each row's direction is multiplied with, float32 [n]."""
+        """The factor of each row's direction, float32 [n]."""
         slots = tensors.slots
         bias, threshold, inverse_square, along, rescaled = self.bank.numbers[slots].unbind(1)
         x = _stream(hidden, residual, tensors.rows)
@@ -426,13 +426,13 @@ def use(state: ResidualState | None) -> None:
 
 
 def apply(hidden: torch.Tensor, residual: torch.Tensor, layer: int) -> None:
-    """What `torch.ops.morfi.residual` does; called directly where nothing is compiled."""
+    """The operation `torch.ops.morfi.residual`; called directly where nothing is compiled."""
     if _current is not None and (_current.work or _current.device_work is not None):
         _current.apply(layer, hidden, residual)
 
 
 def shared_layers() -> SharedLayers | None:
-    """What leaves out the parts of the current step that requests have in common; None where nothing does."""
+    """The sharing of layers in the current step; None where requests have nothing in common."""
     return None if _current is None else _current.shared_layers
 
 

@@ -41,7 +41,7 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is left out of a step, up to and including the layer `last`."""
+    """The rows left out of a step, up to and including the layer `last`."""
 
     last: int
     requests: torch.Tensor  # those that stay, long [n]
@@ -51,7 +51,7 @@ class Plan:
 
 
 def plan(keys: Sequence[bytes | None], counts: Sequence[int], last: int) -> Plan | None:
-    """What a step can leave out whose request i has `counts[i]` rows; None for nothing.
+    """The rows that a step can leave out whose request i has `counts[i]` rows; None for none.
 
     Requests with the same key have the same tokens, and the same history below `last`; None has no equal.
     """
@@ -101,7 +101,7 @@ class SharedLayers:
     def enter(
         self, layer: int, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """What the layer is to be given in place of its arguments."""
+        """The arguments that the layer gets in place of its own."""
         plan = self._plan
         if plan is None or layer > plan.last:
             return positions, hidden, residual
@@ -116,7 +116,7 @@ class SharedLayers:
     def leave(
         self, layer: int, hidden: torch.Tensor, residual: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the layer is to return in place of what it computed."""
+        """The value that the layer returns in place of what it computed."""
         plan = self._plan
         if plan is None or layer > plan.last:
             return hidden, residual

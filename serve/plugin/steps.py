@@ -56,7 +56,7 @@ class Steps:
 
     @property
     def mark(self) -> int:
-        """What a layer that does its work in the step that has begun writes to `ran`."""
+        """The value that a layer writes to `ran` when it does its work in the step that has begun."""
         return _mark(self._number)
 
     def begin(self, layers: Sequence[int], n_tokens: int = 0) -> None:

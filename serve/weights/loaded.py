@@ -1,4 +1,4 @@
-"""What vLLM's loader left behind: a value in every weight, and an output head shared as in the checkpoint."""
+"""Weights after vLLM's loader: a value in each, and an output head shared as in the checkpoint."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Served:
             raise MorfiError(f"the engine holds no whole checkpoint after a failed load; {LOAD_AGAIN}")
 
     def load_arguments(self, checkpoint: Checkpoint) -> tuple[str, str, str, str, str]:
-        """What the workers' `morfi_prepare_weights` takes; raises InputError for a checkpoint not of here."""
+        """Arguments of the workers' `morfi_prepare_weights`; raises InputError for a foreign checkpoint."""
         if self.started_on is None:
             raise InputError(f"{checkpoint.name}: this engine was not started on a checkpoint that is known")
         unmerged = checkpoint.adapter_dir is not None
@@ -66,7 +66,7 @@ class Served:
 
 
 def first_refusal(refusals: Sequence[str | None]) -> str | None:
-    """What the first worker that refuses says; None where all agree."""
+    """The reason of the first worker that refuses; None where all agree."""
     return next((refusal for refusal in refusals if refusal is not None), None)
 
 
