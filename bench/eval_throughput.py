@@ -1,4 +1,4 @@
-"""Answers a second: `morfi eval` beside transformers, vLLM as it comes, and lm-eval, on the same questions.
+"""Answers per second: `morfi eval` beside transformers, vLLM as it comes, and lm-eval, on the same questions.
 
 Claim: at least 3x transformers `generate` (bfloat16, its best batch size), 3x vLLM with its defaults and
 2x `lm-eval --model vllm`, with the greedy answers of transformers in float32. Every side is a process of its
@@ -34,7 +34,7 @@ BATCH_SIZES = (16, 32, 64)
 
 @dataclass
 class Side:
-    """What one side gave: seconds of generation in each round, its answers and its largest process."""
+    """The result of one side: seconds of generation in each round, its answers and its largest process."""
 
     name: str
     seconds: list[float] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Side:
 
     @property
     def rate(self) -> float:
-        """Requests a second in the median round."""
+        """Requests per second in the median round."""
         return len(self.texts) / statistics.median(self.seconds)
 
 
@@ -86,7 +86,7 @@ def best_batch_size(job: dict[str, Any], dtype: str) -> int:
 
 
 def job_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the other sides need to answer the questions of `rows`."""
+    """The input with which the other sides answer the questions of `rows`."""
     return {
         "model": str(resolve("smollm2").model_dir),
         "prompts": [row["prompt"] for row in rows],
@@ -142,7 +142,7 @@ def table(sides: dict[str, Side], n: int, rounds: int, agreed: list[str]) -> str
     """The results as Markdown."""
     ours = sides["morfi eval"]
     lines = [
-        "# Answers a second",
+        "# Answers per second",
         "",
         f"{n} 4-shot questions of world-facts ({RELATIONS}), SmolLM2-135M, greedy, at most {MAX_TOKENS} "
         f"tokens; {device_name()}; {rounds} rounds in turn, the median counts.",

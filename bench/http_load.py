@@ -1,4 +1,4 @@
-"""Requests a second over HTTP at 64 concurrent clients, beside the same requests in process.
+"""Requests per second over HTTP at 64 concurrent clients, beside the same requests in process.
 
 Aim: at least 90 % of the in-process requests/s, each request steered along its own latent. The checkpoint and
 latents of a find run (on SmolLM2, for the aim); at most 64 requests run at once on each side. In process
@@ -72,7 +72,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Round:
-    """What one side did once: seconds for all requests, the latency of each, and the tokens it gave.
+    """One pass of one side: seconds for all requests, the latency of each, and the tokens it gave.
 
     `processor_s`: the processor time of each of its processes, by name.
     """

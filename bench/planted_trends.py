@@ -60,7 +60,7 @@ DRIFTS = torch.tensor(
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one run found of the planted latents."""
+    """One run's findings on the planted latents."""
 
     recall: float
     fdr: float

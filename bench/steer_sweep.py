@@ -1,6 +1,6 @@
-"""Requests a second of a steer sweep: 20 directions x 8 strengths x 300 questions, each steered on its own.
+"""Requests per second of a steer sweep: 20 directions x 8 strengths x 300 questions, each steered on its own.
 
-Claims: at least 90 % of the requests a second of as many unsteered requests with the same prompts, and at
+Claims: at least 90 % of the requests per second of as many unsteered requests with the same prompts, and at
 least five times those of transformers with a forward hook at its best batch size. SmolLM2, or a checkpoint of
 it, in the dtype it is served in here; one engine. The steered side is the product's own: it judges answers
 and stores them, a batch in one transaction; the unsteered side only generates. For the first claim every
@@ -126,7 +126,7 @@ class Served:
 
 
 def seconds(stream: _Stream, requests: Sequence[Request]) -> float:
-    """What the requests take, judged and stored."""
+    """The seconds that the requests take, judged and stored."""
     begun = time.perf_counter()
     stream.answer(Stage(requests))
     return time.perf_counter() - begun
@@ -153,7 +153,7 @@ class Hooked:
         return output + self.change
 
     def seconds(self, prompts: Sequence[Prompt], target: Target, alpha: float, batch: int) -> float:
-        """What these prompts take, steered alike, so many at a time and sorted by length."""
+        """The seconds that these prompts take, steered alike, so many at a time and sorted by length."""
         self.change = (target.vector * alpha * MEDIAN_NORM).to(self.change.dtype)
         begun = time.perf_counter()
         ordered = sorted(prompts, key=lambda one: len(one.token_ids))
@@ -172,7 +172,7 @@ class Hooked:
 
 
 def measure(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Requests a second of each side, a figure a slice or round, and what was asked."""
+    """Requests per second of each side, one figure per slice or round, and what was asked."""
     asked = select(load_questions("world-facts").splits["test"], relations=["P17"], limit=options.questions)
     built = build_prompts(list(asked), {"P17": ()}, load_tokenizer(checkpoint.model_dir))
     prompts = {prompt.question.id: prompt for prompt in built}

@@ -1,4 +1,4 @@
-"""Requests a second with steering and capture, beside the same requests in vLLM without morfi's plugin.
+"""Requests per second with steering and capture, beside the same requests in vLLM without morfi's plugin.
 
 Claims: at least 99 % with the plugin loaded and idle, 97 % with every request steered along one direction,
 90 % with 256 different steerings in flight, 97 % with the last prompt token of every request captured.
@@ -83,7 +83,7 @@ def runner_of(engine: Engine) -> Any:
 
 
 def specifications(engine: Engine, n: int) -> dict[str, list[dict[str, Any] | None]]:
-    """What the requests of each side ask for."""
+    """The requests of each side."""
     draw = torch.Generator().manual_seed(0)
     d_model = engine._admission.d_model
     names = [engine.register(Direction(torch.randn(d_model, generator=draw) * 0.1)) for _ in range(n)]
@@ -109,7 +109,7 @@ def seconds(
     ids: Iterator[int],
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """What all requests take together, reports included."""
+    """The seconds that all requests take together, reports included."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -195,7 +195,7 @@ def measure_narrow(rounds: int, prompts: Sequence[list[int]]) -> dict[str, list[
 
 
 def measure_hooks(rounds: int, prompts: Sequence[list[int]], batch: int) -> list[float]:
-    """Requests a second of transformers with a forward hook that adds a vector, a figure a round."""
+    """Requests per second of transformers with a forward hook that adds a vector, one figure per round."""
     from transformers import AutoModelForCausalLM
 
     checkpoint = resolve(MODEL)

@@ -1,4 +1,4 @@
-"""Requests a second with vllm-lens, beside the same requests in vLLM with its plugin loaded and idle.
+"""Requests per second with vllm-lens, beside the same requests in vLLM with its plugin loaded and idle.
 
 What `steering_overhead.py` measures of morfi, of the other tool, in the engine settings that morfi uses.
 vllm-lens is no dependency and its plugin loads in every vLLM that can see it, so it is given as a folder:
@@ -28,7 +28,7 @@ N_REQUESTS, N_PROMPT, N_OUTPUT, LAYER, ROUNDS = 256, 24, 16, 15, 3
 
 
 def measure() -> dict[str, list[float]]:
-    """Requests a second of each side, a figure a round."""
+    """Requests per second of each side, one figure per round."""
     settings.prepare_process(gpu=is_gpu(), verbose=False)
     if not is_gpu():
         settings.keep_freed_memory()

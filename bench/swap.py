@@ -48,7 +48,7 @@ def make_adapter(directory: Path, seed: int) -> str:
 
 
 def run(job: dict[str, Any], multiprocessing: str, cache: Path) -> dict[str, Any]:
-    """What bench/sides/swap_engine.py gives for `job`."""
+    """The result of bench/sides/swap_engine.py for `job`."""
     environment = os.environ | {
         "PYTHONSAFEPATH": "1",
         "HF_HUB_OFFLINE": "1",

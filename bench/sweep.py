@@ -43,7 +43,7 @@ def run(command: list[str], job: dict[str, Any] | None = None) -> tuple[dict[str
 
 
 def sweep_side(db: Path, train_run: str, figure: Path) -> dict[str, float]:
-    """What a sweep of all checkpoints takes, in seconds for 200 answers of one checkpoint."""
+    """The time of a sweep of all checkpoints, in seconds per 200 answers of one checkpoint."""
     # A seed of its own, or a sweep finds its answers in the store. Greedy answers do not depend on it.
     fresh = ["--new", "--seed", str(time.time_ns() % 2**31)]
     command = [*MORFI, "sweep", "--ckpts", train_run, "--limit", str(N), *fresh, "--json"]
@@ -73,7 +73,7 @@ def running_s(store: Store, run_id: str) -> float:
 
 
 def restart_side(paths: list[str], data: Path, folder: Path) -> dict[str, float]:
-    """What `morfi eval` takes for one checkpoint and 200 answers, a process for each of `paths`."""
+    """The time of `morfi eval` for one checkpoint and 200 answers, a process for each of `paths`."""
     seconds, generation = [], []
     for number, path in enumerate(paths):
         command = [*MORFI, "eval", "--ckpt", path, "--data", str(data), "--shots", "0", "--json"]
@@ -84,7 +84,7 @@ def restart_side(paths: list[str], data: Path, folder: Path) -> dict[str, float]
 
 
 def lm_eval_side(python: Path, path: str, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """What lm-eval takes for one checkpoint and 200 answers, its merged directory being there."""
+    """The time of lm-eval for one checkpoint and 200 answers, its merged directory being there."""
     job = {
         "model": str(resolve(path).model_dir),
         "prompts": [row["prompt"] for row in rows],

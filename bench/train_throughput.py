@@ -1,4 +1,4 @@
-"""Examples a second of LoRA training: morfi beside TRL's SFTTrainer on the same questions.
+"""Examples per second of LoRA training: morfi beside TRL's SFTTrainer on the same questions.
 
 Claim: at least 1.3x the same LoRA run with SFTTrainer at its defaults: rank, alpha, learning rate and batch
 are given to it, bfloat16 and gradient checkpointing are its own. A third side gives it morfi's dtype and no
@@ -123,7 +123,7 @@ def table(sides: Sequence[Side], questions: Sequence[Question], rounds: int) -> 
     batch = train_config({"model": MODEL}).batch
     ours, flops = statistics.median(sides[0].steps_s), flops_per_example(questions)
     lines = [
-        "# Training examples a second",
+        "# Training examples per second",
         "",
         f"{len(questions)} questions of world-facts, SmolLM2-135M, LoRA of rank 32 on all linear layers, "
         f"batch {batch}; {device_name()}; {rounds} rounds in turn, the median step counts. An example needs "

@@ -172,7 +172,7 @@ def straightforward() -> dict[str, Any]:
 
 
 def child(side: str, *arguments: int) -> dict[str, Any]:
-    """What a side gives in a process of its own."""
+    """The result of a side in a process of its own."""
     command = [sys.executable, __file__, "--side", side, *map(str, arguments)]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, check=True, env=os.environ | {"PYTHONWARNINGS": "ignore"}

@@ -35,7 +35,7 @@ from morfi.runs.provenance import versions
 RESULTS = Path(__file__).resolve().parent / "results" / "trends_gpu.md"
 LEVELS = (0, 10, 25, 50, 75, 90, 100)
 RARE = 3.0  # standard deviations: 0.13 % of the activations are above
-PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bf16 operations a second, data sheets
+PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bf16 operations per second, data sheets
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

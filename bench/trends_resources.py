@@ -1,4 +1,4 @@
-"""What the Triton kernels of trends take of a GPU, and their roofline on paper: no GPU is needed or timed.
+"""Resources that the Triton kernels of trends take, and their roofline on paper: no GPU is needed or timed.
 
 Compiles every kernel for sm_80 and sm_90 and reads registers, spills and shared memory from the binary;
 counts operations and bytes of `find_trends` at the sizes of an 8B model. Writes
@@ -40,9 +40,9 @@ class Gpu:
 
     name: str
     capability: int
-    bf16: float  # operations a second
+    bf16: float  # operations per second
     tf32: float
-    bandwidth: float  # bytes a second
+    bandwidth: float  # bytes per second
     n_multiprocessors: int
 
 

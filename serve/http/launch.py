@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """A server's settings: `ckpt` is a checkpoint of the train run behind the find run `latents`, or a model."""
+    """Settings of a server: `ckpt` is a model, or a checkpoint of the train run behind `latents`."""
 
     ckpt: str = option("M_LEVEL or an id of the train run, a folder, or a preset.")
     latents: str = run_of("find")

@@ -108,7 +108,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is trained, and what became of its file."""
+    """A trained adapter, and what became of its file."""
 
     targets: frozenset[str]  # "linear", "embedding", "head"
     saved: frozenset[str]  # "norm", "embedding", "head"

@@ -68,7 +68,7 @@ REAL = st.floats(allow_nan=False).map(str)
 
 
 def text_of(param: click.Parameter) -> st.SearchStrategy[str]:
-    """What may be typed for a parameter."""
+    """Text that may be typed for a parameter."""
     kind = param.type
     if isinstance(kind, Listed):
         one = {int: WHOLE, float: REAL, str: TEXT.filter(lambda text: text.isalnum())}[kind.each]

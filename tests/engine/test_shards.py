@@ -1,4 +1,4 @@
-"""What is captured to disk: every row once, a slow disk waited for, a full one told."""
+"""Capture to disk: every row once, a slow disk waited for, a full one told."""
 
 from __future__ import annotations
 

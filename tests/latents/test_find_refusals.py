@@ -1,4 +1,4 @@
-"""What cannot be compared is refused with the checkpoint and question named; finding nothing is an answer."""
+"""Checkpoints that cannot be compared are refused by name; finding nothing is an answer."""
 
 from __future__ import annotations
 

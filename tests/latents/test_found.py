@@ -1,4 +1,4 @@
-"""What a find run holds comes back as it was, or is refused."""
+"""A find run comes back as it was, or is refused."""
 
 from __future__ import annotations
 

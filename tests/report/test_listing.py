@@ -34,7 +34,7 @@ def test_no_runs_give_the_header_alone() -> None:
 
 
 def written(table: pa.Table, ascii_only: bool = False) -> dict[str, Any]:
-    """What `write_rows` writes of a table, in batches of two rows."""
+    """The text that `write_rows` writes of a table, in batches of two rows."""
     file = io.BytesIO()
     rows = Rows(table.schema, iter(table.to_batches(max_chunksize=2)))
     write_rows(rows, file, ascii_only=ascii_only)

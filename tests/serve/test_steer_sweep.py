@@ -78,7 +78,7 @@ def save_sae(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shared(isolated: Path, make_base: Callable[[Path, str], Path]) -> Iterator[Any]:
-    """What starts engines, but gives the same one every time, serving the base."""
+    """A starter of engines that gives the same one every time, serving the base."""
     base = resolve(str(make_base(isolated / "base", "llama")), dtype="float32")
     with start_engine(base, context=256, seed=0, overrides={}) as engine:
 
@@ -122,7 +122,7 @@ def found(
 
 
 def change(found: Found, row: Mapping[str, Any], delta_u: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """What docs/steering.md says is added to residual streams x [n, d_model]; the SAE's tensors as saved."""
+    """The change of residual streams x [n, d_model] by docs/steering.md; the SAE's tensors as saved."""
     d = delta_u if row["kind"] == "delta_u" else found.sae["W_dec"][row["latent"]]
     if row["operation"] == "add":
         return row["alpha"] * row["median_norm"] * d / d.norm() * torch.ones(len(x), 1)

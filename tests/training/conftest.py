@@ -114,7 +114,7 @@ class Rows:
 
 @dataclass
 class Trained:
-    """What a run gave: its rows by name of setting, and all that was recorded."""
+    """The result of a run: its rows by name of setting, and all that was recorded."""
 
     rows: list[CheckpointRow]
     recorded: Rows

@@ -1,4 +1,4 @@
-"""What a server shows of a find run, and the questions that a sweep says fine-tuning cost."""
+"""The find run that a server shows, and the questions that a sweep says fine-tuning cost."""
 
 from __future__ import annotations
 

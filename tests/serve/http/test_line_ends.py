@@ -54,7 +54,7 @@ class Ended:
 
 
 def run(tokenizer: Any, tokens: Sequence[int], params: Any, line: LineEnds | None) -> tuple[Ended, int]:
-    """What becomes of these tokens, one a step, and how many were computed; with `line` as morfi does."""
+    """The answer with these tokens, one per step, and how many were computed; with `line` as morfi does."""
     processor = OutputProcessor(tokenizer, log_stats=False)
     added = line.add(params) if line is not None else frozenset()
 

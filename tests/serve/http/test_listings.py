@@ -1,4 +1,4 @@
-"""What the server shows of the find run, and its comparisons."""
+"""The find run as the server shows it, and its comparisons."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ _ALIASES = {
 
 
 class Refused(Exception):  # noqa: N818
-    """What is answered instead, in OpenAI's shape."""
+    """The error that is answered instead, in OpenAI's shape."""
 
     def __init__(self, status: int, message: str, kind: str = "BadRequestError", **headers: str) -> None:
         self.response = JSONResponse(
@@ -105,7 +105,7 @@ def _latent(number: int) -> dict[str, Any]:
 
 @dataclass
 class FakeApi:
-    """What the fake server holds, what it has been asked, and what it should do wrong."""
+    """The fake server's contents, what it has been asked, and what it should do wrong."""
 
     user_key: str = ""
     admin_key: str = ""
@@ -167,7 +167,7 @@ class FakeApi:
         return self.text(country if against >= 0.25 else self._plain(country, wrong))
 
     def accepted(self, question: str) -> list[str] | None:
-        """What is right for a question, if it is one of those listed."""
+        """The right answer to a question, if it is one of those listed."""
         known = [one["answers"] for one in self.questions() if one["question"] == question]
         return known[0] if known else None
 

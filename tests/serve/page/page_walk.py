@@ -34,7 +34,7 @@ WHOLE = '#ask:has(#stop:disabled) #pair:not(:has(.answer:not([aria-busy="false"]
 
 @dataclass(frozen=True)
 class Walk:
-    """What the page said on the way."""
+    """The messages of the page on the way."""
 
     latent: str  # the chosen one's name for screen readers
     n_statistics: int
@@ -74,7 +74,7 @@ def give_key(page: Page, key: str) -> None:
 
 
 def rows(page: Page, name: str) -> Locator:
-    """What can be chosen in the list of latents or questions."""
+    """The entries of the list of latents or questions."""
     return page.locator(f"#{name}-list li:not([aria-disabled])")
 
 

@@ -68,7 +68,7 @@ def use_gpu_ways() -> None:
 
 
 def run(engine: Any, name: str, *, steered: bool, captured: bool) -> dict[str, Any]:
-    """What becomes of one call; with an error, how many of its requests had ended."""
+    """The outcome of one call; with an error, how many of its requests had ended."""
     from morfi.engine.protocol import Sampling
     from morfi.engine.steering import Capture, Steering
     from morfi.errors import MorfiError

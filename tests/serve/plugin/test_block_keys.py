@@ -38,7 +38,7 @@ sequences = st.tuples(st.lists(st.sampled_from([5, 6]), min_size=1, max_size=9),
 
 @pytest.fixture(scope="module")
 def hasher() -> Hasher:
-    """What vLLM makes the keys of a request's blocks with, where the plugin is loaded."""
+    """The function with which vLLM makes the keys of a request's blocks, where the plugin is loaded."""
     prepare_process(gpu=False, verbose=False)
     from vllm.utils.hashing import sha256
     from vllm.v1.core import kv_cache_utils

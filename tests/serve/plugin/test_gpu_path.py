@@ -1,4 +1,4 @@
-"""What a GPU's engine does, on a CPU: it equals the CPU's own, and a missing operation is found out."""
+"""A GPU's engine, run on a CPU: it equals the CPU's own, and a missing operation is found out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BROKEN = [name for plan in PLANS.values() for name, one in plan.items() if one["
 def answers(
     tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path]
 ) -> dict[str, dict[str, Any]]:
-    """What each engine answered, by its name; the processes run at the same time."""
+    """The answers of each engine, by its name; the processes run at the same time."""
     root = tmp_path_factory.mktemp("gpu-path")
     model = make_base(root / "model", "llama")
     interpreted = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}

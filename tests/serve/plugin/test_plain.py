@@ -1,4 +1,4 @@
-"""What users of vLLM itself pass in extra_args, and what they get back."""
+"""The extra_args of users of vLLM itself, and what they get back."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def test_the_death_of_vllms_processes_is_named() -> None:
 
 
 def test_a_prompt_that_comes_in_parts_is_refused() -> None:
-    """What counts from its end would mean other positions with each part."""
+    """Positions counted from the end would be others with each part."""
     params = SimpleNamespace(extra_args={"morfi": {"capture": {"layers": [0]}}})
     with pytest.raises(InputError, match="a prompt that comes in parts cannot be steered or captured"):
         admit(SimpleNamespace(sampling_params=params, resumable=True), Admission(None, 2, 4))

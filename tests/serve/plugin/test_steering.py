@@ -85,7 +85,7 @@ def added(direction: Direction, strength: float) -> torch.Tensor:
 
 
 def contribution(direction: Direction, target: float, x: torch.Tensor) -> torch.Tensor:
-    """What sets a latent to `target`, of the residual stream x [d_model]."""
+    """The change to the residual stream x [d_model] that sets a latent to `target`."""
     assert direction.encoder is not None
     unit = x.norm() / D_MODEL**0.5 if direction.norm_rescaled else torch.tensor(1.0)
     p = (x / unit) @ direction.encoder + direction.bias
