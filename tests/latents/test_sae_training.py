@@ -36,6 +36,22 @@ def test_a_trained_sae_is_loaded_measured_and_cached(
     assert len(serving.starts) == 1
 
 
+def test_the_lowest_and_the_highest_level_of_a_train_run_are_captured_too(
+    own_experiment: tuple[Any, str], data_file: Path, log: Any
+) -> None:
+    experiment, train_run = own_experiment
+    config = SaeTraining(
+        layer=1, ckpts=train_run, data=str(data_file), d_sae=32, k=4, tokens=640, batch=64, lr=1e-2
+    )
+    train_sae(config, experiment.store, experiment.serving, log)
+    assert experiment.serving.loaded == ["level-000-seed-0/epoch-01", "level-100-seed-0/epoch-01"]
+    assert [line for line in log.phases if line.startswith(("base", "M_"))] == [
+        "base model",
+        "M_0, seed 0, epoch early-stop",
+        "M_100, seed 0, epoch early-stop",
+    ]
+
+
 def test_each_question_is_in_a_text_of_its_own_and_in_one_document() -> None:
     questions = [Question(str(n), f"P{n % 2}", "s", f"What is {n}?", (f"answer {n}",)) for n in range(12)]
     texts = make_texts(questions, seed=0)
