@@ -191,7 +191,8 @@ def experiment_maker() -> Callable[[Path, Path, Path], Experiment]:
 def make_experiment(folder: Path, model: Path, data: Path) -> Experiment:
     """The experiment, with its database in `folder`."""
     from morfi.evaluation.split import SplitConfig, run_split
-    from morfi.training.mix import MixConfig, run_mix
+    from morfi.training.mix import run_mix
+    from morfi.training.mixtures import MixConfig
 
     store = Store(folder / "experiment.duckdb")
     # Two of every four, for the relations take turns.

@@ -18,7 +18,10 @@ MANIFEST = Manifest("merged", "a on b", {"base_sha256": "00"})
 
 
 def writes(text: str) -> Callable[[Path], None]:
-    return lambda directory: (directory / "file").write_text(text) and None
+    def build(directory: Path) -> None:
+        (directory / "file").write_text(text)
+
+    return build
 
 
 def unused(directory: Path) -> None:
@@ -111,7 +114,10 @@ def test_a_damaged_entry_is_built_again(tmp_path: Path, damage: str) -> None:
 
 
 def test_two_builders_of_one_key_both_succeed_and_build_once(tmp_path: Path) -> None:
-    started, said, built, results = threading.Event(), [], [], []
+    started = threading.Event()
+    said: list[str] = []
+    built: list[Path] = []
+    results: list[Path] = []
 
     def slow(directory: Path) -> None:
         built.append(directory)

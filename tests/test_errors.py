@@ -21,7 +21,7 @@ def test_the_reason_of_a_validation_error_is_what_it_says_within() -> None:
     assert str(caught.value).startswith("1 validation error for Wide")
     assert reason_of(caught.value) == "width: width 5 is more than 3; give less"
     with pytest.raises(pydantic.ValidationError) as caught:
-        Wide(width="wide")
+        Wide.model_validate({"width": "wide"})
     assert reason_of(caught.value).startswith("width: Input should be a valid integer")
 
 

@@ -231,8 +231,8 @@ def test_any_locale_prints_any_text(done: Path, tmp_path: Path, encoding: str) -
     for command in ("sql FROM(samples)", "show last", "compare last last", "runs", "export last"):
         ended = morfi(*command.split(), "--db", database, env=env)
         assert (ended.code, ended.err) == (0, ""), ended
-    for command in (("sql", "--json", "SELECT answer FROM samples"), ("show", "last", "--json")):
-        ended = morfi(*command, "--db", database, env=env)
+    for words in (("sql", "--json", "SELECT answer FROM samples"), ("show", "last", "--json")):
+        ended = morfi(*words, "--db", database, env=env)
         found: Any = json.loads(
             ended.out.encode("latin-1").decode("utf-8" if encoding == "utf-8" else "ascii")
         )

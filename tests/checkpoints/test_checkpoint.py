@@ -69,7 +69,8 @@ def configure(adapter: Path, **settings: Any) -> None:
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model.eval()(TOKENS).logits
+        found: torch.Tensor = model.eval()(TOKENS).logits
+    return found
 
 
 def test_a_model_folder_is_served_as_it_lies(root: Path, cache: Cache) -> None:

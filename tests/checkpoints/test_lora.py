@@ -283,7 +283,8 @@ def saved_form(
     bases: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Form], Path]:
     """The adapter folder of a form, made once for all tests."""
-    root, made = tmp_path_factory.mktemp("forms"), {}
+    root = tmp_path_factory.mktemp("forms")
+    made: dict[str, Path] = {}
 
     def saved(form: Form) -> Path:
         if form.name not in made:
@@ -300,7 +301,8 @@ def trained(base: Path, adapter: Path) -> PeftModel:
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model(TOKENS).logits
+        found: torch.Tensor = model(TOKENS).logits
+    return found
 
 
 def merge(base: Path, adapter: Path, dtype: str = "float32") -> tuple[Merge, dict[str, torch.Tensor]]:
@@ -539,7 +541,7 @@ def test_a_tokenizer_with_tokens_that_the_base_lacks_is_refused(
     adapter: Path, bases: Callable[[str], Path]
 ) -> None:
     vocabulary = {f"t{i}": i for i in range(N_TOKENS)}
-    content = {"model": {"vocab": vocabulary}, "added_tokens": []}
+    content: dict[str, Any] = {"model": {"vocab": vocabulary}, "added_tokens": []}
     (adapter / "tokenizer.json").write_text(json.dumps(content))
     fitted(adapter, bases("llama"))
     content["added_tokens"] = [{"id": N_TOKENS, "content": "<new>"}]

@@ -169,7 +169,7 @@ def test_a_prompt_has_the_tokens_of_the_folders_own_file_with_bos_by_the_rule(
     own = write(tmp_path / "model", form)
     found = open_tokenizer(tmp_path / "model", bos)
     texts = [TEXT, text]
-    before = [own.token_to_id(form.bos)] if _expects_bos(form, bos) else []
+    before: list[Any] = [own.token_to_id(form.bos)] if _expects_bos(form, bos) else []
     expected = [before + own.encode(each, add_special_tokens=False).ids for each in texts]
     assert found.tokenizer(texts)["input_ids"] == expected
     assert found.tokenizer.batch_decode(expected, skip_special_tokens=True) == own.decode_batch(expected)

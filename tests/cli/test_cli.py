@@ -54,7 +54,9 @@ def morfi_(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(morfi.serve.engine, "start_engine", serving)
-    monkeypatch.setitem(Store.__init__.__kwdefaults__, "lock_timeout_s", 0.2)
+    defaults = Store.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "lock_timeout_s", 0.2)
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["morfi", *map(str, arguments)])

@@ -29,7 +29,9 @@ VECTOR = torch.tensor([1.0, -2.5, 0.5])
     ],
 )
 def test_vectors_are_held_as_float32(given: Any) -> None:
-    found = Direction(given, given, bias=np.float32(1), threshold=torch.tensor(0.5))
+    bias: Any = np.float32(1)
+    threshold: Any = torch.tensor(0.5)
+    found = Direction(given, given, bias=bias, threshold=threshold)
     assert found.vector.dtype == torch.float32
     assert torch.equal(found.vector, VECTOR)
     assert found.sha256 == Direction(VECTOR, VECTOR, 1.0, 0.5).sha256
@@ -73,9 +75,10 @@ def test_what_is_no_direction_is_refused(given: Any, message: str) -> None:
     "strength", [np.float32(2), np.float64(2), np.int64(2), torch.tensor(2.0), np.array(2.0), 2]
 )
 def test_strengths_layers_and_positions_become_pythons_own(strength: Any) -> None:
-    made = Steering(
-        np.int64(1), Latent("sae", np.int32(3)), strength=strength, positions=(np.int64(3), (1, None))
-    )  # type: ignore[arg-type]
+    layer: Any = np.int64(1)
+    index: Any = np.int32(3)
+    positions: Any = (np.int64(3), (1, None))
+    made = Steering(layer, Latent("sae", index), strength=strength, positions=positions)
     plain = Steering(1, Latent("sae", 3), strength=2.0, positions=(3, (1, None)))
     assert made == plain
     assert [type(one) for one in (made.layer, made.strength, made.positions[0])] == [int, float, int]

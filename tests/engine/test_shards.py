@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from morfi.checkpoints.tensors import write_tensors
 from morfi.engine import shards
 from morfi.engine.shards import ShardWriter, read_shards, write_requests
 from morfi.errors import InputError
@@ -31,7 +32,7 @@ def test_rows_come_back_from_any_number_of_shards(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("rank-0-*.safetensors"))) > 2
     found = {}
     for rows in read_shards(tmp_path):
-        for request in rows.request.unique().tolist():
+        for request in set(rows.request.tolist()):
             here = rows.request == request
             assert rows.position[here].tolist() == [0, 1, 2]
             assert rows.token_id[here].tolist() == [50, 51, 52]
@@ -62,7 +63,7 @@ def test_an_unfinished_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_slow_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, n_added = threading.Semaphore(0), 0
-    write = shards.write_tensors
+    write = write_tensors
 
     def slow(*args: Any) -> None:
         disk.acquire()

@@ -71,7 +71,7 @@ def test_a_new_run_needs_a_checkpoint() -> None:
     ],
 )
 def test_a_number_out_of_range_is_refused_with_its_value_and_the_bound(
-    option: str, value: int, expected: str
+    option: str, value: Any, expected: str
 ) -> None:
     with pytest.raises(InputError, match=f"--{option.replace('_', '-')} is {value}; expected {expected}$"):
         EvalConfig("smollm2", **{option: value})

@@ -68,7 +68,8 @@ def run(
 
 def facts(store: Store, run_id: str) -> list[dict[str, Any]]:
     """The run's rows without what names the run and the attempt."""
-    return store.query(FACTS.format(run_id)).to_pylist()
+    rows: list[dict[str, Any]] = store.query(FACTS.format(run_id)).to_pylist()
+    return rows
 
 
 def test_the_baseline_does_not_depend_on_the_limit(config: EvalConfig, store: Store, serving: Any) -> None:

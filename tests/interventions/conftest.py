@@ -20,7 +20,7 @@ def knowing(trained_once: Any, serving: Any, questions: Any) -> Any:
     That is done by latent 0, which rises, when it is steered down (delta_u points the same way), and by
     latent 0 clamped to 0.
     """
-    known = dict(trained_once[0].serving.known)
+    known: dict[str, str] = dict(trained_once[0].serving.known)
     serving.known = known
     place = {text: i for i, text in enumerate(known)}
 
@@ -48,7 +48,7 @@ def steer(steerable: tuple[Any, str], knowing: Any, log: Any) -> Callable[..., s
     store, find_id = steerable
 
     def run(*, new: bool = False, latents: str = find_id, ckpt: str = "M_100", **options: Any) -> str:
-        few = {"controls": 2, "random": 1, "batch": 16}
+        few: dict[str, Any] = {"controls": 2, "random": 1, "batch": 16}
         if options.get("op", "add") == "add":
             few["alphas"] = (-2.0, -1.0, 1.0)
         config = SteerConfig(latents, ckpt, **{**few, **options})

@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import sys
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ def compare(d_model: int, dtype: torch.dtype, seed: int) -> int:
     """Steers and captures layer by layer, both ways; returns how many rows were changed."""
     hidden, residual, tables, bank = draw_case(d_model, dtype, seed)
     # The interpreter rounds to bfloat16 in a way of its own, in every layer.
-    close = {} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    close: dict[str, Any] = {} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     expected, expected_tables, n_changed = hidden.clone(), copy.deepcopy(tables), 0
     for layer in range(N_LAYERS):
         before = hidden.clone()

@@ -172,13 +172,14 @@ def run_whole(activation: str, method: Literal["bootstrap", "page"]) -> int:
         return find_trends(activations, range(7), encoder, **settings).latents
 
     expected = find()
-    kept = trend_inputs.ON_CPU, torch.Tensor.is_cuda
+    tensor: Any = torch.Tensor
+    kept = trend_inputs.ON_CPU, tensor.is_cuda
     trend_inputs.ON_CPU = trend_inputs.Tiling(latents=16, encoded=9, resampled=28, questions=25)
-    torch.Tensor.is_cuda = property(lambda self: True)
+    tensor.is_cuda = property(lambda self: True)
     try:
         found = find()
     finally:
-        trend_inputs.ON_CPU, torch.Tensor.is_cuda = kept
+        trend_inputs.ON_CPU, tensor.is_cuda = kept
     for name in expected.column_names:
         one, other = (np.array(table[name].to_pylist(), dtype=float) for table in (found, expected))
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=name)

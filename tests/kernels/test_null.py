@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Sequence
 
 import pytest
 import scipy.stats
@@ -13,7 +14,7 @@ import torch
 from morfi.kernels.null import trend_null
 
 
-def s_of(values: list[float], ranks: tuple[int, ...]) -> int:
+def s_of(values: Sequence[float], ranks: tuple[int, ...]) -> int:
     return sum(
         (values[b] > values[a]) - (values[b] < values[a])
         for a, b in itertools.permutations(range(len(ranks)), 2)
@@ -21,7 +22,7 @@ def s_of(values: list[float], ranks: tuple[int, ...]) -> int:
     )
 
 
-def ties(values: list[float]) -> tuple[int, int]:
+def ties(values: Sequence[float]) -> tuple[int, int]:
     others = [values.count(value) - 1 for value in values]
     return sum(others), sum(n * n for n in others)
 

@@ -78,7 +78,7 @@ def test_conditions_that_tie_do_so_whatever_order_their_questions_came_in() -> N
     values = torch.rand(3000, generator=generator)
     sums = PartialSums(2, slice(0, 1))
     for condition, order in enumerate((torch.arange(3000), torch.randperm(3000, generator=generator))):
-        for chunk in values[order].split(100 + 100 * condition):
+        for chunk in torch.split(values[order], 100 + 100 * condition):
             found = Nonzeros(torch.tensor([0, len(chunk)]), torch.arange(len(chunk)), chunk)
             sums.add(condition, slice(0, 1), found, torch.zeros(len(chunk), 0))
     means = sums.means(3000)

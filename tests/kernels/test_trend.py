@@ -59,7 +59,7 @@ def test_rho_and_p_are_scipys(kind: str) -> None:
     for latent in range(means.shape[1]):
         series = means[:, latent, 0].tolist()
         if len(set(series)) == 1:
-            assert (found.rho[latent], found.s[latent]) == (0, 0)
+            assert (found.rho[latent].item(), found.s[latent].item()) == (0, 0)
             continue
         assert found.rho[latent] == pytest.approx(scipy.stats.spearmanr(range(7), series).statistic, abs=1e-6)
         if len(set(series)) == 7:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import huggingface_hub.errors
 import numpy as np
 import pytest
 import sae_lens
 import torch
-from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from sae_lens import SAE
 from sae_lens.loading import pretrained_sae_loaders as loaders
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
@@ -36,7 +38,10 @@ LLAMA_FACTOR = 5.91907514450867
 
 def weights(seed: int = 0) -> dict[str, torch.Tensor]:
     made = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=made)  # noqa: E731
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=made)
+
     return {
         "W_enc": draw(D_MODEL, D_SAE) / 8,
         "W_dec": draw(D_SAE, D_MODEL) / 8,
@@ -47,7 +52,7 @@ def weights(seed: int = 0) -> dict[str, torch.Tensor]:
 
 def activations(norm: float) -> torch.Tensor:
     x = torch.randn(50, D_MODEL, generator=torch.Generator().manual_seed(1))
-    return x * norm / D_MODEL**0.5 + 0.1
+    return x * norm / math.sqrt(D_MODEL) + 0.1
 
 
 def write_llama(repo: Path) -> dict[str, torch.Tensor]:
@@ -138,7 +143,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def repository(source: str) -> str:
-    return get_pretrained_saes_directory()[source.partition(":")[0]].repo_id
+    found: str = get_pretrained_saes_directory()[source.partition(":")[0]].repo_id
+    return found
 
 
 def check_against_saelens(ours: Sae, theirs: Any, x: torch.Tensor) -> torch.Tensor:
@@ -364,7 +370,7 @@ def test_a_release_of_pickles_is_refused_before_it_is_fetched(
     [
         LocalEntryNotFoundError("An error happened\nwhile trying to locate the file"),
         EntryNotFoundError("no such file"),
-        HTTPError("cut off"),
+        huggingface_hub.errors.HTTPError("cut off"),  # type: ignore[attr-defined]  # its client's
         ConnectionError("refused"),
         TimeoutError(),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def make_activations(n_conditions: int = 7, trend: float = 0.4, seed: int = 1) -
     ]
 
 
-def find(activations: list[torch.Tensor], levels: list[float], **settings: Any) -> TrendResult:
+def find(activations: Sequence[torch.Tensor], levels: Sequence[float], **settings: Any) -> TrendResult:
     return find_trends(activations, levels, make_encoder(), n_resamples=200, **settings)
 
 
@@ -201,7 +202,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     good = make_activations()
     bad = good[3].clone()
     bad[17, 2] = float("nan")
-    cases: list[tuple[list[torch.Tensor], list[float], str]] = [
+    cases: list[tuple[list[torch.Tensor], Sequence[float], str]] = [
         (good[:2], [0, 100], "at least three"),
         (good, [5] * 7, "at least three"),
         (good, LEVELS[:-1], "each condition needs one"),

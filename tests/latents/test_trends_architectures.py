@@ -44,7 +44,7 @@ SIZES = {
     "initializer_range": 0.1,
 }
 # Deep enough to have the layer that the release's SAE reads.
-FAMILIES = {
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": (releases.LLAMA, {"num_hidden_layers": 17}),
     "gemma2": (
         releases.GEMMA,

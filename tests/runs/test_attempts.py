@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from morfi.store.records import AttemptRecord
 
 
+RECORD = cast("AttemptRecord", None)  # the store below keeps none
+
+
 class Ended:
     """A store that keeps how attempts ended, and a progress that keeps what was said."""
 
@@ -53,7 +56,7 @@ def answers(*tokens: int) -> list[Any]:
 
 def test_what_was_done_is_added_up() -> None:
     ended: Any = Ended()
-    with attempting(ended, "run", None, ended, started=time.monotonic() - 5) as attempt:
+    with attempting(ended, "run", RECORD, ended, started=time.monotonic() - 5) as attempt:
         attempt.count(answers(1, 2), 0.5)
         attempt.add(3, 30, 3, 0.25)
         attempt.fail([])
@@ -74,11 +77,11 @@ def test_what_was_done_is_added_up() -> None:
     ],
 )
 def test_an_error_ends_it_and_is_raised_on(error: BaseException, status: str, message: str) -> None:
-    ended, record = Ended(), cast("AttemptRecord", None)
+    ended = Ended()
 
     def run() -> None:
         with attempting(
-            cast("Store", ended), "run", record, ended, started=time.monotonic(), again="do this"
+            cast("Store", ended), "run", RECORD, ended, started=time.monotonic(), again="do this"
         ) as attempt:
             attempt.count(answers(1), 0.1)
             raise error
@@ -92,7 +95,7 @@ def test_an_error_ends_it_and_is_raised_on(error: BaseException, status: str, me
 
 def test_parts_that_failed_are_named() -> None:
     ended: Any = Ended()
-    with attempting(ended, "run", None, None, started=time.monotonic()) as attempt:
+    with attempting(ended, "run", RECORD, None, started=time.monotonic()) as attempt:
         attempt.fail(["M_0 is gone", "M_50 too"])
     assert (ended.ends[0].status, ended.ends[0].message) == ("failed", "M_0 is gone; M_50 too")
 
@@ -101,7 +104,7 @@ def test_an_end_that_cannot_be_stored_hides_no_error() -> None:
     ended: Any = Ended(held=True)
 
     def run() -> None:
-        with attempting(ended, "run", cast("AttemptRecord", None), ended, started=0.0, again="do this"):
+        with attempting(ended, "run", RECORD, ended, started=0.0, again="do this"):
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

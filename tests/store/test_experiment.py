@@ -119,7 +119,7 @@ def test_what_runs_make_comes_back_in_order_and_once(store: Store) -> None:
     for kind, rows in (("mix", mixture), ("train", epochs), ("train", saved), ("sweep", swept)):
         store.begin_run(run_record(f"{kind}-a", kind, n_planned=len(rows)), {})
         for _ in range(2):
-            store.add(f"{kind}-a", rows[::-1])  # type: ignore[arg-type]
+            store.add(f"{kind}-a", rows[::-1])
     assert store.mixtures("mix-a") == mixture
     assert store.epochs("train-a") == epochs
     assert store.checkpoints("train-a") == saved

@@ -12,7 +12,8 @@ from morfi.evaluation.split import SplitConfig, run_split
 from morfi.runs.compare import compare
 from morfi.runs.export import export
 from morfi.store import Store
-from morfi.training.mix import MixConfig, configure_mix, run_mix
+from morfi.training.mix import configure_mix, run_mix
+from morfi.training.mixtures import MixConfig
 
 
 def mix(experiment: Any, *, new: bool = False, **changes: Any) -> str:

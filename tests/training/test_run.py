@@ -16,6 +16,7 @@ import torch
 
 from morfi.errors import InputError, MorfiError
 from morfi.training import prepare_training, read_manifest, run
+from morfi.training.generation import DevAccuracy
 from morfi.training.history import TrainingFolder
 from morfi.training.trainer import LoraTrainer
 
@@ -73,7 +74,7 @@ def test_early_stop_keeps_the_weights_of_its_own_epoch(
 ) -> None:
     every = train_tiny(tmp_path / "every", epochs=(1, 2, 3, 4), early_stop=False)
     right = iter((1, 3, 3, 2))
-    monkeypatch.setattr(run, "dev_accuracy", lambda *_: run.DevAccuracy(3, next(right)))
+    monkeypatch.setattr(run, "dev_accuracy", lambda *_: DevAccuracy(3, next(right)))
     stopped = train_tiny(tmp_path / "stopped", epochs=(4,))
     assert stopped.sha256s[0, 0, "early-stop"] == every.sha256s[0, 0, "2"]
     assert stopped.sha256s[0, 0, "4"] == every.sha256s[0, 0, "4"]
@@ -100,7 +101,12 @@ def test_a_finished_run_trains_nothing_and_records_the_same(
 def test_the_base_is_loaded_once(train_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[Any] = []
     load = run.load_base
-    monkeypatch.setattr(run, "load_base", lambda task: loads.append(task) or load(task))
+
+    def counted(task: Any) -> Any:
+        loads.append(task)
+        return load(task)
+
+    monkeypatch.setattr(run, "load_base", counted)
     train_tiny(tmp_path, train_tiny.data(levels=(0, 50, 100)), epochs=(1,))
     assert len(loads) == 1
 
@@ -212,7 +218,7 @@ def test_a_loss_that_is_no_number_stops_with_the_last_state(
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
     train_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    def spoiled(model: Any, micro_batch: Any) -> torch.Tensor:
+    def spoiled(model: Any, micro_batch: Any) -> Any:
         parameter = next(p for p in model.parameters() if p.requires_grad)
         loss = parameter.sum() * 0.0 + 1.0
         loss.register_hook(lambda gradient: gradient * value)

@@ -64,15 +64,17 @@ def test_the_same_command_goes_on_to_the_same_checkpoints(
     ]
     n_epochs = 0
 
-    def stop(row: Any) -> None:
+    keep = Store.add
+
+    def stop(store: Store, run_id: str, rows: Any) -> None:
         nonlocal n_epochs
-        n_epochs += row.epoch == 2
+        n_epochs += rows[0].epoch == 2
         if n_epochs == 2:
             raise KeyboardInterrupt
+        keep(store, run_id, rows)
 
     with monkeypatch.context() as patched:
-        keep = Store.add
-        patched.setattr(Store, "add", lambda store, run_id, rows: (stop(rows[0]), keep(store, run_id, rows)))
+        patched.setattr(Store, "add", stop)
         with pytest.raises(KeyboardInterrupt):
             train(experiment, tmp_path / "out", log, new=True)
     stopped = experiment.store.runs(1)[0]

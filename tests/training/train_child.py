@@ -69,7 +69,8 @@ def die_at(n: int) -> None:
     for name in ("fsync", "rename", "replace", "rmdir", "unlink"):
         setattr(os, name, counted(getattr(os, name)))
     safetensors.torch.save_file = counted(safetensors.torch.save_file, half)
-    torch.optim.AdamW.step = counted(torch.optim.AdamW.step)
+    optimizer: Any = torch.optim.AdamW
+    optimizer.step = counted(optimizer.step)
 
 
 def attempt(task: TrainingTask, folder: Path, n: int | None) -> bool:
