@@ -67,7 +67,12 @@ def test_equal_samplings_share_one_object(
 ) -> None:
     core, given = engine._llm.llm_engine, []
     add_request = core.add_request
-    monkeypatch.setattr(core, "add_request", lambda *each: (given.append(each[2]), add_request(*each))[1])
+
+    def added(*each: Any) -> Any:
+        given.append(each[2])
+        return add_request(*each)
+
+    monkeypatch.setattr(core, "add_request", added)
     engine.generate(prompts, [Sampling(max_tokens=1, seed=number % 2) for number in range(len(prompts))])
     assert len(given) == len(prompts)
     assert len({id(one) for one in given}) == 2

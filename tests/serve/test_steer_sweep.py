@@ -125,7 +125,8 @@ def change(found: Found, row: Mapping[str, Any], delta_u: torch.Tensor, x: torch
     """The change of residual streams x [n, d_model] by docs/steering.md; the SAE's tensors as saved."""
     d = delta_u if row["kind"] == "delta_u" else found.sae["W_dec"][row["latent"]]
     if row["operation"] == "add":
-        return row["alpha"] * row["median_norm"] * d / d.norm() * torch.ones(len(x), 1)
+        along: torch.Tensor = row["alpha"] * row["median_norm"] * d / d.norm() * torch.ones(len(x), 1)
+        return along
     if row["operation"] == "project":
         return -(x @ d)[:, None] / (d @ d) * d
     p = (x - found.sae["b_dec"]) @ found.sae["W_enc"][:, row["latent"]] + found.sae["b_enc"][row["latent"]]
@@ -171,7 +172,7 @@ def by_hooks(found: Found, row: Mapping[str, Any], delta_u: torch.Tensor, stop_i
 def test_every_answer_is_that_of_transformers_with_hooks(
     found: Found, shared: Any, op: str, amounts: tuple[float, ...] | None, n_least: int
 ) -> None:
-    strengths = {} if amounts is None else {{"add": "alphas", "clamp": "values"}[op]: amounts}
+    strengths: dict[str, Any] = {} if amounts is None else {{"add": "alphas", "clamp": "values"}[op]: amounts}
     config = SteerConfig(
         found.find_run,
         "M_100",

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,8 +92,9 @@ def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return [1, *tokenizer.encode(prompt, add_special_tokens=False).ids]
 
 
-def _last_hidden(model: AutoModelForCausalLM, ids: list[int]) -> torch.Tensor:
-    return model.model(torch.tensor([ids]))[0][0, -1]
+def _last_hidden(model: Any, ids: list[int]) -> torch.Tensor:
+    found: torch.Tensor = model.model(torch.tensor([ids]))[0][0, -1]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,7 @@ def engine(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[E
 def test_answers_are_those_of_the_folders_own_tokenizer(engine: Engine, folder: Path, own: Tokenizer) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     end = own.token_to_id(END)
+    assert end is not None
     ends = {2, end} | {i for i in range(own.get_vocab_size()) if "\n" in own.decode([i])}
     expected = []
     for prompt in PROMPTS:

@@ -195,7 +195,7 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
 
 
 def test_a_steering_reaches_the_engine_in_raw_units_and_comes_back(served: Served) -> None:
-    body = {**GOOD, "seed": 3, "user": "me", "steering": {**GOOD["steering"], "positions": "prompt"}}  # type: ignore[dict-item]
+    body = {**GOOD, "seed": 3, "user": "me", "steering": {**GOOD["steering"], "positions": "prompt"}}
     found = served.post("/v1/completions", body).json()
     assert found["steering_applied"] == {
         "layer": 1,
@@ -479,7 +479,7 @@ def test_a_load_that_answers_are_in_the_way_of_gives_up_or_ends_them(served: Ser
 
 
 CHAT = {"messages": [{"role": "user", "content": "Q"}]}
-PATHS = {"/v1/completions": {"prompt": "Q"}, "/v1/chat/completions": CHAT}
+PATHS: dict[str, dict[str, Any]] = {"/v1/completions": {"prompt": "Q"}, "/v1/chat/completions": CHAT}
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -517,7 +517,7 @@ def fields_of(path: str) -> dict[str, list[Any]]:
     return found
 
 
-ODD = (
+ODD: tuple[Any, ...] = (
     0,
     1,
     -1,

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 PROMPT = "Q: Which country is Testville 3 in?\nA:"
-GREEDY = {"max_tokens": 8, "temperature": 0}
+GREEDY: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
 STEERING = {"latents": [{"id": 3, "alpha": 1.5}, {"id": 40, "op": "ablate"}], "positions": "all"}
 N_PROMPT = 1 + len(PROMPT)
 
@@ -67,7 +67,7 @@ def test_bos_stands_in_front_once_whoever_writes_it(client: openai.OpenAI, serve
     assert compared[0]["steered"] == compared[1]["steered"]
 
 
-def test_a_stream_gives_the_same_text_and_ends_with_what_was_applied(client: openai.OpenAI) -> None:
+def test_a_stream_gives_the_same_text_and_ends_with_what_was_applied(client: Any) -> None:
     request = {"model": "tiny", "prompt": PROMPT, **GREEDY, "extra_body": {"steering": STEERING}}
     whole = client.completions.create(**request)
     for options in ({}, {"stream_options": {"include_usage": True}}):
@@ -80,7 +80,7 @@ def test_a_stream_gives_the_same_text_and_ends_with_what_was_applied(client: ope
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_several_prompts_and_answers_each_count(client: openai.OpenAI, stream: bool) -> None:
+def test_several_prompts_and_answers_each_count(client: Any, stream: bool) -> None:
     request = {"model": "tiny", "prompt": [PROMPT, "Q: Why?\nA:"], "n": 2, "max_tokens": 4}
     found = client.completions.create(
         **request, temperature=1, seed=5, stream=stream, extra_body={"steering": STEERING, "ignore_eos": True}
@@ -109,7 +109,7 @@ def test_a_seed_gives_the_same_samples_again(client: openai.OpenAI) -> None:
     assert len(set(steered)) > 1
 
 
-def test_the_end_of_a_line_found_by_the_engine_core_is_that_found_in_the_text(client: openai.OpenAI) -> None:
+def test_the_end_of_a_line_found_by_the_engine_core_is_that_found_in_the_text(client: Any) -> None:
     newline, eos = 13, 1
     request = {"model": "tiny", "prompt": PROMPT, "max_tokens": 12, "n": 8, "seed": 5, "stop": ["\n"]}
     no_text = [eos, *range(3 + 128, 259)]  # bytes that are no text by themselves
@@ -132,9 +132,7 @@ def test_the_end_of_a_line_found_by_the_engine_core_is_that_found_in_the_text(cl
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_stop_string_that_ends_an_answer_is_the_one_that_vllm_finds(
-    client: openai.OpenAI, stream: bool
-) -> None:
+def test_the_stop_string_that_ends_an_answer_is_the_one_that_vllm_finds(client: Any, stream: bool) -> None:
     def ask(**given: Any) -> Any:
         request = {"model": "tiny", "prompt": PROMPT, "max_tokens": 24, "temperature": 1, **given}
         # Bytes that are no text by themselves may hide a newline from vLLM.
@@ -174,7 +172,7 @@ def test_a_stream_of_several_answers_that_echo_with_log_probabilities(server: An
         assert tokens == {one["index"]: len(one["logprobs"]["tokens"]) for one in whole}
 
 
-def test_an_answers_message_goes_back_in_as_it_is(client: openai.OpenAI) -> None:
+def test_an_answers_message_goes_back_in_as_it_is(client: Any) -> None:
     request = {"model": "tiny", **GREEDY}
     messages: list[Any] = [{"role": "user", "content": "Hi"}]
     for _ in range(2):
@@ -185,7 +183,7 @@ def test_an_answers_message_goes_back_in_as_it_is(client: openai.OpenAI) -> None
     assert again.choices[0].message.content == plain[3]["content"]
 
 
-def test_a_prompt_can_be_echoed_without_an_answer(client: openai.OpenAI) -> None:
+def test_a_prompt_can_be_echoed_without_an_answer(client: Any) -> None:
     request = {"model": "tiny", "prompt": PROMPT, "max_tokens": 0, "temperature": 0}
     found = client.completions.create(**request, echo=True, logprobs=1)
     assert found.choices[0].text == PROMPT
@@ -223,7 +221,7 @@ def test_positions_decide_which_tokens_are_steered(client: openai.OpenAI) -> Non
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_chat_is_steered_too(client: openai.OpenAI, stream: bool) -> None:
+def test_a_chat_is_steered_too(client: Any, stream: bool) -> None:
     request = {"model": "tiny", "messages": [{"role": "user", "content": "Where?"}], **GREEDY}
     plain = client.chat.completions.create(**request)
     found = client.chat.completions.create(**request, stream=stream, extra_body={"steering": STEERING})
@@ -248,7 +246,7 @@ def test_http_gives_what_python_gives(
     from morfi.terminal import TerminalProgress
 
     monkeypatch.setenv("MORFI_CACHE", str(server.made.cache))
-    cases = [
+    cases: list[tuple[list[dict[str, Any]], str]] = [
         ([{"id": i, "alpha": a}], positions)
         for i, a, positions in ((3, 1.5, "all"), (9, -2.0, "generated"), (17, 4.0, "last_prompt"))
     ]
@@ -339,7 +337,7 @@ def test_a_token_that_does_not_exist_is_refused_before_anything_runs(server: Any
 def test_fields_that_are_not_known_are_refused_and_not_ignored(server: Any) -> None:
     chat = {"messages": [{"role": "user", "content": "Where?"}], **GREEDY}
     for path, body in (("/v1/completions", {"prompt": PROMPT, **GREEDY}), ("/v1/chat/completions", chat)):
-        for extra in (
+        extras: tuple[dict[str, Any], ...] = (
             {"sterring": STEERING},
             {"Steering": STEERING},
             {"vllm_xargs": {"morfi": json.dumps({"steering": []})}},
@@ -348,7 +346,8 @@ def test_fields_that_are_not_known_are_refused_and_not_ignored(server: Any) -> N
             {"kv_transfer_params": {"a": 1}},
             {"chat_template": "x"},
             {"prompt_embeds": "gASVAA=="},
-        ):
+        )
+        for extra in extras:
             answer = server.post(path, {**body, **extra})
             assert answer.status_code == 422, (extra, answer.text)
             (name,) = extra

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi.responses import StreamingResponse
 
 from morfi.engine.steering import Latent, Steering
 from morfi.errors import InputError, MorfiError
@@ -103,7 +104,7 @@ async def outputs_of(
 
 def follow(followed: Followed, workers: Workers, texts: Any, n: int) -> list[Any]:
     async def run() -> list[Any]:
-        engine = SimpleNamespace(reports=Reports(workers))  # type: ignore[arg-type]
+        engine: Any = SimpleNamespace(reports=Reports(workers))  # type: ignore[arg-type]
         found = SteeringLLM._follow(engine, outputs_of(texts, 5), followed, n)
         return [output async for output in found]
 
@@ -211,7 +212,7 @@ def test_a_server_that_could_steer_nothing_does_not_start(
 def test_reports_of_a_request_that_is_dropped_are_fetched_and_forgotten() -> None:
     async def run() -> None:
         workers = Workers({"r": 5})
-        engine = SimpleNamespace(reports=Reports(workers))  # type: ignore[arg-type]
+        engine: Any = SimpleNamespace(reports=Reports(workers))  # type: ignore[arg-type]
         texts = [(0, [7], None), (0, [8], "stop")]
         found = SteeringLLM._follow(engine, outputs_of(texts, 5), Followed(STEERING, request_id="r"), 1)
         await anext(found)
@@ -277,8 +278,8 @@ def test_a_stream_that_would_begin_with_an_error_is_answered_by_its_status() -> 
                 yield part
 
         found = await answer(given(), "M", None, [], 1)
-        if found.status_code != 200:
-            return found.status_code, json.loads(found.body)
+        if not isinstance(found, StreamingResponse):
+            return found.status_code, json.loads(bytes(found.body))
         return [part async for part in found.body_iterator]
 
     error = {"error": {"message": "x", "type": "bad", "param": None, "code": 400}}

@@ -157,9 +157,10 @@ def test_only_what_is_seen_to_begin_with_a_newline_ends_the_line(
     make_tokenizer: Callable[..., Any],
 ) -> None:
     found = {
-        blank: {words(blank=blank).decode([i]) for i in line_ends(words(blank=blank))} for blank in (0, 1)
+        blank: {words(blank=blank).decode([i]) for i in line_ends(words(blank=blank))}
+        for blank in (False, True)
     }
-    assert found[0] == found[1] == {"\n", "\n\n", "\nQ"}  # neither " \n", nor the special token
+    assert found[False] == found[True] == {"\n", "\n\n", "\nQ"}  # neither " \n", nor the special token
     assert line_ends(make_tokenizer()) == {3 + ord("\n")}
 
 

@@ -43,7 +43,8 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
     }
     assert {name: said[name] for name in expected} == expected
     store = Store(server.made.db)
-    summary, rates = (read(server.made.find_run) for read in (store.trend_summary, store.false_discoveries))
+    summary = store.trend_summary(server.made.find_run)
+    rates = store.false_discoveries(server.made.find_run)
     assert summary is not None
     assert said["trends"] == {
         "n_selected": sum(found.latents["selected"].to_pylist()),
@@ -202,7 +203,7 @@ def sides_of(stream: str) -> dict[int, Any]:
 
 def test_comparisons_that_make_no_sense_are_refused(server: Any) -> None:
     good = {"prompt": "Q", "latents": [{"id": 3}], "strengths": [1]}
-    for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {"prompt": None},
         {"question": "x"},
         {"latents": []},
@@ -215,7 +216,8 @@ def test_comparisons_that_make_no_sense_are_refused(server: Any) -> None:
         {"max_tokens": 500},
         {"positions": "last"},
         {"steering": {}},
-    ):
+    )
+    for change in changes:
         answer = server.post("/v1/morfi/compare", {**good, **change})
         assert answer.status_code == 422, (change, answer.text)
 

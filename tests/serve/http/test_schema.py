@@ -14,6 +14,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -44,6 +45,7 @@ def test_the_document_is_true(
     schema.config.max_stream_events = 100_000  # it would hang up after a hundred
     n_cases = 0
     for result in schema.get_all_operations():
+        assert isinstance(result, Ok), result
         operation = result.ok()
         # Loading would take the weights from under the other cases; it has tests of its own.
         if operation.path.endswith("/load"):

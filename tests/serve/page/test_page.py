@@ -244,7 +244,7 @@ def test_a_latent_shows_its_trend_statistics_and_neighbours(ready: Callable[...,
     assert chart.locator("circle").count() == len(fake_api.LEVELS)
     heights = chart.locator("circle").evaluate_all("all => all.map((one) => Number(one.getAttribute('cy')))")
     assert sorted(heights, reverse=row["direction"] == "rising") == heights  # y runs downwards
-    words = chart.get_attribute("aria-label")
+    words = chart.get_attribute("aria-label") or ""
     assert all(f"{level} %" in words for level in fake_api.LEVELS)
     assert {"mean activation", "% Unknown in training", "served"} <= set(
         chart.locator("text").all_inner_texts()
@@ -683,7 +683,7 @@ def test_text_from_the_server_and_the_address_is_never_markup(visit: Visits, api
         "#all",
         "#latent-error",
     ):
-        assert "<script>window.hacked=1</script>" in page.locator(place).text_content()
+        assert "<script>window.hacked=1</script>" in (page.locator(place).text_content() or "")
     page.goto(api.url + "#latent=5&q=%3Cimg%20src=x%20onerror=window.hacked=1%3E&a=%3Cb%20id=x%3E&op=%3Cb%3E")
     page.reload()
     page.locator("#latent-error", has_text="<img src=x").wait_for()
@@ -843,6 +843,13 @@ WITHIN = """() => [...document.querySelectorAll("body *")].filter((element) => {
 }).map((element) => `${element.tagName} ${element.id} ${element.className}`)"""
 
 
+def box_of(page: Any, place: str) -> dict[str, float]:
+    """Where an element stands: x, y, width and height."""
+    box: dict[str, float] | None = page.locator(place).bounding_box()
+    assert box is not None
+    return box
+
+
 @needs_chromium
 @pytest.mark.parametrize("long", ["", "W" * 300])
 def test_a_phone_never_scrolls_sideways(visit: Visits, api: Any, long: str) -> None:
@@ -852,7 +859,7 @@ def test_a_phone_never_scrolls_sideways(visit: Visits, api: Any, long: str) -> N
     page.get_by_text("More").click()
     assert page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [360, 360]
     assert page.evaluate(WITHIN) == []
-    boxes = [page.locator(f"#{name}-answer").bounding_box() for name in ("default", "steered")]
+    boxes = [box_of(page, f"#{name}-answer") for name in ("default", "steered")]
     assert boxes[0]["y"] == boxes[1]["y"]  # beside each other here as well
 
 
@@ -866,7 +873,7 @@ def test_on_a_phone_the_answers_to_a_tapped_question_are_in_sight(visit: Visits,
     page.locator("#statistics dt").first.wait_for()
     page_walk.rows(page, "question").first.tap()
     page_walk.wait_for_answers(page, "Steered")
-    box = page.locator("#pair").bounding_box()
+    box = box_of(page, "#pair")
     assert box["y"] >= 0
     assert box["y"] + box["height"] <= 740
 
@@ -878,7 +885,7 @@ def test_on_a_phone_half_the_slider_is_for_strengths_up_to_1(visit: Visits, api:
     page = visit(width=360, height=740, is_mobile=True, has_touch=True)
     page.goto(api.url)
     page_walk.wait_for_list(page, "latent")
-    width = page.locator("#strength").bounding_box()["width"]
+    width = box_of(page, "#strength")["width"]
     share = page.evaluate("(placeOf(1) - placeOf(-1)) / 200")
     assert share == 0.5
     assert share * width >= 80

@@ -122,7 +122,7 @@ def test_the_page_works_where_the_proxys_address_is_allowed(
             page = browser.new_page()
             page.set_default_timeout(30_000)
             try:
-                found = page.goto(f"{origin}{root_path}/")
+                found: Any = page.goto(f"{origin}{root_path}/")
                 if is_allowed:
                     walk(page)
                 elif found.status != 403:

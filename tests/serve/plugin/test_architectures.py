@@ -20,7 +20,7 @@ from transformers import (
 from morfi.engine.protocol import Sampling
 from morfi.serve.engine import Engine
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 3,
@@ -34,7 +34,7 @@ SIZES = {
     "pad_token_id": 0,
     "initializer_range": 0.3,  # far from ties between logits
 }
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": False}),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"query_pre_attn_scalar": 32, "sliding_window": 16}),
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),

@@ -50,7 +50,7 @@ def answers(
         )
         for name, plan in PLANS.items()
     }
-    found = {}
+    found: dict[str, Any] = {}
     for name, child in children.items():
         out, err = child.communicate(timeout=400)
         assert child.returncode == 0, err[-3000:]

@@ -50,15 +50,21 @@ DIRECTIONS = [
 NAMES = [direction.sha256 for direction in DIRECTIONS]
 
 places = st.integers(-40, 120)
-positions: st.SearchStrategy[Positions] = st.sampled_from(
-    ["all", "prompt", "generated", "last_prompt", (-1,), ((-3, None),), ((0, -1),), ((40, 70), -1)]
-) | st.lists(places | st.tuples(places, st.none() | places), min_size=1, max_size=3).map(tuple)
+named: list[Positions] = ["all", "prompt", "generated", "last_prompt"]
+listed: list[Positions] = [(-1,), ((-3, None),), ((0, -1),), ((40, 70), -1)]
+positions: st.SearchStrategy[Positions] = st.sampled_from(named + listed) | st.lists(
+    places | st.tuples(places, st.none() | places), min_size=1, max_size=3
+).map(tuple)
 operations = st.sampled_from([("add", 2.0), ("add", -1.5), ("project", 0.0), ("ablate", 0.0), ("clamp", 3.0)])
 layers = st.sampled_from([0, 0, 1])
 steerings = st.lists(
     st.builds(
         lambda layer, operation, name, positions: Steering(
-            layer, NAMES[1] if operation[0] in ("ablate", "clamp") else name, *operation, positions
+            layer,
+            NAMES[1] if operation[0] in ("ablate", "clamp") else name,
+            operation[0],
+            operation[1],
+            positions,
         ),
         layers,
         operations,

@@ -96,7 +96,7 @@ def contribution(direction: Direction, target: float, x: torch.Tensor) -> torch.
 def steered(served: Served, active: Sequence[tuple[int, Steering]], x: torch.Tensor) -> dict[int, bool]:
     """Makes of x [d_model] what steerings, by number, do to it, as defined; says which change anything."""
     before, changes = x.clone(), {}
-    named = [(number, one, served.directions[one.direction]) for number, one in active]
+    named = [(number, one, served.directions[str(one.direction)]) for number, one in active]
     for number, one, direction in named:
         if one.operation in ("ablate", "clamp"):
             change = contribution(direction, one.strength, before)
@@ -364,7 +364,10 @@ def test_a_shared_prefix_is_never_taken_over(served: Served, steered_first: bool
     """vLLM caches keys and values by token ids: a steered request must not leave its own to a plain one."""
     sampling = Sampling(max_tokens=6)
     prompt = [*PREFIX, *PREFIX[:8]]
-    steering = {True: [[Steering(0, served.names[1], strength=2.0)]], False: [[]]}
+    steering: dict[bool, list[list[Steering]]] = {
+        True: [[Steering(0, served.names[1], strength=2.0)]],
+        False: [[]],
+    }
     cold = {}
     for is_steered, wanted in steering.items():
         served.engine.reset_prefix_cache()
@@ -403,7 +406,7 @@ def test_each_of_several_samples_is_steered(served: Served) -> None:
 def test_a_bad_specification_is_refused_before_any_request_runs(
     served: Served, steering: Steering, message: str
 ) -> None:
-    names = {"LATENT": served.latents()[0], "VECTOR": served.names[0]}
+    names: dict[Any, Any] = {"LATENT": served.latents()[0], "VECTOR": served.names[0]}
     bad = Steering(
         steering.layer,
         names.get(steering.direction, steering.direction),

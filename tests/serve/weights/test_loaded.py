@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -11,6 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from morfi.errors import InputError
 from morfi.serve.engine import Engine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 OLMOE = {
     "vocab_size": 259,
@@ -36,7 +40,7 @@ def test_a_matrix_that_was_loaded_in_part_is_refused(
 
 
 def test_a_shared_head_that_vllm_keeps_apart_is_refused(
-    make_tokenizer: Callable[..., Path], tmp_path: Path
+    make_tokenizer: Callable[..., PreTrainedTokenizerFast], tmp_path: Path
 ) -> None:
     AutoModelForCausalLM.from_config(AutoConfig.for_model("olmoe", **OLMOE)).save_pretrained(tmp_path)
     make_tokenizer(adds_bos=False).save_pretrained(tmp_path)

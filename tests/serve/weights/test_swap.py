@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from morfi.checkpoints import Checkpoint, resolve, resolve_unmerged
+from morfi.checkpoints.lora import merged_tensors
 from morfi.engine.protocol import Sampling
 from morfi.errors import InputError, MorfiError
 from morfi.serve.engine import Engine, start_engine
@@ -444,7 +445,6 @@ def test_a_load_that_stops_half_way_is_never_served(
     live.load_checkpoint(llama.unmerged[1])
     expected = raw_logits(live)
     live.load_checkpoint(llama.unmerged[2])
-    merged_tensors = swap.merged_tensors
 
     def interrupted(*arguments: Any) -> Iterator[Any]:
         for number, pair in enumerate(merged_tensors(*arguments)):
