@@ -50,8 +50,8 @@ class Instant:
 
 
 @contextlib.contextmanager
-def start_instant(*_: Any, **__: Any) -> Iterator[Instant]:
-    """Starts nothing."""
+def start_instant(*_: Any, **__: Any) -> Iterator[Any]:
+    """Starts nothing; an evaluation asks an engine for no more than `Instant` has."""
     yield Instant()
 
 

@@ -80,6 +80,7 @@ def served_at(url: str) -> str:
 
 
 def test_a_folder_is_served_as_its_checkpoint(made: Any) -> None:
+    from morfi.conditions.condition import Condition
     from morfi.serve.http.catalog import load_catalog
     from morfi.serve.http.launch import chosen
     from morfi.store import Store
@@ -89,6 +90,7 @@ def test_a_folder_is_served_as_its_checkpoint(made: Any) -> None:
         patched.setenv("MORFI_CACHE", str(made.cache))
         catalog = load_catalog(Store(made.db), made.find_run, None, progress)
         condition = catalog.checkpoints["level-50-seed-0-epoch-1"]
+        assert isinstance(condition, Condition)
         folder = catalog.experiment.trained[condition].path
         name, checkpoint = chosen(folder, catalog, None, progress)
         assert (name, checkpoint.sha256) == ("level-50-seed-0-epoch-1", catalog.open(name).sha256)
