@@ -451,7 +451,7 @@ def serve_command(
 
 
 @cli.command("runs")
-@option("--limit", kind=click.IntRange(min=1), default=20, help="The newest so many.")
+@option("--limit", kind=click.IntRange(min=1), default=20, help="How many to list, the newest first.")
 @common_options
 def runs_command(common: Common, limit: int) -> None:
     """Lists the runs, newest first."""

@@ -129,7 +129,7 @@ def _check_values(path: Path, config: Mapping[str, Any]) -> None:
             re.compile(pattern)
         except re.error as error:
             raise InputError(
-                f"{path}: the module pattern {pattern!r} is no regular expression: {error}"
+                f"{path}: the module pattern {pattern!r} is not a regular expression: {error}"
             ) from error
 
 

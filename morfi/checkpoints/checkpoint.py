@@ -99,7 +99,7 @@ def resolve(
         )
     if base is not None:
         raise InputError(
-            f"--base {base} was given, but {ckpt} is no adapter (it has no {CONFIG}); leave --base out"
+            f"--base {base} was given, but {ckpt} is not an adapter (it has no {CONFIG}); leave --base out"
         )
     model = open_model(directory)
     sha256 = model.sha256(cache, progress)
@@ -121,7 +121,7 @@ def resolve_unmerged(
     cache = cache or Cache()
     directory = _locate(ckpt, cache, progress)
     if not (directory / CONFIG).is_file():
-        raise InputError(f"{ckpt} is no adapter (it has no {CONFIG}); expected a LoRA adapter's folder")
+        raise InputError(f"{ckpt} is not an adapter (it has no {CONFIG}); expected a LoRA adapter's folder")
     adapter = load_adapter(directory)
     refuse_custom_code(directory)
     named = adapter.base
@@ -280,8 +280,8 @@ def _download(model_id: str, revision: str | None, progress: Progress | None) ->
     except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
         reason = reason_of(error)
         raise InputError(
-            f"{model_id} is no folder here and could not be fetched from the hub ({reason}); check the name, "
-            "the network and your access to it, or download it elsewhere and give its folder"
+            f"{model_id} is not a folder here and could not be fetched from the hub ({reason}); check the "
+            "name, the network and your access to it, or download it elsewhere and give its folder"
         ) from error
 
 

@@ -77,7 +77,7 @@ class Experiment:
         if matched is None:
             if not Path(name).expanduser().is_dir():
                 raise InputError(
-                    f'"{name}" is no checkpoint of {self.train.run_id}; give '
+                    f'"{name}" is not a checkpoint of {self.train.run_id}; give '
                     f'{self._listed(epochs, seed)}, "{BASE.id}", or the folder of a LoRA adapter'
                 )
             return resolve_unmerged(name, base=self.base)

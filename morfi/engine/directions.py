@@ -182,7 +182,7 @@ def _numbers(value: Any, what: str) -> torch.Tensor:
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what}: these are no real numbers ({error})") from error
+        raise InputError(f"{what}: these are not real numbers ({error})") from error
     if tensor.dtype.is_complex or tensor.dtype == torch.bool:
         raise InputError(f"{what}: expected real numbers, got {tensor.dtype}")
     made = tensor.detach().to("cpu", torch.float32)
@@ -232,8 +232,8 @@ def unpack(data: bytes) -> Direction:
         d_model, bias, threshold, norm_rescaled, is_latent = _HEAD.unpack_from(data)
         n_rows = 1 + is_latent
         if not d_model > 0 or len(data) != _HEAD.size + 4 * d_model * n_rows:
-            raise InputError("the bytes are no packed direction: their length does not fit")
+            raise InputError("the bytes are not a packed direction: their length does not fit")
     except struct.error as error:
-        raise InputError(f"the bytes are no packed direction: {error}") from error
+        raise InputError(f"the bytes are not a packed direction: {error}") from error
     rows = torch.frombuffer(bytearray(data[_HEAD.size :]), dtype=torch.float32).reshape(n_rows, d_model)
     return Direction(rows[0], rows[1] if is_latent else None, bias, threshold, norm_rescaled)

@@ -115,7 +115,7 @@ def read_shards(folder: Path) -> Iterator[ShardRows]:
     import torch
 
     if not (folder / REQUESTS).is_file():
-        raise InputError(f"{folder} holds no {REQUESTS}: it is no finished capture; capture again")
+        raise InputError(f"{folder} holds no {REQUESTS}: it is not a finished capture; capture again")
     requests = dict(Weights(open_file(folder / REQUESTS).tensors))
     n_samples = int(requests["sample"].max()) + 1 if len(requests["sample"]) else 1
     n_requests = int(requests["request"].max()) + 1 if len(requests["request"]) else 0

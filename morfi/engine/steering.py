@@ -42,7 +42,7 @@ class Latent:
             raise InputError(f"a latent needs the name of a registered SAE, got {self.sae!r}")
         object.__setattr__(self, "index", _plain_index(self.index))
         if not _is_index(self.index) or self.index < 0:
-            raise InputError(f"latent {self.index!r} is no latent; latents are counted from 0")
+            raise InputError(f"latent {self.index!r} is not a latent; latents are counted from 0")
 
     def __str__(self) -> str:
         return f"{self.sae}/{self.index}"
@@ -236,7 +236,7 @@ def from_json(specification: object) -> tuple[tuple[Steering, ...], Capture | No
 def _checked_layer(layer: object, what: str) -> int:
     plain = _plain_index(layer)
     if not isinstance(plain, int) or isinstance(plain, bool) or plain < 0:
-        raise InputError(f"{what} layer {layer!r} is no layer; layers are counted from 0")
+        raise InputError(f"{what} layer {layer!r} is not a layer; layers are counted from 0")
     return plain
 
 
@@ -245,12 +245,12 @@ def _checked_strength(value: object) -> float:
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InputError(f"steering strength {value!r} is no finite number")
+        raise InputError(f"steering strength {value!r} is not a finite number")
     if not isinstance(value, int):
         value = float(value)
     if not -FLOAT32_MAX <= value <= FLOAT32_MAX:
         shown = "of more than 38 digits" if isinstance(value, int) else f"{value!r}"
-        raise InputError(f"steering strength {shown} is no finite number that float32 holds (to 3.4e38)")
+        raise InputError(f"steering strength {shown} is not a finite number that float32 holds (to 3.4e38)")
     return float(value)
 
 
@@ -282,7 +282,7 @@ def _span(place: object, n_prompt: int) -> tuple[int, int | None]:
         if stop is None or _is_index(stop):
             end = None if stop is None else max(0, _absolute(stop, n_prompt))
             return max(0, _absolute(start, n_prompt)), end
-    raise InputError(f"{place!r} is no position and no range (start, stop)")
+    raise InputError(f"{place!r} is neither a position nor a range (start, stop)")
 
 
 def _absolute(position: int, n_prompt: int) -> int:

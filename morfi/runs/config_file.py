@@ -61,11 +61,11 @@ def _check_tables(file: Path, found: Mapping[str, Any], commands: Collection[tup
             continue
         if not any(words[0] == name for words in commands):
             hint = nearest(name, {words[0] for words in commands})
-            raise InputError(f"{file}: [{name}] is the table of no command.{hint}")
+            raise InputError(f"{file}: [{name}] is not the table of a command.{hint}")
         for key, inner in table.items():
             if (name, key) not in commands or not isinstance(inner, Mapping):
                 hint = nearest(f"{name} {key}", map(" ".join, commands))
-                raise InputError(f'{file}: [{name}] holds "{key}", which is no command.{hint}')
+                raise InputError(f'{file}: [{name}] holds "{key}", which is not a command.{hint}')
 
 
 def of_kind(where: str, value: Any, kind: type, *, several: bool) -> Any:

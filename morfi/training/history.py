@@ -118,7 +118,7 @@ def _read_history(path: Path) -> list[EpochResult]:
     try:
         history = [EpochResult(**row) for row in read_json(path)["epochs"]]
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is no record of a training's epochs ({error}); copy it again") from error
+        raise InputError(f"{path} is not a record of a training's epochs ({error}); copy it again") from error
     if [result.epoch for result in history] != list(range(1, len(history) + 1)):
         raise InputError(f"{path} does not list the epochs from 1 on; copy it again")
     return history

@@ -148,7 +148,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         return MorfiError(
             f"level {self._job.level}, seed {self._job.seed}: {what} in epoch {done + 1}, step {step + 1} of "
             f"{self.n_steps}, so this training stopped; checkpoints of earlier epochs and the state after "
-            f"epoch {done} are kept; train anew with a lower --lr than {self._config.lr:g}"
+            f"epoch {done} are kept; train again with a lower --lr than {self._config.lr:g}"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

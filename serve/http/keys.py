@@ -58,8 +58,8 @@ def read_keys(file: Path | None, environment: Mapping[str, str] = os.environ) ->
     for role, key in found.items():
         if len(key) < _SHORTEST or not key.isascii() or not key.isprintable() or " " in key:
             raise InputError(
-                f"the {role} key in {source} is no key: expected at least {_SHORTEST} printable ASCII "
-                "characters without blanks"
+                f"the {role} key in {source} is not a valid key: expected at least {_SHORTEST} printable "
+                "ASCII characters without blanks"
             )
     if len(set(found.values())) < len(found):
         raise InputError(f"user and admin key in {source} are the same; give two")

@@ -38,7 +38,7 @@ def lost_questions(catalog: Catalog, served: str) -> list[Tried]:
     """
     train_run = catalog.experiment.train.run_id
     if served not in catalog.checkpoints:
-        raise InputError(f"{served} is no checkpoint of {train_run}, so no sweep asked it")
+        raise InputError(f"{served} is not a checkpoint of {train_run}, so no sweep asked it")
     store, condition = catalog.store, catalog.checkpoints[served]
     rows = {condition_of(row): row for row in newest_sweep(store, train_run)}
     setting = condition.epoch_setting or catalog.found.activations.epochs

@@ -108,10 +108,10 @@ class Asked:
 
 
 def read_sites(origins: Collection[str], proxies: Collection[str], root_path: str) -> Sites:
-    """The sites of `morfi serve`'s options; raises InputError for what is no origin, address or path."""
+    """The sites of `morfi serve`'s options; raises InputError for what is not an origin, address or path."""
     path = root_path.rstrip("/")
     if path and (not path.startswith("/") or "//" in path or set(path) & set("?#%\\ ")):
-        raise InputError(f'--root-path "{root_path}" is no path; expected one such as /morfi')
+        raise InputError(f'--root-path "{root_path}" is not a path; expected one such as /morfi')
     return Sites(frozenset(_origin(one) for one in origins), tuple(_network(one) for one in proxies), path)
 
 
@@ -119,8 +119,8 @@ def _origin(text: str) -> str:
     found = _plain(text)
     if found is None:
         raise InputError(
-            f'--allow-origin "{text}" is no origin; expected scheme, name and port as browsers show them, '
-            "such as https://morfi.example or http://localhost:3000"
+            f'--allow-origin "{text}" is not an origin; expected scheme, name and port as browsers show '
+            "them, such as https://morfi.example or http://localhost:3000"
         )
     return found
 
@@ -130,7 +130,8 @@ def _network(text: str) -> _Network:
         return ipaddress.ip_network(text)
     except ValueError as error:
         raise InputError(
-            f'--trust-forwarded "{text}" is no address: {error}; expected one such as 127.0.0.1 or 10.0.0.0/8'
+            f'--trust-forwarded "{text}" is not an address: {error}; '
+            "expected one such as 127.0.0.1 or 10.0.0.0/8"
         ) from error
 
 

@@ -53,7 +53,7 @@ def check_amounts(parts: Sequence[tuple[Entry, bytes]], dtype: str) -> None:
         where = "an element of the residual stream" if dtype == "float16" else "the residual stream"
         raise InputError(
             f"steering after layer {parts[0][0].layer} would move {where} by {size:g}, more than {dtype} can "
-            f"be computed with (at most {most:g}); steer it less"
+            f"be computed with (at most {most:g}); steer less"
         )
 
 
@@ -118,7 +118,7 @@ def check(part: Any, *, steered: bool) -> None:
         raise MorfiError('vLLM ended the request with "error"; there is no answer')
     cause = (
         "its steering takes the residual stream out of what the dtype holds, or the checkpoint gives no "
-        "numbers by itself; steer it less, or serve it in bfloat16 or float32"
+        "numbers by itself; steer less, or serve it in bfloat16 or float32"
         if steered
         else "the weights are broken, or the dtype is too small for them; check the files, or serve it in "
         "bfloat16 or float32"

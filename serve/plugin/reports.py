@@ -168,7 +168,7 @@ def unfit(report: Report, n_computed: int | None = None) -> str | None:
         return None
     return (
         f"steered as asked, the residual stream at position {report['first'] + int(places[0])} is more than "
-        "the dtype holds or can be computed with; there is no answer. Steer it less"
+        "the dtype holds or can be computed with; there is no answer. Steer less"
     )
 
 

@@ -97,8 +97,8 @@ class LiveModel:
         alone = "a live engine keeps its shapes; evaluate it by itself, with morfi eval --ckpt"
         if experts := sorted(name for name in merge.edits if are_experts(name)):
             raise InputError(
-                f"{path} changes the experts of {base.path} ({experts[0]}), which vLLM does not load anew "
-                f"rightly; {alone}"
+                f"{path} changes the experts of {base.path} ({experts[0]}), which vLLM does not reload "
+                f"correctly; {alone}"
             )
         if merge.untied:
             raise InputError(

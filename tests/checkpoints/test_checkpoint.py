@@ -312,7 +312,7 @@ def test_a_base_that_is_not_here_to_compare_is_no_reason_to_refuse(root: Path, n
 
 def test_what_is_no_adapter_cannot_be_unmerged(root: Path) -> None:
     base = resolve(str(root / "base"))
-    with pytest.raises(InputError, match="is no adapter"):
+    with pytest.raises(InputError, match="is not an adapter"):
         resolve_unmerged(str(root / "base"), base=base)
 
 

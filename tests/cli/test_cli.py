@@ -454,7 +454,7 @@ def test_a_question_file_with_a_fault_is_refused_with_its_line(
         (("--match", "strct"), ('"strct"', 'Did you mean "strict"?')),
         (("--dtype", "bf16"), ('"bf16"', "bfloat16")),
         (("--chat",), ("no chat template",)),
-        (("--base", "x"), ("no adapter",)),
+        (("--base", "x"), ("not an adapter",)),
         (("--engine", "dtype=float16"), ('"dtype"', "use --dtype")),
         (("--engine", "trust-remote-code=true"), ("code from a checkpoint is never run",)),
         (("--engine", "max_num_seqs"), ("key=value", '"max_num_seqs"')),

@@ -60,9 +60,9 @@ def test_keys_are_no_option_and_their_file_is_private(refused: Any, tmp_path: Pa
 def test_what_is_not_there_is_named(refused: Any) -> None:
     for arguments, message in (
         (("--port", "70000"), "70000"),
-        (("--allow-origin", "morfi.example"), "is no origin"),
-        (("--root-path", "tools"), "is no path"),
-        (("--trust-forwarded", "localhost"), "is no address"),
+        (("--allow-origin", "morfi.example"), "is not an origin"),
+        (("--root-path", "tools"), "is not a path"),
+        (("--trust-forwarded", "localhost"), "is not an address"),
         (("--engine", "trust_remote_code=true"), "code from a checkpoint is never run"),
         ((), "no such database"),
     ):

@@ -56,7 +56,7 @@ def test_vectors_are_held_as_float32(given: Any) -> None:
         (7, "a list of numbers, got int"),
         (np.array([1 + 2j]), "expected real numbers"),
         (torch.tensor([True]), "expected real numbers"),
-        (np.array(["a"]), "no real numbers"),
+        (np.array(["a"]), "not real numbers"),
         (torch.ones(2, 2), "the shape (2, 2), expected [d_model]"),
         (torch.tensor(1.0), "expected [d_model]"),
         ([], "expected [d_model]"),
@@ -89,5 +89,5 @@ def test_strengths_layers_and_positions_become_pythons_own(strength: Any) -> Non
     "strength", [1e308, -4e38, 10**400, float("inf"), float("nan"), True, "1", None, [1.0]]
 )
 def test_what_is_no_strength_is_refused(strength: Any) -> None:
-    with pytest.raises(InputError, match="no finite number"):
+    with pytest.raises(InputError, match="not a finite number"):
         Steering(0, "x", strength=strength)

@@ -57,7 +57,7 @@ def test_an_unfinished_folder_is_refused(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, "rank-0", shard_bytes=1)
     add(writer, 0, 1)
     writer.close()
-    with pytest.raises(InputError, match="no finished capture"):
+    with pytest.raises(InputError, match="not a finished capture"):
         list(read_shards(tmp_path))
 
 

@@ -28,7 +28,7 @@ def test_alpha_is_in_median_norms_and_a_value_is_the_latents_own() -> None:
         ("project", 1.0, "project takes no strength"),
         ("add", True, "takes a number as its alpha, got True"),
         ("add", "1", "takes a number"),
-        ("add", float("nan"), "no finite number"),
+        ("add", float("nan"), "not a finite number"),
         ("turn", None, '"turn" is none of'),
     ],
 )

@@ -295,7 +295,7 @@ def test_an_engine_that_does_not_start_leaves_no_run_and_no_hint_to_resume_one(
         ({"engine": {"max_model_len": "many"}}, "max_model_len=many"),
         ({"chat": True}, "no chat template"),
         ({"dtype": "int8"}, 'unknown dtype "int8"'),
-        ({"base": "x"}, "is no adapter"),
+        ({"base": "x"}, "is not an adapter"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_a_database_is_made(

@@ -287,7 +287,7 @@ def test_latents_of_a_topk_sae_can_be_added_but_not_clamped(
         ({"ckpt": "M_7"}, r"has no M_7 of epoch setting early-stop and seed 0; it has M_0, M_50, M_100"),
         (
             {"ckpt": "nowhere"},
-            r'"nowhere" is no checkpoint of train-.*M_0, M_50, M_100, "base", or the folder',
+            r'"nowhere" is not a checkpoint of train-.*M_0, M_50, M_100, "base", or the folder',
         ),
         ({"epochs": "9"}, "no checkpoints of epoch setting 9 and seed 0"),
         ({"train_seed": 4}, "epoch setting early-stop and seed 4"),

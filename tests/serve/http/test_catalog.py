@@ -121,7 +121,7 @@ def test_lost_questions_need_a_sweep_and_are_those_that_flipped(
     accuracies = known_accuracies(catalog)
     assert set(accuracies) == set(catalog.checkpoints)
     assert all(0 < value < 1 for value in accuracies.values())
-    with pytest.raises(InputError, match="no checkpoint of"):
+    with pytest.raises(InputError, match="not a checkpoint of"):
         lost_questions(catalog, "another")
 
 

@@ -269,17 +269,17 @@ def test_browsers_are_told_that_an_allowed_page_may_ask(proxied: Served, served:
 @pytest.mark.parametrize(
     ("origins", "proxies", "root_path", "words"),
     [
-        (["*"], [], "", "is no origin"),
-        (["morfi.example"], [], "", "is no origin"),
-        (["https://morfi.example/x"], [], "", "is no origin"),
-        (["https://user@morfi.example"], [], "", "is no origin"),
-        (["ftp://morfi.example"], [], "", "is no origin"),
-        (["https://morfi.example:99999"], [], "", "is no origin"),
-        ([], ["*"], "", "is no address"),
-        ([], ["localhost"], "", "is no address"),
-        ([], [], "tools", "is no path"),
-        ([], [], "//tools", "is no path"),
-        ([], [], "/tools?x", "is no path"),
+        (["*"], [], "", "is not an origin"),
+        (["morfi.example"], [], "", "is not an origin"),
+        (["https://morfi.example/x"], [], "", "is not an origin"),
+        (["https://user@morfi.example"], [], "", "is not an origin"),
+        (["ftp://morfi.example"], [], "", "is not an origin"),
+        (["https://morfi.example:99999"], [], "", "is not an origin"),
+        ([], ["*"], "", "is not an address"),
+        ([], ["localhost"], "", "is not an address"),
+        ([], [], "tools", "is not a path"),
+        ([], [], "//tools", "is not a path"),
+        ([], [], "/tools?x", "is not a path"),
     ],
 )
 def test_options_that_name_no_site_are_refused(

@@ -33,8 +33,8 @@ def test_keys_come_from_the_environment_or_a_file(tmp_path: Path) -> None:
         ("", 0o600, "holds no keys"),
         (f"root {USER}", 0o600, "line 1: expected"),
         (f"user {USER}\nuser {ADMIN}", 0o600, "line 2: expected"),
-        ("user short", 0o600, "is no key"),
-        ("user zwölf-zeichen", 0o600, "is no key"),
+        ("user short", 0o600, "is not a valid key"),
+        ("user zwölf-zeichen", 0o600, "is not a valid key"),
         (f"user {USER}\nadmin {USER}", 0o600, "are the same"),
     ],
 )

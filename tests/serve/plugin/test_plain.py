@@ -120,9 +120,9 @@ def test_json_text_is_the_same_specification(engine: Engine) -> None:
         ("[1]", "is an object, got list"),
         (7, "is an object, got int"),
         ('{"steering": [], "report": true}', 'has no "report"'),
-        ('{"steering": [{"layer": 0, "direction": [1], "strength": NaN}]}', "no finite number"),
+        ('{"steering": [{"layer": 0, "direction": [1], "strength": NaN}]}', "not a finite number"),
         ({"steerings": [ENTRY]}, 'Did you mean "steering"'),
-        ({"steering": [{**ENTRY, "layer": -1}]}, "is no layer"),
+        ({"steering": [{**ENTRY, "layer": -1}]}, "is not a layer"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(engine: Engine, specification: Any, message: str) -> None:
