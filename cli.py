@@ -243,12 +243,15 @@ def cli() -> None:
 @common_options
 def eval_command(common: Common, resume: str | None, **given: Any) -> None:
     """Asks a checkpoint closed-book questions and reports its accuracy by relation."""
-    from morfi.evaluation.config import configure, from_stored
+    from morfi.evaluation.config import EvalConfig, configure
     from morfi.evaluation.evaluate import run_evaluation
+    from morfi.runs.settings import settings_of
+    from morfi.store.records import RunKind
 
     given = common.checked(given)
     named = resume not in (None, "auto")
-    stored = from_stored(common.store.run_of_kind(str(resume), "eval").config) if named else None
+    earlier = common.store.run_of_kind(str(resume), RunKind.EVAL) if named else None
+    stored = None if earlier is None else settings_of(earlier, EvalConfig)
     config = configure(given, stored)
     with terminal.TerminalProgress() as progress:
         run_id = run_evaluation(
@@ -280,7 +283,9 @@ def mix_command(common: Common, new: bool, data: str | None, **given: Any) -> No
     """Draws training mixtures of equal size and relations, 0 to 100 % of them Unknown."""
     from morfi.training.mix import configure_mix, run_mix
 
-    result = run_mix(configure_mix(given), common.store, new=new, command=common.command, data_now=data)
+    config = configure_mix(given)
+    with terminal.TerminalProgress() as progress:
+        result = run_mix(config, common.store, progress, new=new, command=common.command, data_now=data)
     common.report(result.run_id, dropped=result.dropped)
 
 

@@ -20,7 +20,7 @@ from morfi.engine.protocol import Completion, Sampling
 from morfi.evaluation.config import EvalConfig
 from morfi.evaluation.evaluate import prepare
 from morfi.report.evaluation import run_report
-from morfi.runs.answering import answer, new_run
+from morfi.runs.answering import answer
 from morfi.store import Store
 from morfi.terminal import TerminalProgress
 
@@ -72,12 +72,11 @@ def main() -> None:
         config = EvalConfig(ckpt="smollm2", data=options.data, limit=options.n)
         task = prepare(config, progress)
         parts["questions, prompts, tokens"] = time.perf_counter() - begun
-        run = new_run(task)
         begun = time.perf_counter()
-        answer(task, run, store, start_instant, progress, command="bench")
+        run_id = answer(task, store, start_instant, progress, resume=None, command="bench").run_id
         parts["matching and storing"] = time.perf_counter() - begun
         begun = time.perf_counter()
-        run_report(store, run.run_id)
+        run_report(store, run_id)
         parts["report"] = time.perf_counter() - begun
     n = len(task.prompts)
     generation = n / options.requests_per_s

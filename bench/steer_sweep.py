@@ -38,7 +38,7 @@ from morfi.interventions.steerer import Steerer
 from morfi.interventions.verdicts import CHECKPOINT, Arm, Verdicts
 from morfi.questions import load_questions, select
 from morfi.questions.prompts import Prompt, build_prompts
-from morfi.runs.attempts import Attempt
+from morfi.runs.life import Attempt
 from morfi.runs.provenance import versions
 from morfi.serve.engine import Engine, start_engine
 from morfi.store import Store

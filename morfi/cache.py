@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError
+from morfi.files import whole_file
+from morfi.terminal import Say
 
 _MANIFEST = "entry.json"
 _BUILDING = ".building-"
@@ -66,7 +68,7 @@ class Cache:
         key: str,
         build: Callable[[Path], None],
         manifest: Manifest,
-        progress: Callable[[str], None] | None = None,
+        say: Say | None = None,
     ) -> Path:
         """The directory of entry `key`, made by `build(directory)` when it is absent or damaged.
 
@@ -80,7 +82,7 @@ class Cache:
         try:
             self._checkpoints.mkdir(parents=True, exist_ok=True)
             self.sweep()
-            with self._lock(key, progress):
+            with self._lock(key, say):
                 if _read_entry(path) is None:
                     self._build(path, build, manifest)
         except OSError as error:
@@ -152,14 +154,12 @@ class Cache:
             shutil.rmtree(work, ignore_errors=True)
 
     @contextlib.contextmanager
-    def _lock(
-        self, name: str, progress: Callable[[str], None] | None = None, *, wait: bool = True
-    ) -> Iterator[bool]:
+    def _lock(self, name: str, say: Say | None = None, *, wait: bool = True) -> Iterator[bool]:
         """Holds the lock `name`; yields whether it is held (not so where the file system has no locks)."""
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("a") as file:
-            yield _acquire(file.fileno(), wait, progress)
+            yield _acquire(file.fileno(), wait, say)
 
     def _read_memo(self) -> dict[str, Any]:
         try:
@@ -172,29 +172,18 @@ class Cache:
         self.root.mkdir(parents=True, exist_ok=True)
         with self._lock("hashes"):
             memo = {k: v for k, v in self._read_memo().items() if Path(k.partition(":")[2]).exists()}
-            write_text_atomically(self.root / "hashes.json", json.dumps({**memo, key: record}))
+            with whole_file(self.root / "hashes.json") as file:
+                file.write(json.dumps({**memo, key: record}).encode())
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replaces the file at `path` by `text` in one step, so that a reader sees the old or the new one."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _acquire(descriptor: int, wait: bool, progress: Callable[[str], None] | None) -> bool:
+def _acquire(descriptor: int, wait: bool, say: Say | None) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         if not wait:
             return False
-        if progress is not None:
-            progress("waiting for another morfi that prepares the same checkpoint")
+        if say is not None:
+            say("waiting for another morfi that prepares the same checkpoint")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:
         return False

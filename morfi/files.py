@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _PART = ".part-"
 
@@ -38,16 +39,29 @@ def whole_folder(path: Path) -> Iterator[Path]:
         _remove(replaced)
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A hidden file beside `path`, open for writing, that takes its name when the block ends without error.
+
+    A file that was there before is replaced, in one step. After an error `path` is what it was.
+    """
+    part = path.with_name(f"{_PART}{secrets.token_hex(8)}")  # short: the file's own name may be long
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # a read-only mount says so even of a file that is not there
+            part.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replaces the file at `path` by `value` as JSON, in one step and on disk."""
-    part = path.with_name(f"{_PART}{path.name}")
-    try:
-        part.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        _sync(part)
-        part.replace(path)
-        _sync(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    _sync(path.parent)
 
 
 def sweep(folder: Path) -> None:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import IO, Any, Protocol, Self
 
@@ -23,6 +23,10 @@ from morfi.errors import MorfiError, Terminated
 
 _IN_MEMORY = 1 << 24  # bytes of an answer that are kept in memory, not in a temporary file
 _ONE_SIGNAL_S = 2.0  # `timeout` sends its signal to the process and to its group: twice at once
+
+
+# Told one thing that happens, in words: `Progress.phase` is one.
+Say = Callable[[str], None]
 
 
 class Progress(Protocol):

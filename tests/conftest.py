@@ -201,7 +201,7 @@ def make_experiment(folder: Path, model: Path, data: Path) -> Experiment:
     config = SplitConfig(str(model), data=str(data), n_ex=1, shots=2, samples=0, batch=16)
     split_run = run_split(config, store, serving, Log(), new=False, command="morfi split")
     mixed = MixConfig(split_run, levels=(0, 50, 100), size=4)
-    mix_run = run_mix(mixed, store, new=False, command="morfi mix").run_id
+    mix_run = run_mix(mixed, store, Log(), new=False, command="morfi mix").run_id
     return Experiment(store, serving, split_run, mix_run)
 
 

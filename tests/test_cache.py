@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from morfi.cache import Cache, Manifest, write_text_atomically
+from morfi.cache import Cache, Manifest
 from morfi.errors import InputError
 
 MANIFEST = Manifest("merged", "a on b", {"base_sha256": "00"})
@@ -251,19 +251,3 @@ def test_a_memo_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) ->
     file = tmp_path / "f"
     file.write_text("x")
     assert Cache(file / "below").remember(file, "bytes", lambda: "right") == "right"
-
-
-def test_an_atomic_write_that_fails_keeps_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "f"
-    write_text_atomically(path, "old")
-
-    def fails(self: Path, target: Path) -> Path:
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(Path, "replace", fails)
-    with pytest.raises(OSError, match="full"):
-        write_text_atomically(path, "new")
-    assert [p.name for p in tmp_path.iterdir()] == ["f"]
-    assert path.read_text() == "old"

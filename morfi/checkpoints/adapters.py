@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from morfi.checkpoints.model_files import side_file_hashes
 from morfi.checkpoints.weights import Weights, open_file, read_json
 from morfi.errors import InputError
 from morfi.files import canonical_sha256
+from morfi.terminal import Say
 
 if TYPE_CHECKING:
     from morfi.cache import Cache
@@ -77,11 +78,11 @@ class Adapter:
         """The base model that the adapter was trained on, as its configuration names it."""
         return self.config.get("base_model_name_or_path") or None
 
-    def sha256(self, cache: Cache | None = None, progress: Callable[[str], None] | None = None) -> str:
+    def sha256(self, cache: Cache | None = None, say: Say | None = None) -> str:
         """The hash of the tensors, of the settings that decide the merge, and of the tokenizer files."""
         return canonical_sha256(
             {
-                "weights": self.weights.sha256(cache, progress),
+                "weights": self.weights.sha256(cache, say),
                 "config": {key: self.config.get(key) for key in DECISIVE},
                 "files": side_file_hashes(self.path),
             }

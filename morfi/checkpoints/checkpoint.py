@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from morfi.checkpoints.weights import INDEX, are_alone, write_weights
 from morfi.device import serving_dtype
 from morfi.errors import InputError, nearest, reason_of
 from morfi.files import canonical_sha256
+from morfi.terminal import Say
 
 _TRAINED = "manifest.json"  # of an adapter that `morfi train` wrote, whose base is named as for --ckpt
 _MERGE_FORMAT = 2  # of merged entries; a new number merges again
@@ -42,8 +42,6 @@ _HUB_FILES = [
     "adapter_model.safetensors",
     *SIDE_FILES,
 ]
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ def resolve(
     base: str | None = None,
     dtype: str | None = None,
     cache: Cache | None = None,
-    progress: Progress | None = None,
+    say: Say | None = None,
 ) -> Checkpoint:
     """The checkpoint that `ckpt` names: a preset, a model or LoRA adapter folder, or a hub id.
 
@@ -92,24 +90,22 @@ def resolve(
             f'unknown dtype "{dtype}"; expected one of {", ".join(DTYPES)}.{nearest(dtype, DTYPES)}'
         )
     cache = cache or Cache()
-    directory = _locate(ckpt, cache, progress)
+    directory = _locate(ckpt, cache, say)
     if (directory / CONFIG).is_file():
-        return _resolve_adapter(
-            _name(ckpt), load_adapter(directory), base, dtype=dtype, cache=cache, progress=progress
-        )
+        return _resolve_adapter(_name(ckpt), load_adapter(directory), base, dtype=dtype, cache=cache, say=say)
     if base is not None:
         raise InputError(
             f"--base {base} was given, but {ckpt} is not an adapter (it has no {CONFIG}); leave --base out"
         )
     model = open_model(directory)
-    sha256 = model.sha256(cache, progress)
+    sha256 = model.sha256(cache, say)
     name = _name(ckpt)
-    served_dir = _served_dir(model, sha256, name, cache, progress)
+    served_dir = _served_dir(model, sha256, name, cache, say)
     return Checkpoint(name, served_dir, sha256, name, sha256, None, dtype or serving_dtype(model.dtype))
 
 
 def resolve_unmerged(
-    ckpt: str, *, base: Checkpoint, cache: Cache | None = None, progress: Progress | None = None
+    ckpt: str, *, base: Checkpoint, cache: Cache | None = None, say: Say | None = None
 ) -> Checkpoint:
     """The checkpoint that the LoRA adapter `ckpt` makes of `base`, not merged: nothing is written.
 
@@ -119,21 +115,21 @@ def resolve_unmerged(
     """
     assert base.adapter_dir is None
     cache = cache or Cache()
-    directory = _locate(ckpt, cache, progress)
+    directory = _locate(ckpt, cache, say)
     if not (directory / CONFIG).is_file():
         raise InputError(f"{ckpt} is not an adapter (it has no {CONFIG}); expected a LoRA adapter's folder")
     adapter = load_adapter(directory)
     refuse_custom_code(directory)
     named = adapter.base
     if named is not None and (named in PRESETS or Path(named).expanduser().is_dir()):
-        found = open_model(_locate_base(adapter, cache, progress)).sha256(cache, progress)
+        found = open_model(_locate_base(adapter, cache, say)).sha256(cache, say)
         if found != base.sha256:
             raise InputError(
                 f"{ckpt} was trained on {named}, which does not hold the model {base.name} that is served "
                 f"(sha256 {found[:12]}, expected {base.sha256[:12]}); give the adapter's own base"
             )
     check_same_tokenizer(directory, base.model_dir)
-    adapter_sha256 = adapter.sha256(cache, progress)
+    adapter_sha256 = adapter.sha256(cache, say)
     return Checkpoint(
         name=_name(ckpt),
         model_dir=base.model_dir,
@@ -161,20 +157,20 @@ def _resolve_adapter(
     *,
     dtype: str | None,
     cache: Cache,
-    progress: Progress | None,
+    say: Say | None,
 ) -> Checkpoint:
     refuse_custom_code(adapter.path)
     if base is not None:
-        base_dir = _locate(base, cache, progress, adapter.config.get("revision"))
+        base_dir = _locate(base, cache, say, adapter.config.get("revision"))
     else:
-        base_dir = _locate_base(adapter, cache, progress)
+        base_dir = _locate_base(adapter, cache, say)
         base = str(adapter.base)
     if (base_dir / CONFIG).is_file():
         raise InputError(f"the base {base} is an adapter itself; give the model it was trained on as --base")
     model = open_model(base_dir)
     check_whole(adapter, model)
     dtype = dtype or serving_dtype(model.dtype)
-    base_sha256, adapter_sha256 = model.sha256(cache, progress), adapter.sha256(cache, progress)
+    base_sha256, adapter_sha256 = model.sha256(cache, say), adapter.sha256(cache, say)
     sources = {"base_sha256": base_sha256, "adapter_sha256": adapter_sha256, "dtype": dtype}
     key = _merged_sha256(adapter.path, **sources)
     manifest = Manifest(
@@ -182,11 +178,11 @@ def _resolve_adapter(
     )
 
     def build(directory: Path) -> None:
-        if progress is not None:
-            progress(f"merging {manifest.name} ({len(model.weights.tensors)} tensors)")
+        if say is not None:
+            say(f"merging {manifest.name} ({len(model.weights.tensors)} tensors)")
         _write_merged(directory, model, adapter, dtype)
 
-    model_dir = cache.get_or_create(key, build, manifest, progress)
+    model_dir = cache.get_or_create(key, build, manifest, say)
     return Checkpoint(name, model_dir, key, _name(base), base_sha256, adapter_sha256, dtype)
 
 
@@ -203,7 +199,7 @@ def _write_merged(directory: Path, base: ModelFiles, adapter: Adapter, dtype: st
             shutil.copyfile(source, directory / name)
 
 
-def _served_dir(model: ModelFiles, sha256: str, name: str, cache: Cache, progress: Progress | None) -> Path:
+def _served_dir(model: ModelFiles, sha256: str, name: str, cache: Cache, say: Say | None) -> Path:
     """The model's folder; one that links to its weights where vLLM would make something else of the folder.
 
     That is where it would read other files there as well, or share an output head that has values of its own.
@@ -223,10 +219,10 @@ def _served_dir(model: ModelFiles, sha256: str, name: str, cache: Cache, progres
             shutil.copyfile(model.path / INDEX, directory / INDEX)
 
     key = canonical_sha256({"kind": "linked", "path": str(model.path), "sha256": sha256})
-    return cache.get_or_create(key, build, Manifest("linked", name, {"path": str(model.path)}), progress)
+    return cache.get_or_create(key, build, Manifest("linked", name, {"path": str(model.path)}), say)
 
 
-def _locate_base(adapter: Adapter, cache: Cache, progress: Progress | None) -> Path:
+def _locate_base(adapter: Adapter, cache: Cache, say: Say | None) -> Path:
     """The directory of the base that the adapter's configuration names.
 
     Names are PEFT's, for which a folder here goes before anything else, except in an adapter of `morfi
@@ -239,7 +235,7 @@ def _locate_base(adapter: Adapter, cache: Cache, progress: Progress | None) -> P
     if (path / "config.json").is_file() and not (adapter.path / _TRAINED).is_file():
         return path.absolute()
     try:
-        return _locate(named, cache, progress, adapter.config.get("revision"))
+        return _locate(named, cache, say, adapter.config.get("revision"))
     except InputError as error:
         raise InputError(
             f"the base of {adapter.path} is not here; give it with --base. {CONFIG} names it {named!r}: "
@@ -247,20 +243,18 @@ def _locate_base(adapter: Adapter, cache: Cache, progress: Progress | None) -> P
         ) from error
 
 
-def _locate(given: str, cache: Cache, progress: Progress | None, revision: str | None = None) -> Path:
+def _locate(given: str, cache: Cache, say: Say | None, revision: str | None = None) -> Path:
     """The local directory of a preset, path or hub id, downloaded or converted if need be."""
     known = PRESETS.get(given)
     if known is not None:
-        return (
-            embedded_model(cache, progress) if known.embedded else _download(known.model_id, None, progress)
-        )
+        return embedded_model(cache, say) if known.embedded else _download(known.model_id, None, say)
     path = Path(given).expanduser()
     if given and path.is_dir():
         return path.absolute()
     if given and path.exists():
         raise InputError(f"{given} is a file, expected a model or adapter folder; give the folder it lies in")
     if _HUB_ID.fullmatch(given):
-        return _download(given, revision, progress)
+        return _download(given, revision, say)
     if "/" in given or given.startswith(("~", ".")):
         raise InputError(f"there is no folder {given}; expected a model or adapter folder")
     raise InputError(
@@ -269,11 +263,11 @@ def _locate(given: str, cache: Cache, progress: Progress | None, revision: str |
     )
 
 
-def _download(model_id: str, revision: str | None, progress: Progress | None) -> Path:
+def _download(model_id: str, revision: str | None, say: Say | None) -> Path:
     from huggingface_hub import errors, snapshot_download
 
-    if progress is not None:
-        progress(f"fetching {model_id} from the hub")
+    if say is not None:
+        say(f"fetching {model_id} from the hub")
     try:
         return Path(snapshot_download(model_id, revision=revision, allow_patterns=_HUB_FILES))
     # HTTPError is that of the client which the installed huggingface_hub uses.

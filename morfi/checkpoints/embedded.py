@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from morfi.checkpoints.model_files import OUTPUT_HEAD
 from morfi.checkpoints.weights import write_weights
 from morfi.errors import InputError
 from morfi.files import canonical_sha256
+from morfi.terminal import Say
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ _FORMAT = 1  # of the converted entry; a new number converts again
 _MAX_TOKENS = 8192  # what the model was trained for; the file does not say it to the tokenizer
 
 
-def embedded_model(cache: Cache, progress: Callable[[str], None] | None = None) -> Path:
+def embedded_model(cache: Cache, say: Say | None = None) -> Path:
     """The directory of the embedded model in bfloat16 safetensors, converted into `cache` on first use.
 
     Raises InputError where the wheel is not installed or its file is damaged.
@@ -44,11 +45,11 @@ def embedded_model(cache: Cache, progress: Callable[[str], None] | None = None) 
     manifest = Manifest("embedded", "smollm2", {"file": gguf.name, "sha256": sha256})
 
     def build(directory: Path) -> None:
-        if progress is not None:
-            progress(f"converting {gguf.name} to safetensors, once")
+        if say is not None:
+            say(f"converting {gguf.name} to safetensors, once")
         _convert(gguf, directory)
 
-    return cache.get_or_create(key, build, manifest, progress)
+    return cache.get_or_create(key, build, manifest, say)
 
 
 def _locate() -> tuple[Path, str | None]:

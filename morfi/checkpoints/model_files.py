@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from morfi.checkpoints.architecture import Layout, empty_model, layout_of
 from morfi.checkpoints.weights import Weights, open_model_weights, read_json
 from morfi.errors import InputError, nearest, reason_of
 from morfi.files import canonical_sha256
+from morfi.terminal import Say
 
 if TYPE_CHECKING:
     from morfi.cache import Cache
@@ -107,7 +108,7 @@ class ModelFiles:
         module = self.layout.parameters.get(tensor, "").removesuffix(".weight")
         return self.layout.modules.get(module) == "conv1d"
 
-    def sha256(self, cache: Cache | None = None, progress: Callable[[str], None] | None = None) -> str:
+    def sha256(self, cache: Cache | None = None, say: Say | None = None) -> str:
         """The hash of all that decides the model's answers, wherever it lies and however it is sharded.
 
         sha256 over the weights' hash (`Weights.sha256`), the configuration without bookkeeping as canonical
@@ -115,7 +116,7 @@ class ModelFiles:
         """
         config = {key: value for key, value in self.served_config.items() if key not in _BOOKKEEPING}
         parts = {
-            "weights": self.weights.sha256(cache, progress),
+            "weights": self.weights.sha256(cache, say),
             "config": config,
             "files": side_file_hashes(self.path),
         }

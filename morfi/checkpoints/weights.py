@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.errors import InputError
+from morfi.terminal import Say
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,7 @@ class Weights:
             names.setdefault(entry.shard, []).append(name)
         return names
 
-    def sha256(self, cache: Cache | None = None, progress: Callable[[str], None] | None = None) -> str:
+    def sha256(self, cache: Cache | None = None, say: Say | None = None) -> str:
         """The hash of all tensors' content; raises InputError where one holds NaN or infinity.
 
         sha256 over one line `name dtype shape sha256-of-bytes` for each tensor, sorted by name: the same for
@@ -84,8 +85,8 @@ class Weights:
         for shard, names in self.shards().items():
 
             def scan(shard: Path = shard, names: list[str] = names) -> dict[str, str]:
-                if progress is not None:
-                    progress(f"checking {shard.name}")
+                if say is not None:
+                    say(f"checking {shard.name}")
                 if self.held:
                     return _digests(shard, names, self.held.__getitem__)
                 with _opened(shard) as file:

@@ -12,9 +12,12 @@ from morfi.checkpoints import Checkpoint, resolve, resolve_unmerged
 from morfi.conditions.condition import BASE, AnyCondition, BaseModel, Condition, condition_of
 from morfi.errors import InputError
 from morfi.questions import QuestionSet
-from morfi.store.records import CheckpointRow, RunRecord
+from morfi.runs.settings import settings_of
+from morfi.store.records import CheckpointRow, RunKind, RunRecord
 from morfi.terminal import Progress
 from morfi.training import load_manifest
+from morfi.training.config import TrainRun
+from morfi.training.mixtures import MixConfig
 
 if TYPE_CHECKING:
     from morfi.store import Store
@@ -45,7 +48,7 @@ class Experiment:
     @property
     def bos(self) -> str:
         """The value of --bos for `morfi split`: training, and all that asks its checkpoints, keep to it."""
-        return str(self.split.config.get("bos", "auto"))
+        return self.split.asked.bos or "auto"
 
     @property
     def data(self) -> QuestionSet:
@@ -109,13 +112,13 @@ class Experiment:
 
 def load_experiment(run_id: str, store: Store, dtype: str | None, progress: Progress) -> Experiment:
     """The experiment of the train run `run_id`; raises InputError where it is missing or not as it was."""
-    train = store.run_of_kind(run_id, "train")
-    mix = store.run_of_kind(train.config["mix_run"], "mix")
-    split = store.run_of_kind(mix.config["split_run"], "split")
+    train = store.run_of_kind(run_id, RunKind.TRAIN)
+    mix = store.run_of_kind(settings_of(train, TrainRun).mix_run, RunKind.MIX)
+    split = store.run_of_kind(settings_of(mix, MixConfig).split_run, RunKind.SPLIT)
     trained = {condition_of(row): row for row in store.checkpoints(train.run_id)}
     if not trained:
         raise InputError(f"{train.run_id} has no checkpoints yet; run `morfi train` to its end")
-    base = resolve(train.ckpt, dtype=dtype, progress=progress.phase)
+    base = resolve(train.ckpt, dtype=dtype, say=progress.phase)
     if base.sha256 != train.ckpt_sha256:
         raise InputError(
             f"{train.ckpt} is not the model that {train.run_id} was trained on: its sha256 is "

@@ -50,17 +50,6 @@ class EvalConfig:
         )
 
 
-def from_stored(stored: Mapping[str, Any]) -> EvalConfig:
-    """The configuration of a stored run; raises InputError for one that is no evaluation of this morfi."""
-    try:
-        return EvalConfig(**{**stored, "relations": tuple(stored["relations"])})  # JSON has lists only
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"the run cannot be resumed: this morfi does not know its configuration ({error}); "
-            "run the command without --resume"
-        ) from error
-
-
 def configure(given: Mapping[str, Any], stored: EvalConfig | None) -> EvalConfig:
     """The configuration of the options that were `given` (those not None), or of the run that is resumed.
 

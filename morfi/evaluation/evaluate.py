@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from morfi.checkpoints import resolve
@@ -10,25 +10,16 @@ from morfi.engine.protocol import StartEngine
 from morfi.errors import InputError
 from morfi.evaluation.config import EvalConfig
 from morfi.questions import UNSPLIT, QuestionSet, load_questions, select
-from morfi.questions.encoding import Spoken
 from morfi.questions.exemplars import choose_shots
-from morfi.questions.prompts import (
-    ASKED,
-    build_prompts,
-    check_lengths,
-    context_for,
-    prompt_tokenizer,
-    starts_with_bos,
-)
-from morfi.runs.answering import Answering, Task, answer, fingerprint_of, new_run, resumable_run
-from morfi.runs.baselines import baselines_of, out_of_reach
-from morfi.runs.options import located
+from morfi.questions.prompts import prompted
+from morfi.runs.answering import Answering, Task, answer, fingerprint_of
+from morfi.runs.baselines import baselines_of
+from morfi.runs.settings import to_store
+from morfi.store.records import RunKind
 
 if TYPE_CHECKING:
     from morfi.store import Store
     from morfi.terminal import Progress
-
-KIND = "eval"
 
 
 def run_evaluation(
@@ -46,11 +37,7 @@ def run_evaluation(
     id of a run. `command` is recorded.
     """
     task = prepare(config, progress)
-    # Not before, for a refused command leaves no database; nor later, for an engine takes long to start.
-    store.prepare()
-    run = resumable_run(task, store, resume) or new_run(task)
-    answer(task, run, store, start_engine, progress, command=command)
-    return run.run_id
+    return answer(task, store, start_engine, progress, resume=resume, command=command).run_id
 
 
 def prepare(config: EvalConfig, progress: Progress) -> Task:
@@ -63,20 +50,22 @@ def prepare(config: EvalConfig, progress: Progress) -> Task:
     pool = select(data.splits[split], relations=config.relations, seed=config.seed)
     chosen = choose_shots(data, pool, split, shots=config.shots, seed=config.seed)
     scored = select(chosen.scored, limit=config.limit, seed=config.seed)
-    checkpoint = resolve(config.ckpt, base=config.base, dtype=config.dtype, progress=progress.phase)
-    tokenizer = prompt_tokenizer(checkpoint.model_dir, config.bos, progress, chat=config.chat)
-    spoken = Spoken(len(scored), progress.phase)
-    prompts = tuple(build_prompts(scored, chosen.exemplars, tokenizer, chat=config.chat, on_part=spoken))
-    context = context_for(checkpoint, config.engine)
-    check_lengths(prompts, config.max_tokens, context)
-    if said := out_of_reach(scored, tokenizer, config.max_tokens):
-        progress.phase(said)
+    checkpoint = resolve(config.ckpt, base=config.base, dtype=config.dtype, say=progress.phase)
+    asked = prompted(
+        [replace(chosen, scored=scored)],
+        checkpoint,
+        config.engine,
+        max_tokens=config.max_tokens,
+        bos=config.bos,
+        progress=progress,
+        chat=config.chat,
+    )
     decided = asdict(config)
     for name_only in ("base", "split", "relations", "limit", "bos"):
         del decided[name_only]  # what they choose is in the prompts
     return Task(
-        kind=KIND,
-        config=located(asdict(config)),
+        kind=RunKind.EVAL,
+        config=to_store(config),
         answering=Answering(
             max_tokens=config.max_tokens,
             match=config.match,
@@ -87,11 +76,8 @@ def prepare(config: EvalConfig, progress: Progress) -> Task:
         checkpoint=checkpoint,
         data=data,
         split_of=dict.fromkeys((question.id for question in scored), split),
-        prompts=prompts,
-        prompt_form="chat template" if config.chat else ASKED,
-        context=context,
-        bos=starts_with_bos(prompts, tokenizer),
-        fingerprint=fingerprint_of(decided, checkpoint, data, prompts),
+        prompted=asked,
+        fingerprint=fingerprint_of(decided, checkpoint, data, asked.prompts),
         again="morfi eval --resume {run_id} --db {db}",
         baselines=baselines_of({split: chosen.scored}, config.match),
     )

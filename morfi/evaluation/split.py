@@ -16,27 +16,19 @@ from morfi.engine.protocol import StartEngine
 from morfi.errors import InputError
 from morfi.evaluation.config import EvalConfig
 from morfi.questions import SPLITS, Families, QuestionSet, load_questions, select, with_splits
-from morfi.questions.encoding import Spoken
-from morfi.questions.exemplars import draw_shots, n_sets
-from morfi.questions.prompts import (
-    ASKED,
-    Prompt,
-    build_prompts,
-    check_lengths,
-    context_for,
-    prompt_tokenizer,
-    starts_with_bos,
-)
+from morfi.questions.exemplars import Shots, draw_shots, n_sets
+from morfi.questions.prompts import Prompt, Prompted, prompted
 from morfi.questions.question import Question
-from morfi.runs.answering import Answering, Task, answer, fingerprint_of, new_run, resumable_run
-from morfi.runs.baselines import baselines_of, out_of_reach
-from morfi.runs.options import check_match, check_numbers, located, option, sized_here
+from morfi.runs.answering import Answering, Task, answer, fingerprint_of
+from morfi.runs.baselines import baselines_of
+from morfi.runs.options import check_match, check_numbers, option, sized_here
+from morfi.runs.settings import to_store
+from morfi.store.records import RunKind
 
 if TYPE_CHECKING:
     from morfi.store import Store
     from morfi.terminal import Progress
 
-KIND = "split"
 _SHARES = {"train": 0.6, "dev": 0.15, "test": 0.25}  # of --limit, as world-facts has them
 
 
@@ -109,10 +101,8 @@ def run_split(
     Goes on with the newest run that would give the same rows, unless `new`. `command` is recorded.
     """
     task = prepare_split(config, progress)
-    store.prepare()
-    run = resumable_run(task, store, None if new else "auto") or new_run(task)
-    answer(task, run, store, start_engine, progress, command=command)
-    return run.run_id
+    resume = None if new else "auto"
+    return answer(task, store, start_engine, progress, resume=resume, command=command).run_id
 
 
 def prepare_split(config: SplitConfig, progress: Progress) -> Task:
@@ -121,25 +111,31 @@ def prepare_split(config: SplitConfig, progress: Progress) -> Task:
     data = with_splits(load_questions(config.data))
     for note in (*data.notes, *_shared_between(data)):
         progress.phase(note)
-    asked = chosen_questions(data, config)
-    checkpoint = resolve(config.model, base=config.base, dtype=config.dtype, progress=progress.phase)
-    tokenizer = prompt_tokenizer(checkpoint.model_dir, config.bos, progress)
-    prompts = [
-        prompt
-        for split, questions in asked.items()
-        for prompt in _prompts(data, split, questions, config, tokenizer, progress=progress)
+    questions = chosen_questions(data, config)
+    split_of = {question.id: split for split, chosen in questions.items() for question in chosen}
+    checkpoint = resolve(config.model, base=config.base, dtype=config.dtype, say=progress.phase)
+    shots = [
+        one
+        for split, chosen in questions.items()
+        for one in _shots(data, split, chosen, config, progress=progress)
     ]
-    context = context_for(checkpoint, config.engine)
-    check_lengths(prompts, config.max_tokens, context)
-    every = [question for questions in asked.values() for question in questions]
-    if said := out_of_reach(every, tokenizer, config.max_tokens):
-        progress.phase(said)
+    asked = _together(
+        prompted(
+            shots,
+            checkpoint,
+            config.engine,
+            max_tokens=config.max_tokens,
+            bos=config.bos,
+            progress=progress,
+        ),
+        split_of,
+    )
     decided = asdict(config)
     for name_only in ("model", "base", "relations", "limit", "bos"):
         del decided[name_only]  # what they choose is in the prompts
     return Task(
-        kind=KIND,
-        config=located(asdict(config)),
+        kind=RunKind.SPLIT,
+        config=to_store(config),
         answering=Answering(
             max_tokens=config.max_tokens,
             match=config.match,
@@ -152,12 +148,9 @@ def prepare_split(config: SplitConfig, progress: Progress) -> Task:
         ),
         checkpoint=checkpoint,
         data=data,
-        split_of={question.id: split for split, questions in asked.items() for question in questions},
-        prompts=tuple(prompts),
-        prompt_form=ASKED,
-        context=context,
-        bos=starts_with_bos(prompts, tokenizer),
-        fingerprint=fingerprint_of(decided, checkpoint, data, prompts),
+        split_of=split_of,
+        prompted=asked,
+        fingerprint=fingerprint_of(decided, checkpoint, data, asked.prompts),
         again="the same command",
         baselines=baselines_of(chosen_questions(data, replace(config, limit=None)), config.match),
     )
@@ -193,16 +186,15 @@ def _shared_between(data: QuestionSet) -> list[str]:
     return notes
 
 
-def _prompts(
+def _shots(
     data: QuestionSet,
     split: str,
     questions: tuple[Question, ...],
     config: SplitConfig,
-    tokenizer: Any,
     *,
     progress: Progress,
-) -> list[Prompt]:
-    """The prompts of one split; those that share a relation's exemplars, so a prefix, stand together."""
+) -> list[Shots]:
+    """The questions of one split under each of their `n_ex` draws of exemplars."""
     draws = draw_shots(
         data,
         questions,
@@ -217,10 +209,14 @@ def _prompts(
                 f"{relation} has {n} sets of {config.shots} exemplars for {split}: of the {config.n_ex} "
                 "prompts of a question some differ in the order of the exemplars only"
             )
-    spoken = Spoken(sum(len(chosen.scored) for chosen in draws), progress.phase)
-    prompts: list[tuple[str, int, Prompt]] = []
-    for number, chosen in enumerate(draws):
-        first_sample = number * (1 + config.samples)
-        for prompt in build_prompts(chosen.scored, chosen.exemplars, tokenizer, on_part=spoken):
-            prompts.append((prompt.question.relation, number, replace(prompt, sample=first_sample)))
-    return [prompt for *_, prompt in sorted(prompts, key=lambda entry: entry[:2])]
+    n_answers = 1 + config.samples
+    return [replace(drawn, first_sample=number * n_answers) for number, drawn in enumerate(draws)]
+
+
+def _together(asked: Prompted, split_of: Mapping[str, str]) -> Prompted:
+    """The same prompts, those that share a relation's exemplars, so a prefix, side by side in each split."""
+
+    def place(prompt: Prompt) -> tuple[int, str, int]:
+        return SPLITS.index(split_of[prompt.question.id]), prompt.question.relation, prompt.sample
+
+    return replace(asked, prompts=tuple(sorted(asked.prompts, key=place)))

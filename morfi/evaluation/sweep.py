@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
@@ -13,18 +13,13 @@ from morfi.conditions.condition import AnyCondition
 from morfi.conditions.live import Serving
 from morfi.engine.protocol import Completion, Engine, StartEngine
 from morfi.evaluation.sweep_plan import Plan, SweepConfig, prepare_sweep
-from morfi.questions.prompts import ASKED
-from morfi.runs.answering import Task, answer, fingerprint_of, new_run, resumable_run
-from morfi.runs.attempts import Attempt, attempting
-from morfi.runs.provenance import attempt_record, new_run_id, now
-from morfi.store.records import RunRecord, SweepRow
+from morfi.runs.answering import Task, answer, fingerprint_of
+from morfi.runs.life import Attempt, Life, new_run
+from morfi.store.records import RunKind, RunRecord, SweepRow
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
     from morfi.store import Store
-
-KIND = "sweep"
-EVAL_KIND = "sweep-eval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,54 +47,53 @@ def run_sweep(
     """
     plan = prepare_sweep(config, store, progress)
     store.prepare()
-    run = (None if new else store.latest_run(plan.fingerprint)) or _record(plan)
-    store.begin_run(run, {})
-    done = {row.position for row in store.sweep(run.run_id)}
+    life = Life(
+        _record(plan),
+        store,
+        progress,
+        command,
+        again="the same command goes on at the first checkpoint that is missing",
+    ).resumed(None if new else "auto")
+    run_id = life.run.run_id
+    done = {row.position for row in store.sweep(run_id)}
     left = [place for place in enumerate(plan.experiment.conditions) if place[0] not in done]
     if not left:
-        return SweepResult(run.run_id, ())
-    started = time.monotonic()
-    progress.phase("starting vLLM")
+        return SweepResult(run_id, ())
     settings = plan.answering
-    with start_engine(
-        plan.experiment.base, context=plan.context, seed=settings.seed, overrides=settings.engine
-    ) as engine:
-        held, ending = _HoldingStore(engine, store), contextlib.ExitStack()
+    start = partial(
+        start_engine,
+        plan.experiment.base,
+        context=plan.asked.context,
+        seed=settings.seed,
+        overrides=settings.engine,
+    )
+    with life.engine(start) as (engine, attempt), contextlib.ExitStack() as ending:
+        held = _HoldingStore(engine, store)
         ending.callback(held.let_go)
+        held.hold()
         serving = Serving(held, plan.experiment.open, progress, served=plan.experiment.base)
-        record = attempt_record(command, engine.settings, engine.device)
-        again = "the same command goes on at the first checkpoint that is missing"
-        with attempting(store, run.run_id, record, progress, started=started, again=again) as attempt, ending:
-            held.hold()
-            sweep = _Sweep(plan, run.run_id, attempt, store, serving, progress, command)
-            progress.start(sum(len(plan.asked[condition.level]) for _, condition in left), 0)
-            for position, condition in left:
-                checkpoint = serving.load(condition)
-                if checkpoint is not None:
-                    sweep.ask(position, condition, checkpoint)
-            attempt.fail(serving.failures)
-    return SweepResult(run.run_id, tuple(serving.failures))
+        sweep = _Sweep(plan, run_id, attempt, store, serving, progress, command)
+        progress.start(sum(len(plan.asked_of[condition.level]) for _, condition in left), 0)
+        for position, condition in left:
+            checkpoint = serving.load(condition)
+            if checkpoint is not None:
+                sweep.ask(position, condition, checkpoint)
+        attempt.fail(serving.failures)
+    return SweepResult(run_id, tuple(serving.failures))
 
 
 def _record(plan: Plan) -> RunRecord:
     """The record of a sweep that begins now."""
-    return RunRecord(
-        run_id=new_run_id(KIND),
-        kind=KIND,
-        created_at=now(),
-        fingerprint=plan.fingerprint,
+    return new_run(
+        RunKind.SWEEP,
+        plan.experiment.base,
+        plan.experiment.data,
         config=plan.config,
-        ckpt=plan.config["ckpts"],
-        ckpt_sha256=plan.experiment.base.sha256,
-        base=plan.experiment.base.base,
-        base_sha256=plan.experiment.base.base_sha256,
-        adapter_sha256=None,
-        data=plan.experiment.data.name,
-        data_sha256=plan.experiment.data.sha256,
-        prompt=ASKED,
-        bos=plan.bos,
+        fingerprint=plan.fingerprint,
+        bos=plan.asked.bos,
         seed=plan.answering.seed,
         n_planned=len(plan.experiment.conditions),
+        ckpt=plan.config["ckpts"],
     )
 
 
@@ -148,15 +142,17 @@ class _Sweep:
     def ask(self, position: int, condition: AnyCondition, checkpoint: Checkpoint) -> None:
         """Answers what is missing of the checkpoint's own run and stores that it is done."""
         task = _task(self.plan, condition, checkpoint)
-        run = resumable_run(task, self.store, "auto") or new_run(task)
-        end = answer(task, run, self.store, self._serve, _Bar(self.progress), command=self.command)
+        answered = answer(
+            task, self.store, self._serve, _Bar(self.progress), resume="auto", command=self.command
+        )
+        end = answered.end
         if not end.n_requests:
             self.progress.advance(task.n_answers)  # answered before
         done = SweepRow(
             position=position,
             **asdict(condition),
             ckpt_sha256=checkpoint.sha256,
-            eval_run_id=run.run_id,
+            eval_run_id=answered.run_id,
             load_s=self.serving.load_s,
             attempt=self.attempt.number,
         )
@@ -183,19 +179,16 @@ class _Bar:
 
 
 def _task(plan: Plan, condition: AnyCondition, checkpoint: Checkpoint) -> Task:
-    prompts = tuple(plan.prompts[question_id] for question_id in plan.asked[condition.level])
+    asked = plan.asked.of(plan.asked_of[condition.level])
     config = {**asdict(plan.answering), "ckpt": checkpoint.name, "shots": 0, "split": plan.config["split"]}
     return Task(
-        kind=EVAL_KIND,
+        kind=RunKind.SWEEP_EVAL,
         config=config,
         answering=plan.answering,
         checkpoint=checkpoint,
         data=plan.experiment.data,
         split_of=plan.split_of,
-        prompts=prompts,
-        prompt_form=ASKED,
-        context=plan.context,
-        bos=plan.bos,
-        fingerprint=fingerprint_of(asdict(plan.answering), checkpoint, plan.experiment.data, prompts),
+        prompted=asked,
+        fingerprint=fingerprint_of(asdict(plan.answering), checkpoint, plan.experiment.data, asked.prompts),
         again="the same command",
     )

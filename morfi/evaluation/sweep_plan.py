@@ -9,17 +9,10 @@ from typing import TYPE_CHECKING, Any
 from morfi.conditions.experiment import Experiment, load_experiment
 from morfi.errors import InputError
 from morfi.questions import select
-from morfi.questions.prompts import (
-    Prompt,
-    build_prompts,
-    check_lengths,
-    context_for,
-    prompt_tokenizer,
-    starts_with_bos,
-)
+from morfi.questions.exemplars import no_shots
+from morfi.questions.prompts import Prompted, prompted
 from morfi.questions.question import Question
 from morfi.runs.answering import Answering, fingerprint_of
-from morfi.runs.baselines import out_of_reach
 from morfi.runs.options import check_match, check_numbers, option, run_of, sized_here, stored_together
 from morfi.store.records import KnowledgeRow, MixtureRow
 from morfi.terminal import Progress
@@ -65,16 +58,14 @@ def configure_sweep(given: Mapping[str, Any]) -> SweepConfig:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A sweep made ready: `prompts` of all questions by id, `asked` ids by level (None: the base model)."""
+    """A sweep made ready: all questions `asked`, and the ids of a level's own (None: the base model)."""
 
     config: Mapping[str, Any]  # stored
     answering: Answering
     experiment: Experiment
     split_of: Mapping[str, str]
-    context: int
-    bos: bool
-    prompts: Mapping[str, Prompt]
-    asked: Mapping[int | None, Sequence[str]]
+    asked: Prompted
+    asked_of: Mapping[int | None, Sequence[str]]
     fingerprint: str
 
 
@@ -90,15 +81,16 @@ def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan
             f"{len(leaks)} of the questions that {experiment.train.run_id} trained on are asked in dev or "
             "test too, so accuracies there are too high; run `morfi mix` and `morfi train` again"
         )
-    asked = _questions(config, facts, mixed)
-    tokenizer = prompt_tokenizer(base.model_dir, experiment.bos, progress)
-    every = {question.id: question for questions in asked.values() for question in questions}
-    relations = {question.relation for question in every.values()}
-    prompts = build_prompts(list(every.values()), dict.fromkeys(relations, ()), tokenizer)
-    context = context_for(base, config.engine)
-    check_lengths(prompts, config.max_tokens, context)
-    if said := out_of_reach(list(every.values()), tokenizer, config.max_tokens):
-        progress.phase(said)
+    by_level = _questions(config, facts, mixed)
+    every = {question.id: question for questions in by_level.values() for question in questions}
+    asked = prompted(
+        [no_shots(list(every.values()))],
+        base,
+        config.engine,
+        max_tokens=config.max_tokens,
+        bos=experiment.bos,
+        progress=progress,
+    )
     stored = asdict(config) | {
         "ckpts": experiment.train.run_id,
         "mix_run": experiment.mix.run_id,
@@ -116,11 +108,9 @@ def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan
         ),
         experiment=experiment,
         split_of=split_of,
-        context=context,
-        bos=starts_with_bos(prompts, tokenizer),
-        prompts={prompt.question.id: prompt for prompt in prompts},
-        asked={level: [question.id for question in questions] for level, questions in asked.items()},
-        fingerprint=fingerprint_of(decided, base, experiment.data, prompts),
+        asked=asked,
+        asked_of={level: [question.id for question in questions] for level, questions in by_level.items()},
+        fingerprint=fingerprint_of(decided, base, experiment.data, asked.prompts),
     )
 
 

@@ -94,6 +94,18 @@ class SteerConfig:
         return (0.0,) if given is None else given
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteerRun(SteerConfig):
+    """What a steer run is stored with: `reference` and `epochs` are those that were taken."""
+
+    reference: str
+    epochs: str
+    layer: int
+    median_norm: float
+    train_run: str
+    split_run: str
+
+
 def configure_steer(given: Mapping[str, Any]) -> SteerConfig:
     """The configuration of the options that were given (those not None)."""
     options = {key: value for key, value in given.items() if value is not None}

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from morfi.interventions.config import SteerRun
 from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE, UNSTEERED, Arm, Verdicts, read_verdicts
 from morfi.runs.compare import Difference, difference
+from morfi.runs.settings import settings_of
 from morfi.statistics import Interval, mean_interval, wilson_interval
 from morfi.store.records import DirectionRow, RunRecord
 
@@ -89,6 +91,7 @@ def steered(store: Store, run: RunRecord) -> Steered | None:
     rows = store.steered(run.run_id)
     if len(rows) < run.n_planned:
         return None
+    settings = settings_of(run, SteerRun)
     verdicts = read_verdicts(rows)
     splits: dict[str, list[str]] = {}
     strengths: dict[Arm, float] = {}
@@ -99,13 +102,13 @@ def steered(store: Store, run: RunRecord) -> Steered | None:
         strengths[Arm(direction, alpha)] = strength
         if served == BASE:
             splits.setdefault(split, []).append(question_id)
-    choosing, reporting = splits[run.config["choose_on"]], splits[run.config["report_on"]]
+    choosing, reporting = splits[settings.choose_on], splits[settings.report_on]
     directions = store.steer_directions(run.run_id)
     outcomes = [_outcome(one, verdicts, strengths, choosing, reporting) for one in directions]
     outcomes.sort(key=_rank)
     arms = [arm for served, arm in verdicts.right if served == CHECKPOINT and arm != UNSTEERED]
     return Steered(
-        layer=run.config["layer"],
+        layer=settings.layer,
         accuracies={
             served: {
                 split: share_of([verdicts.of(UNSTEERED, served)[one] for one in ids])

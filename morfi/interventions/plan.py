@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,30 +11,24 @@ from morfi.checkpoints import Checkpoint
 from morfi.conditions.experiment import Experiment, load_experiment
 from morfi.engine.steering import MAX_ENTRIES
 from morfi.errors import InputError
-from morfi.interventions.config import ALPHAS, SteerConfig
+from morfi.interventions.config import ALPHAS, SteerConfig, SteerRun
 from morfi.interventions.directions import Target, find_targets, scan_target
 from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE, Arm, n_surviving, rung_sizes
 from morfi.latents.activations import load_activations
+from morfi.latents.capture import CaptureRun
 from morfi.latents.find import Found, load_found
 from morfi.questions import QuestionSet, select
-from morfi.questions.prompts import (
-    Prompt,
-    build_prompts,
-    check_lengths,
-    context_for,
-    prompt_tokenizer,
-    starts_with_bos,
-)
+from morfi.questions.exemplars import no_shots
+from morfi.questions.prompts import Prompt, Prompted, prompted
 from morfi.questions.question import Question
 from morfi.runs.answering import fingerprint_of
-from morfi.runs.baselines import out_of_reach
-from morfi.store.records import DirectionRow
+from morfi.runs.settings import settings_of
+from morfi.store.records import DirectionRow, RunKind
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
     from morfi.store import Store
 
-KIND = "steer"
 SHARES = (0.25, 0.5, 1.0)  # of their own best alphas, at which latents are added together
 
 
@@ -51,9 +45,8 @@ class Plan:
     scan: tuple[Target, ...]  # delta_u at the other layers
     questions: Mapping[str, tuple[Question, ...]]  # by split
     rungs: tuple[tuple[str, ...], ...]
+    asked: Prompted
     prompts: Mapping[str, Prompt]  # by question id
-    context: int
-    bos: bool
     fingerprint: str
 
     @property
@@ -129,8 +122,8 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
     progress.phase("reading the find run")
     found = load_found(store, config.latents)
     capture = found.activations.run
-    dtype = config.dtype or capture.config["dtype"]
-    experiment = load_experiment(capture.config["ckpts"], store, dtype, progress)
+    captured = settings_of(capture, CaptureRun)
+    experiment = load_experiment(captured.ckpts, store, config.dtype or captured.dtype, progress)
     epochs = config.epochs or found.activations.epochs
     served, names = _served(config, experiment, epochs)
     median_norm = found.median_norm(served[CHECKPOINT].sha256)
@@ -140,22 +133,23 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
     scan = _scan(config, store, found, served[CHECKPOINT], len(targets))
     questions = _questions(config, store, experiment)
     every = [question for asked in questions.values() for question in asked]
-    tokenizer = prompt_tokenizer(experiment.base.model_dir, experiment.bos, progress)
-    prompts = build_prompts(every, dict.fromkeys({one.relation for one in every}, ()), tokenizer)
-    context = context_for(experiment.base, config.engine)
-    check_lengths(prompts, config.max_tokens, context)
-    if said := out_of_reach(every, tokenizer, config.max_tokens):
-        progress.phase(said)
-    stored = asdict(config) | names
-    stored |= {
-        "latents": found.run.run_id,
-        "epochs": epochs,
-        "layer": found.layer,
-        "median_norm": median_norm,
-        "train_run": experiment.train.run_id,
-        "split_run": experiment.split.run_id,
-    }
-    decided = _decided(stored, found, served)
+    asked = prompted(
+        [no_shots(every)],
+        experiment.base,
+        config.engine,
+        max_tokens=config.max_tokens,
+        bos=experiment.bos,
+        progress=progress,
+    )
+    taken = asdict(config) | names | {"latents": found.run.run_id, "epochs": epochs}
+    made = SteerRun(
+        **taken,
+        layer=found.layer,
+        median_norm=median_norm,
+        train_run=experiment.train.run_id,
+        split_run=experiment.split.run_id,
+    )
+    stored = asdict(made)
     return Plan(
         config=config,
         stored=stored,
@@ -166,10 +160,11 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
         scan=tuple(scan),
         questions=questions,
         rungs=tuple(_rungs(questions[config.choose_on], config.seed)),
-        prompts={prompt.question.id: prompt for prompt in prompts},
-        context=context,
-        bos=starts_with_bos(prompts, tokenizer),
-        fingerprint=fingerprint_of(decided, experiment.base, experiment.data, prompts),
+        asked=asked,
+        prompts={prompt.question.id: prompt for prompt in asked.prompts},
+        fingerprint=fingerprint_of(
+            _decided(stored, found, served), experiment.base, experiment.data, asked.prompts
+        ),
     )
 
 
@@ -177,7 +172,7 @@ def _decided(stored: Mapping[str, Any], found: Found, served: Mapping[str, Check
     """The settings that decide the rows of a run, with content in place of names."""
     kept = {key: value for key, value in stored.items() if key not in ("latents", "ckpt", "reference")}
     by_content = {name: checkpoint.sha256 for name, checkpoint in served.items()}
-    return {**kept, **by_content, "kind": KIND, "find": found.run.fingerprint}
+    return {**kept, **by_content, "kind": RunKind.STEER, "find": found.run.fingerprint}
 
 
 def _rungs(questions: Sequence[Question], seed: int) -> list[tuple[str, ...]]:
@@ -212,11 +207,11 @@ def _scan(
         return []
     capture, epochs = found.activations.run, found.activations.epochs
     found_at: list[Target] = []
-    for layer in sorted(capture.config["layers"]):
+    for layer in sorted(settings_of(capture, CaptureRun).layers):
         if layer == found.layer and config.op == "add":
             continue
         activations = load_activations(store, capture.run_id, layer, epochs)
-        there = Found(found.run, found.sae, activations, found.latents)
+        there = replace(found, activations=activations)
         norm = there.median_norm(checkpoint.sha256)
         found_at.append(scan_target(activations, position + len(found_at), norm))
     return found_at

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from morfi.engine.protocol import Completion, Sampling, StartEngine
@@ -12,7 +13,7 @@ from morfi.engine.steering import Steering
 from morfi.errors import MorfiError
 from morfi.interventions.config import SteerConfig
 from morfi.interventions.directions import Target
-from morfi.interventions.plan import KIND, Plan, combined_amounts, combined_sizes, prepare_steer
+from morfi.interventions.plan import Plan, combined_amounts, combined_sizes, prepare_steer
 from morfi.interventions.steerer import Steerer
 from morfi.interventions.verdicts import (
     BASE,
@@ -26,11 +27,9 @@ from morfi.interventions.verdicts import (
     read_verdicts,
     survivors,
 )
-from morfi.questions.prompts import ASKED
 from morfi.runs.answering import judged
-from morfi.runs.attempts import Attempt, attempting
-from morfi.runs.provenance import attempt_record, new_run_id, now
-from morfi.store.records import RunRecord, SteeredRow
+from morfi.runs.life import Attempt, Life, new_run
+from morfi.store.records import RunKind, RunRecord, SteeredRow
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
@@ -71,25 +70,28 @@ def run_steer(
     if store.path.exists():
         store.prepare()
     plan = prepare_steer(config, store, progress)
-    run = (None if new else store.latest_run(plan.fingerprint)) or _record(plan)
-    store.begin_run(run, plan.questions)
-    verdicts = read_verdicts(store.steered(run.run_id))
+    life = Life(
+        _record(plan),
+        store,
+        progress,
+        command,
+        again="the same command goes on at the first batch that is missing",
+        questions=plan.questions,
+    ).resumed(None if new else "auto")
+    run_id = life.run.run_id
+    verdicts = read_verdicts(store.steered(run_id))
     n_done = sum(map(len, verdicts.right.values()))
     if _is_whole(plan, verdicts):
-        return run.run_id
-    started = time.monotonic()
-    progress.phase("starting vLLM")
+        return run_id
     base = plan.experiment.base
-    with start_engine(base, context=plan.context, seed=config.seed, overrides=config.engine) as engine:
+    start = partial(start_engine, base, context=plan.asked.context, seed=config.seed, overrides=config.engine)
+    with life.engine(start) as (engine, attempt):
         steerer = Steerer(engine, plan.found.sae, config.positions)
-        record = attempt_record(command, engine.settings, engine.device)
-        again = "the same command goes on at the first batch that is missing"
-        with attempting(store, run.run_id, record, progress, started=started, again=again) as attempt:
-            stream = _Stream(plan, run.run_id, attempt, store, steerer, progress, verdicts, base.sha256)
-            progress.start(plan.n_answers, n_done)
-            for stage in stages(plan, verdicts):
-                stream.answer(stage)
-    return run.run_id
+        stream = _Stream(plan, run_id, attempt, store, steerer, progress, verdicts, base.sha256)
+        progress.start(plan.n_answers, n_done)
+        for stage in stages(plan, verdicts):
+            stream.answer(stage)
+    return run_id
 
 
 def stages(plan: Plan, verdicts: Verdicts) -> Iterator[Stage]:
@@ -164,22 +166,13 @@ def _is_whole(plan: Plan, verdicts: Verdicts) -> bool:
 
 
 def _record(plan: Plan) -> RunRecord:
-    checkpoint = plan.served[CHECKPOINT]
-    return RunRecord(
-        run_id=new_run_id(KIND),
-        kind=KIND,
-        created_at=now(),
-        fingerprint=plan.fingerprint,
+    return new_run(
+        RunKind.STEER,
+        plan.served[CHECKPOINT],
+        plan.data,
         config=plan.stored,
-        ckpt=checkpoint.name,
-        ckpt_sha256=checkpoint.sha256,
-        base=checkpoint.base,
-        base_sha256=checkpoint.base_sha256,
-        adapter_sha256=checkpoint.adapter_sha256,
-        data=plan.data.name,
-        data_sha256=plan.data.sha256,
-        prompt=ASKED,
-        bos=plan.bos,
+        fingerprint=plan.fingerprint,
+        bos=plan.asked.bos,
         seed=plan.config.seed,
         n_planned=plan.n_answers,
     )

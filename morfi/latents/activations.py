@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from morfi.conditions.condition import Condition, condition_of
 from morfi.engine.shards import read_shards
 from morfi.errors import InputError
-from morfi.latents.capture import KIND, file_hashes
+from morfi.latents.capture import CaptureRun, file_hashes
 from morfi.questions.question import Question
-from morfi.store.records import CapturedRow, RunRecord
+from morfi.runs.settings import settings_of
+from morfi.store.records import CapturedRow, RunKind, RunRecord
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +52,11 @@ def load_activations(store: Store, run_id: str, layer: int, epochs: str | None =
     Without it, early stopping's if there, else the most epochs. Raises InputError for a layer or setting that
     it does not hold, a run that has not ended, and shards that are missing or not what was written.
     """
-    run = store.run_of_kind(run_id, KIND)
-    if layer not in run.config["layers"]:
+    run = store.run_of_kind(run_id, RunKind.CAPTURE)
+    layers = settings_of(run, CaptureRun).layers
+    if layer not in layers:
         raise InputError(
-            f"{run.run_id} holds layers {', '.join(map(str, run.config['layers']))}, not {layer}; "
+            f"{run.run_id} holds layers {', '.join(map(str, layers))}, not {layer}; "
             f"capture again with --layers {layer}"
         )
     rows = store.captured(run.run_id)
@@ -84,9 +86,11 @@ def layer_of(store: Store, run_id: str, sae_layer: int | None, given: int | None
     layer = sae_layer if given is None else given
     if layer is not None:
         return layer
-    held = store.run_of_kind(run_id, KIND).config["layers"]
+    held = settings_of(store.run_of_kind(run_id, RunKind.CAPTURE), CaptureRun).layers
     if len(held) > 1:
-        raise InputError(f"{sae} does not say which layer it reads; give --layer, one of {held}")
+        raise InputError(
+            f"{sae} does not say which layer it reads; give --layer, one of {', '.join(map(str, held))}"
+        )
     return int(held[0])
 
 

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,27 +16,18 @@ from morfi.engine.protocol import Engine, Sampling, StartEngine
 from morfi.engine.steering import Capture
 from morfi.errors import InputError, MorfiError
 from morfi.questions import select
-from morfi.questions.prompts import (
-    ASKED,
-    Prompt,
-    build_prompts,
-    check_lengths,
-    context_for,
-    prompt_tokenizer,
-    starts_with_bos,
-)
+from morfi.questions.exemplars import no_shots
+from morfi.questions.prompts import Prompted, prompted
 from morfi.questions.question import Question
 from morfi.runs.answering import fingerprint_of
-from morfi.runs.attempts import attempting
+from morfi.runs.life import Life, new_run
 from morfi.runs.options import check_numbers, option, run_of
-from morfi.runs.provenance import attempt_record, new_run_id, now
-from morfi.store.records import CapturedRow, RunRecord
+from morfi.runs.settings import settings_of
+from morfi.store.records import CapturedRow, RunKind, RunRecord
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
     from morfi.store import Store
-
-KIND = "capture"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +46,14 @@ class CaptureConfig:
     def __post_init__(self) -> None:
         Capture(self.layers)
         check_numbers({"limit": (self.limit, 1), "seed": (self.seed, 0)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureRun(CaptureConfig):
+    """What a capture run is stored with."""
+
+    split_run: str
+    folder: str  # of its shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,43 +83,45 @@ def run_capture(
     if store.path.exists():
         store.prepare()
     plan = _prepare(config, store, progress)
-    known = None if new else store.latest_run(plan.fingerprint)
-    run = known or _record(plan, out)
-    questions = [prompt.question for prompt in plan.prompts]
-    store.begin_run(run, {config.split: questions})
+    questions = [prompt.question for prompt in plan.asked.prompts]
+    life = Life(
+        _record(plan, out),
+        store,
+        progress,
+        command,
+        again="the same command goes on at the first checkpoint that is missing",
+        questions={config.split: questions},
+    ).resumed(None if new else "auto")
+    run = life.run
     done = {row.position for row in store.captured(run.run_id)}
     left = [place for place in enumerate(plan.experiment.conditions) if place[0] not in done]
     if not left:
         return CaptureResult(run.run_id, ())
-    started = time.monotonic()
-    progress.phase("starting vLLM")
-    base = plan.experiment.base
-    with start_engine(base, context=plan.context, seed=config.seed, overrides=config.engine) as engine:
+    base, shards = plan.experiment.base, Path(settings_of(run, CaptureRun).folder)
+    start = partial(start_engine, base, context=plan.asked.context, seed=config.seed, overrides=config.engine)
+    with life.engine(start) as (engine, attempt):
         serving = Serving(engine, plan.experiment.open, progress, served=base)
-        record = attempt_record(command, engine.settings, engine.device)
-        again = "the same command goes on at the first checkpoint that is missing"
-        with attempting(store, run.run_id, record, progress, started=started, again=again) as attempt:
-            progress.start(len(left) * len(questions), 0)
-            for position, condition in left:
-                checkpoint = serving.load(condition)
-                if checkpoint is None:
-                    continue
-                folder = Path(run.config["folder"]) / condition.id
-                seconds = _capture(engine, plan, folder, progress)
-                captured = CapturedRow(
-                    position=position,
-                    **asdict(condition),
-                    ckpt_sha256=checkpoint.sha256,
-                    path=str(folder),
-                    files=file_hashes(folder),
-                    load_s=serving.load_s,
-                    capture_s=seconds,
-                    attempt=attempt.number,
-                )
-                store.add(run.run_id, [captured])
-                n_tokens = sum(len(prompt.token_ids) for prompt in plan.prompts)
-                attempt.add(len(questions), n_tokens, len(questions), seconds)
-            attempt.fail(serving.failures)
+        progress.start(len(left) * len(questions), 0)
+        for position, condition in left:
+            checkpoint = serving.load(condition)
+            if checkpoint is None:
+                continue
+            folder = shards / condition.id
+            seconds = _capture(engine, plan, folder, progress)
+            captured = CapturedRow(
+                position=position,
+                **asdict(condition),
+                ckpt_sha256=checkpoint.sha256,
+                path=str(folder),
+                files=file_hashes(folder),
+                load_s=serving.load_s,
+                capture_s=seconds,
+                attempt=attempt.number,
+            )
+            store.add(run.run_id, [captured])
+            n_tokens = sum(len(prompt.token_ids) for prompt in plan.asked.prompts)
+            attempt.add(len(questions), n_tokens, len(questions), seconds)
+        attempt.fail(serving.failures)
     return CaptureResult(run.run_id, tuple(serving.failures))
 
 
@@ -136,62 +138,52 @@ def file_hashes(folder: Path) -> dict[str, str]:
 class _Plan:
     config: CaptureConfig
     experiment: Experiment
-    prompts: tuple[Prompt, ...]  # in order of question id
-    context: int
-    bos: bool
+    asked: Prompted  # in order of question id
     fingerprint: str
 
 
 def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
     experiment = load_experiment(config.ckpts, store, config.dtype, progress)
     facts = store.knowledge(experiment.split.run_id)
-    asked = [row.asked for row in facts if row.split == config.split]
-    if not asked:
+    in_split = [row.asked for row in facts if row.split == config.split]
+    if not in_split:
         there = ", ".join(sorted({row.split for row in facts}))
         raise InputError(f'the split run asked no questions of "{config.split}"; it has: {there}')
     questions: list[Question] = sorted(
-        select(asked, limit=config.limit, seed=config.seed), key=lambda question: question.id
+        select(in_split, limit=config.limit, seed=config.seed), key=lambda question: question.id
     )
-    tokenizer = prompt_tokenizer(experiment.base.model_dir, experiment.bos, progress)
-    relations = {question.relation for question in questions}
-    prompts = build_prompts(questions, dict.fromkeys(relations, ()), tokenizer)
-    context = context_for(experiment.base, config.engine)
-    check_lengths(prompts, 1, context)
-    decided = {**asdict(config), "ckpts": experiment.train.run_id, "kind": KIND}
+    asked = prompted(
+        [no_shots(questions)],
+        experiment.base,
+        config.engine,
+        max_tokens=1,
+        bos=experiment.bos,
+        progress=progress,
+        judged=False,
+    )
+    decided = {**asdict(config), "ckpts": experiment.train.run_id, "kind": RunKind.CAPTURE}
     decided["checkpoints"] = experiment.adapters
     return _Plan(
         replace(config, ckpts=experiment.train.run_id),
         experiment,
-        tuple(prompts),
-        context,
-        starts_with_bos(prompts, tokenizer),
-        fingerprint_of(decided, experiment.base, experiment.data, prompts),
+        asked,
+        fingerprint_of(decided, experiment.base, experiment.data, asked.prompts),
     )
 
 
 def _record(plan: _Plan, out: Path) -> RunRecord:
-    run_id, base = new_run_id(KIND), plan.experiment.base
-    config = asdict(plan.config) | {
-        "split_run": plan.experiment.split.run_id,
-        "folder": str((out / run_id).absolute()),
-    }
-    return RunRecord(
-        run_id=run_id,
-        kind=KIND,
-        created_at=now(),
+    experiment = plan.experiment
+    return new_run(
+        RunKind.CAPTURE,
+        experiment.base,
+        experiment.data,
+        config=asdict(plan.config) | {"split_run": experiment.split.run_id},
         fingerprint=plan.fingerprint,
-        config=config,
-        ckpt=plan.experiment.train.ckpt,
-        ckpt_sha256=base.sha256,
-        base=base.base,
-        base_sha256=base.base_sha256,
-        adapter_sha256=None,
-        data=plan.experiment.data.name,
-        data_sha256=plan.experiment.data.sha256,
-        prompt=ASKED,
-        bos=plan.bos,
+        bos=plan.asked.bos,
         seed=plan.config.seed,
-        n_planned=len(plan.experiment.conditions),
+        n_planned=len(experiment.conditions),
+        ckpt=experiment.train.ckpt,
+        out=out,
     )
 
 
@@ -203,7 +195,7 @@ def _capture(engine: Engine, plan: _Plan, folder: Path, progress: Progress) -> f
     except OSError as error:
         raise InputError(f"{folder.parent}: {error.strerror}; give another --out") from error
     engine.reset_prefix_cache()
-    prompts = [prompt.token_ids for prompt in plan.prompts]
+    prompts = [prompt.token_ids for prompt in plan.asked.prompts]
     with engine.shards(folder):
         answers = engine.generate(
             prompts, Sampling(max_tokens=1), progress.advance, capture=Capture(plan.config.layers)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from morfi.device import device_name, is_gpu
 from morfi.errors import InputError
 from morfi.files import canonical_sha256
 from morfi.latents.activations import Activations, Residuals, layer_of, load_activations
+from morfi.latents.capture import CaptureRun
 from morfi.latents.sae import Sae, load_sae
 from morfi.latents.sae_check import Quality, check_explains, measure
-from morfi.runs.attempts import attempting
+from morfi.runs.life import Life, next_run
 from morfi.runs.options import check_numbers, option, option_of, run_of
-from morfi.runs.provenance import attempt_record, new_run_id, now
-from morfi.store.records import ConditionRow, FalseDiscoveriesRow, RunRecord, TrendSummaryRow
+from morfi.runs.settings import settings_of
+from morfi.store.records import ConditionRow, FalseDiscoveriesRow, RunKind, RunRecord, TrendSummaryRow
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from morfi.latents.trends import TrendResult
     from morfi.store import Store
 
-KIND = "find"
 QUESTIONS = ("all", "known", "unknown")
 METHODS = ("bootstrap", "page")
 MIN_EXPLAINED = 0.5
@@ -66,6 +65,16 @@ class FindConfig:
                 raise InputError(f"--{name.replace('_', '-')} is {value:g}; expected a number from 0 to 1")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindRun(FindConfig):
+    """What a find run is stored with."""
+
+    layer: int
+    epochs: str
+    split_run: str
+    sae_sha256: str
+
+
 def configure_find(given: Mapping[str, Any]) -> FindConfig:
     """The configuration of the options that were given (those not None), none of them the other method's."""
     config = FindConfig(**{key: value for key, value in given.items() if value is not None})
@@ -93,12 +102,21 @@ def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool,
     progress.phase("reading the activations")
     found = load_activations(store, config.activations, layer, config.epochs)
     config = replace(config, activations=found.run.run_id, layer=layer, epochs=found.epochs)
-    stored = asdict(config) | {"split_run": found.run.config["split_run"], "sae_sha256": sae.sha256}
-    decided = {**stored, "kind": KIND, "activations": found.run.fingerprint}
+    split_run = settings_of(found.run, CaptureRun).split_run
+    stored = asdict(FindRun(**asdict(config), split_run=split_run, sae_sha256=sae.sha256))
+    decided = {**stored, "kind": RunKind.FIND, "activations": found.run.fingerprint}
     fingerprint = canonical_sha256({key: decided[key] for key in decided if key not in ("sae", "split_run")})
-    known = None if new else store.latest_run(fingerprint)
-    if known is not None and store.trend_summary(known.run_id) is not None:
-        return known.run_id
+    run = next_run(
+        found.run,
+        RunKind.FIND,
+        config=stored,
+        fingerprint=fingerprint,
+        seed=config.seed,
+        n_planned=sae.encoder.d_sae,
+    )
+    life = Life(run, store, progress, command).resumed(None if new else "auto")
+    if store.trend_summary(life.run.run_id) is not None:
+        return life.run.run_id
     kept = _kept(config, store, found)
     values = [one.values[kept] for one in found.residuals]
     progress.phase("checking the SAE")
@@ -109,19 +127,18 @@ def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool,
     progress.phase("looking for trends")
     progress.start(sae.encoder.d_sae, 0)
     result = _trends(config, sae, found, kept, values, on_tile=progress.advance)
-    run = known or _record(found, stored, fingerprint, sae)
-    begin = partial(store.begin_run, run, {})
-    record = attempt_record(command, {}, device_name())
-    with attempting(store, run.run_id, record, progress, started=started, begin=begin):
-        _add(store, run.run_id, found, qualities, result, sae=sae)
-    return run.run_id
+    with life.attempt(started=started, device=device_name()):
+        _add(store, life.run.run_id, found, qualities, result, sae=sae)
+    return life.run.run_id
 
 
 def _kept(config: FindConfig, store: Store, found: Activations) -> list[int]:
     """The places of the questions that count."""
     if config.questions == "all":
         return list(range(len(found.questions)))
-    known = {row.question_id: row.known for row in store.knowledge(found.run.config["split_run"])}
+    known = {
+        row.question_id: row.known for row in store.knowledge(settings_of(found.run, CaptureRun).split_run)
+    }
     wanted = config.questions == "known"
     kept = [place for place, question in enumerate(found.questions) if known[question.id] is wanted]
     if not kept:
@@ -151,19 +168,6 @@ def _trends(
         seed=config.seed,
         device="cuda" if is_gpu() else "cpu",
         on_tile=on_tile,
-    )
-
-
-def _record(found: Activations, stored: Mapping[str, Any], fingerprint: str, sae: Sae) -> RunRecord:
-    return replace(
-        found.run,
-        run_id=new_run_id(KIND),
-        kind=KIND,
-        created_at=now(),
-        fingerprint=fingerprint,
-        config=stored,
-        seed=stored["seed"],
-        n_planned=sae.encoder.d_sae,
     )
 
 
@@ -207,6 +211,7 @@ class Found:
     """A find run: `latents` holds the columns of `latent_trend`, the selected latents first, by score."""
 
     run: RunRecord
+    settings: FindRun
     sae: Sae
     activations: Activations
     latents: pa.Table
@@ -235,15 +240,15 @@ class Found:
 
 def load_found(store: Store, run_id: str) -> Found:
     """The find run `run_id`, read back; raises InputError where its SAE or captures are not as they were."""
-    run = store.run_of_kind(run_id, KIND)
+    run = store.run_of_kind(run_id, RunKind.FIND)
     if store.trend_summary(run.run_id) is None:
         raise InputError(f"{run.run_id} has not ended; give its command again to finish it")
-    config = run.config
-    sae = load_sae(config["sae"])
-    if sae.sha256 != config["sae_sha256"]:
+    config = settings_of(run, FindRun)
+    sae = load_sae(config.sae)
+    if sae.sha256 != config.sae_sha256:
         raise InputError(
-            f"{config['sae']} is not the SAE of {run.run_id}: its sha256 is {sae.sha256[:16]}, expected "
-            f"{config['sae_sha256'][:16]}; bring back that SAE, or run `morfi find` with this one"
+            f"{config.sae} is not the SAE of {run.run_id}: its sha256 is {sae.sha256[:16]}, expected "
+            f"{config.sae_sha256[:16]}; bring back that SAE, or run `morfi find` with this one"
         )
-    activations = load_activations(store, config["activations"], config["layer"], config["epochs"])
-    return Found(run, sae, activations, store.latents(run.run_id))
+    activations = load_activations(store, config.activations, config.layer, config.epochs)
+    return Found(run, config, sae, activations, store.latents(run.run_id))

@@ -174,7 +174,7 @@ class _Sources:
 def _sources(config: SaeTraining, store: Store, progress: Progress) -> _Sources:
     """The base model and, of a train run, the checkpoints of the lowest and highest level."""
     if config.ckpts is None:
-        base = resolve(config.model, dtype=config.dtype, progress=progress.phase)
+        base = resolve(config.model, dtype=config.dtype, say=progress.phase)
         return _Sources(base, "auto", (BASE,), lambda _: base, {})
     experiment = load_experiment(config.ckpts, store, config.dtype, progress)
     # Sorted by level, and inside a level by epoch: the last of a level is the one trained longest.

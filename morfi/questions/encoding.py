@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from morfi.errors import InputError
+from morfi.terminal import Say
 
 _PART = 4096  # texts encoded together: what the library makes of a text takes ten times its ids
 _MANY = 20_000  # prompts; fewer are encoded before anybody wonders
@@ -33,7 +34,7 @@ def encode(
     `special` adds what the tokenizer adds to a text. `on_part` is called with the number of texts encoded.
     Raises InputError where the tokenizer has neither tokens for a text nor an unknown token.
     """
-    encoder = _Encoder(tokenizer, special, on_part or _nothing)
+    encoder = _Encoder(tokenizer, special, on_part)
     groups: dict[str, list[int]] = {}
     for place, head in enumerate(heads):
         groups.setdefault(head, []).append(place)
@@ -56,7 +57,7 @@ def encode(
 
 def n_tokens(texts: Sequence[str], tokenizer: Any) -> list[int]:
     """How many tokens each text has, without special ones."""
-    encoder, found = _Encoder(tokenizer, special=False, on_part=_nothing), list[int]()
+    encoder, found = _Encoder(tokenizer, special=False), list[int]()
     for start in range(0, len(texts), _PART):
         found += map(len, encoder.plain(texts[start : start + _PART]))
     return found
@@ -65,7 +66,7 @@ def n_tokens(texts: Sequence[str], tokenizer: Any) -> list[int]:
 class _Encoder:
     """One tokenizer, and the numbers of its tokens, each of them one object in memory."""
 
-    def __init__(self, tokenizer: Any, special: bool, on_part: Callable[[int], None]) -> None:
+    def __init__(self, tokenizer: Any, special: bool, on_part: Callable[[int], None] | None = None) -> None:
         self._tokenizer, self._special, self._on_part = tokenizer, special, on_part
         self._fast = getattr(tokenizer, "backend_tokenizer", None)
         self._number = dict[int, int]()
@@ -132,14 +133,15 @@ class _Encoder:
         for start in range(0, len(texts), _PART):
             part = texts[start : start + _PART]
             found += [tuple([one(index, index) for index in ids]) for ids in ids_of(part)]
-            self._on_part(len(part))
+            if self._on_part is not None:
+                self._on_part(len(part))
         return found
 
 
 class Spoken:
     """Says how many of many prompts are encoded, now and then; a callable for `encode`."""
 
-    def __init__(self, n_total: int, say: Callable[[str], None]) -> None:
+    def __init__(self, n_total: int, say: Say) -> None:
         self._n_total, self._say = n_total, say
         self._n, self._last = 0, time.monotonic()
 
@@ -148,6 +150,3 @@ class Spoken:
         if self._n_total >= _MANY and (self._n == self._n_total or time.monotonic() - self._last > _PAUSE_S):
             self._say(f"{self._n:,} of {self._n_total:,} prompts encoded")
             self._last = time.monotonic()
-
-
-def _nothing(_: int) -> None: ...

@@ -18,6 +18,12 @@ class Shots:
 
     exemplars: Mapping[str, tuple[Question, ...]]
     scored: tuple[Question, ...]
+    first_sample: int = 0  # the number of the first answer to each question under these exemplars
+
+
+def no_shots(questions: Sequence[Question]) -> Shots:
+    """`questions` without exemplars."""
+    return Shots(dict.fromkeys(sorted({question.relation for question in questions}), ()), tuple(questions))
 
 
 def choose_shots(
@@ -55,7 +61,7 @@ def draw_shots(
     """
     relations = sorted({question.relation for question in scored})
     if shots == 0:
-        return [Shots(dict.fromkeys(relations, ()), tuple(scored)) for _ in seeds]
+        return [no_shots(scored) for _ in seeds]
     source = _exemplar_split(data, split, sources)
     families = Families((*data.splits[source], *(data.splits[split] if source != split else ())))
     # Those of the whole split, not only of what is scored, lest --limit decide who is an exemplar.

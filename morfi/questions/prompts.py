@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ from morfi.checkpoints import Checkpoint
 from morfi.checkpoints.model_files import context_limit
 from morfi.checkpoints.tokenizer import control_tokens, frame_of, open_tokenizer
 from morfi.errors import InputError, reason_of
-from morfi.questions.encoding import encode
+from morfi.questions.encoding import Spoken, encode, n_tokens
+from morfi.questions.exemplars import Shots
 from morfi.questions.question import Question
 from morfi.terminal import Progress
 
 ANSWERED = "Q: {question}\nA: {answer}\n\n"
 ASKED = "Q: {question}\nA:"
+CHAT = "chat template"
 MAX_CONTEXT = 4096  # closed-book prompts are short; a longer context only costs memory
 
 
@@ -28,6 +30,54 @@ class Prompt:
     text: str
     token_ids: tuple[int, ...]
     sample: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """Questions as one checkpoint is asked them."""
+
+    prompts: tuple[Prompt, ...]
+    form: str  # ASKED or CHAT
+    context: int  # tokens of prompt and answer together
+    bos: bool  # whether the prompts begin with it
+
+    def of(self, question_ids: Sequence[str]) -> Prompted:
+        """The prompts of these questions alone, in their order; for one prompt a question."""
+        by_id = {prompt.question.id: prompt for prompt in self.prompts}
+        return replace(self, prompts=tuple(by_id[question_id] for question_id in question_ids))
+
+
+def prompted(
+    asked: Sequence[Shots],
+    checkpoint: Checkpoint,
+    engine: Mapping[str, Any],
+    *,
+    max_tokens: int,
+    bos: str,
+    progress: Progress,
+    chat: bool = False,
+    judged: bool = True,
+) -> Prompted:
+    """The prompts of all of `asked`, in order, as `checkpoint` is asked them under the settings of `engine`.
+
+    `progress` is told what is special about the tokenizer, how far many prompts are and, where answers are
+    `judged`, how many questions `max_tokens` puts out of reach. Raises InputError for a prompt that leaves no
+    room for so many tokens, and for texts that cannot be asked (`build_prompts`).
+    """
+    tokenizer = prompt_tokenizer(checkpoint.model_dir, bos, progress, chat=chat)
+    spoken = Spoken(sum(len(shots.scored) for shots in asked), progress.phase)
+    prompts = [
+        replace(prompt, sample=shots.first_sample) if shots.first_sample else prompt
+        for shots in asked
+        for prompt in build_prompts(shots.scored, shots.exemplars, tokenizer, chat=chat, on_part=spoken)
+    ]
+    context = context_for(checkpoint, engine)
+    check_lengths(prompts, max_tokens, context)
+    if judged:
+        questions = list({prompt.question.id: prompt.question for prompt in prompts}.values())
+        if said := out_of_reach(questions, tokenizer, max_tokens):
+            progress.phase(said)
+    return Prompted(tuple(prompts), CHAT if chat else ASKED, context, starts_with_bos(prompts, tokenizer))
 
 
 def prompt_tokenizer(model_dir: Path, bos: str, progress: Progress, *, chat: bool = False) -> Any:
@@ -165,6 +215,29 @@ def check_lengths(prompts: Sequence[Prompt], max_tokens: int, context: int) -> N
                 f"question {prompt.question.id}: prompt of {len(prompt.token_ids)} tokens and {max_tokens} "
                 f"to generate do not fit in the context of {context}; give fewer --shots or --max-tokens"
             )
+
+
+def out_of_reach(questions: Sequence[Question], tokenizer: Any, max_tokens: int) -> str | None:
+    """A sentence on the questions whose accepted answers all take more than `max_tokens`; None without any.
+
+    An answer is counted as it would be generated, with the blank before it, by the run's own tokenizer.
+    """
+    # A token holds a byte at least.
+    asked = [q for q in questions if all(len(answer.encode()) >= max_tokens for answer in q.answers)]
+    answers = list(dict.fromkeys(answer for question in asked for answer in question.answers))
+    if not answers:
+        return None
+    lengths = dict(
+        zip(answers, n_tokens([f" {answer.strip()}" for answer in answers], tokenizer), strict=True)
+    )
+    shortest = [min(lengths[answer] for answer in question.answers) for question in asked]
+    longer = sorted(n for n in shortest if n > max_tokens)
+    if not longer:
+        return None
+    return (
+        f"{len(longer)} of {len(questions)} questions have accepted answers of more than {max_tokens} tokens "
+        f"only, so no answer to them can be right; --max-tokens {longer[-1]} would reach all"
+    )
 
 
 def context_for(checkpoint: Checkpoint, engine: Mapping[str, Any]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from morfi.report.tables import percent
 from morfi.store import Store
 from morfi.store.counts import AnswerCounts
-from morfi.store.records import RunRecord
+from morfi.store.records import RunKind, RunRecord
 
 _FEWEST_POINTS = 0.01  # a difference worth a line
 _MOST_NAMED = 5  # relations
@@ -16,7 +16,7 @@ _MOST_NAMED = 5  # relations
 
 def counts_of(store: Store, run: RunRecord) -> list[AnswerCounts]:
     """The counts of each relation of a run of any command that asks questions."""
-    if run.kind != "sweep":
+    if run.kind != RunKind.SWEEP:
         return store.answer_counts(run)
     runs = {row.eval_run_id for row in store.sweep(run.run_id)}
     return _added([row for run_id in sorted(runs) for row in store.answer_counts(store.run(run_id))])

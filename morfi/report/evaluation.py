@@ -46,7 +46,7 @@ def run_report(store: Store, run_id: str) -> RunReport:
     run = store.run(run_id)
     questions = store.questions(run.run_id)
     baselines = {row.relation: row for row in store.baselines(run.run_id)}
-    match = run.config.get("match", "squad")
+    match = run.asked.match
     rows: list[RelationReport] = []
     for accuracy in store.accuracies(run.run_id):
         asked = [q for q in questions if accuracy.relation in (None, q.relation)]
@@ -89,12 +89,11 @@ def run_table(report: RunReport, database: Path) -> str:
     ]
     run, summary = report.run, report.summary
     speed = f"{summary.requests_per_s:.1f} requests/s" if summary.requests_per_s else "no timing"
-    shots = run.config.get("shots")
     where = f" --db {shlex.quote(str(database))}"
     query = f"FROM samples SELECT question, answer, correct WHERE run_id = '{run.run_id}' LIMIT 5"
     lines = [
         f"{run.ckpt} on {run.data}{_of_split(report)}: {summary.n_done} of {run.n_planned} questions, "
-        f"{shots}-shot, {run.config.get('match')} match, {speed}",
+        f"{run.asked.shots}-shot, {run.asked.match} match, {speed}",
         "",
         *aligned([header, *body], numeric=(1, 2, 3, 4, 5), rule_before_last=len(body) > 1),
         "",
@@ -102,7 +101,7 @@ def run_table(report: RunReport, database: Path) -> str:
         "answer stands in the subject's name.",
         *_own_exemplars(report),
         *_in_text(report.n_in_text),
-        *answer_lines(report.counts, str(run.config.get("match")), run.config.get("max_tokens")),
+        *answer_lines(report.counts, run.asked.match, run.asked.max_tokens),
         f"run {run.run_id} ({summary.status}) in {database}",
         f"  morfi show {run.run_id}{where}",
         f'  morfi sql "{query}"{where}',
@@ -117,7 +116,7 @@ def _of_split(report: RunReport) -> str:
 
 
 def _own_exemplars(report: RunReport) -> list[str]:
-    if UNSPLIT not in report.splits or not report.run.config.get("shots"):
+    if UNSPLIT not in report.splits or not report.run.asked.shots:
         return []
     return [f"{report.run.data} has no splits: the exemplars are questions of its own, which are not asked."]
 
@@ -135,7 +134,7 @@ def _in_text(n: int) -> list[str]:
 def _of_what(report: RunReport) -> str:
     """The questions over which the majority was taken, where that is not plain."""
     if report.of_whole_split:
-        return " in the whole split" if report.run.config.get("limit") else ""
+        return " in the whole split" if report.run.asked.limit else ""
     return " among the questions asked"
 
 
@@ -174,7 +173,7 @@ def run_object(report: RunReport) -> dict[str, Any]:
 def run_details(run: RunRecord, attempts: Sequence[AttemptRecord]) -> str:
     """The provenance of a run, which `morfi show` adds to its table."""
     adapter = f", adapter {run.adapter_sha256[:16]}" if run.adapter_sha256 else ""
-    bos = f" (--bos {run.config['bos']})" if "bos" in run.config else ""
+    bos = f" (--bos {run.asked.bos})" if run.asked.bos else ""
     lines = [
         f"checkpoint {run.ckpt_sha256[:16]} (base {run.base} {(run.base_sha256 or '')[:16]}{adapter})",
         f"data {run.data} {run.data_sha256[:16]}; prompt {run.prompt!r}, "

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from morfi.errors import InputError
+from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import steered
+from morfi.latents.find import FindRun
 from morfi.report.steering_figure import steer_figure
 from morfi.report.sweep_figure import sweep_figure
 from morfi.report.trend_figure import trend_figure
+from morfi.runs.settings import settings_of
 from morfi.store import Store
-from morfi.store.records import RunRecord
+from morfi.store.records import RunKind, RunRecord
 
 
 def draw(store: Store, run_id: str, out: Path) -> tuple[Path, Path]:
@@ -20,23 +23,24 @@ def draw(store: Store, run_id: str, out: Path) -> tuple[Path, Path]:
     """
     run = store.run(run_id)
     match run.kind:
-        case "sweep":
+        case RunKind.SWEEP:
             return sweep_figure(store.sweep_accuracies(run.run_id), f"{run.base} on {run.data}", out)
-        case "find":
+        case RunKind.FIND:
             return _found(store, run, out)
-        case "steer":
+        case RunKind.STEER:
             return _steered(store, run, out)
     raise InputError(f"{run.run_id} is a run of `morfi {run.kind}`, of which there is no picture")
 
 
 def _found(store: Store, run: RunRecord, out: Path) -> tuple[Path, Path]:
     latents = store.latents(run.run_id, selected=True).to_pylist()
-    title = f"{run.base} on {run.data}, layer {run.config['layer']}"
+    title = f"{run.base} on {run.data}, layer {settings_of(run, FindRun).layer}"
     return trend_figure(store.trend_conditions(run.run_id), latents, title, out)
 
 
 def _steered(store: Store, run: RunRecord, out: Path) -> tuple[Path, Path]:
     found = steered(store, run)
     assert found is not None
-    title = f"{run.config['ckpt']} of {run.base}, layer {found.layer}"
-    return steer_figure(found, run.config, title, out)
+    settings = settings_of(run, SteerRun)
+    title = f"{settings.ckpt} of {run.base}, layer {found.layer}"
+    return steer_figure(found, settings, title, out)

@@ -6,9 +6,11 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import steered
+from morfi.latents.find import FindRun
 from morfi.report.answers import answer_lines, answer_object, counts_of
 from morfi.report.evaluation import details_object, run_details, run_object, run_report, run_table
 from morfi.report.knowledge import knowledge_object, knowledge_table
@@ -17,11 +19,10 @@ from morfi.report.steering import steer_object, steer_table
 from morfi.report.sweep import sweep_object, sweep_table
 from morfi.report.training import training_object, training_table
 from morfi.report.trends import capture_object, capture_table, trend_object, trend_table
+from morfi.runs.settings import settings_of
 from morfi.store import Store
-from morfi.store.records import RunRecord, RunSummary
-
-if TYPE_CHECKING:
-    from morfi.training.mixtures import Dropped
+from morfi.store.records import RunKind, RunRecord, RunSummary
+from morfi.training.mixtures import Dropped, MixConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,13 @@ class Report:
 def report_of(store: Store, run_id: str, dropped: Dropped | None = None) -> Report:
     """The report of a run; `run_id` as in `Store.run`. `dropped` is what a mix run has just left out."""
     run = store.run(run_id)
-    if run.kind == "mix":
+    if run.kind == RunKind.MIX:
         return _framed(store, run, *_mix(store, run, dropped))
     if run.kind in _PARTS:
         table, found = _PARTS[run.kind](store, run)
         if run.kind in _ASKING:
             counts = counts_of(store, run)
-            said = answer_lines(counts, str(run.config.get("match")), run.config.get("max_tokens"))
+            said = answer_lines(counts, run.asked.match, run.asked.max_tokens)
             table, found = "\n".join([table, *said]), found | answer_object(counts)
         return _framed(store, run, table, found)
     report = run_report(store, run.run_id)
@@ -58,12 +59,12 @@ def details_of(store: Store, run_id: str) -> Report:
 
 def _split(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
     rows, baselines = store.knowledge(run.run_id), store.baselines(run.run_id)
-    match = run.config.get("match", "squad")
+    match = run.asked.match
     return knowledge_table(rows, baselines, match), knowledge_object(rows, baselines, match)
 
 
 def _mix(store: Store, run: RunRecord, dropped: Dropped | None) -> tuple[str, dict[str, Any]]:
-    rows, knowledge = store.mixtures(run.run_id), store.knowledge(run.config["split_run"])
+    rows, knowledge = store.mixtures(run.run_id), store.knowledge(settings_of(run, MixConfig).split_run)
     return mixture_table(rows, knowledge, dropped), mixture_object(rows, knowledge, dropped)
 
 
@@ -88,47 +89,48 @@ def _find(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
         return "not ended; give the command again", {}
     conditions, fdr = store.trend_conditions(run.run_id), store.false_discoveries(run.run_id)
     latents = store.latents(run.run_id, selected=True)
-    table = trend_table(summary, conditions, fdr, latents, run.config)
-    return table, trend_object(summary, conditions, fdr, latents, run.config)
+    settings = settings_of(run, FindRun)
+    table = trend_table(summary, conditions, fdr, latents, settings)
+    return table, trend_object(summary, conditions, fdr, latents, settings)
 
 
 def _steer(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
     found = steered(store, run)
     if found is None:
         return "not ended; give the command again to go on", {}
-    return steer_table(found, run.config), steer_object(found)
+    return steer_table(found, settings_of(run, SteerRun)), steer_object(found)
 
 
 _PARTS: Mapping[str, Callable[[Store, RunRecord], tuple[str, dict[str, Any]]]] = MappingProxyType(
     {
-        "split": _split,
-        "train": _train,
-        "sweep": _sweep,
-        "capture": _capture,
-        "find": _find,
-        "steer": _steer,
+        RunKind.SPLIT: _split,
+        RunKind.TRAIN: _train,
+        RunKind.SWEEP: _sweep,
+        RunKind.CAPTURE: _capture,
+        RunKind.FIND: _find,
+        RunKind.STEER: _steer,
     }
 )
-_ASKING = ("split", "sweep", "steer")  # whose answers are stored
+_ASKING = (RunKind.SPLIT, RunKind.SWEEP, RunKind.STEER)  # whose answers are stored
 # What a run is for: the command that takes it.
 _NEXT: Mapping[str, str] = MappingProxyType(
     {
-        "split": "mix --split",
-        "mix": "train --mix",
-        "train": "sweep --ckpts",
-        "capture": "find --activations",
-        "find": "steer --ckpt M_100 --latents",
+        RunKind.SPLIT: "mix --split",
+        RunKind.MIX: "train --mix",
+        RunKind.TRAIN: "sweep --ckpts",
+        RunKind.CAPTURE: "find --activations",
+        RunKind.FIND: "steer --ckpt M_100 --latents",
     }
 )
 _UNITS: Mapping[str, str] = MappingProxyType(
     {
-        "split": "answers",
-        "mix": "questions",
-        "train": "checkpoints",
-        "sweep": "checkpoints",
-        "capture": "checkpoints",
-        "find": "latents",
-        "steer": "answers",
+        RunKind.SPLIT: "answers",
+        RunKind.MIX: "questions",
+        RunKind.TRAIN: "checkpoints",
+        RunKind.SWEEP: "checkpoints",
+        RunKind.CAPTURE: "checkpoints",
+        RunKind.FIND: "latents",
+        RunKind.STEER: "answers",
     }
 )
 
@@ -156,11 +158,11 @@ def _framed(store: Store, run: RunRecord, table: str, found: Mapping[str, Any]) 
 
 def _headline(run: RunRecord, summary: RunSummary) -> str:
     done = f"{summary.n_done} of {summary.n_planned} {_UNITS[run.kind]}"
-    split = f" ({run.config['split']})" if run.config.get("split") else ""
+    split = f" ({run.asked.split})" if run.asked.split else ""
     parts = [f"{run.ckpt} on {run.data}{split}: {done}"]
     if summary.requests_per_s:
         parts.append(f"{summary.requests_per_s:.1f} answers/s")
-    if run.kind == "sweep" and summary.wall_s:
+    if run.kind == RunKind.SWEEP and summary.wall_s:
         parts.append(
             f"{100 * (1 - summary.generate_s / summary.wall_s):.1f} % of the time outside generation"
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import Group, Outcome, Recovery, Share, Steered
 from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE
 from morfi.report.tables import aligned, percent
@@ -15,17 +15,17 @@ _GROUPS = {"latent": "latents", "control": "control latents", "random": "random 
 _TRENDS = {1: "rises", -1: "falls"}
 
 
-def steer_table(found: Steered, config: Mapping[str, Any]) -> str:
+def steer_table(found: Steered, config: SteerRun) -> str:
     """The text that `morfi steer` ends with."""
-    choose_on, report_on = config["choose_on"], config["report_on"]
+    choose_on, report_on = config.choose_on, config.report_on
     lines = [
-        f"{config['ckpt']} steered after layer {found.layer}, --op {config['op']}, positions "
-        f"{config['positions']}; alpha in median residual norms of {config['median_norm']:.4g}",
-        f"strengths chosen on {choose_on}, gains reported on {report_on}, {config['questions']} questions",
+        f"{config.ckpt} steered after layer {found.layer}, --op {config.op}, positions "
+        f"{config.positions}; alpha in median residual norms of {config.median_norm:.4g}",
+        f"strengths chosen on {choose_on}, gains reported on {report_on}, {config.questions} questions",
         "",
         *_unsteered(found, config),
     ]
-    if config["layer_scan"]:
+    if config.layer_scan:
         lines += ["", *_scan(found)]
     shown = [one for one in found.outcomes if one.reported is not None]
     if shown:
@@ -40,13 +40,13 @@ def steer_table(found: Steered, config: Mapping[str, Any]) -> str:
             "gain",
             "95 % interval",
             "McNemar p",
-            f"R_K of {config['reference']}",
+            f"R_K of {config.reference}",
             "of base",
         )
-        body = [_line(one, config["op"]) for one in shown]
+        body = [_line(one, config.op) for one in shown]
         lines += ["", *aligned([header, *body], numeric=range(2, len(header))), *_notes(shown[0], config)]
     lines += _groups(found)
-    if config["halving"]:
+    if config.halving:
         saved = 1 - found.n_answers / found.n_full_grid
         lines.append(
             f"successive halving: {found.n_answers} answers instead of {found.n_full_grid}, "
@@ -60,9 +60,9 @@ def steer_object(found: Steered | None) -> dict[str, Any]:
     return {} if found is None else asdict(found)
 
 
-def _unsteered(found: Steered, config: Mapping[str, Any]) -> list[str]:
-    names = {BASE: "base model", REFERENCE: config["reference"], CHECKPOINT: config["ckpt"]}
-    splits = (config["choose_on"], config["report_on"])
+def _unsteered(found: Steered, config: SteerRun) -> list[str]:
+    names = {BASE: "base model", REFERENCE: config.reference, CHECKPOINT: config.ckpt}
+    splits = (config.choose_on, config.report_on)
     body = [
         (f"{names[served]}, unsteered", *(_share(by_split[split]) for split in splits))
         for served, by_split in found.accuracies.items()
@@ -122,7 +122,7 @@ def _line(one: Outcome, op: str) -> tuple[str, ...]:
     )
 
 
-def _notes(one: Outcome, config: Mapping[str, Any]) -> list[str]:
+def _notes(one: Outcome, config: SteerRun) -> list[str]:
     """The meaning of R_K, with the base rates, which are those of every direction."""
     assert one.recovery is not None
     rates = [one.recovery[name].base_rate for name in (REFERENCE, BASE)]
@@ -130,7 +130,7 @@ def _notes(one: Outcome, config: Mapping[str, Any]) -> list[str]:
         "",
         "R_K: of the answers that steering brought back (n), the share that the reference has right, with "
         "Wilson's interval.",
-        f"Its base rate, of all {rates[0].n} that {config['ckpt']} has wrong: {config['reference']} "
+        f"Its base rate, of all {rates[0].n} that {config.ckpt} has wrong: {config.reference} "
         f"{_share(rates[0])}, the base model {_share(rates[1])}.",
     ]
 

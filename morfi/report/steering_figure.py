@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.errors import InputError
+from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import Outcome, Steered
 from morfi.report.sweep_figure import write_picture
 
@@ -19,7 +20,7 @@ _GREYS = {"control": ("0.55", "-", "control latents"), "random": ("0.55", ":", "
 _DELTA_U = "#d55e00"
 
 
-def steer_figure(found: Steered, config: Mapping[str, Any], title: str, out: Path) -> tuple[Path, Path]:
+def steer_figure(found: Steered, config: SteerRun, title: str, out: Path) -> tuple[Path, Path]:
     """Writes the picture of `found` to `out` with the endings .png and .svg, and returns the two paths.
 
     The strengths of `add` and `clamp` are an axis; other operations have none, and bars stand instead. Raises
@@ -31,11 +32,11 @@ def steer_figure(found: Steered, config: Mapping[str, Any], title: str, out: Pat
     return write_picture(out, lambda: _figure(shown, config, title))
 
 
-def _figure(shown: Sequence[Outcome], config: Mapping[str, Any], title: str) -> Figure:
+def _figure(shown: Sequence[Outcome], config: SteerRun, title: str) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    has_strengths = config["op"] in ("add", "clamp")
+    has_strengths = config.op in ("add", "clamp")
     figure = Figure(figsize=(7.2, 4.2), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -44,7 +45,7 @@ def _figure(shown: Sequence[Outcome], config: Mapping[str, Any], title: str) -> 
     else:
         _bars(axes, shown)
     axes.axhline(0, color="0.2", linewidth=0.8, zorder=1)
-    axes.set_ylabel(f"gain in accuracy on {config['choose_on']} (points)")
+    axes.set_ylabel(f"gain in accuracy on {config.choose_on} (points)")
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     if has_strengths:
@@ -57,7 +58,7 @@ def _figure(shown: Sequence[Outcome], config: Mapping[str, Any], title: str) -> 
     return figure
 
 
-def _lines(axes: Axes, shown: Sequence[Outcome], config: Mapping[str, Any]) -> None:
+def _lines(axes: Axes, shown: Sequence[Outcome], config: SteerRun) -> None:
     from matplotlib import colormaps
 
     named: set[str] = set()
@@ -73,7 +74,7 @@ def _lines(axes: Axes, shown: Sequence[Outcome], config: Mapping[str, Any]) -> N
         _line(axes, one, color=shade, marker="o", markersize=3.5, label=one.direction.direction)
     for one in (one for one in shown if one.direction.kind == "delta_u"):
         _line(axes, one, color=_DELTA_U, marker="s", markersize=4.5, linewidth=2.2, label="delta_u")
-    if config["op"] == "clamp":
+    if config.op == "clamp":
         axes.set_xlabel("value that the latent is set to")
         return
     # Strengths double from one to the next, so that equal steps would crowd the small ones.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.errors import InputError
+from morfi.files import whole_file
 from morfi.report.sweep import levels_of, settings_of
 from morfi.store.records import SweepAccuracy
 
@@ -67,22 +67,14 @@ def write_picture(out: Path, draw: Callable[[], Figure]) -> tuple[Path, Path]:
             figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
             drawn[path] = buffer.getvalue()
     for path, content in drawn.items():
-        _replace(path, content)
+        try:
+            with whole_file(path) as file:
+                file.write(content)
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be written: {error.strerror or error}; give another path"
+            ) from error
     return png, svg
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(content)
-        part.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written: {error.strerror or error}; give another path"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _figure(rows: Sequence[SweepAccuracy], title: str) -> Figure:

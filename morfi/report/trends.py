@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from morfi.latents.find import FindConfig
 from morfi.report.tables import aligned
 from morfi.store.records import CapturedRow, ConditionRow, FalseDiscoveriesRow, TrendSummaryRow
 
@@ -45,7 +46,7 @@ def trend_table(
     conditions: Sequence[ConditionRow],
     fdr: Sequence[FalseDiscoveriesRow],
     latents: pa.Table,
-    config: Mapping[str, Any],
+    config: FindConfig,
 ) -> str:
     """The text that `morfi find` ends with; `latents` are the selected ones in order of rank."""
     directions = latents["direction"].to_pylist()
@@ -64,24 +65,20 @@ def trend_table(
         shown = ", ".join(f"{row.n_found} with |S| >= {row.s}: {row.fdr:.2f}" for row in fdr[:4])
         lines.append(f"false discovery rate by shuffled levels: {shown}")
     lines.append(_criteria(config))
-    lines += _ranked(latents, is_page=_method(config) == "page")
+    lines += _ranked(latents, is_page=config.method == "page")
     return "\n".join(lines)
 
 
-def _method(config: Mapping[str, Any]) -> str:
-    return str(config.get("method", "bootstrap"))  # what runs had before there was a choice
-
-
-def _criteria(config: Mapping[str, Any]) -> str:
+def _criteria(config: FindConfig) -> str:
     """The criteria by which a latent was selected."""
-    if _method(config) == "page":
+    if config.method == "page":
         return (
-            f"selected: Page's L within questions at a false discovery rate of {config['page_fdr']:g}, "
-            f"rho >= {config['rho_min']:g} in its direction, firing >= {config['min_firing']:g}"
+            f"selected: Page's L within questions at a false discovery rate of {config.page_fdr:g}, "
+            f"rho >= {config.rho_min:g} in its direction, firing >= {config.min_firing:g}"
         )
     return (
-        f"selected: p <= {config['alpha']:g} in {config['stability']:g} of {config['resamples']} resamples "
-        f"of the questions, mean |rho| >= {config['rho_min']:g}, firing >= {config['min_firing']:g}"
+        f"selected: p <= {config.alpha:g} in {config.stability:g} of {config.resamples} resamples "
+        f"of the questions, mean |rho| >= {config.rho_min:g}, firing >= {config.min_firing:g}"
     )
 
 
@@ -122,12 +119,12 @@ def trend_object(
     conditions: Sequence[ConditionRow],
     fdr: Sequence[FalseDiscoveriesRow],
     latents: pa.Table,
-    config: Mapping[str, Any],
+    config: FindConfig,
 ) -> dict[str, Any]:
     """The object of `morfi find --json`."""
     return {
         **asdict(summary),
-        "method": _method(config),
+        "method": config.method,
         "n_selected": len(latents),
         "conditions": [asdict(row) for row in conditions],
         "fdr": [asdict(row) for row in fdr],

@@ -7,20 +7,19 @@ import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
 from morfi.engine.protocol import Completion, Engine, Sampling, StartEngine
-from morfi.errors import InputError, MorfiError
+from morfi.errors import MorfiError
 from morfi.questions import QuestionSet
 from morfi.questions.matching import judge, parse_answer
-from morfi.questions.prompts import Prompt
+from morfi.questions.prompts import Prompt, Prompted
 from morfi.questions.question import Question
-from morfi.runs.attempts import NOTHING_DONE, attempting
-from morfi.runs.provenance import attempt_record, new_run_id, now
-from morfi.store.records import AttemptEnd, BaselineRow, CompletionRow, JudgedAnswer, RunRecord
+from morfi.runs.life import NOTHING_DONE, Life, new_run
+from morfi.store.records import AttemptEnd, BaselineRow, CompletionRow, JudgedAnswer, RunKind
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
@@ -45,19 +44,21 @@ class Answering:
 class Task:
     """Questions made ready to be asked: nothing has been generated or stored yet."""
 
-    kind: str
+    kind: RunKind
     config: Mapping[str, Any]  # stored with the run
     answering: Answering
     checkpoint: Checkpoint
     data: QuestionSet
     split_of: Mapping[str, str]  # by question id
-    prompts: tuple[Prompt, ...]
-    prompt_form: str
-    context: int  # tokens of prompt and answer together
-    bos: bool
+    prompted: Prompted
     fingerprint: str
     again: str  # how to go on with a run, with "{run_id}" and "{db}" in it
     baselines: tuple[BaselineRow, ...] = ()  # of all questions that might be asked
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """All prompts, in the order in which they are answered."""
+        return self.prompted.prompts
 
     @property
     def n_answers(self) -> int:
@@ -80,91 +81,70 @@ def fingerprint_of(
     return digest.hexdigest()
 
 
-def new_run(task: Task) -> RunRecord:
-    """The record of a run of `task` that begins now."""
-    checkpoint = task.checkpoint
-    return RunRecord(
-        run_id=new_run_id(task.kind),
-        kind=task.kind,
-        created_at=now(),
-        fingerprint=task.fingerprint,
-        config=task.config,
-        ckpt=checkpoint.name,
-        ckpt_sha256=checkpoint.sha256,
-        base=checkpoint.base,
-        base_sha256=checkpoint.base_sha256,
-        adapter_sha256=checkpoint.adapter_sha256,
-        data=task.data.name,
-        data_sha256=task.data.sha256,
-        prompt=task.prompt_form,
-        bos=task.bos,
-        seed=task.answering.seed,
-        n_planned=task.n_answers,
-    )
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The run that holds the answers, and the times and counts of the attempt that gave those it lacked."""
 
-
-def resumable_run(task: Task, store: Store, run_id: str | None) -> RunRecord | None:
-    """The stored run that `task` continues: `run_id`, or for "auto" the newest with the same fingerprint.
-
-    None starts a new run. Raises InputError when `run_id` is a run of something else.
-    """
-    if run_id is None:
-        return None
-    if run_id == "auto":
-        return store.latest_run(task.fingerprint)
-    run = store.run(run_id)
-    if run.fingerprint != task.fingerprint:
-        raise InputError(
-            f"run {run.run_id} cannot be resumed: its checkpoint, questions or settings have changed since; "
-            "run the command without --resume"
-        )
-    return run
+    run_id: str
+    end: AttemptEnd
 
 
 def answer(
-    task: Task, run: RunRecord, store: Store, start_engine: StartEngine, progress: Progress, *, command: str
-) -> AttemptEnd:
-    """Answers and stores what `run` still lacks of `task`, a batch in one transaction at a time.
+    task: Task,
+    store: Store,
+    start_engine: StartEngine,
+    progress: Progress,
+    *,
+    resume: str | None,
+    command: str,
+) -> Answered:
+    """Answers and stores `task`, or what the run to resume (`Life.resumed`) still lacks of it.
 
-    Returns the attempt's times and counts. Batches are cut from the whole list of prompts, so a resumed run
+    A batch is stored in one transaction. Batches are cut from the whole list of prompts, so a resumed run
     sees the very batches that an uninterrupted one sees: only whole batches are ever stored.
     """
+    # Not before, for a refused command leaves no database; nor later, for an engine takes long to start.
+    store.prepare()
     settings = task.answering
-    done = store.finished(run.run_id)
+    life = _life(task, store, progress, command).resumed(resume)
+    run_id = life.run.run_id
+    done = store.finished(run_id)
     batches = _batches(task.prompts, settings.batch, done)
     if not batches:
-        return NOTHING_DONE
-    store.check_free(run.run_id)  # before an engine is started for nothing
-    started = time.monotonic()
-    progress.phase("starting vLLM")
-    with start_engine(
-        task.checkpoint, context=task.context, seed=settings.seed, overrides=settings.engine
-    ) as engine:
-        record = attempt_record(command, engine.settings, engine.device)
-        again = task.again.format(run_id=run.run_id, db=shlex.quote(str(store.path)))
-        with attempting(
-            store,
-            run.run_id,
-            record,
-            progress,
-            started=started,
-            again=f"go on with: {again}",
-            begin=partial(_begin, task, run, store),
-        ) as attempt:
-            progress.start(task.n_answers, len(done))
-            for batch in batches:
-                begun = time.monotonic()
-                completions = _ask(engine, batch, settings, progress)
-                generate_s = time.monotonic() - begun
-                rows = _rows(batch, completions, settings.match, run.run_id, attempt.number)
-                store.write_completions(rows)
-                attempt.count([row.judged for row in rows], generate_s)
-    return attempt.tally
+        return Answered(run_id, NOTHING_DONE)
+    again = task.again.format(run_id=run_id, db=shlex.quote(str(store.path)))
+    start = partial(
+        start_engine,
+        task.checkpoint,
+        context=task.prompted.context,
+        seed=settings.seed,
+        overrides=settings.engine,
+    )
+    with replace(life, again=f"go on with: {again}").engine(start) as (engine, attempt):
+        progress.start(task.n_answers, len(done))
+        for batch in batches:
+            begun = time.monotonic()
+            completions = _ask(engine, batch, settings, progress)
+            generate_s = time.monotonic() - begun
+            rows = _rows(batch, completions, settings.match, run_id, attempt.number)
+            store.write_completions(rows)
+            attempt.count([row.judged for row in rows], generate_s)
+    return Answered(run_id, attempt.tally)
 
 
-def _begin(task: Task, run: RunRecord, store: Store) -> None:
-    store.begin_run(run, _by_split(task))
-    store.add(run.run_id, task.baselines)
+def _life(task: Task, store: Store, progress: Progress, command: str) -> Life:
+    run = new_run(
+        task.kind,
+        task.checkpoint,
+        task.data,
+        config=task.config,
+        fingerprint=task.fingerprint,
+        bos=task.prompted.bos,
+        seed=task.answering.seed,
+        n_planned=task.n_answers,
+        prompt=task.prompted.form,
+    )
+    return Life(run, store, progress, command, questions=_by_split(task), baselines=task.baselines)
 
 
 def _by_split(task: Task) -> dict[str, list[Question]]:

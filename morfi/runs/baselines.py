@@ -1,11 +1,9 @@
-"""The baselines of a run, before anything is asked: constant answers, and answers out of reach."""
+"""The best constant answers: what a run is measured against."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-from morfi.questions.encoding import n_tokens
 from morfi.questions.matching import majority_answer
 from morfi.questions.question import Question
 from morfi.store.records import BaselineRow
@@ -26,26 +24,3 @@ def baselines_of(splits: Mapping[str, Iterable[Question]], match: str) -> tuple[
             found = majority_answer(asked, match)
             rows.append(BaselineRow(split, relation, len(asked), found.answer, found.n))
     return tuple(rows)
-
-
-def out_of_reach(questions: Sequence[Question], tokenizer: Any, max_tokens: int) -> str | None:
-    """A sentence on the questions whose accepted answers all take more than `max_tokens`; None without any.
-
-    An answer is counted as it would be generated, with the blank before it, by the run's own tokenizer.
-    """
-    # A token holds a byte at least.
-    asked = [q for q in questions if all(len(answer.encode()) >= max_tokens for answer in q.answers)]
-    answers = list(dict.fromkeys(answer for question in asked for answer in question.answers))
-    if not answers:
-        return None
-    lengths = dict(
-        zip(answers, n_tokens([f" {answer.strip()}" for answer in answers], tokenizer), strict=True)
-    )
-    shortest = [min(lengths[answer] for answer in question.answers) for question in asked]
-    longer = sorted(n for n in shortest if n > max_tokens)
-    if not longer:
-        return None
-    return (
-        f"{len(longer)} of {len(questions)} questions have accepted answers of more than {max_tokens} tokens "
-        f"only, so no answer to them can be right; --max-tokens {longer[-1]} would reach all"
-    )

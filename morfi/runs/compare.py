@@ -89,9 +89,9 @@ def compare(store: Store, run_a: str, run_b: str, *, seed: int = 0) -> Compariso
     Raises InputError where they have no question in common. `seed` draws the bootstrap.
     """
     a, b = store.answered_run(run_a), store.answered_run(run_b)
-    match = a.config.get("match", "squad")
+    match = a.asked.match
     rows_a, rows_b = _greedy(store, a.run_id), _greedy(store, b.run_id)
-    if b.config.get("match", match) != match:
+    if b.asked.match != match:
         _judge_anew(rows_b.values(), match)
     pairs = [(row, rows_b[key]) for key, row in rows_a.items() if key in rows_b]
     if not pairs:
@@ -135,20 +135,20 @@ def _judge_anew(rows: Iterable[dict[str, Any]], match: str) -> None:
 
 def _notes(store: Store, a: RunRecord, b: RunRecord) -> list[str]:
     """The reasons beside the checkpoints for which the runs' answers differ, a sentence for each kind."""
-    of = [(run, run.config, _engine_dtype(store, run)) for run in (a, b)]
+    of = [(run, run.asked, _engine_dtype(store, run)) for run in (a, b)]
     settings: dict[str, dict[str, list[Any]]] = {
         "prompted": {
             "prompt": [run.prompt for run, _, _ in of],
-            "shots": [config.get("shots") for _, config, _ in of],
+            "shots": [asked.shots for _, asked, _ in of],
             "BOS": ["yes" if run.bos else "no" for run, _, _ in of],
         },
-        "cut": {"max-tokens": [config.get("max_tokens") for _, config, _ in of]},
+        "cut": {"max-tokens": [asked.max_tokens for _, asked, _ in of]},
         "computed": {"dtype": [dtype for _, _, dtype in of]},
     }
     if any(settings["prompted"]["shots"]):  # else the seed chooses no exemplars
         settings["prompted"]["seed"] = [run.seed for run, _, _ in of]
     notes = []
-    matches = [config.get("match", "squad") for _, config, _ in of]
+    matches = [asked.match for _, asked, _ in of]
     if matches[0] != matches[1]:
         notes.append(
             f"judged differently: a by {matches[0]}, b by {matches[1]}; here both are judged by {matches[0]}"
@@ -177,7 +177,7 @@ def _shown(value: object) -> str:
 def _engine_dtype(store: Store, run: RunRecord) -> str | None:
     """The dtype that the run's engine had, else what was asked for."""
     named = [attempt.engine.get("dtype") for attempt in store.attempts(run.run_id)]
-    found = next((str(dtype) for dtype in reversed(named) if dtype), run.config.get("dtype"))
+    found = next((str(dtype) for dtype in reversed(named) if dtype), run.asked.dtype)
     return None if found is None else str(found).removeprefix("torch.")
 
 

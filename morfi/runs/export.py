@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from morfi.errors import InputError, nearest
+from morfi.files import whole_file
 from morfi.terminal import spooled
 
 if TYPE_CHECKING:
@@ -60,19 +59,11 @@ def _checked(out: Path, database: Path) -> Path:
 
 
 def _replace(rows: Rows, fmt: str, target: Path) -> int:
-    part = target.with_name(f".morfi-{secrets.token_hex(8)}.part")  # short: the file's own name may be long
     try:
-        with part.open("xb") as handle:
-            n_rows = _write(rows, fmt, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        part.replace(target)
+        with whole_file(target) as file:
+            return _write(rows, fmt, file)
     except OSError as error:
         raise InputError(f"--out {target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):  # a read-only mount says so even of a file that is not there
-            part.unlink(missing_ok=True)
-    return n_rows
 
 
 def _write(rows: Rows, fmt: str, handle: IO[bytes]) -> int:

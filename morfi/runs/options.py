@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from morfi.device import is_gpu
@@ -145,16 +144,3 @@ def check_numbers(options: Mapping[str, tuple[int | None, int]]) -> None:
             raise InputError(f"--{name} is {value}; expected at least {least}")
         if name == "seed" and value is not None and value > MAX_SEED:
             raise InputError(f"--seed is {value}; expected at most {MAX_SEED}")
-
-
-def located(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` for the store: folders and files with their whole paths, so that any folder can go on."""
-    from morfi.checkpoints.presets import PRESETS
-
-    found = dict(config)
-    for key in ("ckpt", "model", "base", "data"):
-        value = found.get(key)
-        if isinstance(value, str) and value not in (*PRESETS, "world-facts"):
-            path = Path(value).expanduser()
-            found[key] = str(path.absolute()) if path.exists() else value
-    return found

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from morfi import __version__
-from morfi.store.records import AttemptRecord
+from morfi.store.records import AttemptRecord, RunKind
 
 _PACKAGES = (
     "vllm",
@@ -34,7 +34,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def new_run_id(kind: str) -> str:
+def new_run_id(kind: RunKind) -> str:
     """A new id, such as eval-20260131-174501-3fa9; ids of one kind sort by time."""
     return f"{kind}-{now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 

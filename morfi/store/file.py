@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from morfi.errors import InputError, MorfiError, reason_of
 from morfi.store.schema import bring_up_to_date, newest, version_of
+from morfi.terminal import Say
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -38,8 +39,6 @@ _gate = threading.Lock()
 # Waiting without end is said after so long, and again every minute.
 _FIRST_WORD_S = 10.0
 _NEXT_WORD_S = 60.0
-
-Say = Callable[[str], None]
 
 
 class Locked(InputError):  # noqa: N818 - a state of the file, that `Work` waits for

@@ -3,11 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from morfi.questions.question import Question
+
+
+class RunKind(StrEnum):
+    """The command that makes a run; the evaluations that a sweep makes are of a kind of their own."""
+
+    EVAL = "eval"
+    SPLIT = "split"
+    MIX = "mix"
+    TRAIN = "train"
+    SWEEP = "sweep"
+    SWEEP_EVAL = "sweep-eval"
+    CAPTURE = "capture"
+    FIND = "find"
+    STEER = "steer"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How a run asked its questions, by whatever command.
+
+    What its settings do not say is None, or what held before there was a choice.
+    """
+
+    model: str | None = None  # of a split run, as it was given
+    data: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    shots: int | None = None
+    samples: int = 0
+    match: str = "squad"
+    max_tokens: int | None = None
+    bos: str | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +49,7 @@ class RunRecord:
     """The record of a run; equal `fingerprint`s mean runs that would give the same rows."""
 
     run_id: str
-    kind: str
+    kind: str  # a `RunKind`
     created_at: datetime
     fingerprint: str
     config: Mapping[str, Any]
@@ -30,6 +64,13 @@ class RunRecord:
     bos: bool
     seed: int
     n_planned: int  # completions: questions times samples
+
+    @property
+    def asked(self) -> Asked:
+        """How the run asked its questions, as far as its settings say so."""
+        known = {one.name for one in fields(Asked)}
+        said = {name: value for name, value in self.config.items() if name in known and value is not None}
+        return Asked(**said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +346,7 @@ class RunSummary:
     """
 
     run_id: str
-    kind: str
+    kind: str  # a `RunKind`
     created_at: datetime
     status: str
     ckpt: str

@@ -14,7 +14,7 @@ from morfi.questions.question import Question
 from morfi.statistics import wilson_interval
 from morfi.store import lease
 from morfi.store.counts import AnswerCounts, count_answers
-from morfi.store.file import Say, exists
+from morfi.store.file import exists
 from morfi.store.query import Rows, answered, streamed
 from morfi.store.records import (
     AttemptEnd,
@@ -30,6 +30,7 @@ from morfi.store.records import (
     KnowledgeRow,
     MixtureRow,
     RelationAccuracy,
+    RunKind,
     RunRecord,
     RunSummary,
     SteeredRow,
@@ -39,18 +40,19 @@ from morfi.store.records import (
 )
 from morfi.store.rows import columns_of, insert_columns, read_records
 from morfi.store.work import Work
+from morfi.terminal import Say
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 # The rows of runs that have no completions of their own; those of a sweep are in the runs that it names.
-_ROWS_IN = {
-    "mix": "mixture",
-    "train": "checkpoint",
-    "sweep": "sweep_checkpoint",
-    "capture": "captured_checkpoint",
-    "find": "latent_trend",
-    "steer": "steered_answer",
+_ROWS_IN: Mapping[str, str] = {
+    RunKind.MIX: "mixture",
+    RunKind.TRAIN: "checkpoint",
+    RunKind.SWEEP: "sweep_checkpoint",
+    RunKind.CAPTURE: "captured_checkpoint",
+    RunKind.FIND: "latent_trend",
+    RunKind.STEER: "steered_answer",
 }
 # Rows that a run adds beside its completions.
 Made = (
@@ -163,7 +165,7 @@ class Store:
         self._work.taken(run_id, number)
         return number
 
-    def going_on(self, say: Say | None) -> AbstractContextManager[None]:
+    def going_on(self, say: Say) -> AbstractContextManager[None]:
         """For the time that a run is worked on: leases are renewed, and a file that is held is waited for.
 
         What is added meanwhile is kept and written later; `say` is told.
@@ -209,7 +211,7 @@ class Store:
             full_id = _resolve(self.path, run_id, known)
             return read_records(connection, RunRecord, "FROM run WHERE run_id = ?", [full_id])[0]
 
-    def run_of_kind(self, run_id: str, kind: str) -> RunRecord:
+    def run_of_kind(self, run_id: str, kind: RunKind) -> RunRecord:
         """The run that `run` finds; raises InputError for one of another command than `morfi {kind}`."""
         found = self.run(run_id)
         if found.kind != kind:
@@ -235,7 +237,7 @@ class Store:
             found = read_records(connection, RunRecord, where, [fingerprint])
         return found[0] if found else None
 
-    def newest_of(self, kind: str, ckpt: str) -> RunRecord | None:
+    def newest_of(self, kind: RunKind, ckpt: str) -> RunRecord | None:
         """The newest run of a command on what it was given as checkpoint; None where there is none."""
         where = "FROM run WHERE kind = ? AND ckpt = ? ORDER BY created_at DESC, run_id DESC LIMIT 1"
         with self._work.reading() as connection:
@@ -286,8 +288,7 @@ class Store:
     def answer_counts(self, run: RunRecord) -> list[AnswerCounts]:
         """How the answers of a run came out, by relation in order of name."""
         with self._work.reading() as connection:
-            n_samples = int(run.config.get("samples") or 0)
-            return count_answers(connection, run.run_id, n_samples, steered=run.kind == "steer")
+            return count_answers(connection, run.run_id, run.asked.samples, steered=run.kind == RunKind.STEER)
 
     def knowledge(self, run_id: str) -> list[KnowledgeRow]:
         """A split run's knowledge of each question with all its answers; by split, relation and id."""

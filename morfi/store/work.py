@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.errors import MorfiError
 from morfi.store import lease
-from morfi.store.file import Locked, Say, holding, prepare, reading, writing
+from morfi.store.file import Locked, holding, prepare, reading, writing
 from morfi.store.rows import insert_columns
+from morfi.terminal import Say
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -96,14 +97,14 @@ class Work:
         self._leases[run_id] = number
 
     @contextlib.contextmanager
-    def going_on(self, say: Say | None) -> Iterator[None]:
+    def going_on(self, say: Say) -> Iterator[None]:
         """For the time that a run is worked on: its lease is renewed, and a file that is held is waited for.
 
         `say` is told what is waited for.
         """
         before, over = self._say, threading.Event()
-        self._say = say or before or _silent
-        renewing = threading.Thread(target=self._renew_until, args=(over,), daemon=True)
+        self._say = say
+        renewing = threading.Thread(target=self._renew_until, args=(over, say), daemon=True)
         renewing.start()
         try:
             yield
@@ -134,7 +135,7 @@ class Work:
         self._kept, self._said_kept = [], False
         self._renewed = time.monotonic()
 
-    def _renew_until(self, over: threading.Event) -> None:
+    def _renew_until(self, over: threading.Event, say: Say) -> None:
         while not over.wait(lease.RENEW_S / 4):
             if time.monotonic() - self._renewed < lease.RENEW_S or not self._leases:
                 continue
@@ -147,10 +148,5 @@ class Work:
                 pass  # hinders the next write too, which says so; nobody takes a run while a file is held
             except Exception as error:  # noqa: BLE001 - of DuckDB or the system: the next renewal may succeed
                 if not self._said_unrenewed:
-                    (self._say or _silent)(
-                        f"{self.path}: the lease was not renewed, which is tried again: {error}"
-                    )
+                    say(f"{self.path}: the lease was not renewed, which is tried again: {error}")
                 self._said_unrenewed = True
-
-
-def _silent(_: str) -> None: ...

@@ -88,6 +88,14 @@ class TrainConfig:
         return settings | {"epochs": sorted(self.epochs), "targets": list(self.targets)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRun(TrainConfig):
+    """What a train run is stored with."""
+
+    mix_run: str
+    folder: str  # of its checkpoints
+
+
 def train_config(given: Mapping[str, Any]) -> TrainConfig:
     """The configuration of the options that were `given` (those not None), the rest from the model's preset.
 

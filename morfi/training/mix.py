@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 from morfi.errors import InputError
 from morfi.files import canonical_sha256
 from morfi.questions import load_questions, with_splits
-from morfi.runs.attempts import attempting
-from morfi.runs.provenance import attempt_record, new_run_id, now
-from morfi.store.records import KnowledgeRow
+from morfi.runs.life import Life, next_run
+from morfi.store.records import KnowledgeRow, RunKind
+from morfi.terminal import Progress
 from morfi.training.mixtures import Dropped, MixConfig, draw
 
 if TYPE_CHECKING:
     from morfi.store import Store
-
-KIND = "mix"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,13 @@ def configure_mix(given: Mapping[str, Any]) -> MixConfig:
 
 
 def run_mix(
-    config: MixConfig, store: Store, *, new: bool, command: str, data_now: str | None = None
+    config: MixConfig,
+    store: Store,
+    progress: Progress,
+    *,
+    new: bool,
+    command: str,
+    data_now: str | None = None,
 ) -> MixResult:
     """Draws the mixtures of `config` and returns the run that holds them.
 
@@ -45,11 +49,11 @@ def run_mix(
     Raises InputError where they cannot be filled, or where the data has changed since the split run.
     """
     started = time.monotonic()
-    split = store.run_of_kind(config.split_run, "split")
+    split = store.run_of_kind(config.split_run, RunKind.SPLIT)
     if (status := store.summary(split.run_id).status) != "done":
         raise InputError(f"{split.run_id} is {status}; give its `morfi split` command again to finish it")
     config = replace(config, split_run=split.run_id)
-    source = data_now or str(split.config["data"])
+    source = data_now or str(split.asked.data)
     try:
         data = with_splits(load_questions(source))
     except InputError as error:
@@ -62,28 +66,24 @@ def run_mix(
             f"expected {split.data_sha256[:16]}; bring back that data or run `morfi split` again"
         )
     facts = store.knowledge(split.run_id)
-    mixtures = draw(facts, config, data.splits, split.config["match"])
+    mixtures = draw(facts, config, data.splits, split.asked.match)
     # What the split run found, not its id: a repeated split that finds the same gives the same mixtures, but
     # another GPU or another vLLM may find something else from the same questions and settings.
     origin = {"split_run": split.fingerprint, "knowledge": _sha256(facts)}
-    fingerprint = canonical_sha256({**asdict(config), "kind": KIND, **origin})
-    found = None if new else store.latest_run(fingerprint)
-    run = found or replace(
+    run = next_run(
         split,
-        run_id=new_run_id(KIND),
-        kind=KIND,
-        created_at=now(),
-        fingerprint=fingerprint,
+        RunKind.MIX,
         config=asdict(config),
+        fingerprint=canonical_sha256({**asdict(config), "kind": RunKind.MIX, **origin}),
         seed=config.seed,
         n_planned=len(mixtures.rows),
     )
-    if found is None or len(store.mixtures(run.run_id)) < len(mixtures.rows):
-        store.begin_run(run, {})
-        record = attempt_record(command, {}, "no model is run")
-        with attempting(store, run.run_id, record, None, started=started):
-            store.add(run.run_id, mixtures.rows)
-    return MixResult(run.run_id, mixtures.dropped)
+    life = Life(run, store, progress, command).resumed(None if new else "auto")
+    run_id = life.run.run_id
+    if len(store.mixtures(run_id)) < len(mixtures.rows):
+        with life.attempt(started=started, device="no model is run"):
+            store.add(run_id, mixtures.rows)
+    return MixResult(run_id, mixtures.dropped)
 
 
 def _sha256(facts: Sequence[KnowledgeRow]) -> str:

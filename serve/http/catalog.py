@@ -14,8 +14,10 @@ from morfi.conditions.experiment import Experiment, load_experiment
 from morfi.engine.directions import DecoderRows, SaeLatents
 from morfi.engine.steering import OPERATIONS
 from morfi.errors import InputError
+from morfi.latents.capture import CaptureRun
 from morfi.latents.find import Found, load_found
 from morfi.questions.question import Question
+from morfi.runs.settings import settings_of
 from morfi.store.records import FalseDiscoveriesRow, TrendSummaryRow
 from morfi.terminal import Progress
 
@@ -213,7 +215,8 @@ def load_catalog(store: Store, run_id: str, dtype: str | None, progress: Progres
     """The catalog of the find run `run_id`; raises InputError where what it rests on is not as it was."""
     progress.phase("reading the find run")
     found = load_found(store, run_id)
-    experiment = load_experiment(found.activations.run.config["ckpts"], store, dtype, progress)
+    captured = settings_of(found.activations.run, CaptureRun)
+    experiment = load_experiment(captured.ckpts, store, dtype, progress)
     catalog = Catalog(store, found, experiment)
     _ = catalog.chance  # read now: while a server runs, others write to the store
     return catalog

@@ -68,5 +68,5 @@ def chosen(ckpt: str, catalog: Catalog, dtype: str | None, progress: Progress) -
             if row.adapter_sha256 == checkpoint.adapter_sha256:
                 return condition.id, catalog.experiment.open(condition)
         return checkpoint.name, checkpoint
-    checkpoint = resolve(ckpt, dtype=dtype, progress=progress.phase)
+    checkpoint = resolve(ckpt, dtype=dtype, say=progress.phase)
     return (BASE.id, base) if checkpoint.sha256 == base.sha256 else (checkpoint.name, checkpoint)

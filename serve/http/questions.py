@@ -10,7 +10,7 @@ from morfi.conditions.condition import Condition, condition_of
 from morfi.errors import InputError
 from morfi.questions.question import Question
 from morfi.serve.http.catalog import Catalog
-from morfi.store.records import SweepRow
+from morfi.store.records import RunKind, SweepRow
 
 if TYPE_CHECKING:
     from morfi.store import Store
@@ -65,7 +65,7 @@ def asked_questions(catalog: Catalog) -> list[Question]:
 
 def newest_sweep(store: Store, train_run: str) -> list[SweepRow]:
     """The rows of the newest sweep of a train run's checkpoints; none where there is no sweep."""
-    found = store.newest_of("sweep", train_run)
+    found = store.newest_of(RunKind.SWEEP, train_run)
     return [] if found is None else store.sweep(found.run_id)
 
 
@@ -74,7 +74,7 @@ def known_accuracies(catalog: Catalog) -> dict[str, float]:
 
     Seeds of a level count together.
     """
-    run = catalog.store.newest_of("sweep", catalog.experiment.train.run_id)
+    run = catalog.store.newest_of(RunKind.SWEEP, catalog.experiment.train.run_id)
     if run is None:
         return {}
     by_setting = {

@@ -79,7 +79,7 @@ class ServerState:
     @property
     def sae_name(self) -> str:
         """The name of the find run's SAE, without the folder it lies in."""
-        return PurePath(self.catalog.found.run.config["sae"]).name
+        return PurePath(self.catalog.found.settings.sae).name
 
     def remember(self, questions: Iterable[Question]) -> None:
         """Takes note of what is right for these questions; those of the same words are one."""

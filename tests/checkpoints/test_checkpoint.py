@@ -112,7 +112,7 @@ def test_a_merged_checkpoint_is_built_once_and_in_the_serving_dtype(
     root: Path, monkeypatch: pytest.MonkeyPatch, cache: Cache
 ) -> None:
     said: list[str] = []
-    first = resolve(str(root / "adapter"), dtype="bfloat16", progress=said.append)
+    first = resolve(str(root / "adapter"), dtype="bfloat16", say=said.append)
     # The base is stored in float32, and vLLM casts what it loads: nothing is rounded before.
     tensors = load_file(first.model_dir / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}

@@ -16,9 +16,10 @@ from morfi.checkpoints import Checkpoint
 from morfi.cli import main
 from morfi.evaluation.config import EvalConfig
 from morfi.questions import QuestionSet
-from morfi.questions.prompts import Prompt
+from morfi.questions.prompts import Prompt, Prompted
 from morfi.questions.question import Question
 from morfi.runs.answering import Answering, Task
+from morfi.store.records import RunKind
 
 sys.path.append(str(Path(__file__).parents[1]))
 from fake_engine import SPECIAL, FakeEngine
@@ -38,16 +39,13 @@ def prepare(config: EvalConfig, progress: Any) -> Task:
     checkpoint = Checkpoint("slow", Path("slow"), "c" * 64, "slow", "c" * 64, None, "float32")
     data = QuestionSet("facts", "d" * 64, {"all": QUESTIONS})
     return Task(
-        kind="eval",
+        kind=RunKind.EVAL,
         config=asdict(config),
         answering=Answering(config.max_tokens, config.match, config.batch, config.seed, config.engine),
         checkpoint=checkpoint,
         data=data,
         split_of={question.id: "all" for question in QUESTIONS},
-        prompts=prompts,
-        prompt_form="Q",
-        context=64,
-        bos=False,
+        prompted=Prompted(prompts, "Q", context=64, bos=False),
         fingerprint=f"{config.batch}",
         again="morfi eval --resume {run_id} --db {db}",
     )

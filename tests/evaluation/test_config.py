@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -9,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morfi.errors import InputError
-from morfi.evaluation.config import EvalConfig, configure, from_stored
+from morfi.evaluation.config import EvalConfig, configure
 from morfi.runs.options import MAX_SEED
 
 CONFIGS = st.builds(
@@ -25,11 +24,6 @@ CONFIGS = st.builds(
     seed=st.integers(0, MAX_SEED),
     engine=st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text(), max_size=3),
 )
-
-
-@given(CONFIGS)
-def test_a_stored_configuration_reads_back_the_same(config: EvalConfig) -> None:
-    assert from_stored(json.loads(json.dumps(asdict(config)))) == config
 
 
 @given(CONFIGS)
@@ -80,9 +74,3 @@ def test_a_number_out_of_range_is_refused_with_its_value_and_the_bound(
 def test_an_unknown_way_to_match_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match=r'--match is "squd"; expected one of .*Did you mean "squad"\?'):
         EvalConfig("smollm2", match="squd")
-
-
-@pytest.mark.parametrize("stored", [{}, {"ckpt": "a", "later": 1}, {"ckpt": "a", "relations": None}])
-def test_a_configuration_that_another_version_stored_is_refused(stored: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"cannot be resumed.*without --resume"):
-        from_stored(stored)

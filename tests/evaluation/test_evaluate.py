@@ -321,7 +321,7 @@ def test_an_architecture_without_a_context_limit_gets_the_default(
     size = BloomConfig(vocab_size=259, hidden_size=16, n_layer=1, n_head=2)
     BloomForCausalLM(size).save_pretrained(tmp_path / "bloom")
     make_tokenizer().save_pretrained(tmp_path / "bloom")
-    assert prepare(dataclasses.replace(config, ckpt=str(tmp_path / "bloom")), Log()).context == 4096
+    assert prepare(dataclasses.replace(config, ckpt=str(tmp_path / "bloom")), Log()).prompted.context == 4096
 
 
 def _changed_weights(model: Path) -> None:

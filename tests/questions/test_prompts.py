@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,20 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from morfi.checkpoints import Checkpoint, resolve
 from morfi.checkpoints.tokenizer import load_tokenizer
 from morfi.errors import InputError
 from morfi.questions import UNSPLIT, QuestionSet, question_set, select
-from morfi.questions.exemplars import Shots, choose_shots
-from morfi.questions.prompts import Prompt, build_prompts, check_lengths, prompt_tokenizer, starts_with_bos
+from morfi.questions.exemplars import Shots, choose_shots, no_shots
+from morfi.questions.prompts import (
+    Prompt,
+    build_prompts,
+    check_lengths,
+    out_of_reach,
+    prompt_tokenizer,
+    prompted,
+    starts_with_bos,
+)
 from morfi.questions.question import Question
 
 BOS = 0
@@ -345,3 +355,64 @@ def test_a_missing_or_broken_tokenizer_is_refused(tmp_path: Path, content: str |
     with pytest.raises(InputError, match=r"tokenizer in .* cannot be loaded: .*expected tokenizer") as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def accepting(*answers: str) -> Question:
+    return replace(LYON, answers=answers)
+
+
+def test_questions_whose_answers_are_all_longer_than_an_answer_may_be_are_counted(tokenizer: Any) -> None:
+    rows = [
+        accepting("x" * 15),
+        accepting("x" * 16),
+        accepting("x" * 40, "short"),
+        accepting("ก" * 9),
+    ]
+    assert out_of_reach(rows, tokenizer, 16) == (
+        "2 of 4 questions have accepted answers of more than 16 tokens only, so no answer to them can be "
+        "right; --max-tokens 28 would reach all"
+    )
+    assert out_of_reach(rows, tokenizer, 28) is None
+    assert out_of_reach([], tokenizer, 1) is None
+
+
+@pytest.fixture
+def checkpoint(tiny_model: Path, isolated_cache: Path) -> Checkpoint:
+    return resolve(str(tiny_model))
+
+
+def test_questions_are_prompted_draw_by_draw_with_what_is_to_be_known_of_their_prompts(
+    checkpoint: Checkpoint, log: Any
+) -> None:
+    draws = [
+        Shots({"P17": (KYIV,)}, (LYON,)),
+        replace(no_shots([LYON, replace(KYIV, answers=("x" * 30,))]), first_sample=3),
+    ]
+    settings = {"max_model_len": 100}
+    found = prompted(draws, checkpoint, settings, max_tokens=16, bos="auto", progress=log)
+    assert [(p.question.id, p.sample, p.text.count("Q: ")) for p in found.prompts] == [
+        ("q1", 0, 2),
+        ("q1", 3, 1),
+        ("q2", 3, 1),
+    ]
+    assert (found.form, found.context, found.bos) == ("Q: {question}\nA:", 100, True)
+    (said,) = log.phases
+    assert said.startswith("1 of 2 questions have accepted answers of more than 16 tokens only")
+
+
+def test_answers_that_nobody_judges_are_never_out_of_reach(checkpoint: Checkpoint, log: Any) -> None:
+    found = prompted(
+        [no_shots([LYON, KYIV])], checkpoint, {}, max_tokens=1, bos="no", progress=log, judged=False
+    )
+    assert not found.bos
+    assert [line for line in log.phases if "accepted answers" in line] == []
+    assert found.of(["q2"]).prompts == found.prompts[1:]
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_asked(
+    checkpoint: Checkpoint, log: Any
+) -> None:
+    with pytest.raises(InputError, match=r"question q1: prompt of \d+ tokens and 16 .*context of 20"):
+        prompted(
+            [no_shots([LYON])], checkpoint, {"max_model_len": 20}, max_tokens=16, bos="auto", progress=log
+        )

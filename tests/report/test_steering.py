@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from morfi.errors import InputError
+from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import Group, Outcome, Steered, Tried, recovery, share_of
 from morfi.report.steering import steer_object, steer_table
 from morfi.report.steering_figure import steer_figure
@@ -17,18 +18,16 @@ from morfi.store.records import DirectionRow
 
 BEFORE, AFTER = [True] * 5 + [False] * 5, [True] * 4 + [False] + [True] * 3 + [False] * 2
 REFERENCE = [True] * 7 + [False] * 3
-CONFIG = {
-    "op": "add",
-    "choose_on": "dev",
-    "report_on": "test",
-    "ckpt": "M_100",
-    "reference": "M_0",
-    "positions": "all",
-    "median_norm": 81.25,
-    "questions": "known",
-    "layer_scan": False,
-    "halving": False,
-}
+CONFIG = SteerRun(
+    latents="find-1",
+    ckpt="M_100",
+    reference="M_0",
+    epochs="1",
+    layer=25,
+    median_norm=81.25,
+    train_run="train-1",
+    split_run="split-1",
+)
 
 
 def outcome(position: int, kind: str, *, operation: str = "add", layer: int = 25) -> Outcome:
@@ -65,14 +64,14 @@ def test_a_scan_names_the_layer_and_says_where_the_sae_reads() -> None:
     rows = [outcome(8, "delta_u"), outcome(9, "scan", layer=10), outcome(7, "latent")]
     better = Tried(1.0, 81.25, 10, 0.9, 0.4)
     scanned = Outcome(rows[1].direction, rows[1].tried, better, None, None)
-    text = steer_table(steered([rows[0], scanned, rows[2]]), {**CONFIG, "layer_scan": True})
+    text = steer_table(steered([rows[0], scanned, rows[2]]), replace(CONFIG, layer_scan=True))
     assert "use layer 10, with an SAE that reads there: this one reads after layer 25" in text
     assert "\nscan 9" not in text
 
 
 def test_a_halving_says_what_it_saved_and_other_operations_have_no_strength() -> None:
     rows = [outcome(7, "latent", operation="ablate"), outcome(8, "random", operation="project")]
-    text = steer_table(steered(rows), {**CONFIG, "op": "ablate", "halving": True})
+    text = steer_table(steered(rows), replace(CONFIG, op="ablate", halving=True))
     assert "successive halving: 600 answers instead of 1000, 40 % fewer" in text
     assert "random 8   projected out " in text
     assert "+0 " not in text
@@ -90,7 +89,7 @@ def test_the_picture_is_the_same_every_time(tmp_path: Path, op: str) -> None:
     rows = [
         outcome(place, kind, operation="add" if op == "clamp" else op) for place, kind in enumerate(kinds)
     ]
-    config: dict[str, Any] = {**CONFIG, "op": op}
+    config = replace(CONFIG, op=op, values=(0.0, 5.0) if op == "clamp" else None)
     first, again = (steer_figure(steered(rows), config, "M_100", tmp_path / name) for name in "ab")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
     svg = first[1].read_text()

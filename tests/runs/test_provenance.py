@@ -14,6 +14,7 @@ import pytest
 from morfi import __version__
 from morfi.runs import provenance
 from morfi.runs.provenance import attempt_record, new_run_id, now, versions
+from morfi.store.records import RunKind
 
 
 @pytest.fixture
@@ -41,13 +42,13 @@ def test_a_run_id_says_its_kind_and_time_and_sorts_by_it(monkeypatch: pytest.Mon
     ids = []
     for later_s in (0, 1, 3600, 10**8):
         monkeypatch.setattr(provenance, "now", lambda s=later_s: moment + timedelta(seconds=s))
-        ids.append(new_run_id("eval"))
+        ids.append(new_run_id(RunKind.EVAL))
     assert re.fullmatch(r"eval-20260131-174501-[0-9a-f]{4}", ids[0])
     assert ids == sorted(ids)
 
 
 def test_ids_of_one_second_differ() -> None:
-    assert len({new_run_id("eval") for _ in range(20)}) > 15
+    assert len({new_run_id(RunKind.EVAL) for _ in range(20)}) > 15
 
 
 def test_the_time_is_in_utc() -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from morfi.errors import InputError, MorfiError
 from morfi.questions.question import Question
-from morfi.runs.attempts import attempting
+from morfi.runs.life import Life
 from morfi.runs.provenance import attempt_record
 from morfi.store import Store, lease
 from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, JudgedAnswer, RunRecord
@@ -201,7 +201,7 @@ def test_a_lease_is_renewed_by_every_write_and_by_itself(
     written = until()
     assert written > datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=200)
     monkeypatch.setattr(lease, "RENEW_S", 0.05)
-    with store.going_on(None):
+    with store.going_on(list[str]().append):
         deadline = time.monotonic() + 20
         while until() == written and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -233,7 +233,7 @@ def test_answers_are_kept_while_a_reader_holds_the_file_and_the_end_waits_for_it
 
 def test_answers_that_were_kept_go_with_the_next_ones(store: Store) -> None:
     store.begin_attempt("run-a", here())
-    with store.going_on(None):
+    with store.going_on(list[str]().append):
         with child(READER, store.path):
             store.write_completions(answers(0, 2))
         store.write_completions(answers(2, 2))
@@ -245,7 +245,7 @@ def test_nobody_waits_outside_a_run_or_after_an_error(store: Store) -> None:
     with child(READER, store.path) as reader:
         with pytest.raises(InputError, match=f"locked by PID {reader.pid}"):
             store.write_completions(answers(0, 1))
-        with store.going_on(None), pytest.raises(InputError, match="locked by PID"):
+        with store.going_on(list[str]().append), pytest.raises(InputError, match="locked by PID"):
             store.end_attempt("run-a", number, END, wait=False)
     assert store.finished("run-a") == set()
 
@@ -325,9 +325,8 @@ def test_the_lease_is_renewed_after_an_error_that_is_said_once(
 KEEPING = """
 import sys, time
 from pathlib import Path
-from morfi.runs.attempts import attempting
+from morfi.runs.life import Life
 from morfi.terminal import ended_by_signals
-from morfi.runs.provenance import attempt_record
 from morfi.store import Store
 from morfi.store.records import CompletionRow, JudgedAnswer
 
@@ -340,8 +339,8 @@ def answers(first, n):
     return [CompletionRow("run-a", f"q{i}", 0, "p", answer) for i in numbers]
 
 store = Store(Path(sys.argv[1]), lock_timeout_s=0.3)
-record = attempt_record("morfi eval", {}, "cpu")
-with ended_by_signals(), attempting(store, "run-a", record, Progress(), started=0.0):
+life = Life(store.run("run-a"), store, Progress(), "morfi eval")
+with ended_by_signals(), life.attempt(started=0.0, device="cpu"):
     print("begun", flush=True)
     sys.stdin.readline()
     store.write_completions(answers(0, 2))
@@ -402,14 +401,8 @@ def test_what_begins_an_attempt_waits_for_the_file_with_a_word(
     other = replace(RUN, run_id="run-b")
     with child(READER, store.path) as reader:
         threading.Timer(1.5, reader.kill).start()
-        with attempting(
-            store,
-            "run-b",
-            here(),
-            said,
-            started=0.0,
-            begin=lambda: store.begin_run(other, {"test": QUESTIONS}),
-        ) as attempt:
+        life = Life(other, store, said, "morfi eval", questions={"test": QUESTIONS})
+        with life.attempt(started=0.0, device="cpu") as attempt:
             assert attempt.number == 1
     assert any("waiting until it lets go" in word for word in said)
     assert store.run("run-b").run_id == "run-b"

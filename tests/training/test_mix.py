@@ -16,9 +16,20 @@ from morfi.training.mix import configure_mix, run_mix
 from morfi.training.mixtures import MixConfig
 
 
+class Silent:
+    """A progress that is told of an error alone: drawing takes no time, unless the store is held."""
+
+    def phase(self, text: str) -> None:
+        assert text.startswith("stopped; ")
+
+    def start(self, n_total: int, n_done: int) -> None: ...
+
+    def advance(self, n: int) -> None: ...
+
+
 def mix(experiment: Any, *, new: bool = False, **changes: Any) -> str:
     config = MixConfig(**{"split_run": experiment.split_run, "levels": (0, 50, 100), "size": 4, **changes})
-    return run_mix(config, experiment.store, new=new, command="morfi mix").run_id
+    return run_mix(config, experiment.store, Silent(), new=new, command="morfi mix").run_id
 
 
 def test_a_mix_run_holds_the_mixtures_of_its_split_run(experiment: Any) -> None:

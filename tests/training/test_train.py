@@ -10,6 +10,7 @@ from morfi.checkpoints import resolve
 from morfi.conditions.experiment import Experiment
 from morfi.errors import InputError, MorfiError
 from morfi.store import Store
+from morfi.store.records import RunKind
 from morfi.training import read_manifest
 from morfi.training.train import run_train
 
@@ -94,9 +95,9 @@ def test_training_and_what_follows_keep_to_the_bos_of_the_split_run(
 ) -> None:
     read, asked = Store.run_of_kind, []
 
-    def without_bos(store: Store, run_id: str, kind: str) -> Any:
+    def without_bos(store: Store, run_id: str, kind: RunKind) -> Any:
         found = read(store, run_id, kind)
-        return replace(found, config={**found.config, "bos": "no"}) if kind == "split" else found
+        return replace(found, config={**found.config, "bos": "no"}) if kind == RunKind.SPLIT else found
 
     monkeypatch.setattr(Store, "run_of_kind", without_bos)
     monkeypatch.setattr("morfi.training.train.run_training", lambda task, *_, **__: asked.append(task))
@@ -105,7 +106,7 @@ def test_training_and_what_follows_keep_to_the_bos_of_the_split_run(
     assert 0 not in asked[0].jobs[0].examples[0].token_ids
     record = experiment.store.run(run_id)
     assert (record.bos, record.config["bos"]) == (False, "no")
-    split = experiment.store.run_of_kind(experiment.split_run, "split")
+    split = experiment.store.run_of_kind(experiment.split_run, RunKind.SPLIT)
     assert Experiment(record, record, split, resolve(split.config["model"]), {}).bos == "no"
 
 

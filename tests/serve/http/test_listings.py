@@ -12,6 +12,7 @@ import torch
 from morfi.latents.find import Found, load_found
 from morfi.questions.matching import is_correct, parse_answer
 from morfi.store import Store
+from morfi.store.records import RunKind
 
 M_100 = "level-100-seed-0-epoch-early-stop"
 
@@ -119,7 +120,7 @@ def test_lost_questions_are_those_that_m_0_had_right(server: Any) -> None:
     assert every["total"] == len(every["questions"]) == 10
     assert {one["reference_answer"] for one in every["questions"]} == {None}
     lost = server.get("/v1/morfi/questions", params={"lost": True, "limit": 200}).json()
-    sweep = store.newest_of("sweep", server.made.train_run)
+    sweep = store.newest_of(RunKind.SWEEP, server.made.train_run)
     assert sweep is not None
     rows = {(row.level, row.epoch_setting): row for row in store.sweep(sweep.run_id)}
     verdicts = [

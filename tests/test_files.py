@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from morfi.checkpoints.tensors import read_tensors
-from morfi.errors import InputError, MorfiError
-from morfi.files import sweep, whole_folder, write_json
-from morfi.training.folder import locked, saving
+from morfi.files import sweep, whole_file, whole_folder, write_json
 
 
 def test_a_folder_appears_with_its_last_file_only(tmp_path: Path) -> None:
@@ -42,6 +39,35 @@ def test_an_error_leaves_the_folder_that_was_there(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
+@pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
+def test_a_file_that_cannot_be_written_is_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    path = tmp_path / ("f" * 250)  # close to the longest name there can be
+    with whole_file(path) as file:
+        file.write(b"old")
+    assert path.read_bytes() == b"old"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    if failing == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    elif failing == "replace":
+        monkeypatch.setattr(Path, "replace", full)
+
+    def write() -> None:
+        with whole_file(path) as file:
+            file.write(b"new")
+            if failing == "write":
+                full()
+
+    with pytest.raises(OSError, match="full"):
+        write()
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"
+
+
 def test_a_json_file_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
@@ -64,29 +90,3 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path) ->
     (tmp_path / "notes.txt").write_text("")
     sweep(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-01", "notes.txt"]
-
-
-def test_a_folder_is_trained_in_by_one_process(tmp_path: Path) -> None:
-    elsewhere = locked(tmp_path)
-    with locked(tmp_path), pytest.raises(InputError, match=f"another process trains in {tmp_path}"):
-        elsewhere.__enter__()
-    with locked(tmp_path):
-        pass
-
-
-def test_a_full_disk_is_one_line_with_the_room_that_is_needed(tmp_path: Path) -> None:
-    folder = tmp_path / "not" / "there"
-    with pytest.raises(MorfiError) as caught, saving(folder, 12_300_000):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert str(caught.value).startswith(
-        f"{folder} cannot be written: No space left on device; saving needs 12.3 MB"
-    )
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0{", b"PK\x03\x04 a pickle in a zip file"])
-def test_a_damaged_state_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "state.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match="is not a whole safetensors file"):
-        read_tensors(path, "adapter/")

@@ -1,0 +1,45 @@
+"""The settings of a run as they are stored, and read back as the dataclass that they were written from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from morfi.errors import InputError
+from morfi.store.records import RunRecord
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    SettingsT = TypeVar("SettingsT", bound=DataclassInstance)
+
+
+def to_store(settings: DataclassInstance) -> dict[str, Any]:
+    """The form of `settings` that is stored: with whole paths, so that a run can go on from any folder."""
+    from morfi.checkpoints.presets import PRESETS
+
+    found = asdict(settings)
+    for key in ("ckpt", "model", "base", "data"):
+        value = found.get(key)
+        if isinstance(value, str) and value not in (*PRESETS, "world-facts"):
+            path = Path(value).expanduser()
+            found[key] = str(path.absolute()) if path.exists() else value
+    return found
+
+
+def settings_of(run: RunRecord, settings: type[SettingsT]) -> SettingsT:
+    """The settings of `run`; those that an earlier morfi did not store yet have their defaults.
+
+    Raises InputError for settings that this morfi does not know.
+    """
+    try:
+        # JSON has lists only.
+        return settings(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in run.config.items()}
+        )
+    except TypeError as error:
+        raise InputError(
+            f"{run.run_id} was made by another morfi: this one does not know its settings ({error}); "
+            f"run `morfi {run.kind}` again"
+        ) from error
