@@ -125,7 +125,7 @@ def test_a_run_without_a_terminal_ignores_what_it_was_told_to_ignore(tmp_path: P
 def test_a_second_process_is_told_who_works_on_the_run_and_starts_no_engine(
     started: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    process = started()
+    process = started(pause_s=3.0)  # so that it works on while the second one comes, on a busy machine too
     with slow_eval(tmp_path / "x.duckdb", 0.0, "--resume", "auto") as second:
         _, said = second.communicate(timeout=60)
     assert second.returncode == 2
@@ -270,13 +270,9 @@ def test_a_read_only_mount_is_read_and_refused_in_one_line(read_only: Path, tmp_
     for command in (("runs",), ("show", "last"), ("sql", "FROM runs"), ("export", "last"), ("cache", "ls")):
         ended = morfi(*command, "--db", there)
         assert (ended.code, ended.err) == (0, ""), ended
-    for line in (
-        ("export", "last", "--out", read_only / "rows.jsonl", "--db", there),
-        ("db", "upgrade", "--db", there),
-    ):
-        ended = morfi(*line)
-        assert ended.code == 2
-        assert "Read-only file system" in ended.line or "read-only" in ended.line
+    ended = morfi("export", "last", "--out", read_only / "rows.jsonl", "--db", there)
+    assert ended.code == 2
+    assert "Read-only file system" in ended.line or "read-only" in ended.line
     for database in (there, read_only / "new.duckdb"):
         with slow_eval(database, 0.0) as process:
             _, said = process.communicate(timeout=60)
