@@ -17,10 +17,10 @@ _USED = re.compile(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Of one program."""
+    """Resources of one program."""
 
-    registers: int  # a thread
-    spilled: int  # bytes a thread, of its stack and of local memory
+    registers: int  # per thread
+    spilled: int  # bytes per thread, of its stack and of local memory
     shared: int  # bytes
 
 
@@ -58,7 +58,7 @@ def compiled_resources(
 def encode_resources(
     dtype: str, capability: int, *, gated: bool = False, limits: bool = False, dense: bool = False
 ) -> Resources:
-    """Of `encode_kernel` for inputs that are "bf16", "fp16" or "fp32"."""
+    """Resources of `encode_kernel` for inputs that are "bf16", "fp16" or "fp32"."""
     import torch
 
     from morfi.kernels.encode_triton import block_of, encode_kernel
@@ -72,7 +72,7 @@ def encode_resources(
 
 
 def sums_resources(capability: int) -> Resources:
-    """Of `resampled_sums_kernel`."""
+    """Resources of `resampled_sums_kernel`."""
     from morfi.kernels.trend_triton import BLOCK, ROWS, resampled_sums_kernel
 
     types = ("*i64", "*i64", "*fp32", "*u8", "*fp32", "i32", "i32:16", "i32:16")
@@ -82,7 +82,7 @@ def sums_resources(capability: int) -> Resources:
 def trend_resources(
     capability: int, n_conditions: int, *, has_table: bool, is_resampled: bool = True
 ) -> Resources:
-    """Of `trend_kernel`, for the means of resamples or for the full sample's alone."""
+    """Resources of `trend_kernel`, for the means of resamples or for the full sample's alone."""
     from morfi.kernels.trend_triton import BLOCK, trend_kernel
 
     types = ["*fp32"] * 3 + ["*i32", "*fp32"] + ["*i32"] * 3 + ["*fp32"] + ["i32"] * 3 + ["fp32"] * 7
@@ -93,7 +93,7 @@ def trend_resources(
 
 
 def page_resources(capability: int, n_conditions: int) -> Resources:
-    """Of `page_kernel`."""
+    """Resources of `page_kernel`."""
     from morfi.kernels.trend_triton import BLOCK, page_kernel
 
     types = ["*fp32"] * 4 + ["i32"]

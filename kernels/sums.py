@@ -65,5 +65,5 @@ class PartialSums:
 
 
 def _sums(values: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-    """Of each latent's values, [T]."""
+    """Sums of each latent's values, [T]."""
     return torch.segment_reduce(values, "sum", offsets=starts, initial=0.0)

@@ -1,7 +1,7 @@
 """A model's knowledge: the share of right answers under several few-shot prompts, for `morfi split`.
 
-P_correct of Gekhman et al. (arXiv 2405.05904): `n_ex` prompts a question, each with other exemplars; to each
-one greedy answer and `samples` sampled ones. The store's view `knowledge` makes the four categories of it.
+P_correct of Gekhman et al. (arXiv 2405.05904): `n_ex` prompts per question with exemplars of their own; for
+each one greedy answer and `samples` sampled ones. The store's view `knowledge` makes four categories of it.
 """
 
 from __future__ import annotations

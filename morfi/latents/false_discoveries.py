@@ -17,7 +17,7 @@ _DIGITS = 39  # signs that an int64 holds
 
 @dataclass(frozen=True, slots=True)
 class FalseDiscoveries:
-    """Of the latents with |S| of at least `s`: how many there are, and the share expected by chance."""
+    """The number of latents with |S| of at least `s`, and the share of them expected by chance."""
 
     s: int
     n_found: int

@@ -205,7 +205,7 @@ def _state_questions(cities: list[dict[str, Any]], states: dict[str, str]) -> It
 def _unambiguous(
     cities: list[dict[str, Any]], region: Callable[[dict[str, Any]], str]
 ) -> Iterator[dict[str, Any]]:
-    """Of cities sorted by population, those that their name alone means.
+    """The cities, of those sorted by population, that their name alone means.
 
     Such a city is the largest of its name, and has `_DOMINANCE` times the people of any city in another
     region that has this name too, be it in another language or as a former one.

@@ -241,7 +241,7 @@ def _is_about_the_file(error: Exception) -> bool:
 
 
 def lock_holder(message: str) -> str:
-    """Who holds the lock: the process id in DuckDB's message and, where it can be read, its command line."""
+    """The holder of a lock: the process id in DuckDB's message, and its command line if readable."""
     if "different configuration" in message:
         return f"another connection in this process (PID {os.getpid()})"
     found = re.search(r"\(?PID (\d+)", message)

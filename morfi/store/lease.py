@@ -32,7 +32,7 @@ RENEW_S = LEASE_S / 5
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Who works on a run: `process` says which one exactly, None where the system does not tell."""
+    """The process that works on a run: `process` names it exactly, None where the system cannot."""
 
     run_id: str
     attempt: int

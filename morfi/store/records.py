@@ -268,7 +268,7 @@ class TrendSummaryRow:
 
 @dataclass(frozen=True, slots=True)
 class FalseDiscoveriesRow:
-    """Of the latents with |S| of at least `s`: how many there are, and the share expected by chance."""
+    """The number of latents with |S| of at least `s`, and the share of them expected by chance."""
 
     s: int
     n_found: int

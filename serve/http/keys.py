@@ -1,4 +1,4 @@
-"""Who may do what: Bearer keys from the environment or a file, never from a command line."""
+"""Access: Bearer keys from the environment or a file, never from a command line."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class LimitsShown(BaseModel):
 
 
 class FalseDiscoveriesShown(BaseModel):
-    """Of the latents with |S| of at least `s`: how many there are, and the share by chance."""
+    """The number of latents with |S| of at least `s`, and the share of them expected by chance."""
 
     s: int
     n_found: int

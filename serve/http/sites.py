@@ -23,7 +23,7 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """Whose pages may use a server; nothing but its own, and no proxy is believed, unless said so.
+    """The sites whose pages may use a server: only its own, and no proxy is believed, by default.
 
     `origins` are as browsers send them (https://morfi.example), `proxies` the addresses whose X-Forwarded
     headers are believed, `root_path` the path under which a proxy shows the server ("" or "/morfi").
