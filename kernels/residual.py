@@ -7,15 +7,41 @@ was captured once then does what the tensors say. A layer with nothing to do is 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-ADD, ABLATE, CLAMP, PROJECT = range(4)
+from morfi.engine.operations import ABLATE, ADD, CLAMP, OPERATIONS, PROJECT
+
 # The square of the largest norm of a steered residual stream: the norms of a model sum squares in float32.
-MOST_SQUARE = tl.constexpr(1e36)
-UNFIT = tl.constexpr(1 << 8)  # in `changed`: the stream would not have fitted, and is NaN instead
+MOST_SQUARE = 1e36
+UNFIT = 1 << 8  # in `changed`: the stream would not have fitted, and is NaN instead
+_ADD, _CLAMP, _PROJECT = (tl.constexpr(one.code) for one in (ADD, CLAMP, PROJECT))
+_MOST_SQUARE, _UNFIT = tl.constexpr(MOST_SQUARE), tl.constexpr(UNFIT)
+
+
+class Numbers(NamedTuple):
+    """The columns of `Directions.numbers`, for a direction d."""
+
+    bias: Any
+    threshold: Any
+    inverse_square: Any  # 1 / |d|^2
+    along: Any  # what a strength of 1 multiplies d with when it is added
+    is_rescaled: Any  # 1 where norms are rescaled, else 0
+
+
+_BIAS, _THRESHOLD, _INVERSE_SQUARE, _ALONG, _IS_RESCALED = map(tl.constexpr, range(len(Numbers._fields)))
+
+
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """Directions that layers steer along, a row each."""
+
+    vectors: torch.Tensor  # float32 [n_slots, d_model]
+    encoders: torch.Tensor  # float32 [n_slots, d_model], 0 for a direction that is no latent
+    numbers: torch.Tensor  # float32 [n_slots, len(Numbers._fields)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +53,7 @@ class Tables:
     ran: torch.Tensor  # int32 [n_layers]: the last pass in which a layer did what it had to do
     layers: torch.Tensor  # int32 [T, E]: the layer of an entry, -1 for none
     slots: torch.Tensor  # int32 [T, E]: its direction
-    operations: torch.Tensor  # int32 [T, E]
+    operations: torch.Tensor  # int32 [T, E]: the codes of `morfi.engine.operations`
     strengths: torch.Tensor  # float32 [T, E]
     users: torch.Tensor  # int32 [T, E]: bits of the request's steerings that it carries out
     changed: torch.Tensor  # int32 [T]: bits of those that changed the token in the pass, and UNFIT
@@ -64,6 +90,24 @@ def make_tables(
         capture_before=full(n_tokens, value=0),
         captured=torch.zeros(n_captured, n_tokens, d_model, device=device),
     )
+
+
+@triton.jit
+def _factor(x, d, operation, strength, numbers, encoder, columns, inside, D: tl.constexpr):
+    """The factor of d [BLOCK] in what x [BLOCK] takes; see `residual_reference`."""
+    if operation == _ADD:
+        factor = strength * tl.load(numbers + _ALONG)
+    elif operation == _PROJECT:
+        factor = -tl.sum(x * d) * tl.load(numbers + _INVERSE_SQUARE)
+    else:
+        w = tl.load(encoder + columns, mask=inside, other=0.0)
+        scale = tl.sqrt(tl.sum(x * x) / D)
+        unit = tl.maximum(tl.where(tl.load(numbers + _IS_RESCALED) != 0.0, scale, 1.0), 1e-20)
+        p = tl.sum(x * w) / unit + tl.load(numbers + _BIAS)
+        f = tl.where(p > tl.load(numbers + _THRESHOLD), p, 0.0)
+        target = tl.where(operation == _CLAMP, strength, 0.0)
+        factor = (target - f) * unit
+    return factor
 
 
 @triton.jit
@@ -115,31 +159,20 @@ def residual_kernel(
                 slot = tl.load(slots + place).to(tl.int64)
                 operation = tl.load(operations + place)
                 strength = tl.load(strengths + place)
-                row = numbers + slot * N_NUMBERS
+                row, encoder = numbers + slot * N_NUMBERS, encoders + slot * D
                 d = tl.load(vectors + slot * D + columns, mask=inside, other=0.0)
-                if operation == 0:
-                    factor = strength * tl.load(row + 3)
-                elif operation == 3:
-                    factor = -tl.sum(x * d) * tl.load(row + 2)
-                else:
-                    w = tl.load(encoders + slot * D + columns, mask=inside, other=0.0)
-                    scale = tl.sqrt(tl.sum(x * x) / D)
-                    unit = tl.maximum(tl.where(tl.load(row + 4) != 0.0, scale, 1.0), 1e-20)
-                    p = tl.sum(x * w) / unit + tl.load(row)
-                    f = tl.where(p > tl.load(row + 1), p, 0.0)
-                    target = tl.where(operation == 2, strength, 0.0)
-                    factor = (target - f) * unit
+                factor = _factor(x, d, operation, strength, row, encoder, columns, inside, D)
                 change += factor * d
                 done |= tl.where(factor != 0.0, tl.load(users + place), 0)
         new = h
         if is_steered != 0:
             new = (h + change).to(hidden.dtype.element_ty).to(tl.float32)
             stream = (new + r).to(hidden.dtype.element_ty).to(tl.float32)
-            fits = tl.sum(stream * stream) <= MOST_SQUARE  # false for NaN
+            fits = tl.sum(stream * stream) <= _MOST_SQUARE  # false for NaN
             new = tl.where(fits, new, float("nan"))
             tl.store(hidden + token * hidden_stride + columns, new.to(hidden.dtype.element_ty), mask=inside)
             is_moved = tl.max(tl.where(inside & (new != h), 1, 0)) != 0
-            done = tl.where(is_moved, done, 0) | tl.where(fits, 0, UNFIT)
+            done = tl.where(is_moved, done, 0) | tl.where(fits, 0, _UNFIT)
             tl.store(changed + token, tl.load(changed + token) | done)
         for place in range(N_CAPTURED):
             if tl.load(capture_layers + token * N_CAPTURED + place) == layer:
@@ -153,22 +186,20 @@ def residual_(
     residual: torch.Tensor,
     layer: int,
     tables: Tables,
-    bank: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    directions: Directions,
 ) -> None:
     """Steers `hidden` [n_tokens, d_model] in place and captures, as `tables` say for `layer`.
 
-    `bank` holds vectors and encoders, float32 [n_slots, d_model], and numbers, float32 [n_slots, 5]: bias,
-    threshold, 1 / |d|^2, what "add" multiplies d with, and whether norms are rescaled. A steered token whose
-    stream `hidden` cannot hold, or whose norm float32 cannot square, is made NaN and marked in `changed`.
+    A steered token whose stream `hidden` cannot hold, or whose norm float32 cannot square, is made NaN and
+    marked in `changed`.
     """
-    vectors, encoders, numbers = bank
     n_tokens, d_model = hidden.shape
     residual_kernel[(n_tokens,)](
         hidden,
         residual,
-        vectors,
-        encoders,
-        numbers,
+        directions.vectors,
+        directions.encoders,
+        directions.numbers,
         tables.active,
         tables.ran,
         tables.layers,
@@ -188,9 +219,36 @@ def residual_(
         BLOCK=triton.next_power_of_2(d_model),
         N_ENTRIES=tables.layers.shape[1],
         N_CAPTURED=tables.captured.shape[0],
-        N_NUMBERS=numbers.shape[1],
+        N_NUMBERS=len(Numbers._fields),
         num_warps=4 if d_model <= 2048 else 8,
     )
+
+
+def factors(
+    x: torch.Tensor,
+    d: torch.Tensor,
+    w: torch.Tensor,
+    numbers: Numbers,
+    operations: torch.Tensor,
+    strengths: torch.Tensor,
+) -> torch.Tensor:
+    """The factors of directions d in what residual streams x take, float32 [n].
+
+    `x`, `d` and the encoders `w` are float32 [n, d_model], `operations` are codes, int64 [n], and the rest is
+    float32 [n].
+    """
+    # Units of the SAE to units of the stream: |x| / sqrt(d_model) where norms are rescaled, else 1.
+    unit = torch.where(numbers.is_rescaled.bool(), x.norm(dim=1) / x.shape[1] ** 0.5, 1.0).clamp_min(1e-20)
+    p = (x * w).sum(1) / unit + numbers.bias
+    f = torch.where(p > numbers.threshold, p, 0.0)
+    choices = {
+        ADD: strengths * numbers.along,
+        ABLATE: -f * unit,
+        CLAMP: (strengths - f) * unit,
+        PROJECT: -(x * d).sum(1) * numbers.inverse_square,
+    }
+    stacked = torch.stack([choices[one] for one in OPERATIONS.values()])
+    return stacked.gather(0, operations[None])[0]
 
 
 def residual_reference(
@@ -198,10 +256,10 @@ def residual_reference(
     residual: torch.Tensor,
     layer: int,
     tables: Tables,
-    bank: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    directions: Directions,
 ) -> None:
     """The reference of `residual_`, one token and one entry at a time."""
-    vectors, encoders, numbers = bank
+    by_code = list(OPERATIONS.values())
     if not tables.active[layer]:
         return
     tables.ran[layer] = tables.active[layer]
@@ -214,27 +272,27 @@ def residual_reference(
                 continue
             is_steered = True
             slot = int(tables.slots[token, entry])
-            bias, threshold, inverse_square, along, rescaled = numbers[slot]
-            operation, strength = int(tables.operations[token, entry]), tables.strengths[token, entry]
-            d, w = vectors[slot], encoders[slot]
-            unit = (x.square().mean().sqrt() if rescaled else torch.ones(())).clamp_min(1e-20)
-            p = (x * w).sum() / unit + bias
-            f = p if p > threshold else torch.zeros(())
+            numbers = Numbers(*directions.numbers[slot])
+            operation, strength = by_code[tables.operations[token, entry]], tables.strengths[token, entry]
+            d, w = directions.vectors[slot], directions.encoders[slot]
+            unit = (x.square().mean().sqrt() if numbers.is_rescaled else torch.ones(())).clamp_min(1e-20)
+            p = (x * w).sum() / unit + numbers.bias
+            f = p if p > numbers.threshold else torch.zeros(())
             factor = {
-                ADD: strength * along,
+                ADD: strength * numbers.along,
                 ABLATE: -f * unit,
                 CLAMP: (strength - f) * unit,
-                PROJECT: -(x * d).sum() * inverse_square,
+                PROJECT: -(x * d).sum() * numbers.inverse_square,
             }[operation]
             change += factor * d
             done |= int(tables.users[token, entry]) if factor != 0 else 0
         if is_steered:
             new = (hidden[token].float() + change).to(hidden.dtype)
-            fits = bool((new + residual[token]).float().square().sum() <= MOST_SQUARE.value)
+            fits = bool((new + residual[token]).float().square().sum() <= MOST_SQUARE)
             if bool((new == hidden[token]).all()):
                 done = 0
             hidden[token] = new if fits else float("nan")
-            tables.changed[token] |= done if fits else done | UNFIT.value
+            tables.changed[token] |= done if fits else done | UNFIT
         after = hidden[token].float() + residual[token].float()
         for place in range(tables.capture_layers.shape[1]):
             if tables.capture_layers[token, place] == layer:

@@ -224,11 +224,11 @@ class Engine:
 
     def close(self) -> None:
         """Stops the engine and frees its memory; the engine cannot be used afterwards."""
-        from morfi.serve.plugin import residual
+        from morfi.serve.plugin import operation
 
         core = self._llm.llm_engine.engine_core
         core.shutdown()
-        residual.use(None)  # or the tables and directions of this engine's worker would stay
+        operation.use(None)  # or the tables and directions of this engine's worker would stay
         del self._llm
 
     def __enter__(self) -> Self:

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from morfi.engine.operations import ADD, OPERATIONS, Operation
 from morfi.errors import InputError, nearest
 
 if TYPE_CHECKING:
     import torch
 
-OPERATIONS = ("add", "ablate", "clamp", "project")
 NAMED_POSITIONS = ("all", "prompt", "generated", "last_prompt")
 MAX_ENTRIES = 8  # steerings of one request
 MAX_CAPTURED_LAYERS = 4  # of one request
@@ -52,14 +52,14 @@ class Latent:
 class Steering:
     """One change to the residual stream x after `layer`, at `positions`.
 
-    `operation` is "add" (x + strength d), "ablate" (x - f(x) d: the latent's own contribution leaves),
-    "clamp" (x + (strength - f(x)) d: the latent is set to `strength`) or "project" (x without its component
-    along d). `direction` names a registered direction d, or a `Latent` of a registered SAE; "ablate" and
-    "clamp" need a latent's f. Several steerings of one layer and position act together: additions sum up;
-    ablations and clamps all see the x from before them, and one latent has one value; projections leave
-    nothing along any of their directions, and only what is added comes on top. `positions` is "all",
-    "prompt", "generated", "last_prompt", or a tuple of positions and half-open ranges (start, stop), where
-    stop None means to the end. Raises InputError for what could not mean anything.
+    `operation` is a name of `morfi.engine.operations`: "add" (x + strength d), "ablate" (x - f(x) d: the
+    latent's own contribution leaves), "clamp" (x + (strength - f(x)) d: the latent is set to `strength`) or
+    "project" (x without its component along d). `direction` names a registered direction d, or a `Latent` of
+    a registered SAE, which alone has an f. Several steerings of one layer and position act together:
+    additions sum up; ablations and clamps all see the x from before them, and one latent has one value;
+    projections leave nothing along any of their directions, and only what is added comes on top.
+    `positions` is "all", "prompt", "generated", "last_prompt", or a tuple of positions and half-open ranges
+    (start, stop), where stop None means to the end. Raises InputError for what could not mean anything.
 
     >>> Steering(15, Latent("my-sae", 1234), "clamp", 0.0, positions="generated").operation
     'clamp'
@@ -67,24 +67,39 @@ class Steering:
 
     layer: int
     direction: str | Latent
-    operation: str = "add"
+    operation: str = ADD.name
     strength: float = 0.0
     positions: Positions = "all"
 
     def __post_init__(self) -> None:
-        if self.operation not in OPERATIONS:
+        if not isinstance(self.operation, str) or self.operation not in OPERATIONS:
             raise InputError(
                 f'steering operation "{self.operation}" is none of {", ".join(OPERATIONS)}.'
-                f"{nearest(self.operation, OPERATIONS)}"
+                f"{nearest(str(self.operation), OPERATIONS)}"
             )
         object.__setattr__(self, "layer", _checked_layer(self.layer, "steering"))
         if not isinstance(self.direction, str | Latent) or not self.direction:
             raise InputError(f"steering needs the name of a registered direction, got {self.direction!r}")
         object.__setattr__(self, "strength", _checked_strength(self.strength))
         object.__setattr__(self, "positions", _plain_positions(self.positions))
-        if self.operation in ("ablate", "project") and self.strength:
+        if self.does.amount is None and self.strength:
             raise InputError(f"{self.operation} takes no strength, got {self.strength:g}; leave it out")
         spans(self.positions, 1)
+
+    @property
+    def does(self) -> Operation:
+        """The operation."""
+        return OPERATIONS[self.operation]
+
+    @property
+    def may_change(self) -> bool:
+        """Whether it changes anything anywhere."""
+        return not self.does.is_sum or self.strength != 0
+
+    @property
+    def always_changes(self) -> bool:
+        """Whether it changes every one of its positions, whatever a latent's value there is."""
+        return self.may_change and not self.does.needs_latent
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +192,16 @@ def n_within(places: Sequence[tuple[int, int | None]], n_computed: int) -> int:
     return sum(
         max(0, (n_computed if stop is None else min(stop, n_computed)) - start) for start, stop in places
     )
+
+
+def within(places: Sequence[tuple[int, int | None]], start: int, stop: int) -> list[tuple[int, int]]:
+    """The parts of half-open ranges that lie in [start, stop)."""
+    parts = []
+    for low, high in places:
+        first, last = max(low, start), stop if high is None else min(high, stop)
+        if first < last:
+            parts.append((first, last))
+    return parts
 
 
 def to_json(steering: Sequence[Steering], capture: Capture | None) -> dict[str, Any]:

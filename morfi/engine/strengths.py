@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from morfi.engine.operations import OPERATIONS
 from morfi.engine.steering import Latent, Positions, Steering
 from morfi.errors import InputError
-
-AMOUNTS = {"add": "alpha", "clamp": "value"}  # what each operation takes; the others take nothing
 
 
 def steering_of(
@@ -19,17 +18,20 @@ def steering_of(
 ) -> Steering:
     """The steering after `layer` along `direction`, which an engine knows by that name.
 
-    `amount` is alpha for "add", in units of `median_norm` (the median residual norm at the layer), and the
-    latent's own value for "clamp". Raises InputError where an operation lacks it or takes none.
+    `amount` is what `morfi.engine.operations` says: alpha for "add", in units of `median_norm` (the median
+    residual norm at the layer), and the latent's own value for "clamp". Raises InputError where an operation
+    lacks it or takes none.
     """
-    named = AMOUNTS.get(operation)
-    if named is None and amount is not None:
-        raise InputError(f"{operation} takes no strength, got {amount!r}; leave it out")
-    if named is not None and amount is None:
-        raise InputError(f"{operation} needs {'an' if named == 'alpha' else 'a'} {named}")
-    if amount is None:
+    known = OPERATIONS.get(operation)
+    taken = None if known is None else known.amount
+    if taken is None:
+        if amount is not None:
+            raise InputError(f"{operation} takes no strength, got {amount!r}; leave it out")
         return Steering(layer, direction, operation, positions=positions)
+    if amount is None:
+        article = "an" if taken.name[0] in "aeiou" else "a"
+        raise InputError(f"{operation} needs {article} {taken.name}")
     if not isinstance(amount, int | float) or isinstance(amount, bool):
-        raise InputError(f"{operation} takes a number as its {named}, got {amount!r}")
-    scale = median_norm if operation == "add" else 1.0
+        raise InputError(f"{operation} takes a number as its {taken.name}, got {amount!r}")
+    scale = median_norm if taken.in_norms else 1.0
     return Steering(layer, direction, operation, float(amount) * scale, positions)

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from morfi.engine.steering import NAMED_POSITIONS, OPERATIONS
+from morfi.engine.operations import ADD, ALPHA, AMOUNTS, OPERATIONS, Amount
+from morfi.engine.steering import NAMED_POSITIONS
 from morfi.errors import InputError, nearest
 from morfi.runs.options import check_match, check_numbers, option, run_of, sized_here
 from morfi.training.mixtures import KNOWN_CATEGORIES, UNKNOWN
 
 ALPHAS = (-1.0, -0.6, -0.4, -0.25, 0.25, 0.4, 0.6, 1.0)
+_NAMES = tuple(OPERATIONS)
+_DEFAULTS: Mapping[Amount, tuple[float, ...]] = {ALPHA: ALPHAS}  # of other amounts there are none
 TRENDS = {"any": (1, -1), "rising": (1,), "falling": (-1,)}
 QUESTIONS = {"known": KNOWN_CATEGORIES, "all": (*KNOWN_CATEGORIES, UNKNOWN)}
 
@@ -34,7 +37,7 @@ class SteerConfig:
     top: int = option("Latents, the selected ones with the highest score.", 20)
     ids: tuple[int, ...] | None = option("These latents instead, between commas.", None)
     trend: str = option("any, rising or falling latents.", "any")
-    op: str = option("add, ablate, clamp or project.", "add")
+    op: str = option(f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}.", ADD.name)
     alphas: tuple[float, ...] | None = option(
         "Strengths to add, in median residual norms.", None, unset=_listed(ALPHAS)
     )
@@ -62,7 +65,7 @@ class SteerConfig:
         least |= {"top": 0, "controls": 0, "random": 0}
         check_numbers({name.replace("_", "-"): (getattr(self, name), low) for name, low in least.items()})
         for name, known in (
-            ("op", OPERATIONS),
+            ("op", _NAMES),
             ("trend", tuple(TRENDS)),
             ("positions", NAMED_POSITIONS),
         ):
@@ -89,9 +92,16 @@ class SteerConfig:
 
     @property
     def amounts(self) -> tuple[float, ...]:
-        """The strengths of each direction: alphas, for clamp values, and one 0 for the other operations."""
-        given = {"add": self.alphas or ALPHAS, "clamp": self.values}.get(self.op)
-        return (0.0,) if given is None else given
+        """The strengths of each latent."""
+        return self.amounts_of(self.op)
+
+    def amounts_of(self, operation: str) -> tuple[float, ...]:
+        """The strengths at which `operation` is tried: one 0 where it takes none."""
+        amount = OPERATIONS[operation].amount
+        if amount is None:
+            return (0.0,)
+        given: tuple[float, ...] | None = getattr(self, amount.option)
+        return given or _DEFAULTS.get(amount, ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,18 +129,21 @@ def _check_one_of(name: str, value: str, known: Sequence[str]) -> None:
 
 def _check_amounts(config: SteerConfig) -> None:
     """Raises InputError for strengths that mean nothing, or that the operation does not take."""
-    for name, operation in (("alphas", "add"), ("values", "clamp")):
+    taken = OPERATIONS[config.op].amount
+    for amount in AMOUNTS:
+        name = amount.option
         given: tuple[float, ...] | None = getattr(config, name)
         if given is None:
             continue
-        if config.op != operation:
-            raise InputError(f"--{name} belongs to --op {operation}, not to {config.op}; leave it out")
+        if amount != taken:
+            owners = " or ".join(one.name for one in OPERATIONS.values() if one.amount == amount)
+            raise InputError(f"--{name} belongs to --op {owners}, not to {config.op}; leave it out")
         if not given or not all(math.isfinite(value) for value in given):
             raise InputError(f"--{name} is {_listed(given)}; expected finite numbers")
         if len(set(given)) < len(given):
             raise InputError(f"--{name} is {_listed(given)}; expected each number once")
-    if config.op == "clamp" and config.values is None:
-        raise InputError("--op clamp needs --values, what the latents are set to, such as 0,5,10")
+    if taken is not None and not config.amounts:
+        raise InputError(f"--op {config.op} needs --{taken.option}, each a {taken.says}, such as 0,5,10")
     if config.alphas is not None and 0 in config.alphas:
         raise InputError(
             f"--alphas is {_listed(config.alphas)}; 0 changes nothing, and unsteered answers are asked for "

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from morfi.engine.operations import ADD, OPERATIONS, PROJECT
 from morfi.errors import InputError
 from morfi.interventions.config import TRENDS, SteerConfig
 from morfi.latents.activations import Activations
@@ -57,7 +58,7 @@ def scan_target(activations: Activations, position: int, median_norm: float) -> 
     """The composite direction after the layer of `activations`, to be added."""
     name = f"delta_u@{activations.layer}"
     layer = activations.layer
-    row = _row(position, name, "scan", {}, layer=layer, operation="add", median_norm=median_norm)
+    row = _row(position, name, "scan", {}, layer=layer, operation=ADD.name, median_norm=median_norm)
     return Target(row, unit(composite(activations), name))
 
 
@@ -157,8 +158,8 @@ def _row(
     median_norm: float,
 ) -> DirectionRow:
     # What is no latent has no value that could be taken out or set; to project it out comes closest.
-    if not latent and operation in ("ablate", "clamp"):
-        operation = "project"
+    if not latent and OPERATIONS[operation].needs_latent:
+        operation = PROJECT.name
     return DirectionRow(
         position=position,
         direction=name,

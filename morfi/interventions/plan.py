@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
 from morfi.conditions.experiment import Experiment, load_experiment
+from morfi.engine.operations import ADD, OPERATIONS
 from morfi.engine.steering import MAX_ENTRIES
 from morfi.errors import InputError
-from morfi.interventions.config import ALPHAS, SteerConfig, SteerRun
+from morfi.interventions.config import SteerConfig, SteerRun
 from morfi.interventions.directions import Target, find_targets, scan_target
 from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE, Arm, n_surviving, rung_sizes
 from morfi.latents.activations import load_activations
@@ -66,7 +67,11 @@ class Plan:
 
     def arms(self, targets: Sequence[Target]) -> list[Arm]:
         """Every strength of every one of `targets`."""
-        return [Arm(one.row.direction, alpha) for one in targets for alpha in amounts(one.row, self.config)]
+        return [
+            Arm(one.row.direction, alpha)
+            for one in targets
+            for alpha in self.config.amounts_of(one.row.operation)
+        ]
 
     @property
     def n_answers(self) -> int:
@@ -82,27 +87,20 @@ class Plan:
         )
 
 
-def amounts(row: DirectionRow, config: SteerConfig) -> tuple[float, ...]:
-    """The strengths at which a direction is tried."""
-    if row.operation == "add":
-        return config.alphas or ALPHAS
-    return config.amounts if row.operation == config.op else (0.0,)
-
-
 def combined_sizes(plan: Plan) -> list[int]:
     """How many latents are steered along together: the best 2, 4, ..., and all; a request takes only so many.
 
     Directions that are added need no such limit: their sum is one direction.
     """
     n = sum(one.row.kind == "latent" for one in plan.targets) if plan.config.combine else 0
-    if plan.config.op != "add":
+    if not OPERATIONS[plan.config.op].is_sum:
         n = min(n, MAX_ENTRIES)
     return sorted({*(2**power for power in range(1, n.bit_length()) if 2**power < n), n} if n > 1 else ())
 
 
 def combined_amounts(config: SteerConfig) -> tuple[float, ...]:
     """The shares of their own best alphas at which latents are added together; 0 for other operations."""
-    return SHARES if config.op == "add" else (0.0,)
+    return SHARES if OPERATIONS[config.op].is_sum else (0.0,)
 
 
 def n_chosen_answers(plan: Plan) -> int:
@@ -128,7 +126,7 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
     served, names = _served(config, experiment, epochs)
     median_norm = found.median_norm(served[CHECKPOINT].sha256)
     targets = find_targets(found, config, median_norm)
-    if config.op in ("ablate", "clamp"):
+    if OPERATIONS[config.op].needs_latent:
         found.sae.directions()  # refused now, not after vLLM has started
     scan = _scan(config, store, found, served[CHECKPOINT], len(targets))
     questions = _questions(config, store, experiment)
@@ -208,7 +206,7 @@ def _scan(
     capture, epochs = found.activations.run, found.activations.epochs
     found_at: list[Target] = []
     for layer in sorted(settings_of(capture, CaptureRun).layers):
-        if layer == found.layer and config.op == "add":
+        if layer == found.layer and config.op == ADD.name:
             continue
         activations = load_activations(store, capture.run_id, layer, epochs)
         there = replace(found, activations=activations)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from morfi.engine.directions import Direction
+from morfi.engine.operations import OPERATIONS
 from morfi.engine.protocol import Engine
 from morfi.engine.steering import Latent, Steering
-from morfi.engine.strengths import AMOUNTS, steering_of
+from morfi.engine.strengths import steering_of
 from morfi.interventions.directions import Target
 from morfi.latents.sae import Sae
 
@@ -28,10 +29,11 @@ class Steerer:
         if row.direction in self._known:
             return
         handle: str | Latent | None = None
-        if row.operation in ("ablate", "clamp") and row.latent is not None:
+        operation = OPERATIONS[row.operation]
+        if operation.needs_latent and row.latent is not None:
             self._sae_name = self._sae_name or self.engine.register(self.sae.directions())
             handle = Latent(self._sae_name, row.latent)
-        elif row.operation == "add" or not row.parts:
+        elif operation.is_sum or not row.parts:
             handle = self.engine.register(Direction(target.vector))
         self._known[row.direction] = (target, handle)
 
@@ -47,7 +49,7 @@ class Steerer:
                 for latent, amount in row.parts.items()
                 for one in self.steering(f"latent {latent}", amount)
             ]
-        amount = alpha if row.operation in AMOUNTS else None
+        amount = alpha if OPERATIONS[row.operation].amount is not None else None
         return [
             steering_of(
                 row.layer,

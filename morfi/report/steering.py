@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from morfi.engine.operations import ADD, OPERATIONS
 from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import Group, Outcome, Recovery, Share, Steered
 from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE
@@ -75,7 +76,7 @@ def _scan(found: Steered) -> list[str]:
     every = [
         one
         for one in found.outcomes
-        if one.direction.kind in ("scan", "delta_u") and one.direction.operation == "add"
+        if one.direction.kind in ("scan", "delta_u") and one.direction.operation == ADD.name
     ]
     every.sort(key=lambda one: one.direction.layer)
     body = [
@@ -106,10 +107,11 @@ def _line(one: Outcome, op: str) -> tuple[str, ...]:
     assert reported is not None
     assert one.recovery is not None
     row = one.direction
-    takes_amount = row.operation in ("add", "clamp")
+    operation = OPERATIONS[row.operation]
+    takes_amount = operation.amount is not None
     return (
         row.direction,
-        _TRENDS.get(row.trend, "") if row.operation == op else f"{row.operation}ed out",
+        _TRENDS.get(row.trend, "") if row.operation == op else operation.done,
         f"{one.best.alpha:+g}" if takes_amount else "",
         f"{one.best.strength:+.4g}" if takes_amount else "",
         percent(one.best.accuracy),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from morfi.engine.operations import OPERATIONS
 from morfi.errors import InputError
 from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import Outcome, Steered
@@ -23,7 +24,7 @@ _DELTA_U = "#d55e00"
 def steer_figure(found: Steered, config: SteerRun, title: str, out: Path) -> tuple[Path, Path]:
     """Writes the picture of `found` to `out` with the endings .png and .svg, and returns the two paths.
 
-    The strengths of `add` and `clamp` are an axis; other operations have none, and bars stand instead. Raises
+    The amounts that an operation takes are an axis; where it takes none, bars stand instead. Raises
     InputError where there is nothing to show or no place to write it.
     """
     shown = [one for one in found.outcomes if one.direction.kind not in ("combined", "scan")]
@@ -36,7 +37,7 @@ def _figure(shown: Sequence[Outcome], config: SteerRun, title: str) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    has_strengths = config.op in ("add", "clamp")
+    has_strengths = OPERATIONS[config.op].amount is not None
     figure = Figure(figsize=(7.2, 4.2), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -74,8 +75,10 @@ def _lines(axes: Axes, shown: Sequence[Outcome], config: SteerRun) -> None:
         _line(axes, one, color=shade, marker="o", markersize=3.5, label=one.direction.direction)
     for one in (one for one in shown if one.direction.kind == "delta_u"):
         _line(axes, one, color=_DELTA_U, marker="s", markersize=4.5, linewidth=2.2, label="delta_u")
-    if config.op == "clamp":
-        axes.set_xlabel("value that the latent is set to")
+    amount = OPERATIONS[config.op].amount
+    assert amount is not None
+    axes.set_xlabel(amount.says)
+    if not amount.in_norms:
         return
     # Strengths double from one to the next, so that equal steps would crowd the small ones.
     smallest = min(abs(tried.alpha) for one in shown for tried in one.tried if tried.alpha)
@@ -83,15 +86,15 @@ def _lines(axes: Axes, shown: Sequence[Outcome], config: SteerRun) -> None:
     ticks = sorted({0.0, *(tried.alpha for one in shown for tried in one.tried)})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
     axes.minorticks_off()
-    axes.set_xlabel("strength alpha (median residual norms)")
 
 
 def _line(axes: Axes, one: Outcome, **look: Any) -> None:
     """One direction; where strengths were added the unsteered point belongs to the line."""
     points = [(tried.alpha, 100 * tried.gain) for tried in one.tried]
-    if one.direction.operation == "add":
+    operation = OPERATIONS[one.direction.operation]
+    if operation.is_sum:
         points = sorted([*points, (0.0, 0.0)])
-    elif one.direction.operation != "clamp":  # a baseline that has no strength, beside latents that do
+    elif operation.amount is None:  # a baseline that has no strength, beside latents that do
         label = look.pop("label")
         axes.axhline(points[0][1], label=label, color=look["color"], linewidth=look.get("linewidth", 1.2))
         return

@@ -24,8 +24,8 @@ from morfi.serve.http.line_ends import LineEnds
 from morfi.serve.http.metrics import STEERED_TOKENS, SWAPS
 from morfi.serve.plugin import finite
 from morfi.serve.plugin.admission import unsteerable
-from morfi.serve.plugin.reports import WITH_END, Report, detach, n_changed
-from morfi.serve.plugin.requested import answer_ids
+from morfi.serve.plugin.reports import Report, detach, n_changed
+from morfi.serve.plugin.requested import WITH_END, answer_ids
 from morfi.serve.settings import ONE_ENGINE
 from morfi.serve.weights.served import Served, check_swapped, first_refusal
 

@@ -12,7 +12,7 @@ from morfi.checkpoints import Checkpoint
 from morfi.conditions.condition import AnyCondition
 from morfi.conditions.experiment import Experiment, load_experiment
 from morfi.engine.directions import DecoderRows, SaeLatents
-from morfi.engine.steering import OPERATIONS
+from morfi.engine.operations import OPERATIONS
 from morfi.errors import InputError
 from morfi.latents.capture import CaptureRun
 from morfi.latents.find import Found, load_found
@@ -131,7 +131,8 @@ class Catalog:
     @property
     def operations(self) -> tuple[str, ...]:
         """The operations along its latents."""
-        return OPERATIONS if self.found.sae.has_own_latents else ("add", "project")
+        has_own = self.found.sae.has_own_latents
+        return tuple(one.name for one in OPERATIONS.values() if has_own or not one.needs_latent)
 
     def directions(self) -> SaeLatents | DecoderRows:
         """The latents as directions to steer along."""

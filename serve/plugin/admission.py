@@ -13,7 +13,7 @@ from morfi.serve.plugin.bank import Registry
 from morfi.serve.plugin.finite import check_amounts
 from morfi.serve.plugin.joint import join, put_in_together
 from morfi.serve.plugin.plain import comes_with_end, parsed
-from morfi.serve.plugin.reports import IN_CORE
+from morfi.serve.plugin.requested import IN_CORE
 
 # Decoder layers that return hidden states and residual, the residual stream being their sum; all are tested.
 ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Gemma2ForCausalLM"})
@@ -58,7 +58,7 @@ class Admission:
             else:
                 direction = self.registry.get(one.direction)
             packed[str(one.direction)] = pack(direction)
-            if one.operation in ("ablate", "clamp") and direction.encoder is None:
+            if one.does.needs_latent and direction.encoder is None:
                 raise InputError(
                     f"{one.operation} needs a latent with its encoder, which direction "
                     f"{str(one.direction)[:12]} lacks; add or project it"
@@ -94,8 +94,8 @@ def admission_of(input_processor: Any) -> Admission:
 def admit(request: Any, admission: Admission) -> None:
     """Checks the specification of an `EngineCoreRequest` and makes it ready for the workers.
 
-    One that captures, ablates or clamps reads no cached prefix. Raises InputError; the request must not be
-    run then.
+    One that captures, or whose changes depend on a latent's value, reads no cached prefix. Raises InputError;
+    the request must not be run then.
     """
     params = request.sampling_params
     if request.resumable:
@@ -111,7 +111,7 @@ def admit(request: Any, admission: Admission) -> None:
     ready = {**to_json(steering, capture), **own, "directions": packed}
     params.extra_args = {**params.extra_args, "morfi": ready}
     # What a latent's value changes is counted where it is computed.
-    depends = any(one.operation in ("ablate", "clamp") and one.positions != "generated" for one in steering)
+    depends = any(one.does.needs_latent and one.positions != "generated" for one in steering)
     if capture is not None or depends:
         params.skip_reading_prefix_cache = True
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+import torch
 
 from morfi.engine.directions import DecoderRows, Direction, SaeLatents, unpack
 from morfi.engine.steering import Latent
 from morfi.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
-
+from morfi.kernels.residual import Directions, Numbers
 
 _MOST_LATENTS = 4096
 
@@ -70,12 +68,12 @@ class Bank:
     """The directions in use, as rows of tensors with fixed addresses; the longest unused row goes first."""
 
     def __init__(self, n_slots: int, d_model: int, device: torch.device) -> None:
-        import torch
-
-        self.vectors = torch.zeros(n_slots, d_model, device=device)
-        self.encoders = torch.zeros(n_slots, d_model, device=device)
-        # bias, threshold, 1 / |d|^2, what "add" multiplies d with, whether norms are rescaled
-        self.numbers = torch.zeros(n_slots, 5, device=device)
+        self.n_slots = n_slots
+        self.directions = Directions(
+            vectors=torch.zeros(n_slots, d_model, device=device),
+            encoders=torch.zeros(n_slots, d_model, device=device),
+            numbers=torch.zeros(n_slots, len(Numbers._fields), device=device),
+        )
         self._slots: OrderedDict[str, int] = OrderedDict()
         self._free = list(range(n_slots - 1, -1, -1))
 
@@ -86,8 +84,8 @@ class Bank:
 
     def slots(self, wanted: Mapping[str, bytes]) -> dict[str, int]:
         """The row of each packed direction, all of them at once; others may be overwritten for them."""
-        if len(wanted) > len(self.vectors):
-            raise RuntimeError(f"{len(wanted)} directions in one step; {len(self.vectors)} fit")
+        if len(wanted) > self.n_slots:
+            raise RuntimeError(f"{len(wanted)} directions in one step; {self.n_slots} fit")
         missing = [name for name in wanted if name not in self._slots]
         for name in wanted:
             if name in self._slots:
@@ -100,11 +98,15 @@ class Bank:
         return {name: self._slots[name] for name in wanted}
 
     def _write(self, slot: int, direction: Direction) -> None:
-        import torch
-
         square = float(direction.vector.double().square().sum())
-        along = 1.0 if direction.encoder is None else 1.0 / math.sqrt(square)
-        numbers = (direction.bias, direction.threshold, 1.0 / square, along, float(direction.norm_rescaled))
-        self.vectors[slot] = direction.vector
-        self.encoders[slot] = 0.0 if direction.encoder is None else direction.encoder
-        self.numbers[slot] = torch.tensor(numbers)
+        numbers = Numbers(
+            bias=direction.bias,
+            threshold=direction.threshold,
+            inverse_square=1.0 / square,
+            along=1.0 if direction.encoder is None else 1.0 / math.sqrt(square),
+            is_rescaled=float(direction.norm_rescaled),
+        )
+        rows = self.directions
+        rows.vectors[slot] = direction.vector
+        rows.encoders[slot] = 0.0 if direction.encoder is None else direction.encoder
+        rows.numbers[slot] = torch.tensor(numbers)

@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from morfi.engine.steering import Steering, from_json, spans
+from morfi.engine.steering import Steering, from_json, spans, within
 from morfi.serve.plugin.joint import Spans
-from morfi.serve.plugin.residual import within
 
 Key = tuple[str, str]
 _STEERED = "morfi_steered"
@@ -37,7 +36,7 @@ def _steered(request: Any) -> list[tuple[tuple[object, ...], Spans]]:
         found = [
             (_fields(one), spans(one.positions, request.num_prompt_tokens))
             for one in _steering(request.sampling_params)
-            if one.operation != "add" or one.strength
+            if one.may_change
         ]
         setattr(request, _STEERED, found)
     return found

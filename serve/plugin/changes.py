@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from morfi.serve.plugin.steps import Steps
-
-if TYPE_CHECKING:
-    from morfi.serve.plugin.residual import Live
-
-Steered = list[tuple["Live", int, int, int]]  # of a step: a request, its first row, its position, its rows
+from morfi.serve.plugin.work import Steered
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from morfi.engine.steering import MAX_CAPTURED_LAYERS, MAX_ENTRIES
-from morfi.kernels.residual import Tables, make_tables, residual_
+from morfi.kernels.residual import Directions, Tables, make_tables, residual_
 from morfi.serve.plugin.steps import Steps
+from morfi.serve.plugin.work import LayerWork
 
-if TYPE_CHECKING:
-    from morfi.serve.plugin.residual import LayerWork
-
-Bank = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-Kernel = Callable[[torch.Tensor, torch.Tensor, int, Tables, Bank], None]
+Kernel = Callable[[torch.Tensor, torch.Tensor, int, Tables, Directions], None]
 
 
 class DeviceWork:
@@ -85,9 +81,9 @@ class DeviceWork:
             self.tables.active.zero_()
             self._is_active = False
 
-    def run(self, hidden: torch.Tensor, residual: torch.Tensor, layer: int, bank: Bank) -> None:
+    def run(self, hidden: torch.Tensor, residual: torch.Tensor, layer: int, directions: Directions) -> None:
         """The work of one layer: the kernel runs in every step, so that a graph holds it."""
-        self._kernel(hidden, residual, layer, self.tables, bank)
+        self._kernel(hidden, residual, layer, self.tables, directions)
 
     def captured(self, layer: int, work: LayerWork) -> torch.Tensor:
         """The rows captured after `layer`, in the order of `work.captured`: float32 [n, d_model].

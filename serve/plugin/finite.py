@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from morfi.engine.directions import unpack
+from morfi.engine.operations import Operation
 from morfi.errors import InputError, MorfiError
-from morfi.serve.plugin.joint import ADD, Entry
+from morfi.serve.plugin.joint import Entry
 
 NOT_FINITE = "the model's logits are not finite numbers"
 MOST_NORM = 1e18
@@ -58,17 +59,17 @@ def check_amounts(parts: Sequence[tuple[Entry, bytes]], dtype: str) -> None:
 
 
 @functools.lru_cache(maxsize=512)
-def _sizes(packed: bytes, operation: int) -> tuple[float, float]:
+def _sizes(packed: bytes, operation: Operation) -> tuple[float, float]:
     """The norm and the largest element of what a strength of 1 puts in."""
     vector = _put_in(packed, operation)
     return float(vector.norm()), float(vector.abs().max())
 
 
-def _put_in(packed: bytes, operation: int) -> torch.Tensor:
+def _put_in(packed: bytes, operation: Operation) -> torch.Tensor:
     """The vector that a strength of 1 adds along a direction: float64 [d_model]."""
     direction = unpack(packed)
     vector = direction.vector.double()
-    is_unit = operation == ADD and direction.encoder is not None
+    is_unit = operation.is_sum and direction.encoder is not None
     return vector / vector.norm() if is_unit else vector
 
 

@@ -144,19 +144,22 @@ def _new_completion_output(original: Callable[..., Any], self: Any, *args: Any, 
 
 def _compute_hash(original: Callable[..., Any], self: Any) -> str:
     # Compiled graphs with the operation in them are not those of a vLLM without it.
-    from morfi.serve.plugin import decoder_layers, residual
+    from morfi.engine import operations
+    from morfi.kernels import residual
+    from morfi.serve.plugin import decoder_layers, host_work, operation
 
-    source = inspect.getsource(decoder_layers) + inspect.getsource(residual)
+    arithmetic = (decoder_layers, operation, host_work, residual, operations)
+    source = "".join(map(inspect.getsource, arithmetic))
     return hashlib.sha256(f"{original(self)} {source}".encode()).hexdigest()[:10]
 
 
 def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> None:
-    from morfi.serve.plugin import residual
+    from morfi.serve.plugin import operation
     from morfi.serve.plugin.decoder_layers import attach
 
     original(self, *args, **kwargs)
     self.morfi_state = state = attach(self)
-    residual.use(state)  # before graphs are captured
+    operation.use(state)  # before graphs are captured
 
 
 def _prepare_inputs_v1(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -239,12 +242,12 @@ def _zero_block_ids(_: Callable[..., Any], self: Any, block_ids: list[int]) -> N
 
 def _enter(runner: Any) -> Any:
     """Makes the runner's state that of the pass that follows, with nothing to do in it yet."""
-    from morfi.serve.plugin import residual
+    from morfi.serve.plugin import operation
 
     state = runner.morfi_state
     if state is not None:
         state.idle()
-    residual.use(state)
+    operation.use(state)
     return state
 
 

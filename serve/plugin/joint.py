@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from morfi.engine.directions import Direction, pack, unpack
-from morfi.engine.steering import MAX_ENTRIES, OPERATIONS, Steering, disjoint, spans
+from morfi.engine.operations import ABLATE, ADD, CLAMP, PROJECT, Operation
+from morfi.engine.steering import MAX_ENTRIES, Steering, disjoint, spans
 from morfi.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
 Spans = list[tuple[int, int | None]]
-ADD, ABLATE, CLAMP, PROJECT = range(len(OPERATIONS))
 _NOTHING = 1e-6  # of a direction's length: what float32 vectors leave of one that lies in the span of others
 
 
@@ -34,7 +34,7 @@ class Entry:
 
     layer: int
     direction: str
-    operation: int
+    operation: Operation
     strength: float
     users: int
     spans: Spans
@@ -57,7 +57,7 @@ def join(steering: Sequence[Steering], directions: Mapping[str, bytes], n_prompt
     names: dict[bytes, str] = {}  # equal directions have one name, whatever the request calls them
     for name, packed in directions.items():
         names.setdefault(packed, name)
-    found: dict[tuple[int, str, int, float, int], Spans] = {}
+    found: dict[tuple[int, str, Operation, float, int], Spans] = {}
     needed: dict[str, bytes] = {}
     for layer in sorted({one.layer for one in steering}):
         here = [number for number, one in enumerate(steering) if one.layer == layer]
@@ -81,13 +81,13 @@ def join(steering: Sequence[Steering], directions: Mapping[str, bytes], n_prompt
 def put_in_together(joint: Joint) -> Iterable[list[tuple[Entry, bytes]]]:
     """Changes that are put into the stream at once: those of a layer at the same positions."""
     for layer in sorted({entry.layer for entry in joint.entries}):
-        here = [one for one in joint.entries if one.layer == layer and one.operation in (ADD, CLAMP)]
+        here = [one for one in joint.entries if one.layer == layer and one.operation.puts_in]
         for active in _sweep([(number, one.spans) for number, one in enumerate(here)]):
             entries = [one for number, one in enumerate(here) if active >> number & 1]
             yield [(one, joint.directions[one.direction]) for one in entries]
 
 
-Change = tuple[str, int, float, int]
+Change = tuple[str, Operation, float, int]
 
 
 class _Changes:
@@ -103,12 +103,12 @@ class _Changes:
     def take(self, number: int, one: Steering, name: str, packed: bytes) -> None:
         """Adds steering `number` of the request."""
         self._packed[name] = packed
-        if one.operation == "project":
+        if one.does == PROJECT:
             self._projected.setdefault(name, []).append(number)
             return
-        kind = self._added if one.operation == "add" else self._set
+        kind = self._added if one.does == ADD else self._set
         kind.setdefault(name, []).append((number, one.strength))
-        if one.operation != "add" and len({strength for _, strength in kind[name]}) > 1:
+        if one.does != ADD and len({strength for _, strength in kind[name]}) > 1:
             values = " and ".join(f"{strength:g}" for strength in sorted({s for _, s in kind[name]}))
             raise InputError(
                 f"one latent is to have the values {values} at one position after layer {self._layer} "

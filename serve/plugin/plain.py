@@ -14,7 +14,8 @@ from typing import Any
 
 from morfi.engine.steering import Applied, Capture, Captured, Steering, from_json
 from morfi.errors import InputError, MorfiError, nearest
-from morfi.serve.plugin.reports import IN_CORE, Report, applied, captured, detach
+from morfi.serve.plugin.reports import Report, applied, captured, detach
+from morfi.serve.plugin.requested import IN_CORE
 
 KEY = "morfi"
 _OTHER_NAMES = ("steering", "capture", "steer")

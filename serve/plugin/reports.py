@@ -13,11 +13,12 @@ import torch
 from morfi.engine.shards import ShardWriter
 from morfi.engine.steering import Applied, Capture, Captured, Steering, disjoint, n_positions, n_within, spans
 from morfi.errors import MorfiError
-from morfi.serve.plugin.residual import UNFIT, Live, ResidualState
+from morfi.kernels.residual import UNFIT
+from morfi.serve.plugin.requested import IN_CORE, WITH_END
+from morfi.serve.plugin.step import ResidualState
+from morfi.serve.plugin.work import Live
 
 Report = dict[str, Any]  # plain, so that it goes to another process
-WITH_END = "with_end"  # in place of True, where reports are to come with a request's last output
-IN_CORE = "in_core"  # as WITH_END, but reports that do not come with the last output are not kept
 _REPORTS = "morfi_reports"
 
 
@@ -55,7 +56,7 @@ class Reporting:
         if state is None:
             return {"n": 0, "used": 0, "followed": 0}
         followed = len(state.live) + len(state.ended)
-        return {"n": len(state.bank.vectors), "used": state.bank.n_used, "followed": followed}
+        return {"n": state.bank.n_slots, "used": state.bank.n_used, "followed": followed}
 
     def morfi_take_reports(
         self, request_ids: list[str], n_computed: list[int] | None = None
@@ -143,7 +144,7 @@ def applied(
         if reason := unfit(report, n_computed):
             raise MorfiError(reason)
         n_tokens = int((_changed(report, n_computed) >> number & 1).sum())
-        if _always(one):
+        if one.always_changes:  # only such requests have positions from the prefix cache
             n_tokens += n_positions(one.positions, n_prompt, min(report["first"], n_computed))
         found.append(Applied(one, n_tokens))
     return tuple(found)
@@ -157,7 +158,7 @@ def n_changed(
     n_computed = n_prompt + n_output - 1
     report = _reaching(reports, steering[0].layer, n_computed)
     n_cached = min(report["first"], n_computed)
-    known = [span for one in steering if _always(one) for span in spans(one.positions, n_prompt)]
+    known = [span for one in steering if one.always_changes for span in spans(one.positions, n_prompt)]
     return int((_changed(report, n_computed) != 0).sum()) + n_within(disjoint(known), n_cached)
 
 
@@ -176,11 +177,6 @@ def _changed(report: Report, n_computed: int | None) -> np.ndarray:
     """For each position from the first that was computed on, what changed it, as the kernel says."""
     found = np.frombuffer(report["changed"], np.uint16)
     return found if n_computed is None else found[: max(0, n_computed - report["first"])]
-
-
-def _always(one: Steering) -> bool:
-    """Whether it changes every position. Only such requests have positions from the prefix cache."""
-    return one.operation == "project" or (one.operation == "add" and one.strength != 0)
 
 
 def captured(

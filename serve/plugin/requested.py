@@ -1,4 +1,4 @@
-"""The steering and capture of a call's prompts, as the engine keeps them while they run."""
+"""The steering and capture of a call's prompts, as the engine keeps them and as workers are told of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from morfi.engine.protocol import Sampling
 from morfi.engine.steering import Capture, Steering
+
+# In place of True, where reports are to come with a request's last output, and others are kept or are not.
+WITH_END, IN_CORE = "with_end", "in_core"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,12 @@ class Wanted:
 def answer_ids(request_id: str, n: int) -> list[str]:
     """vLLM's ids of the `n` answers to a request, by its own id of that."""
     return [f"{number}_{request_id}" for number in range(n)] if n > 1 else [request_id]
+
+
+def sample_of(request_id: str) -> int:
+    """Which of the answers of a request the id belongs to; morfi's own ids have no "_" in front."""
+    number, separator, _ = request_id.partition("_")
+    return int(number) if separator and number.isdecimal() else 0
 
 
 @dataclass(slots=True)

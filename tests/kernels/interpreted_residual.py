@@ -10,13 +10,23 @@ from typing import Any
 
 import torch
 
-from morfi.kernels.residual import UNFIT, Tables, make_tables, residual_, residual_reference
+from morfi.engine.operations import OPERATIONS
+from morfi.kernels.residual import (
+    UNFIT,
+    Directions,
+    Numbers,
+    Tables,
+    make_tables,
+    residual_,
+    residual_reference,
+)
 
 N_LAYERS, N_TOKENS, N_ENTRIES, N_SLOTS = 3, 9, 4, 6
-Bank = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def draw_case(d_model: int, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, torch.Tensor, Tables, Bank]:
+def draw_case(
+    d_model: int, dtype: torch.dtype, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, Tables, Directions]:
     draw = torch.Generator().manual_seed(seed)
 
     def integers(low: int, high: int, *shape: int) -> torch.Tensor:
@@ -27,44 +37,42 @@ def draw_case(d_model: int, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor
     vectors = torch.randn(N_SLOTS, d_model, generator=draw)
     encoders = torch.randn(N_SLOTS, d_model, generator=draw) / d_model**0.5
     square = vectors.square().sum(1)
-    numbers = torch.stack(
-        (
-            torch.randn(N_SLOTS, generator=draw),
-            torch.rand(N_SLOTS, generator=draw),
-            1 / square,
-            torch.where(torch.arange(N_SLOTS) % 2 == 0, 1.0, square.rsqrt()),
-            (torch.arange(N_SLOTS) % 3 == 0).float(),
-        ),
-        1,
-    ).contiguous()
+    numbers = Numbers(
+        bias=torch.randn(N_SLOTS, generator=draw),
+        threshold=torch.rand(N_SLOTS, generator=draw),
+        inverse_square=1 / square,
+        along=torch.where(torch.arange(N_SLOTS) % 2 == 0, 1.0, square.rsqrt()),
+        is_rescaled=(torch.arange(N_SLOTS) % 3 == 0).float(),
+    )
+    directions = Directions(vectors, encoders, torch.stack(numbers, 1).contiguous())
     tables = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, 2, d_model)
     tables.active.copy_(torch.tensor([7, 0, 7]))
     tables.layers.copy_(integers(-1, N_LAYERS, N_TOKENS, N_ENTRIES))
     tables.slots.copy_(integers(0, N_SLOTS, N_TOKENS, N_ENTRIES))
-    tables.operations.copy_(integers(0, 4, N_TOKENS, N_ENTRIES))
+    tables.operations.copy_(integers(0, len(OPERATIONS), N_TOKENS, N_ENTRIES))
     tables.strengths.copy_(torch.randn(N_TOKENS, N_ENTRIES, generator=draw))
     tables.strengths[5:7] *= torch.tensor([0.0, 3e37, 1.0, 0.0])  # nothing, and more than a stream holds
     tables.users.copy_(1 << integers(0, 8, N_TOKENS, N_ENTRIES))
     tables.capture_layers[:, 0] = torch.tensor([0, -1, 0, 1, -1, 2, -1, -1, 0])
     tables.capture_layers[:, 1] = torch.tensor([2, -1, -1, 0, -1, 1, -1, -1, 2])
     tables.capture_before.copy_(integers(0, 2, N_TOKENS))
-    return hidden, residual, tables, (vectors, encoders, numbers)
+    return hidden, residual, tables, directions
 
 
 def compare(d_model: int, dtype: torch.dtype, seed: int) -> int:
     """Steers and captures layer by layer, both ways; returns how many rows were changed."""
-    hidden, residual, tables, bank = draw_case(d_model, dtype, seed)
+    hidden, residual, tables, directions = draw_case(d_model, dtype, seed)
     # The interpreter rounds to bfloat16 in a way of its own, in every layer.
     close: dict[str, Any] = {} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     expected, expected_tables, n_changed = hidden.clone(), copy.deepcopy(tables), 0
     for layer in range(N_LAYERS):
         before = hidden.clone()
-        residual_(hidden, residual, layer, tables, bank)
-        residual_reference(expected, residual, layer, expected_tables, bank)
+        residual_(hidden, residual, layer, tables, directions)
+        residual_reference(expected, residual, layer, expected_tables, directions)
         torch.testing.assert_close(hidden, expected, equal_nan=True, **close)
         torch.testing.assert_close(tables.captured, expected_tables.captured, equal_nan=True, **close)
-        unfit = UNFIT.value & tables.changed
-        assert torch.equal(unfit, UNFIT.value & expected_tables.changed)
+        unfit = UNFIT & tables.changed
+        assert torch.equal(unfit, UNFIT & expected_tables.changed)
         assert torch.equal(tables.changed[unfit == 0], expected_tables.changed[unfit == 0])
         changed = ((hidden != before) & ~before.isnan()).any(1)
         assert changed.any() == (layer != 1), "layer 1 is not active"
@@ -73,17 +81,17 @@ def compare(d_model: int, dtype: torch.dtype, seed: int) -> int:
     wanted = (tables.capture_layers == 0) | (tables.capture_layers == 2)
     assert torch.equal(tables.captured.any(2), wanted.T)
     assert tables.ran.tolist() == [7, 0, 7]
-    assert torch.equal(hidden.isnan().any(1), (tables.changed & UNFIT.value) != 0)
+    assert torch.equal(hidden.isnan().any(1), (tables.changed & UNFIT) != 0)
     return n_changed
 
 
 def leave(d_model: int) -> bool:
     """Whether a pass with nothing to do changes no bit."""
-    hidden, residual, _, bank = draw_case(d_model, torch.float32, 0)
+    hidden, residual, _, directions = draw_case(d_model, torch.float32, 0)
     idle = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, 2, d_model)
     before = hidden.clone()
     for layer in range(N_LAYERS):
-        residual_(hidden, residual, layer, idle, bank)
+        residual_(hidden, residual, layer, idle, directions)
     return torch.equal(hidden, before) and not idle.captured.any()
 
 

@@ -25,7 +25,8 @@ from morfi.serve.http.async_engine import (
 from morfi.serve.http.routes import answer, named, with_applied
 from morfi.serve.http.state import Planned
 from morfi.serve.http.wire import AppliedLatent
-from morfi.serve.plugin.reports import WITH_END, attach, detach
+from morfi.serve.plugin.reports import attach, detach
+from morfi.serve.plugin.requested import WITH_END
 
 STEERING = (Steering(1, Latent("sae", 3), "add", 2.0),)
 PARALLEL = {"use_ubatching": False, "decode_context_parallel_size": 1, "data_parallel_size": 1}

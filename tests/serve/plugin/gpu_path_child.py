@@ -105,7 +105,7 @@ def main() -> None:
 
     from morfi.engine.directions import Direction
     from morfi.serve.engine import Engine
-    from morfi.serve.plugin import residual
+    from morfi.serve.plugin import operation
 
     answers = []
     for one in plan:
@@ -120,7 +120,7 @@ def main() -> None:
             flag.unlink()
             found["after"] = run(engine, name, steered=False, captured=False)
         engine.close()
-        found["left"] = residual._current is not None
+        found["left"] = operation._current is not None
         answers.append(found)
     json.dump(answers, out)
 

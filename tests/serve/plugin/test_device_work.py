@@ -14,7 +14,7 @@ from morfi.engine.steering import Capture, Steering, to_json
 from morfi.errors import MorfiError
 from morfi.kernels.residual import residual_reference
 from morfi.serve.plugin.device_work import DeviceWork
-from morfi.serve.plugin.residual import ResidualState
+from morfi.serve.plugin.step import ResidualState
 from morfi.serve.plugin.steps import Steps
 
 D_MODEL, N_LAYERS, N_TOKENS = 16, 3, 64

@@ -10,12 +10,13 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from morfi.engine.directions import Direction, pack, unpack
+from morfi.engine.operations import PROJECT
 from morfi.engine.steering import Positions, Steering, spans, to_json
 from morfi.errors import InputError
-from morfi.kernels import residual as kernel
+from morfi.kernels.residual import UNFIT
 from morfi.serve.plugin.finite import check_amounts
-from morfi.serve.plugin.joint import ABLATE, ADD, CLAMP, PROJECT, Joint, join, put_in_together
-from morfi.serve.plugin.residual import UNFIT, ResidualState
+from morfi.serve.plugin.joint import Joint, join, put_in_together
+from morfi.serve.plugin.step import ResidualState
 
 D_MODEL, N_PROMPT, N_TOKENS = 8, 5, 9
 PLACES: tuple[Positions, ...] = (
@@ -252,11 +253,6 @@ def test_a_stream_that_does_not_fit_is_nan_and_noted(dtype: torch.dtype) -> None
     assert torch.equal(hidden[0], torch.ones(D_MODEL, dtype=dtype))
     assert hidden[1].isnan().all()
     assert list(state.live["r"].changed) == [0, UNFIT + 1]
-
-
-def test_the_kernel_has_the_same_numbers_for_operations() -> None:
-    assert (ADD, ABLATE, CLAMP, PROJECT) == (kernel.ADD, kernel.ABLATE, kernel.CLAMP, kernel.PROJECT)
-    assert (ADD, CLAMP, PROJECT) == (0, 2, 3), "which the kernel itself compares with"
 
 
 def test_three_projections_at_any_positions_fit_into_the_bank() -> None:

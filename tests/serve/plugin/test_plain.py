@@ -18,8 +18,8 @@ from morfi.engine.steering import Capture, Steering
 from morfi.errors import InputError
 from morfi.serve.engine import Engine
 from morfi.serve.plugin import plain
-from morfi.serve.plugin.reports import IN_CORE
-from morfi.serve.plugin.residual import ResidualState
+from morfi.serve.plugin.requested import IN_CORE
+from morfi.serve.plugin.step import ResidualState
 
 PROMPT = [0, *range(40, 60)]
 VECTOR = torch.randn(64, generator=torch.Generator().manual_seed(0))

@@ -24,7 +24,7 @@ from morfi.serve.engine import Engine
 from morfi.serve.plugin import hooks
 from morfi.serve.plugin.admission import Admission, admit
 from morfi.serve.plugin.reports import applied, captured
-from morfi.serve.plugin.residual import ResidualState
+from morfi.serve.plugin.step import ResidualState
 from morfi.serve.processes import naming_death
 
 

@@ -21,8 +21,8 @@ from morfi.engine.shards import read_shards
 from morfi.engine.steering import Capture, Latent, Steering, n_positions, spans, to_json
 from morfi.errors import InputError, MorfiError
 from morfi.serve.engine import Engine
-from morfi.serve.plugin.residual import ResidualState
 from morfi.serve.plugin.shared_layers import Plan
+from morfi.serve.plugin.step import ResidualState
 
 D_MODEL = 64
 PREFIX = list(range(3, 67))  # two blocks of the CPU's prefix cache
@@ -515,7 +515,7 @@ def test_latents_of_a_registered_sae(served: Served) -> None:
 def test_more_directions_than_rows_in_the_bank(squeezed: Served) -> None:
     """A bank of 16 x 8 rows, 300 requests with a direction each: rows are taken over, none by two at once."""
     engine, draw = squeezed.engine, torch.Generator().manual_seed(6)
-    n_slots = len(state_of(engine).bank.vectors)
+    n_slots = state_of(engine).bank.n_slots
     assert n_slots == 128
     directions = [Direction(torch.randn(D_MODEL, generator=draw)) for _ in range(300)]
     names = [engine.register(direction) for direction in directions]
@@ -692,7 +692,7 @@ def test_10000_random_requests_leave_nothing_behind(squeezed: Served) -> None:
     assert len(refused_jointly) < 100
     assert all("give the projections the same positions" in reason for reason in refused_jointly)
     assert (state.live, state.ended, state.work) == ({}, {}, {})
-    assert state.bank.n_used <= len(state.bank.vectors)
+    assert state.bank.n_used <= state.bank.n_slots
     assert len(squeezed.engine._admission.registry) == len(squeezed.names)
     assert grown[-1] - grown[len(grown) // 2] < 20e6
 
