@@ -61,7 +61,7 @@ ABLATE = Operation(
 CLAMP = Operation(
     "clamp",
     2,
-    formula="x + (`clamp` - f) d, so that the latent is set to `clamp`",
+    formula="the latent is set to `clamp`",
     says="Sets the latent to a value of its own scale.",
     done="clamped to",
     amount=VALUE,

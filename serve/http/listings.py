@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request
 
 from morfi.conditions.condition import BASE
+from morfi.engine.operations import OPERATIONS
 from morfi.engine.steering import NAMED_POSITIONS
 from morfi.errors import InputError
 from morfi.questions.prompts import ASKED
@@ -27,6 +28,7 @@ from morfi.serve.http.shown import (
     LimitsShown,
     Loaded,
     NeighbourRow,
+    OperationShown,
     QuestionPage,
     QuestionRow,
     TopQuestionRow,
@@ -63,6 +65,7 @@ def capabilities(raw_request: Request) -> Capabilities:
         sae=state.sae_name,
         median_norm=state.median_norm,
         operations=list(state.operations),
+        operation_words=[OperationShown.of(OPERATIONS[name]) for name in state.operations],
         positions=list(NAMED_POSITIONS),
         levels=catalog.levels,
         trends=_trends(catalog),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import asdict
+from typing import Literal, Self
 
 from pydantic import BaseModel
+
+from morfi.engine.operations import Operation
 
 
 class LimitsShown(BaseModel):
@@ -36,6 +39,29 @@ class TrendsShown(BaseModel):
     false_discoveries: list[FalseDiscoveriesShown]
 
 
+class AmountShown(BaseModel):
+    """The number that an operation takes, in a latent's `field`: in median norms or its own units."""
+
+    name: str
+    field: str
+    in_norms: bool
+
+
+class OperationShown(BaseModel):
+    """An operation in words: what it does, and what a latent is then (before the amount, if it takes one)."""
+
+    name: str
+    says: str
+    done: str
+    needs_latent: bool
+    amount: AmountShown | None
+
+    @classmethod
+    def of(cls, operation: Operation) -> Self:
+        """The row of the table, as far as clients need it."""
+        return cls.model_validate(asdict(operation))
+
+
 class Capabilities(BaseModel):
     """The served model, and what may be asked of it."""
 
@@ -50,6 +76,7 @@ class Capabilities(BaseModel):
     sae: str
     median_norm: float
     operations: list[str]
+    operation_words: list[OperationShown]
     positions: list[str]
     levels: list[int]
     trends: TrendsShown

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.exceptions import VLLMError
 
 from morfi.checkpoints.tokenizer import load_tokenizer
+from morfi.engine.operations import OPERATIONS
 from morfi.engine.steering import Latent as SaeLatent
 from morfi.engine.steering import Steering as Entry
 from morfi.engine.strengths import steering_of
@@ -116,13 +117,7 @@ class ServerState:
         self._check_size(steering)
         entries = tuple(self._entry(latent, steering.positions) for latent in steering.latents)
         latents = [
-            AppliedLatent(
-                id=latent.id,
-                op=latent.operation,
-                alpha=latent.alpha,
-                clamp=latent.clamp,
-                strength=entry.strength,
-            )
+            AppliedLatent(**latent.model_dump(exclude={"op"}), op=latent.operation, strength=entry.strength)
             for latent, entry in zip(steering.latents, entries, strict=True)
         ]
         return Planned(entries, steering.positions, latents, self.catalog.layer, self.served)
@@ -144,7 +139,7 @@ class ServerState:
             self.catalog.layer,
             SaeLatent(self.sae, latent.id),
             latent.operation,
-            latent.alpha if latent.clamp is None else latent.clamp,
+            latent.amount,
             median_norm=self.median_norm,
             positions=positions,
         )
@@ -152,11 +147,16 @@ class ServerState:
     def _check_size(self, steering: Steering) -> None:
         """Raises Refused (422) where the latents together would move the stream too far."""
         unit, limit = self.median_norm, self.gate.limits.max_alpha
-        amounts: dict[int, float] = {}
+        amounts = {latent.id: 0.0 for latent in steering.latents}
+        values = set()  # of one latent there is one, however often it is given
         for latent in steering.latents:
-            amounts[latent.id] = amounts.get(latent.id, 0.0) + (latent.alpha or 0.0)
-        for latent_id, clamp in {(latent.id, latent.clamp) for latent in steering.latents if latent.clamp}:
-            amounts[latent_id] += clamp * self.catalog.row_norm(latent_id) / unit
+            operation, amount = OPERATIONS[latent.operation], latent.amount or 0.0
+            if operation.is_sum:
+                amounts[latent.id] += amount
+            elif operation.puts_in:
+                values.add((latent.id, amount))
+        for latent_id, value in values:
+            amounts[latent_id] += value * self.catalog.row_norm(latent_id) / unit
         size = self.catalog.moved(amounts)
         if not size <= limit * (1 + 1e-6):  # at the limit, rounding errors are no reason
             which = ", ".join(map(str, amounts))

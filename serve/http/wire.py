@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 
+from morfi.engine.operations import ADD, ALPHA, AMOUNTS, OPERATIONS
 from morfi.engine.steering import MAX_ENTRIES
 from morfi.serve.http.fields import Neutral, without_neutral
 from morfi.serve.http.gate import MAX_STRENGTHS
@@ -21,8 +22,11 @@ def _without_point(value: Any) -> Any:
 WHOLE = BeforeValidator(_without_point)  # of every field of whole numbers
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 LatentId = Annotated[int, Field(ge=0, lt=1 << 31), WHOLE]
-Operation = Literal["add", "ablate", "clamp", "project"]
 Positions = Literal["all", "prompt", "generated", "last_prompt"]
+if TYPE_CHECKING:
+    OperationName = str
+else:
+    OperationName = Literal[tuple(OPERATIONS)]
 
 
 class Wire(BaseModel):
@@ -63,35 +67,56 @@ class Body(Wire):
         return data
 
 
-def _default(clamp: float | None) -> Operation:
-    """The operation, where only the numbers say which."""
-    return "add" if clamp is None else "clamp"
+def _formulas() -> str:
+    """The operations in the words of the schema."""
+    parts = [f'"{one.name}": {one.formula}' for one in OPERATIONS.values()]
+    others = [
+        f'"{one.name}" with `{one.amount.field}`' for one in OPERATIONS.values() if one.amount and one != ADD
+    ]
+    return f'{"; ".join(parts)}. Default "{ADD.name}", or {", or ".join(others)}.'
 
 
-class Latent(Wire):
-    """A latent, and what is done along its decoder row d of unit length; f is its activation."""
+class _Amounted(Wire):
+    """A latent with an operation and the amounts that people gave for it, under the names of their fields."""
 
     id: LatentId
-    op: Operation | None = Field(
-        default=None,
-        description='"add": x + alpha u d, u the median residual norm; "ablate": x - f d; "clamp": the '
-        'latent is set to `clamp`; "project": x without its component along d. Default "add", or "clamp" '
-        "with `clamp`.",
-    )
-    alpha: Finite | None = Field(default=None, description='Strength of "add" in median residual norms.')
+    op: OperationName | None = Field(default=None, description=_formulas())
     clamp: Finite | None = Field(default=None, description='The value of the latent for "clamp".')
 
     @property
-    def operation(self) -> Operation:
+    def operation(self) -> OperationName:
         """The operation, with the default filled in."""
-        return self.op or _default(self.clamp)
+        if self.op is not None:
+            return self.op
+        given = [
+            one for one in OPERATIONS.values() if one.amount and self._given(one.amount.field) is not None
+        ]
+        return given[-1].name if given else ADD.name
+
+    @property
+    def amount(self) -> float | None:
+        """The amount of the operation; None for an operation that takes no number."""
+        amount = OPERATIONS[self.operation].amount
+        return None if amount is None else self._given(amount.field)
+
+    def _given(self, field: str) -> float | None:
+        found: float | None = getattr(self, field, None)
+        return found
+
+
+class Latent(_Amounted):
+    """A latent, and what is done along its decoder row d of unit length; f is its activation."""
+
+    alpha: Finite | None = Field(default=None, description='Strength of "add" in median residual norms.')
 
     @model_validator(mode="after")
     def _has_its_strength(self) -> Self:
-        for operation, name, value in (("add", "alpha", self.alpha), ("clamp", "clamp", self.clamp)):
-            if (self.operation == operation) != (value is not None):
-                verb = "needs" if value is None else "takes no"
-                raise ValueError(f'latent {self.id}: "{self.operation}" {verb} {name}')
+        taken = OPERATIONS[self.operation].amount
+        for amount in AMOUNTS:
+            is_given = self._given(amount.field) is not None
+            if is_given != (amount == taken):
+                verb = "takes no" if is_given else "needs"
+                raise ValueError(f'latent {self.id}: "{self.operation}" {verb} {amount.field}')
         return self
 
 
@@ -105,17 +130,15 @@ class Steering(Wire):
     )
 
 
-class ComparedLatent(Wire):
-    """A latent of a comparison, whose alpha is each of the strengths; with `clamp` it stays as it is."""
-
-    id: LatentId
-    op: Operation | None = None
-    clamp: Finite | None = None
+class ComparedLatent(_Amounted):
+    """A latent of a comparison, whose alpha is each of the strengths; another amount stays as it is."""
 
     def at(self, alpha: float) -> Latent:
         """The latent at one of the strengths."""
-        operation = self.op or _default(self.clamp)
-        return Latent(id=self.id, op=operation, alpha=alpha if operation == "add" else None, clamp=self.clamp)
+        amounts = {one.field: self._given(one.field) for one in AMOUNTS if one != ALPHA}
+        if OPERATIONS[self.operation].amount == ALPHA:
+            amounts[ALPHA.field] = alpha
+        return Latent(id=self.id, op=self.operation, **amounts)
 
     @model_validator(mode="after")
     def _has_its_strength(self) -> Self:
@@ -149,7 +172,7 @@ class AppliedLatent(BaseModel):
     """The change along one latent; `strength` is in raw units of the residual stream, or of the latent."""
 
     id: int
-    op: Operation
+    op: OperationName
     alpha: float | None = None
     clamp: float | None = None
     strength: float

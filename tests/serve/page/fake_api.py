@@ -25,14 +25,15 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
+from morfi.engine.operations import OPERATIONS
 from morfi.questions.matching import is_correct
+from morfi.serve.http.shown import OperationShown
 
 LEVELS = (0, 10, 25, 50, 75, 90, 100)
 D_SAE = 4608
 N_RISING, N_FALLING = 31, 17  # selected latents
 MAX_STRENGTHS = 16
 MEDIAN_NORM = 41.7
-OPERATIONS = ("add", "ablate", "clamp", "project")
 POSITIONS = ("all", "prompt", "generated", "last_prompt")
 CSP = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
@@ -254,6 +255,7 @@ def _add_reading(app: FastAPI, api: FakeApi) -> None:
             "sae": "sae-smollm2-layer-25",
             "median_norm": MEDIAN_NORM,
             "operations": list(OPERATIONS),
+            "operation_words": [OperationShown.of(one).model_dump() for one in OPERATIONS.values()],
             "positions": list(POSITIONS),
             "levels": list(LEVELS),
             "prompt": "Q: {question}\nA:",

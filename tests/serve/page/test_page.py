@@ -303,8 +303,8 @@ def test_other_operations(
     page.locator("#positions").select_option("generated")
     page.locator("#op").get_by_text(op).click()
     if op == "clamp":
-        page.locator("#clamp").fill("0.5")
-        page.locator("#clamp").press("Enter")
+        page.locator("#amount").fill("0.5")
+        page.locator("#amount").press("Enter")
     page_walk.wait_for_answers(page, title)
     latent = {"id": int(page.locator("#latent-title").inner_text().split()[1])} | sent
     assert eventually(lambda: compared(api)[-1]["latents"] == [latent])
