@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from morfi.device import device_name
-from morfi.kernels.encode import Encoder
+from morfi.kernels.encoder import Encoder
 from morfi.kernels.null import trend_null
 from morfi.kernels.trend import reduce_trends
 from morfi.latents.trends import Criteria, TrendResult, find_trends

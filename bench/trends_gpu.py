@@ -24,11 +24,11 @@ import triton
 
 from morfi.device import device_name
 from morfi.kernels import encode_triton, trend_triton
-from morfi.kernels.encode import ACTIVATIONS, Encoder, encode_reference
+from morfi.kernels.encoder import ACTIVATIONS, Encoder, encode_reference
 from morfi.kernels.null import trend_null
 from morfi.kernels.page import page_reference
 from morfi.kernels.resample import resample_counts
-from morfi.kernels.trend import trend_reference
+from morfi.kernels.trend_reference import trend_reference
 from morfi.latents.trends import find_trends
 from morfi.runs.provenance import versions
 

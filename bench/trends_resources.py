@@ -7,22 +7,23 @@ bench/results/trends_gpu_paper.md. `bench/trends_gpu.py` is what measures.
 
 from __future__ import annotations
 
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-from morfi.kernels.encode_triton import block_of
+from morfi.kernels.encode_triton import block_of, encode_kernel
 from morfi.kernels.null import MAX_ENUMERATED
-from morfi.kernels.resources import (
-    SHARED_LIMIT,
-    Resources,
-    encode_resources,
-    page_resources,
-    sums_resources,
-    trend_resources,
-)
+from morfi.kernels.trend_triton import BLOCK, ROWS, page_kernel, resampled_sums_kernel, trend_kernel
 from morfi.latents.trend_inputs import ON_GPU
 
 RESULTS = Path(__file__).resolve().parent / "results" / "trends_gpu_paper.md"
@@ -32,6 +33,90 @@ D_SAES = (32_768, 131_072)
 L0 = 50  # latents that fire for a question, as the releases say of theirs
 N_LAUNCHES = 40  # of small kernels after each tile, about: sort, search, gather and sums
 LAUNCH_US = 5  # to queue one from Python
+# Bytes of shared memory that a program may have (CUDA C++ Programming Guide, Technical Specifications).
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
+_USED = re.compile(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Of one program."""
+
+    registers: int  # a thread
+    spilled: int  # bytes a thread, of its stack and of local memory
+    shared: int  # bytes
+
+
+def compiled_resources(
+    kernel: Any, types: Sequence[str], constants: Mapping[str, int | str], capability: int, **options: int
+) -> Resources:
+    """Compiles `kernel` for sm_`capability`; `types` are those of its arguments before the constants.
+
+    A type is like "*bf16", "fp32" or "i32"; pointers, and what has the type "i32:16", are taken to be
+    multiples of 16, as Triton finds them to be nearly always. "i32:1" is the number 1, compiled in.
+    """
+    names = kernel.arg_names[: len(types)]
+    ones = {name: 1 for name, kind in zip(names, types, strict=True) if kind.endswith(":1")}
+    signature = {name: kind.partition(":")[0] for name, kind in zip(names, types, strict=True)}
+    signature |= dict.fromkeys(ones, "constexpr")
+    signature |= dict.fromkeys(kernel.arg_names[len(types) :], "constexpr")
+    aligned = [place for place, kind in enumerate(types) if kind.startswith("*") or kind.endswith(":16")]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs=dict(constants) | ones,
+        attrs={(place,): [["tt.divisibility", 16]] for place in aligned},
+    )
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    used = _USED.search(_dump(made.asm["cubin"]))
+    assert used is not None
+    registers, stack, local = map(int, used.groups())
+    return Resources(registers, stack + local, made.metadata.shared)
+
+
+def encode_resources(
+    dtype: str, capability: int, *, gated: bool = False, limits: bool = False, dense: bool = False
+) -> Resources:
+    """Of `encode_kernel` for inputs that are "bf16", "fp16" or "fp32"."""
+    block = block_of(torch.float32 if dtype == "fp32" else torch.bfloat16)
+    options = {name: int(block.pop(name)) for name in ("num_warps", "num_stages")}
+    constants = {"IS_GATED": gated, "HAS_LIMITS": limits, "IS_DENSE": dense}
+    types = [f"*{dtype}"] * 2 + ["*fp32"] * 5 + ["*i32"] * 2 + ["*fp32"] + ["i32"] * 3
+    types += ["i32:16"] * 4
+    return compiled_resources(encode_kernel, types, constants | block, capability, **options)
+
+
+def sums_resources(capability: int) -> Resources:
+    """Of `resampled_sums_kernel`."""
+    types = ("*i64", "*i64", "*fp32", "*u8", "*fp32", "i32", "i32:16", "i32:16")
+    return compiled_resources(resampled_sums_kernel, types, {"ROWS": ROWS, "BLOCK": BLOCK}, capability)
+
+
+def trend_resources(
+    capability: int, n_conditions: int, *, has_table: bool, is_resampled: bool = True
+) -> Resources:
+    """Of `trend_kernel`, for the means of resamples or for the full sample's alone."""
+    types = ["*fp32"] * 3 + ["*i32", "*fp32"] + ["*i32"] * 3 + ["*fp32"] + ["i32"] * 3 + ["fp32"] * 7
+    constants = {"C": n_conditions, "HAS_TABLE": has_table, "BLOCK": BLOCK if is_resampled else 1}
+    if not is_resampled:
+        types[10] = "i32:1"
+    return compiled_resources(trend_kernel, types, constants, capability)
+
+
+def page_resources(capability: int, n_conditions: int) -> Resources:
+    """Of `page_kernel`."""
+    types = ["*fp32"] * 4 + ["i32"]
+    return compiled_resources(page_kernel, types, {"C": n_conditions, "BLOCK": BLOCK}, capability)
+
+
+def _dump(cubin: bytes) -> str:
+    """The report of the cuobjdump that comes with Triton on a binary."""
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernel.cubin"
+        binary.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(binary)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout
 
 
 @dataclass(frozen=True, slots=True)

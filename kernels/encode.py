@@ -3,124 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
-ACTIVATIONS = ("relu", "jumprelu", "topk", "gated")
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Encoder:
-    """An SAE's encoder: latents = activation((normalized(x) - b_dec) @ W_enc + b_enc).
-
-    "jumprelu" keeps pre-activations above `threshold` [d_sae]; "topk" the k largest of a row, if positive;
-    "gated" has the latent relu(p e^r_mag + b_mag) where p + b_enc > 0, with p = x @ W_enc. `normalization`
-    is "none", "constant_norm_rescale" (to the norm sqrt(d_model)) or "layer_norm".
-    """
-
-    W_enc: torch.Tensor  # [d_model, d_sae]
-    b_enc: torch.Tensor  # [d_sae]
-    activation: str = "relu"
-    threshold: torch.Tensor | None = None  # [d_sae]
-    k: int | None = None
-    r_mag: torch.Tensor | None = None  # [d_sae]
-    b_mag: torch.Tensor | None = None  # [d_sae]
-    b_dec: torch.Tensor | None = None  # [d_model], where it is subtracted from the input
-    normalization: str = "none"
-
-    def to(self, device: str | torch.device) -> Encoder:
-        """The same encoder with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), torch.Tensor)
-        }
-        return replace(self, **moved)
-
-    def select(self, latents: torch.Tensor) -> Encoder:
-        """The encoder of these latents only, int64 [T]; for "topk" their `row_limits` remain those of all."""
-        chosen: dict[str, Any] = {
-            name: value[latents]
-            for name in ("b_enc", "threshold", "r_mag", "b_mag")
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(self, W_enc=self.W_enc[:, latents], **chosen)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return self.W_enc.shape[0]
-
-    @property
-    def d_sae(self) -> int:
-        """Number of latents."""
-        return self.W_enc.shape[1]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Nonzeros:
-    """The non-zeros of a tile's activations [T, n], in order of latent, then question."""
-
-    starts: torch.Tensor  # int64 [T + 1]: where each latent's begin
-    questions: torch.Tensor  # int64 [nnz]
-    values: torch.Tensor  # float32 [nnz]
-
-
-def prepare(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
-    """x [n, d_model], normalised and shifted as the encoder needs it, in the dtype of its weights."""
-    found = x
-    if encoder.normalization != "none":
-        shift, scale = _normalization(x.float(), encoder)
-        found = (x.float() - shift) / scale
-    if encoder.b_dec is not None:
-        found = found.float() - encoder.b_dec.float()
-    return found.to(encoder.W_enc.dtype)
-
-
-def unscale(decoded: torch.Tensor, x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
-    """The rows of `decoded` [n, d_model] before the normalisation that `prepare` gave `x`."""
-    shift, scale = _normalization(x.float(), encoder)
-    return decoded * scale + shift
-
-
-def _normalization(x: torch.Tensor, encoder: Encoder) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-    if encoder.normalization == "constant_norm_rescale":
-        return 0.0, x.norm(dim=1, keepdim=True) / encoder.d_model**0.5
-    if encoder.normalization == "layer_norm":
-        return x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-5
-    return 0.0, 1.0
-
-
-def encode_reference(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
-    """All latents of x [n, d_model], float32 [n, d_sae], the plain way."""
-    p = prepare(x, encoder).float() @ encoder.W_enc.float()
-    pre = p + encoder.b_enc.float()
-    if encoder.activation == "relu":
-        return pre.relu()
-    if encoder.activation == "jumprelu":
-        assert encoder.threshold is not None
-        return torch.where(pre > encoder.threshold.float(), pre, 0.0).relu()
-    if encoder.activation == "gated":
-        assert encoder.r_mag is not None
-        assert encoder.b_mag is not None
-        return torch.where(pre > 0, (p * encoder.r_mag.exp() + encoder.b_mag).relu(), 0.0)
-    assert encoder.k is not None
-    values, places = pre.topk(encoder.k, dim=1)
-    return torch.zeros_like(pre).scatter_(1, places, values.relu())
-
-
-def tiles(encoder: Encoder, size: int) -> Iterator[slice]:
-    """All latents in tiles of `size`, the last one smaller."""
-    return subtiles(slice(0, encoder.d_sae), size)
-
-
-def subtiles(latents: slice, size: int) -> Iterator[slice]:
-    """These latents in tiles of `size`, the last one smaller."""
-    for start in range(latents.start, latents.stop, size):
-        yield slice(start, min(start + size, latents.stop))
+from morfi.kernels.encoder import Encoder, Nonzeros, tiles
 
 
 def row_limits(prepared: torch.Tensor, encoder: Encoder, tile: int) -> torch.Tensor | None:
@@ -148,13 +35,6 @@ def start_tile(
 
         return encode_triton.start_tile(prepared, encoder, latents, limits)
     return lambda: _encode_tile(prepared, encoder, latents, limits)
-
-
-def encode_tile(
-    prepared: torch.Tensor, encoder: Encoder, latents: slice, limits: torch.Tensor | None = None
-) -> Nonzeros:
-    """The non-zero activations of some latents, see `start_tile`."""
-    return start_tile(prepared, encoder, latents, limits)()
 
 
 def _encode_tile(

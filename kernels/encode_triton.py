@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from morfi.kernels.encode import Encoder, Nonzeros
+from morfi.kernels.encoder import Encoder, Nonzeros
 
 DENSITY = 1 / 32  # of the activations that there is space for at first
 # The largest blocks that spill no register on sm_80 and sm_90, see bench/trends_resources.py.

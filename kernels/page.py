@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from morfi.kernels.encode import Nonzeros
+from morfi.kernels.encoder import Nonzeros
 from morfi.kernels.null import TrendNull
 
 
@@ -30,7 +30,7 @@ class PageTrend:
 
 
 class PageSums:
-    """Gathers the questions of a range of latents, in any order and chunks; merged like `PartialSums`."""
+    """Gathers the questions of a range of latents, in any order and chunks."""
 
     def __init__(self, null: TrendNull, latents: slice, device: str | torch.device = "cpu") -> None:
         self.latents = latents
@@ -48,20 +48,6 @@ class PageSums:
         for total, one in ((self.numerator, numerator), (self.spread, spread)):
             total[cells].index_add_(0, latent, one.double())
         self.n_seen[cells] += n_questions
-
-    def merge(self, other: PageSums) -> PageSums:
-        """The sums of both, on this one's device; their latents must overlap or be neighbours."""
-        if other.latents.start > self.latents.stop or self.latents.start > other.latents.stop:
-            raise ValueError(f"{self.latents} and {other.latents} leave latents out between them")
-        latents = slice(
-            min(self.latents.start, other.latents.start), max(self.latents.stop, other.latents.stop)
-        )
-        found = PageSums(self._null, latents, self.numerator.device)
-        for one in (self, other):
-            cells = slice(one.latents.start - latents.start, one.latents.stop - latents.start)
-            for name in ("numerator", "spread", "n_seen"):
-                getattr(found, name)[cells] += getattr(one, name).to(self.numerator.device)
-        return found
 
     def reduce(self, n_questions: int) -> PageTrend:
         """The test; ValueError unless every question came once."""

@@ -1,18 +1,19 @@
-"""Sums over questions of latents' activations, gathered in any order and merged from anywhere."""
+"""Sums over questions of latents' activations, gathered in any order."""
 
 from __future__ import annotations
 
 import torch
 
-from morfi.kernels.encode import Nonzeros, resampled_sums
+from morfi.kernels.encode import resampled_sums
+from morfi.kernels.encoder import Nonzeros
 
 
 class PartialSums:
     """Sums for a range of latents under every condition, over the questions that have come so far.
 
-    Questions, conditions and latents may come in any order and in any chunks, each cell once, and sums that
-    were gathered apart, on whatever device, may be merged. Full-sample sums are float64, where a sum of some
-    thousand float32 values hardly ever rounds: conditions that tie do so in any order.
+    Questions, conditions and latents may come in any order and in any chunks, each cell once. Full-sample
+    sums are float64, where a sum of some thousand float32 values hardly ever rounds: conditions that tie do
+    so in any order.
     """
 
     def __init__(
@@ -36,21 +37,6 @@ class PartialSums:
         self.n_seen[cells] += len(counts)
         if counts.shape[1]:
             self.resampled[cells] += resampled_sums(found, counts)
-
-    def merge(self, other: PartialSums) -> PartialSums:
-        """The sums of both, on this one's device; their latents must overlap or be neighbours."""
-        if other.latents.start > self.latents.stop or self.latents.start > other.latents.stop:
-            raise ValueError(f"{self.latents} and {other.latents} leave latents out between them")
-        latents = slice(
-            min(self.latents.start, other.latents.start), max(self.latents.stop, other.latents.stop)
-        )
-        n_conditions, _, n_resamples = self.resampled.shape
-        found = PartialSums(n_conditions, latents, n_resamples, self.total.device)
-        for one in (self, other):
-            cells = slice(one.latents.start - latents.start, one.latents.stop - latents.start)
-            for name in ("total", "squares", "n_firing", "n_seen", "resampled"):
-                getattr(found, name)[:, cells] += getattr(one, name).to(self.total.device)
-        return found
 
     def means(self, n_questions: int) -> torch.Tensor:
         """Float32 [C, T, 1 + B], first of the full sample; ValueError unless every question came once."""

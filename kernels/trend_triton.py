@@ -14,10 +14,10 @@ import torch
 import triton
 import triton.language as tl
 
-from morfi.kernels.encode import Nonzeros
 from morfi.kernels.encode_triton import in_sixteens
+from morfi.kernels.encoder import Nonzeros
 from morfi.kernels.null import TrendNull, normal_quantile
-from morfi.kernels.trend import Trends
+from morfi.kernels.trend_reference import Trends
 
 BLOCK = 256  # resamples, or questions, at a time
 ROWS = 16  # non-zeros of a latent at a time, so that as many rows of the counts are on their way at once

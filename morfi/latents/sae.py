@@ -24,7 +24,7 @@ from morfi.latents.sae_formats import check_folder, layer_read
 if TYPE_CHECKING:
     import torch
 
-    from morfi.kernels.encode import Encoder
+    from morfi.kernels.encoder import Encoder
 
 ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
 _NORMALIZED = ("none", "constant_norm_rescale", "layer_norm")
@@ -69,13 +69,13 @@ class Sae:
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """All latents of x [n, d_model], float32 [n, d_sae]: for small n; `morfi.kernels` streams."""
-        from morfi.kernels.encode import encode_reference
+        from morfi.kernels.encoder import encode_reference
 
         return encode_reference(x, self.encoder)
 
     def decode(self, latents: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The reconstruction of `x` [n, d_model] from `latents` [n, d_sae], float32 [n, d_model]."""
-        from morfi.kernels.encode import unscale
+        from morfi.kernels.encoder import unscale
 
         return unscale(latents @ self.W_dec + self.b_dec, x, self.encoder)
 
@@ -247,7 +247,7 @@ def from_sae_lens(sae: Any, release: str) -> Sae:
     """
     import torch
 
-    from morfi.kernels.encode import Encoder
+    from morfi.kernels.encoder import Encoder
 
     config = sae.cfg
     kind, normalization = config.architecture(), config.normalize_activations

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from morfi.kernels.encode import Encoder, Nonzeros, prepare, row_limits, start_tile, subtiles
+from morfi.kernels.encode import row_limits, start_tile
+from morfi.kernels.encoder import Encoder, Nonzeros, prepare, subtiles
 from morfi.kernels.null import TrendNull
 from morfi.kernels.page import PageSums
 from morfi.kernels.sums import PartialSums

@@ -11,12 +11,13 @@ import pyarrow as pa
 import torch
 
 from morfi.errors import InputError
-from morfi.kernels.encode import Encoder, tiles
+from morfi.kernels.encoder import Encoder, tiles
 from morfi.kernels.null import TrendNull, trend_null
 from morfi.kernels.page import PageSums
 from morfi.kernels.resample import resample_counts
 from morfi.kernels.sums import PartialSums
-from morfi.kernels.trend import Trends, pair_signs, reduce_trends
+from morfi.kernels.trend import pair_signs, reduce_trends
+from morfi.kernels.trend_reference import Trends
 from morfi.latents.false_discoveries import FalseDiscoveries, Permutations, benjamini_hochberg
 from morfi.latents.rows import Rows, check_rows
 from morfi.latents.trend_inputs import TrendInputs

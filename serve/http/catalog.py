@@ -204,7 +204,7 @@ class Catalog:
         """float32 [n_questions]: one latent's activation on x [n_questions, d_model]."""
         import torch
 
-        from morfi.kernels.encode import encode_reference
+        from morfi.kernels.encoder import encode_reference
 
         encoder = self.found.sae.encoder
         if encoder.activation == "topk":

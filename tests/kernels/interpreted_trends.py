@@ -14,11 +14,11 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from morfi.kernels import encode_triton, trend_triton
-from morfi.kernels.encode import ACTIVATIONS, Encoder, Nonzeros, encode_reference, prepare, tiles
+from morfi.kernels.encoder import ACTIVATIONS, Encoder, Nonzeros, encode_reference, prepare, tiles
 from morfi.kernels.null import trend_null
 from morfi.kernels.page import page_reference
 from morfi.kernels.resample import resample_counts
-from morfi.kernels.trend import trend_reference
+from morfi.kernels.trend_reference import trend_reference
 from morfi.latents import trend_inputs
 from morfi.latents.trends import Criteria, find_trends
 

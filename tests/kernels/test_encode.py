@@ -5,16 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from morfi.kernels.encode import (
-    ACTIVATIONS,
-    Encoder,
-    encode_reference,
-    encode_tile,
-    prepare,
-    resampled_sums,
-    row_limits,
-    tiles,
-)
+from morfi.kernels.encode import resampled_sums, row_limits, start_tile
+from morfi.kernels.encoder import ACTIVATIONS, Encoder, encode_reference, prepare, tiles
 from morfi.kernels.resample import resample_counts
 
 D_MODEL, D_SAE, N = 24, 77, 53
@@ -50,7 +42,7 @@ def test_tiles_hold_the_non_zeros_of_the_whole(activation: str, normalization: s
     prepared = prepare(x, encoder)
     limits = row_limits(prepared, encoder, tile)
     for latents in tiles(encoder, tile):
-        found = encode_tile(prepared, encoder, latents, limits)
+        found = start_tile(prepared, encoder, latents, limits)()
         dense = torch.zeros(latents.stop - latents.start, N)
         for row in range(len(dense)):
             span = slice(int(found.starts[row]), int(found.starts[row + 1]))
@@ -63,7 +55,7 @@ def test_resampled_sums_equal_a_dense_product() -> None:
     encoder = make_encoder("relu")
     x = torch.randn(N, D_MODEL, generator=torch.Generator().manual_seed(1)) * 2
     counts = resample_counts([place % 3 for place in range(N)], 40, seed=0)
-    found = encode_tile(prepare(x, encoder), encoder, slice(0, D_SAE))
+    found = start_tile(prepare(x, encoder), encoder, slice(0, D_SAE))()
     expected = (counts.double().T @ encode_reference(x, encoder).double()).T
     torch.testing.assert_close(resampled_sums(found, counts).double(), expected, rtol=1e-5, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Partial sums: whatever order and chunks cells come in, and wherever they are merged, the result is one."""
+"""Partial sums: whatever order and chunks cells come in, the result is one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from morfi.kernels.encode import Encoder, Nonzeros, encode_reference, encode_tile
+from morfi.kernels.encode import start_tile
+from morfi.kernels.encoder import Encoder, Nonzeros, encode_reference
 from morfi.kernels.resample import resample_counts
 from morfi.kernels.sums import PartialSums
 
@@ -32,7 +33,7 @@ def test_sums_are_those_of_the_dense_activations() -> None:
     latents = slice(0, D_SAE)
     sums = PartialSums(C, latents, B)
     for condition in range(C):
-        sums.add(condition, latents, encode_tile(x[condition], encoder, latents), counts)
+        sums.add(condition, latents, start_tile(x[condition], encoder, latents)(), counts)
     z = torch.stack([encode_reference(one, encoder).double() for one in x])  # [C, N, F]
     torch.testing.assert_close(sums.total, z.sum(1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sums.squares, z.square().sum(1), rtol=1e-5, atol=1e-5)
@@ -42,35 +43,25 @@ def test_sums_are_those_of_the_dense_activations() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_any_order_chunks_and_merges_give_the_same(seed: int) -> None:
+def test_any_order_and_chunks_give_the_same(seed: int) -> None:
     x, encoder, counts = make_inputs()
     chance = random.Random(seed)
-    whole = PartialSums(C, slice(0, D_SAE), B)
+    whole, parted = PartialSums(C, slice(0, D_SAE), B), PartialSums(C, slice(0, D_SAE), B)
     for condition in range(C):
-        whole.add(condition, whole.latents, encode_tile(x[condition], encoder, whole.latents), counts)
-    parts = [PartialSums(C, latents, B) for latents in pieces(D_SAE, chance)]
-    homes = [(part, condition) for part in parts for condition in range(C)]
-    chance.shuffle(homes)
-    extra = []
-    for home, condition in homes:
-        for questions in chance.sample(pieces_ := pieces(N, chance), len(pieces_)):
-            # Of two workers, one has its own tile for some of the questions.
-            target = home
-            if chance.random() < 0.5:
-                target = PartialSums(C, home.latents, B)
-                extra.append(target)
-            found = encode_tile(x[condition, questions], encoder, home.latents)
-            target.add(condition, home.latents, found, counts[questions])
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merged.merge(part)
-    chance.shuffle(extra)
-    for part in extra:
-        merged = part.merge(merged) if chance.random() < 0.5 else merged.merge(part)
-    assert merged.latents == whole.latents
-    assert torch.equal(merged.n_firing, whole.n_firing)
-    torch.testing.assert_close(merged.means(N), whole.means(N), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(merged.squares, whole.squares, rtol=1e-5, atol=1e-6)
+        whole.add(condition, whole.latents, start_tile(x[condition], encoder, whole.latents)(), counts)
+    cells = [
+        (condition, latents, questions)
+        for condition in range(C)
+        for latents in pieces(D_SAE, chance)
+        for questions in pieces(N, chance)
+    ]
+    chance.shuffle(cells)
+    for condition, latents, questions in cells:
+        found = start_tile(x[condition, questions], encoder, latents)()
+        parted.add(condition, latents, found, counts[questions])
+    assert torch.equal(parted.n_firing, whole.n_firing)
+    torch.testing.assert_close(parted.means(N), whole.means(N), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parted.squares, whole.squares, rtol=1e-5, atol=1e-6)
 
 
 def test_conditions_that_tie_do_so_whatever_order_their_questions_came_in() -> None:
@@ -91,12 +82,11 @@ def test_cells_that_are_missing_or_came_twice_are_refused() -> None:
     sums = PartialSums(C, latents, B)
     for condition in range(C):
         if condition != 2:
-            sums.add(condition, latents, encode_tile(x[condition], encoder, latents), counts)
+            sums.add(condition, latents, start_tile(x[condition], encoder, latents)(), counts)
     with pytest.raises(ValueError, match="latent 3 has seen 0 of 37 questions of condition 2"):
         sums.means(N)
-    sums.add(2, latents, encode_tile(x[2], encoder, latents), counts)
+    sums.add(2, latents, start_tile(x[2], encoder, latents)(), counts)
     sums.means(N)
+    sums.add(0, latents, start_tile(x[0], encoder, latents)(), counts)
     with pytest.raises(ValueError, match="latent 3 has seen 74 of 37 questions of condition 0"):
-        sums.merge(sums).means(N)
-    with pytest.raises(ValueError, match="leave latents out"):
-        sums.merge(PartialSums(C, slice(8, 9), B))
+        sums.means(N)

@@ -9,7 +9,8 @@ import scipy.stats
 import torch
 
 from morfi.kernels.null import trend_null
-from morfi.kernels.trend import PairwiseTrend, Trends, trend_reference
+from morfi.kernels.trend import PairwiseTrend
+from morfi.kernels.trend_reference import Trends, trend_reference
 
 KINDS = ("random", "tied", "sparse", "constant")
 

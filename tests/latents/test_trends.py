@@ -13,11 +13,11 @@ import scipy.stats
 import torch
 
 from morfi.errors import InputError
-from morfi.kernels.encode import Encoder, encode_reference
+from morfi.kernels.encoder import Encoder, encode_reference
 from morfi.kernels.null import trend_null
 from morfi.kernels.page import page_reference
 from morfi.kernels.resample import resample_counts
-from morfi.kernels.trend import trend_reference
+from morfi.kernels.trend_reference import trend_reference
 from morfi.latents import rows as activations_module
 from morfi.latents import trend_inputs
 from morfi.latents.trend_inputs import Tiling

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 import torch
 
-from morfi.kernels.encode import Encoder
+from morfi.kernels.encoder import Encoder
 from morfi.kernels.null import trend_null
 from morfi.latents.trends import find_trends
 
