@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from morfi.engine.steering import plain_number
 from morfi.errors import InputError
 
 if TYPE_CHECKING:
@@ -156,14 +157,6 @@ class DecoderRows:
         return found.hexdigest()
 
 
-def from_numbers(values: object) -> Direction:
-    """A direction to add or project out, from a list of numbers, a tensor or a NumPy array.
-
-    Raises InputError for anything else, and for numbers that are not finite in float32.
-    """
-    return Direction(values)  # type: ignore[arg-type] # it is taken as the class says
-
-
 def is_numbers(value: object) -> bool:
     """Whether `value` is meant as a vector: a list, a tuple, a tensor or an array."""
     return isinstance(value, list | tuple) or hasattr(value, "__array__")
@@ -193,8 +186,7 @@ def _numbers(value: Any, what: str) -> torch.Tensor:
 
 
 def _number(value: Any, what: str) -> float:
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        value = value.item()
+    value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(f"{what}: expected a number, got {type(value).__name__}")
     try:

@@ -259,16 +259,15 @@ def from_json(specification: object) -> tuple[tuple[Steering, ...], Capture | No
 
 
 def _checked_layer(layer: object, what: str) -> int:
-    plain = _plain_index(layer)
-    if not isinstance(plain, int) or isinstance(plain, bool) or plain < 0:
+    plain: Any = _plain_index(layer)
+    if not _is_index(plain) or plain < 0:
         raise InputError(f"{what} layer {layer!r} is not a layer; layers are counted from 0")
-    return plain
+    return int(plain)
 
 
 def _checked_strength(value: object) -> float:
-    """The number as Python's own: NumPy's, and those in a tensor or array without dimensions, are taken."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        value = value.item()
+    """The number as a float: NumPy's, and those in a tensor or array without dimensions, are taken."""
+    value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(f"steering strength {value!r} is not a finite number")
     if not isinstance(value, int):
@@ -277,6 +276,13 @@ def _checked_strength(value: object) -> float:
         shown = "of more than 38 digits" if isinstance(value, int) else f"{value!r}"
         raise InputError(f"steering strength {shown} is not a finite number that float32 holds (to 3.4e38)")
     return float(value)
+
+
+def plain_number(value: Any) -> Any:
+    """What a tensor or array without dimensions holds, as Python's own; anything else as it is."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    return value
 
 
 def _plain_index(value: object) -> object:

@@ -145,11 +145,17 @@ MESSAGE = {
 TEXT_PART = {"prompt_cache_breakpoint": anything(dict), "cache_control": anything(dict)}
 
 
-WHY = {
-    name: neutral.why
-    for table in (MESSAGE, TEXT_PART, STREAM_OPTIONS, CHAT, COMPLETION)
-    for name, neutral in table.items()
-}
+def _by_name(*tables: Mapping[str, Neutral]) -> dict[str, str]:
+    """Why a field is refused, by its name alone; a name has one reason in all of `tables`."""
+    found: dict[str, str] = {}
+    for table in tables:
+        for name, neutral in table.items():
+            if found.setdefault(name, neutral.why) != neutral.why:
+                raise RuntimeError(f"two reasons why {name} is not taken: {found[name]}; {neutral.why}")
+    return found
+
+
+WHY = _by_name(MESSAGE, TEXT_PART, STREAM_OPTIONS, CHAT, COMPLETION)
 
 
 def without_neutral(data: Any, table: Mapping[str, Neutral]) -> Any:

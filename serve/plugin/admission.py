@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from morfi.engine.directions import DecoderRows, Direction, SaeLatents, from_numbers, is_numbers, pack
+from morfi.engine.directions import DecoderRows, Direction, SaeLatents, is_numbers, pack
 from morfi.engine.steering import Capture, Steering, from_json, to_json
 from morfi.errors import InputError
+from morfi.serve.architectures import ARCHITECTURES
 from morfi.serve.plugin.bank import Registry
 from morfi.serve.plugin.finite import check_amounts
 from morfi.serve.plugin.joint import join, put_in_together
 from morfi.serve.plugin.plain import comes_with_end, parsed
 from morfi.serve.plugin.requested import IN_CORE
-
-# Decoder layers that return hidden states and residual, the residual stream being their sum; all are tested.
-ARCHITECTURES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Gemma2ForCausalLM"})
 
 
 @dataclass(slots=True)
@@ -131,9 +129,9 @@ def _named(specification: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Dir
     inline: dict[str, Direction] = {}
     named = []
     for entry in entries:
-        numbers = entry.get("direction") if isinstance(entry, dict) else None
+        numbers: Any = entry.get("direction") if isinstance(entry, dict) else None
         if is_numbers(numbers):
-            direction = from_numbers(numbers)
+            direction = Direction(numbers)
             inline[direction.sha256] = direction
             named.append({**entry, "direction": direction.sha256})
         else:

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
+from morfi.serve.architectures import ARCHITECTURES
+
 if TYPE_CHECKING:
     import torch
 
-# Those whose load_weights does nothing but rename and hand each tensor to its module, so that the tensors of
-# one module can be given to it alone. vLLM's own reload takes any model, at twice the cost.
-_PLAIN = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Gemma2ForCausalLM"})
 _LAYER = re.compile(r".*?\.\d+\.")
 _EXPERTS = re.compile(r".*\.experts\.")
 
@@ -78,11 +77,12 @@ def is_tied(model: torch.nn.Module) -> bool:
 
 
 def _is_plain(model: torch.nn.Module) -> bool:
+    """Whether modules can be loaded one by one; vLLM's own reload takes any model, at twice the cost."""
     from vllm.model_executor.models.utils import PPMissingLayer
 
     on_cpu = next(model.parameters()).device.type == "cpu"
     is_whole = not any(isinstance(module, PPMissingLayer) for module in model.modules())
-    return on_cpu and is_whole and type(model).__name__ in _PLAIN
+    return on_cpu and is_whole and type(model).__name__ in ARCHITECTURES
 
 
 def _target(model: Any, name: str) -> str:

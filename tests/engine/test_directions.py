@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from morfi.engine.directions import DecoderRows, Direction, SaeLatents, from_numbers, pack, unpack
+from morfi.engine.directions import DecoderRows, Direction, SaeLatents, pack, unpack
 from morfi.engine.steering import Capture, Latent, Steering
 from morfi.errors import InputError
 
@@ -36,7 +36,7 @@ def test_vectors_are_held_as_float32(given: Any) -> None:
     assert torch.equal(found.vector, VECTOR)
     assert found.sha256 == Direction(VECTOR, VECTOR, 1.0, 0.5).sha256
     assert torch.equal(unpack(pack(found)).vector, VECTOR)
-    assert torch.equal(from_numbers(given).vector, VECTOR)
+    assert torch.equal(Direction(given).vector, VECTOR)
     rows = np.stack([VECTOR.numpy()] * 2)
     sae = SaeLatents(rows, torch.as_tensor(rows).bfloat16(), np.zeros(2), [0.0, 1.0])  # type: ignore[arg-type]
     assert torch.equal(sae.direction(1).vector, VECTOR)
