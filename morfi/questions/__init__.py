@@ -1,11 +1,11 @@
 """Question sets: the embedded facts, files and folders of questions."""
 
+from morfi.questions.load import load_questions
 from morfi.questions.recognition import Families, subject_key, text_key
 from morfi.questions.sets import (
     SPLITS,
     UNSPLIT,
     QuestionSet,
-    load_questions,
     question_set,
     select,
     with_splits,
