@@ -24,7 +24,7 @@ from morfi.questions.prompts import Prompt, Prompted, prompted
 from morfi.questions.question import Question
 from morfi.runs.answering import fingerprint_of
 from morfi.runs.settings import settings_of
-from morfi.store.records import DirectionRow, RunKind
+from morfi.store.records import RunKind
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
