@@ -40,10 +40,10 @@ _USED = re.compile(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Of one program."""
+    """Resources of one program."""
 
-    registers: int  # a thread
-    spilled: int  # bytes a thread, of its stack and of local memory
+    registers: int  # per thread
+    spilled: int  # bytes per thread, of its stack and of local memory
     shared: int  # bytes
 
 
@@ -77,7 +77,7 @@ def compiled_resources(
 def encode_resources(
     dtype: str, capability: int, *, gated: bool = False, limits: bool = False, dense: bool = False
 ) -> Resources:
-    """Of `encode_kernel` for inputs that are "bf16", "fp16" or "fp32"."""
+    """Resources of `encode_kernel` for inputs that are "bf16", "fp16" or "fp32"."""
     block = block_of(torch.float32 if dtype == "fp32" else torch.bfloat16)
     options = {name: int(block.pop(name)) for name in ("num_warps", "num_stages")}
     constants = {"IS_GATED": gated, "HAS_LIMITS": limits, "IS_DENSE": dense}
@@ -87,7 +87,7 @@ def encode_resources(
 
 
 def sums_resources(capability: int) -> Resources:
-    """Of `resampled_sums_kernel`."""
+    """Resources of `resampled_sums_kernel`."""
     types = ("*i64", "*i64", "*fp32", "*u8", "*fp32", "i32", "i32:16", "i32:16")
     return compiled_resources(resampled_sums_kernel, types, {"ROWS": ROWS, "BLOCK": BLOCK}, capability)
 
@@ -95,7 +95,7 @@ def sums_resources(capability: int) -> Resources:
 def trend_resources(
     capability: int, n_conditions: int, *, has_table: bool, is_resampled: bool = True
 ) -> Resources:
-    """Of `trend_kernel`, for the means of resamples or for the full sample's alone."""
+    """Resources of `trend_kernel`, for the means of resamples or for the full sample's alone."""
     types = ["*fp32"] * 3 + ["*i32", "*fp32"] + ["*i32"] * 3 + ["*fp32"] + ["i32"] * 3 + ["fp32"] * 7
     constants = {"C": n_conditions, "HAS_TABLE": has_table, "BLOCK": BLOCK if is_resampled else 1}
     if not is_resampled:
@@ -104,7 +104,7 @@ def trend_resources(
 
 
 def page_resources(capability: int, n_conditions: int) -> Resources:
-    """Of `page_kernel`."""
+    """Resources of `page_kernel`."""
     types = ["*fp32"] * 4 + ["i32"]
     return compiled_resources(page_kernel, types, {"C": n_conditions, "BLOCK": BLOCK}, capability)
 
