@@ -1,10 +1,14 @@
 # `make eval` and `make test` set up .venv by themselves; both are quick the second time.
 RUN := PYTHONSAFEPATH=1 .venv/bin/
 
-.PHONY: eval test test-slow lint install lock bench clean
+.PHONY: eval check test test-slow lint install lock bench clean
 
 eval: install
 	$(RUN)morfi eval --ckpt smollm2 --limit 1500 --resume auto
+
+# Lint, types and the tests that need neither vLLM nor a browser.
+check: install lint
+	$(RUN)python -m pytest -m "not slow and not engine and not browser"
 
 test: install lint
 	$(RUN)python -m pytest -m "not slow"

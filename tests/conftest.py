@@ -33,6 +33,33 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("morfi")
 
 
+# By a fixture: what starts vLLM or Chromium asks for it, and `make check` passes over tests with the mark.
+_MARKS = {"starts_vllm": "engine", "chromium": "browser"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that start vLLM `engine`, those that start Chromium `browser`."""
+    for item in items:
+        for name in _MARKS.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(_MARKS[name])
+
+
+@pytest.fixture(scope="session")
+def starts_vllm() -> None:
+    """Asked for by every fixture and test that starts vLLM."""
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of Chromium; a test that asks for it is skipped where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(f"none of {', '.join(names)} is on PATH (apt-get install chromium)")
+    return found
+
+
 @pytest.fixture
 def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and no database named by the environment, whatever the user has set."""

@@ -79,6 +79,7 @@ def kill_after_first_rows(arguments: list[str], db: Path) -> int:
     return Store(db).runs(1)[0].n_done
 
 
+@pytest.mark.usefixtures("starts_vllm")
 def test_a_killed_and_resumed_run_has_the_rows_of_an_uninterrupted_one(adapter: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole.duckdb", tmp_path / "killed.duckdb"
     with ThreadPoolExecutor() as pool:  # most of either is starting

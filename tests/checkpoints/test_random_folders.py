@@ -412,6 +412,7 @@ PLAIN = Folder("gpt_neox", True, "own", "float32", 2, True, "nothing", "nothing"
 LINEAR = Adapter(frozenset({"linear"}), frozenset(), "none", False, False, "nothing", 3)
 
 
+@pytest.mark.usefixtures("starts_vllm")
 def test_an_engine_serves_the_own_head_of_a_folder_that_claims_a_tie(
     make_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -423,6 +424,7 @@ def test_an_engine_serves_the_own_head_of_a_folder_that_claims_a_tie(
 @pytest.mark.parametrize("head", ["as saved", "same", "own"])
 # vLLM changes transformers' own GPT-NeoX for its use: no process can make one after its engine (see above).
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gpt_neox"}))
+@pytest.mark.usefixtures("starts_vllm")
 def test_an_engine_serves_what_transformers_computes(
     family: str, head: str, tied: bool, make_tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -88,6 +88,7 @@ def tuned(
     return Tuned(experiment.store, train_run, model, tokenizer, source, tmp_path / "out")
 
 
+@pytest.mark.usefixtures("starts_vllm")
 def test_captured_found_and_reported(tuned: Tuned, log: Any) -> None:
     store, source = tuned.store, tuned.source
     layer = load_sae(source).layer

@@ -36,7 +36,7 @@ def prompts(tokenizer: Any) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def engine(smollm2_dir: Path) -> Iterator[Engine]:
+def engine(smollm2_dir: Path, starts_vllm: None) -> Iterator[Engine]:
     with Engine(smollm2_dir, dtype="float32", context=CONTEXT) as engine:
         yield engine
 

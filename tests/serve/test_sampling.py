@@ -17,7 +17,7 @@ CONTEXT = 128
 
 @pytest.fixture(scope="module")
 def engine(
-    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path]
+    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path], starts_vllm: None
 ) -> Iterator[Engine]:
     """An engine whose steps hold hardly more than one prompt."""
     base = make_base(tmp_path_factory.mktemp("models") / "llama", "llama")

@@ -77,7 +77,7 @@ def save_sae(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(isolated: Path, make_base: Callable[[Path, str], Path]) -> Iterator[Any]:
+def shared(isolated: Path, make_base: Callable[[Path, str], Path], starts_vllm: None) -> Iterator[Any]:
     """A starter of engines that gives the same one every time, serving the base."""
     base = resolve(str(make_base(isolated / "base", "llama")), dtype="float32")
     with start_engine(base, context=256, seed=0, overrides={}) as engine:

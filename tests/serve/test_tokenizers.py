@@ -98,7 +98,7 @@ def _last_hidden(model: Any, ids: list[int]) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(folder: Path, tmp_path_factory: pytest.TempPathFactory, starts_vllm: None) -> Iterator[Engine]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MORFI_CACHE", str(tmp_path_factory.mktemp("cache")))
         with Engine(folder, dtype="float32", context=128) as engine:

@@ -181,6 +181,8 @@ def made(
     experiment_maker: Callable[..., Any],
     data_file: Path,
     questions: Mapping[str, Sequence[Any]],
+    *,
+    starts_vllm: None,
 ) -> Made:
     """The whole pipeline on the tiny model, captured by the real engine."""
     from morfi.evaluation.sweep import run_sweep

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 WALK = Path(__file__).parents[1] / "page" / "page_walk.py"
 
 
@@ -23,12 +21,10 @@ def load_walk() -> Any:
 
 
 page_walk = load_walk()
-CHROMIUM = page_walk.chromium()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is on PATH (apt-get install chromium)")
-def test_the_page_works_on_the_real_server(clean: Any) -> None:
-    with page_walk.launched(CHROMIUM) as browser:
+def test_the_page_works_on_the_real_server(clean: Any, chromium: str) -> None:
+    with page_walk.launched(chromium) as browser:
         page = browser.new_page()
         complaints: list[str] = []
         page.on(

@@ -37,10 +37,6 @@ def _beside(name: str) -> Any:
 fake_api = _beside("fake_api")
 page_walk = _beside("page_walk")
 
-CHROMIUM = page_walk.chromium()
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason=f"none of {', '.join(page_walk.CHROMIUMS)} is on PATH (apt-get install chromium)"
-)
 MINUS, DASH, TIMES = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 SCRIPT = """<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'"&amp;"""
 
@@ -77,8 +73,8 @@ class Visits:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with page_walk.launched(CHROMIUM) as browser:
+def browser(chromium: str) -> Iterator[Browser]:
+    with page_walk.launched(chromium) as browser:
         yield browser
 
 
@@ -157,7 +153,6 @@ def test_the_page_makes_no_markup_from_text() -> None:
 # The way through
 
 
-@needs_chromium
 def test_click_path(visit: Visits, api: Any) -> None:
     walked = page_walk.walk(visit(), api.url)
     assert re.fullmatch(r"latent \d+, rising, rho 1\.00, score [\d.]+, selected", walked.latent)
@@ -184,7 +179,6 @@ def test_click_path(visit: Visits, api: Any) -> None:
     assert third == first | {"strengths": [-1, -0.6, -0.4, -0.25, 0.25, 0.4, 0.6, 1]}
 
 
-@needs_chromium
 def test_both_answers_grow_together_as_they_stream(ready: Callable[..., Page], api: Any) -> None:
     api.delay_s = 0.05
     page = ready()
@@ -207,7 +201,6 @@ def test_both_answers_grow_together_as_they_stream(ready: Callable[..., Page], a
     assert order.index("s") < len(order) - 1 - order[::-1].index("d")  # neither waits for the other
 
 
-@needs_chromium
 @pytest.mark.parametrize(("label", "direction"), [("Falling", "falling"), ("Rising", "rising")])
 def test_the_list_is_filtered_sorted_and_paged(
     ready: Callable[..., Page], api: Any, label: str, direction: str
@@ -234,7 +227,6 @@ def test_the_list_is_filtered_sorted_and_paged(
     page.locator("#latents-range", has_text=f"1{DASH}20 of 300").wait_for()
 
 
-@needs_chromium
 def test_a_latent_shows_its_trend_statistics_and_neighbours(ready: Callable[..., Page], api: Any) -> None:
     page = ready()
     choose(page, question=None)
@@ -258,7 +250,6 @@ def test_a_latent_shows_its_trend_statistics_and_neighbours(ready: Callable[...,
     assert page.evaluate("document.activeElement.id") == "latent-title"
 
 
-@needs_chromium
 def test_a_latent_by_number_and_one_that_there_is_not(
     ready: Callable[..., Page], visit: Visits, api: Any
 ) -> None:
@@ -277,7 +268,6 @@ def test_a_latent_by_number_and_one_that_there_is_not(
     assert not page.locator("#statistics").is_visible()
 
 
-@needs_chromium
 def test_without_selected_latents_all_are_shown(ready: Callable[..., Page], api: Any) -> None:
     api.latents = [row | {"selected": False} for row in api.latents]
     page = ready()
@@ -285,7 +275,6 @@ def test_without_selected_latents_all_are_shown(ready: Callable[..., Page], api:
     assert page_walk.rows(page, "latent").count() == 20
 
 
-@needs_chromium
 @pytest.mark.parametrize(
     ("op", "sent", "title"),
     [
@@ -313,7 +302,6 @@ def test_other_operations(
     assert not page.locator("#strength").is_visible()
 
 
-@needs_chromium
 def test_a_question_of_ones_own_has_no_verdict(ready: Callable[..., Page], api: Any) -> None:
     page = ready()
     choose(page)
@@ -327,7 +315,6 @@ def test_a_question_of_ones_own_has_no_verdict(ready: Callable[..., Page], api: 
     assert page.locator("#pair mark").all_inner_texts() == ["town", "nowhere", "city", "somewhere"]
 
 
-@needs_chromium
 def test_all_strengths_and_one_of_them(ready: Callable[..., Page], visit: Visits) -> None:
     page = ready()
     choose(page)
@@ -361,7 +348,6 @@ def test_all_strengths_and_one_of_them(ready: Callable[..., Page], visit: Visits
         page.locator("#ask-error", has_text=words).wait_for()
 
 
-@needs_chromium
 def test_a_newer_question_ends_the_one_before(ready: Callable[..., Page], api: Any) -> None:
     page = ready()
     choose(page, question=None)
@@ -377,7 +363,6 @@ def test_a_newer_question_ends_the_one_before(ready: Callable[..., Page], api: A
     assert page.locator("#ask-error").inner_text() == ""
 
 
-@needs_chromium
 def test_stop_ends_the_stream_and_says_so(ready: Callable[..., Page], api: Any) -> None:
     page = ready()
     choose(page, question=None)
@@ -394,7 +379,6 @@ def test_stop_ends_the_stream_and_says_so(ready: Callable[..., Page], api: Any) 
 # Who may, and what goes wrong
 
 
-@needs_chromium
 def test_a_key_is_asked_for_and_kept_in_memory_only(visit: Visits, api: Any) -> None:
     visit.may_fail = True
     api.user_key, api.admin_key = "user-key-1", "admin-key-1"
@@ -418,7 +402,6 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(visit: Visits, api: Any) -> 
     assert set(api.keys_seen) == {"", "wrong", "user-key-1"}
 
 
-@needs_chromium
 def test_without_a_key_the_page_says_what_it_needs(visit: Visits, api: Any) -> None:
     visit.may_fail = True
     api.user_key = "user-key-1"
@@ -433,7 +416,6 @@ def test_without_a_key_the_page_says_what_it_needs(visit: Visits, api: Any) -> N
     assert page.locator("#header-error").inner_text() == ""
 
 
-@needs_chromium
 def test_loading_a_checkpoint_asks_for_the_admin_key_only_then(visit: Visits, api: Any) -> None:
     visit.may_fail = True
     api.user_key, api.admin_key = "user-key-1", "admin-key-1"
@@ -457,7 +439,6 @@ def test_loading_a_checkpoint_asks_for_the_admin_key_only_then(visit: Visits, ap
     assert api.served == "level-100-seed-0-epoch-10"  # the key was remembered
 
 
-@needs_chromium
 def test_a_load_that_fails_says_why(ready: Callable[..., Page], visit: Visits, api: Any) -> None:
     visit.may_fail = True
     page = ready()
@@ -472,7 +453,6 @@ def test_a_load_that_fails_says_why(ready: Callable[..., Page], visit: Visits, a
     assert page.get_by_role("button", name="Load").is_enabled()
 
 
-@needs_chromium
 def test_a_server_that_loads_nothing(ready: Callable[..., Page], api: Any) -> None:
     api.can_load = False
     page = ready()
@@ -480,7 +460,6 @@ def test_a_server_that_loads_nothing(ready: Callable[..., Page], api: Any) -> No
     assert page.get_by_role("button", name="Load").is_disabled()
 
 
-@needs_chromium
 def test_without_a_sweep_the_questions_say_so_and_the_rest_works(visit: Visits, api: Any) -> None:
     visit.may_fail = True
     api.has_sweep = False
@@ -497,7 +476,6 @@ def test_without_a_sweep_the_questions_say_so_and_the_rest_works(visit: Visits, 
     assert page_walk.rows(page, "question").count() == 10
 
 
-@needs_chromium
 def test_an_error_stands_where_it_happened_and_can_be_tried_again(
     ready: Callable[..., Page], visit: Visits, api: Any
 ) -> None:
@@ -516,7 +494,6 @@ def test_an_error_stands_where_it_happened_and_can_be_tried_again(
     assert page.locator("#ask-error").inner_text() == ""
 
 
-@needs_chromium
 @pytest.mark.parametrize(
     ("ends", "words"),
     [("breaks", "not whole"), ("stops", "stopped before its end"), ("fails", "the engine stopped")],
@@ -536,7 +513,6 @@ def test_a_stream_that_does_not_reach_its_end_says_so(
     assert page.locator("#pair mark").count() == 0
 
 
-@needs_chromium
 def test_a_steered_answer_that_does_not_say_what_was_applied(ready: Callable[..., Page], api: Any) -> None:
     api.forgets_applied = True
     page = ready()
@@ -558,7 +534,6 @@ def wait_for_other(page: Page) -> None:
     assert not page.locator("#all").is_visible()
 
 
-@needs_chromium
 @pytest.mark.parametrize("does", ["asks", "asks from the table", "reads a list", "comes back"])
 def test_after_another_client_loads_a_checkpoint_one_is_on_the_screen(
     ready: Callable[..., Page], api: Any, does: str
@@ -584,7 +559,6 @@ def test_after_another_client_loads_a_checkpoint_one_is_on_the_screen(
     assert api.requests.count(("GET", f"/v1/morfi/latents/{latent}", None)) == 2  # what it fires on, as well
 
 
-@needs_chromium
 def test_a_table_that_is_asked_of_the_new_checkpoint_stays(ready: Callable[..., Page], api: Any) -> None:
     page = ready()
     choose(page)
@@ -596,7 +570,6 @@ def test_a_table_that_is_asked_of_the_new_checkpoint_stays(ready: Callable[..., 
     assert page.locator("#all").is_visible()
 
 
-@needs_chromium
 def test_answers_in_the_way_of_a_load_are_ended_on_request(
     ready: Callable[..., Page], visit: Visits, api: Any
 ) -> None:
@@ -613,7 +586,6 @@ def test_answers_in_the_way_of_a_load_are_ended_on_request(
     assert page.locator("#header-error").inner_text() == ""
 
 
-@needs_chromium
 def test_a_steering_that_changes_nothing_says_so(ready: Callable[..., Page], api: Any) -> None:
     api.n_tokens = 0
     page = ready()
@@ -624,7 +596,6 @@ def test_a_steering_that_changes_nothing_says_so(ready: Callable[..., Page], api
     assert note.inner_text() == "layer 25, 0 tokens changed: the latent does not fire here"
 
 
-@needs_chromium
 @pytest.mark.parametrize(("fdr", "is_warned"), [(0.04, False), (1.0, True)])
 def test_the_runs_false_discovery_rate_stands_above_its_latents(
     ready: Callable[..., Page], api: Any, fdr: float, *, is_warned: bool
@@ -638,7 +609,6 @@ def test_the_runs_false_discovery_rate_stands_above_its_latents(
     assert "False discovery rate" in page.locator("#statistics").inner_text()
 
 
-@needs_chromium
 def test_where_two_rules_judge_an_answer_differently_both_are_named(
     ready: Callable[..., Page], api: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -652,7 +622,6 @@ def test_where_two_rules_judge_an_answer_differently_both_are_named(
     assert verdicts == ["✗ wrong by squad, ✓ right by answer", "✓ right"]
 
 
-@needs_chromium
 def test_a_server_that_is_gone(ready: Callable[..., Page], visit: Visits) -> None:
     visit.may_fail = True
     page = ready()
@@ -661,7 +630,6 @@ def test_a_server_that_is_gone(ready: Callable[..., Page], visit: Visits) -> Non
     page.locator("#latent-error", has_text="The server cannot be reached.").wait_for()
 
 
-@needs_chromium
 def test_text_from_the_server_and_the_address_is_never_markup(visit: Visits, api: Any) -> None:
     visit.may_fail = True
     api.hostile = SCRIPT
@@ -695,7 +663,6 @@ def test_text_from_the_server_and_the_address_is_never_markup(visit: Visits, api
 # Views that are shared
 
 
-@needs_chromium
 def test_the_address_opens_the_same_view(ready: Callable[..., Page], api: Any) -> None:
     page = ready()
     choose(page, latent=2, question=4)
@@ -713,7 +680,6 @@ def test_the_address_opens_the_same_view(ready: Callable[..., Page], api: Any) -
     assert float(other.locator("#strength").input_value()) < 0
 
 
-@needs_chromium
 def test_what_is_right_is_for_the_server_to_say_and_not_for_who_made_the_address(
     ready: Callable[..., Page], api: Any
 ) -> None:
@@ -730,7 +696,6 @@ def test_what_is_right_is_for_the_server_to_say_and_not_for_who_made_the_address
     assert typed.locator(".answer .verdict").all_inner_texts() == ["", ""]
 
 
-@needs_chromium
 def test_back_returns_to_the_latent_before(ready: Callable[..., Page]) -> None:
     page = ready()
     choose(page, latent=0, question=None)
@@ -767,7 +732,6 @@ def tab_to(page: Page, name: str, *, at_most: int = 45) -> None:
     pytest.fail(f"Tab does not reach {name}")
 
 
-@needs_chromium
 def test_everything_by_keyboard_alone(ready: Callable[..., Page], api: Any) -> None:
     page = ready()
     press = page.keyboard.press
@@ -809,7 +773,6 @@ def test_everything_by_keyboard_alone(ready: Callable[..., Page], api: Any) -> N
     page_walk.wait_for_answers(page, f"Steered, {MINUS}1")
 
 
-@needs_chromium
 def test_the_edges_of_a_list_turn_its_pages(ready: Callable[..., Page], api: Any) -> None:
     page = ready()
     active = "document.querySelector('#latent-list .at')"
@@ -850,7 +813,6 @@ def box_of(page: Any, place: str) -> dict[str, float]:
     return box
 
 
-@needs_chromium
 @pytest.mark.parametrize("long", ["", "W" * 300])
 def test_a_phone_never_scrolls_sideways(visit: Visits, api: Any, long: str) -> None:
     api.hostile = long
@@ -863,7 +825,6 @@ def test_a_phone_never_scrolls_sideways(visit: Visits, api: Any, long: str) -> N
     assert boxes[0]["y"] == boxes[1]["y"]  # beside each other here as well
 
 
-@needs_chromium
 def test_on_a_phone_the_answers_to_a_tapped_question_are_in_sight(visit: Visits, api: Any) -> None:
     page = visit(width=360, height=740, is_mobile=True, has_touch=True)
     page.goto(api.url)
@@ -878,7 +839,6 @@ def test_on_a_phone_the_answers_to_a_tapped_question_are_in_sight(visit: Visits,
     assert box["y"] + box["height"] <= 740
 
 
-@needs_chromium
 @pytest.mark.parametrize("limit", [8, 64])
 def test_on_a_phone_half_the_slider_is_for_strengths_up_to_1(visit: Visits, api: Any, limit: float) -> None:
     api.max_alpha = limit
@@ -896,7 +856,6 @@ def test_on_a_phone_half_the_slider_is_for_strengths_up_to_1(visit: Visits, api:
     assert all(a["right"] < b["left"] for a, b in pairwise(labels))
 
 
-@needs_chromium
 @pytest.mark.parametrize("width", [360, 1440])
 def test_words_of_the_chart_do_not_lie_on_each_other(
     ready: Callable[..., Page], api: Any, width: int
@@ -921,7 +880,6 @@ def test_words_of_the_chart_do_not_lie_on_each_other(
         assert "served" in texts.all_text_contents()
 
 
-@needs_chromium
 @pytest.mark.parametrize("width", [768, 1024, 1216, 1920])
 def test_no_width_scrolls_sideways(visit: Visits, api: Any, width: int) -> None:
     page = visit(width=width, height=800)
@@ -952,7 +910,6 @@ CONTRASTS = """() => {
 }"""
 
 
-@needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark_can_be_read(ready: Callable[..., Page], scheme: str) -> None:
     page = ready(color_scheme=scheme)
@@ -963,7 +920,6 @@ def test_light_and_dark_can_be_read(ready: Callable[..., Page], scheme: str) -> 
     assert too_weak == []
 
 
-@needs_chromium
 def test_nothing_moves_for_those_who_want_it_still(ready: Callable[..., Page], api: Any) -> None:
     api.delay_s = 0.2
     animation = "getComputedStyle(document.querySelector('#default-answer .said'), '::after').animationName"
@@ -975,7 +931,6 @@ def test_nothing_moves_for_those_who_want_it_still(ready: Callable[..., Page], a
         assert page.evaluate(animation) == name
 
 
-@needs_chromium
 def test_every_control_has_a_name(ready: Callable[..., Page]) -> None:
     page = ready()
     choose(page)
@@ -1005,7 +960,6 @@ def blank(browser: Browser) -> Iterator[Page]:
         page.close()
 
 
-@needs_chromium
 @pytest.mark.parametrize(
     ("text", "strengths"),
     [
@@ -1033,7 +987,6 @@ def test_strengths_are_read_as_people_write_them(blank: Page, text: str, strengt
         assert found == strengths
 
 
-@needs_chromium
 @pytest.mark.parametrize(
     ("text", "beside", "marks"),
     [
@@ -1051,7 +1004,6 @@ def test_words_that_differ_are_marked(blank: Page, text: str, beside: str, marks
     assert blank.evaluate(script, [text, beside]) == [text, marks]
 
 
-@needs_chromium
 @pytest.mark.parametrize("limit", [1, 8, 64])
 def test_the_slider_reaches_every_strength(ready: Callable[..., Page], api: Any, limit: float) -> None:
     api.max_alpha = limit
@@ -1066,7 +1018,6 @@ def test_the_slider_reaches_every_strength(ready: Callable[..., Page], api: Any,
     assert max(b - a for a, b in pairwise(strengths) if abs(b) <= 4) < 0.55
 
 
-@needs_chromium
 def test_means_that_are_not_known_leave_gaps(ready: Callable[..., Page], api: Any) -> None:
     for row in api.latents:
         row["means"] = [None, *row["means"][1:]]
@@ -1081,13 +1032,11 @@ def test_means_that_are_not_known_leave_gaps(ready: Callable[..., Page], api: An
         assert page.locator("#trend circle").count() == n
 
 
-@needs_chromium
 def test_replicates_of_a_level_are_one_point_of_the_line(blank: Page) -> None:
     points = blank.evaluate("byLevel([3, 1, 5, 7], [100, 0, 0, 100])")
     assert points == [{"level": 0, "mean": 3}, {"level": 100, "mean": 5}]
 
 
-@needs_chromium
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
 def test_ticks_cover_the_values(blank: Page, low: float, spread: float) -> None:

@@ -36,15 +36,12 @@ def _beside(name: str) -> Any:
 
 
 fake_api, page_walk = _beside("fake_api"), _beside("page_walk")
-CHROMIUM = page_walk.chromium()
 NAME = "morfi.example"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is on PATH (apt-get install chromium)")
-    with page_walk.launched(CHROMIUM, f"--host-resolver-rules=MAP {NAME} 127.0.0.1") as browser:
+def browser(chromium: str) -> Iterator[Browser]:
+    with page_walk.launched(chromium, f"--host-resolver-rules=MAP {NAME} 127.0.0.1") as browser:
         yield browser
 
 

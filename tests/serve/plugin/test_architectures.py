@@ -56,6 +56,7 @@ def save_tokenizer(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
+@pytest.mark.usefixtures("starts_vllm")
 def test_greedy_tokens_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     model_class, config_class, extra = ARCHITECTURES[name]
     torch.manual_seed(0)

@@ -25,7 +25,7 @@ PROMPTS = [[0, *range(start, start + 10 + start % 7)] for start in range(60, 100
 
 @pytest.fixture(scope="module")
 def engine(
-    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path]
+    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path], starts_vllm: None
 ) -> Iterator[Engine]:
     """An engine on a model with a broken token, with few blocks of KV cache: each is soon used again."""
     base = make_base(tmp_path_factory.mktemp("finite"), "llama")

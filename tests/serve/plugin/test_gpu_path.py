@@ -34,7 +34,7 @@ BROKEN = [name for plan in PLANS.values() for name, one in plan.items() if one["
 
 @pytest.fixture(scope="module")
 def answers(
-    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path]
+    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path], starts_vllm: None
 ) -> dict[str, dict[str, Any]]:
     """The answers of each engine, by its name; the processes run at the same time."""
     root = tmp_path_factory.mktemp("gpu-path")

@@ -242,6 +242,7 @@ def machine(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     make_base: Callable[[Path, str], Path],
+    starts_vllm: None,
 ) -> Iterator[type[Interleaving]]:
     base = make_base(tmp_path_factory.mktemp("interleaved"), "llama")
     with Engine(base, dtype="float32", context=CONTEXT, overrides=ENGINES[request.param]) as engine:

@@ -28,7 +28,7 @@ ENTRY: dict[str, Any] = {"layer": 0, "direction": VECTOR.tolist(), "strength": 2
 
 @pytest.fixture(scope="module")
 def engine(
-    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path]
+    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path], starts_vllm: None
 ) -> Iterator[Engine]:
     base = make_base(tmp_path_factory.mktemp("plain"), "llama")
     # vLLM's own workers, as its users start them.

@@ -106,6 +106,7 @@ def test_reports_that_lack_something_fail_the_request() -> None:
         captured(Capture((1,)), [report], 3, 1, 4)
 
 
+@pytest.mark.usefixtures("starts_vllm")
 def test_an_error_in_a_layer_fails_the_requests(
     tmp_path: Path, make_base: Callable[[Path, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +121,7 @@ def test_an_error_in_a_layer_fails_the_requests(
             engine.generate([[3, 4, 5]], Sampling(), steering=[[Steering(0, name, strength=1.0)]])
 
 
+@pytest.mark.usefixtures("starts_vllm")
 def test_what_cannot_be_steered_is_refused_by_name(
     tmp_path: Path, make_base: Callable[[Path, str], Path]
 ) -> None:
@@ -166,6 +168,7 @@ TWO_RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
     ],
     ids=["two tensor-parallel worker processes", "compiled"],
 )
+@pytest.mark.usefixtures("starts_vllm")
 def test_worker_processes_and_compiled_models_do_the_same(
     tmp_path: Path,
     make_base: Callable[[Path, str], Path],

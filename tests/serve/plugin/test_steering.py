@@ -69,6 +69,7 @@ def served(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     make_base: Callable[[Path, str], Path],
+    starts_vllm: None,
 ) -> Iterator[Served]:
     base = make_base(tmp_path_factory.mktemp("steered"), request.param)
     # vLLM's attention on CPUs approximates the soft cap's tanh, which changes residuals by some 1e-3.
@@ -223,7 +224,7 @@ def state_of(engine: Engine) -> ResidualState:
 
 @pytest.fixture(scope="module")
 def squeezed(
-    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path]
+    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path], starts_vllm: None
 ) -> Iterator[Served]:
     """An engine that computes prompts in parts and has too little memory for all requests of a batch."""
     base = make_base(tmp_path_factory.mktemp("squeezed"), "llama")
@@ -701,6 +702,7 @@ def test_10000_random_requests_leave_nothing_behind(squeezed: Served) -> None:
 # all engines of the process, so these tests stay behind those that share an engine.
 
 
+@pytest.mark.usefixtures("starts_vllm")
 def test_another_checkpoint_is_steered_as_itself(
     tmp_path: Path, isolated: Path, make_base: Callable[[Path, str], Path], train: Callable[..., Path]
 ) -> None:
@@ -730,6 +732,7 @@ def test_another_checkpoint_is_steered_as_itself(
         assert torch.equal(swapped[1], started[1])
 
 
+@pytest.mark.usefixtures("starts_vllm")
 def test_smollm2_equals_hooks(smollm2_dir: Path) -> None:
     reference = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32).eval()
     draw = torch.Generator().manual_seed(0)

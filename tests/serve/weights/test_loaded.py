@@ -28,6 +28,7 @@ OLMOE = {
 }
 
 
+@pytest.mark.usefixtures("starts_vllm")
 def test_a_matrix_that_was_loaded_in_part_is_refused(
     make_base: Callable[[Path, str], Path], tmp_path: Path
 ) -> None:
@@ -39,6 +40,7 @@ def test_a_matrix_that_was_loaded_in_part_is_refused(
         Engine(tmp_path, dtype="float32", context=128)
 
 
+@pytest.mark.usefixtures("starts_vllm")
 def test_a_shared_head_that_vllm_keeps_apart_is_refused(
     make_tokenizer: Callable[..., PreTrainedTokenizerFast], tmp_path: Path
 ) -> None:

@@ -88,7 +88,7 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(
-    isolated: Path, make_base: Callable[[Path, str], Path], train: Callable[..., Path]
+    isolated: Path, make_base: Callable[[Path, str], Path], train: Callable[..., Path], starts_vllm: None
 ) -> Callable[[str], Trained]:
     made: dict[str, Trained] = {}
 
