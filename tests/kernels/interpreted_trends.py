@@ -187,9 +187,7 @@ def run_whole(activation: str, method: Literal["bootstrap", "page"]) -> int:
 
 
 if __name__ == "__main__":
-    torch.use_deterministic_algorithms(
-        True
-    )  # fills what `torch.empty` gives with NaN
+    torch.use_deterministic_algorithms(True)  # fills what `torch.empty` gives with NaN
     assert torch.empty(3).isnan().all()
     widen_bfloat16()
     cases = [
