@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from morfi.errors import InputError, MorfiError, nearest
+from morfi.errors import InputError, MorfiError
 from morfi.questions.question import Question
 from morfi.statistics import wilson_interval
 from morfi.store import lease
@@ -39,6 +39,7 @@ from morfi.store.records import (
     TrendSummaryRow,
 )
 from morfi.store.rows import columns_of, insert_columns, read_records
+from morfi.store.run_ids import resolve
 from morfi.store.work import Work
 from morfi.terminal import Say
 
@@ -208,7 +209,7 @@ class Store:
         with self._work.reading() as connection:
             newest_first = "SELECT run_id FROM run ORDER BY created_at DESC, run_id DESC"
             known = [row[0] for row in connection.execute(newest_first).fetchall()]
-            full_id = _resolve(self.path, run_id, known)
+            full_id = resolve(self.path, run_id, known)
             return read_records(connection, RunRecord, "FROM run WHERE run_id = ?", [full_id])[0]
 
     def run_of_kind(self, run_id: str, kind: RunKind) -> RunRecord:
@@ -436,22 +437,3 @@ class Store:
 def _question(row: Sequence[Any]) -> Question:
     question_id, relation, subject, text, answers = row
     return Question(question_id, relation, subject, text, tuple(answers))
-
-
-def _resolve(path: Path, run_id: str, known: Sequence[str]) -> str:
-    """The one of `known` (newest first) that `run_id` names, in full, by its beginning or as "last"."""
-    if not known:
-        raise InputError(f"{path}: holds no runs yet; `morfi eval` makes one")
-    if run_id == "last":
-        return known[0]
-    if run_id in known:
-        return run_id
-    matches = [full_id for full_id in known if run_id and full_id.startswith(run_id)]
-    if len(matches) == 1:
-        return matches[0]
-    newest = ", ".join((matches or known)[:3])
-    if matches:
-        raise InputError(
-            f'run "{run_id}" could be any of {len(matches)} runs ({newest}); give more of the id'
-        )
-    raise InputError(f'no run "{run_id}" in {path}.{nearest(run_id, known)} The newest: {newest}')

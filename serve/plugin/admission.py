@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from morfi.engine.architectures import ARCHITECTURES
 from morfi.engine.directions import DecoderRows, Direction, SaeLatents, is_numbers, pack
 from morfi.engine.steering import Capture, Steering, from_json, to_json
 from morfi.errors import InputError
-from morfi.serve.plugin.architectures import ARCHITECTURES
 from morfi.serve.plugin.bank import Registry
 from morfi.serve.plugin.finite import check_amounts
 from morfi.serve.plugin.joint import join, put_in_together

@@ -9,9 +9,9 @@ import torch
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
+from morfi.engine.architectures import ARCHITECTURES
 from morfi.engine.steering import MAX_ENTRIES
 from morfi.serve.plugin import operation
-from morfi.serve.plugin.architectures import ARCHITECTURES
 from morfi.serve.plugin.device_work import DeviceWork
 from morfi.serve.plugin.shared_layers import SharedLayers
 from morfi.serve.plugin.step import ResidualState

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from morfi.serve.plugin.architectures import ARCHITECTURES
+from morfi.engine.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     import torch

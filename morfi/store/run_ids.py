@@ -1,0 +1,27 @@
+"""The ids of runs, as people shorten them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from morfi.errors import InputError, nearest
+
+
+def resolve(path: Path, run_id: str, known: Sequence[str]) -> str:
+    """The one of `known` (newest first) that `run_id` names, in full, by its beginning or as "last"."""
+    if not known:
+        raise InputError(f"{path}: holds no runs yet; `morfi eval` makes one")
+    if run_id == "last":
+        return known[0]
+    if run_id in known:
+        return run_id
+    matches = [full_id for full_id in known if run_id and full_id.startswith(run_id)]
+    if len(matches) == 1:
+        return matches[0]
+    newest = ", ".join((matches or known)[:3])
+    if matches:
+        raise InputError(
+            f'run "{run_id}" could be any of {len(matches)} runs ({newest}); give more of the id'
+        )
+    raise InputError(f'no run "{run_id}" in {path}.{nearest(run_id, known)} The newest: {newest}')
