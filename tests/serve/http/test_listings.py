@@ -43,6 +43,12 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
         "can_load": True,
     }
     assert {name: said[name] for name in expected} == expected
+    assert [(one["name"], one["amount"]) for one in said["operation_words"]] == [
+        ("add", {"name": "alpha", "field": "alpha", "in_norms": True}),
+        ("ablate", None),
+        ("clamp", {"name": "value", "field": "clamp", "in_norms": False}),
+        ("project", None),
+    ]
     store = Store(server.made.db)
     summary = store.trend_summary(server.made.find_run)
     rates = store.false_discoveries(server.made.find_run)

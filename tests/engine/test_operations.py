@@ -1,0 +1,38 @@
+"""The table of operations, and that what people can ask for has a place for each amount."""
+
+from __future__ import annotations
+
+import pytest
+
+from morfi.engine.operations import AMOUNTS, OPERATIONS, Operation
+from morfi.interventions.config import SteerConfig
+from morfi.serve.http.wire import AppliedLatent, Latent
+
+
+def test_codes_are_places_in_the_table() -> None:
+    assert [one.code for one in OPERATIONS.values()] == list(range(len(OPERATIONS)))
+    assert all(name == one.name for name, one in OPERATIONS.items())
+
+
+def test_every_amount_has_an_option_and_a_field() -> None:
+    for amount in AMOUNTS:
+        assert amount.option in SteerConfig.__dataclass_fields__
+        assert amount.field in Latent.model_fields
+        assert amount.field in AppliedLatent.model_fields
+
+
+@pytest.mark.parametrize("operation", list(OPERATIONS.values()), ids=list(OPERATIONS))
+def test_a_latent_takes_its_operations_amount_and_no_other(operation: Operation) -> None:
+    given = {} if operation.amount is None else {operation.amount.field: 2.0}
+    latent = Latent.model_validate({"id": 3, "op": operation.name, **given})
+    assert (latent.operation, latent.amount) == (operation.name, 2.0 if given else None)
+    for amount in AMOUNTS:
+        is_own = amount.field in given
+        wrong = {} if is_own else {**given, amount.field: 2.0}
+        with pytest.raises(ValueError, match=f"{'needs' if is_own else 'takes no'} {amount.field}"):
+            Latent.model_validate({"id": 3, "op": operation.name, **wrong})
+
+
+def test_a_latents_default_operation_is_that_of_its_amount() -> None:
+    assert Latent.model_validate({"id": 3, "alpha": 1.0}).operation == "add"
+    assert Latent.model_validate({"id": 3, "clamp": 1.0}).operation == "clamp"
