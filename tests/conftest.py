@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ def pytest_configure() -> None:
     How long an example of hypothesis takes says more of the machine than of the code: none has a deadline.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    hypothesis.settings.register_profile("morfi", deadline=None)
+    hypothesis.settings.register_profile("morfi", deadline=None, derandomize="CI" in os.environ)
     hypothesis.settings.load_profile("morfi")
 
 
