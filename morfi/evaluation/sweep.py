@@ -88,12 +88,12 @@ def _record(plan: Plan) -> RunRecord:
         RunKind.SWEEP,
         plan.experiment.base,
         plan.experiment.data,
-        config=plan.config,
+        config=asdict(plan.config),
         fingerprint=plan.fingerprint,
         bos=plan.asked.bos,
         seed=plan.answering.seed,
         n_planned=len(plan.experiment.conditions),
-        ckpt=plan.config["ckpts"],
+        ckpt=plan.config.ckpts,
     )
 
 
@@ -180,7 +180,7 @@ class _Bar:
 
 def _task(plan: Plan, condition: AnyCondition, checkpoint: Checkpoint) -> Task:
     asked = plan.asked.of(plan.asked_of[condition.level])
-    config = {**asdict(plan.answering), "ckpt": checkpoint.name, "shots": 0, "split": plan.config["split"]}
+    config = {**asdict(plan.answering), "ckpt": checkpoint.name, "shots": 0, "split": plan.config.split}
     return Task(
         kind=RunKind.SWEEP_EVAL,
         config=config,

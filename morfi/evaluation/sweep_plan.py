@@ -50,6 +50,14 @@ class SweepConfig:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepRun(SweepConfig):
+    """The settings that a sweep is stored with."""
+
+    mix_run: str
+    split_run: str
+
+
 def configure_sweep(given: Mapping[str, Any]) -> SweepConfig:
     """The configuration of the options that were given (those not None)."""
     options = {key: value for key, value in given.items() if value is not None}
@@ -60,7 +68,7 @@ def configure_sweep(given: Mapping[str, Any]) -> SweepConfig:
 class Plan:
     """A sweep made ready: all questions `asked`, and the ids of a level's own (None: the base model)."""
 
-    config: Mapping[str, Any]  # stored
+    config: SweepRun
     answering: Answering
     experiment: Experiment
     split_of: Mapping[str, str]
@@ -91,12 +99,9 @@ def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan
         bos=experiment.bos,
         progress=progress,
     )
-    stored = asdict(config) | {
-        "ckpts": experiment.train.run_id,
-        "mix_run": experiment.mix.run_id,
-        "split_run": experiment.split.run_id,
-    }
-    decided = stored | {"checkpoints": experiment.adapters}
+    given = asdict(config) | {"ckpts": experiment.train.run_id}
+    stored = SweepRun(**given, mix_run=experiment.mix.run_id, split_run=experiment.split.run_id)
+    decided = asdict(stored) | {"checkpoints": experiment.adapters}
     return Plan(
         config=stored,
         answering=Answering(

@@ -106,7 +106,7 @@ class SteerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteerRun(SteerConfig):
-    """What a steer run is stored with: `reference` and `epochs` are those that were taken."""
+    """The settings that a steer run is stored with: `reference` and `epochs` are those that were taken."""
 
     reference: str
     epochs: str

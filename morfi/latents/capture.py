@@ -50,7 +50,7 @@ class CaptureConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureRun(CaptureConfig):
-    """What a capture run is stored with."""
+    """The settings that a capture run is stored with."""
 
     split_run: str
     folder: str  # of its shards

@@ -67,7 +67,7 @@ class FindConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindRun(FindConfig):
-    """What a find run is stored with."""
+    """The settings that a find run is stored with."""
 
     layer: int
     epochs: str

@@ -90,7 +90,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRun(TrainConfig):
-    """What a train run is stored with."""
+    """The settings that a train run is stored with."""
 
     mix_run: str
     folder: str  # of its checkpoints
