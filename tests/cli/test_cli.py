@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ import click
 import duckdb
 import pytest
 import torch
+from command_line import CommandLine, Ended
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import morfi.serve.engine
 from morfi.cache import Cache, Manifest
-from morfi.cli import cli, main
+from morfi.cli import cli
 from morfi.errors import MorfiError
 from morfi.store import Store
 
@@ -35,15 +36,6 @@ RESULT_KEYS = {"run_id", "ckpt", "ckpt_sha256", "data_sha256", "n", "accuracy", 
 RESULT_KEYS |= {"requests_per_s", "output_tokens", "wall_s"}
 
 pytestmark = pytest.mark.usefixtures("isolated_cache")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended, and what it printed."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture
@@ -58,16 +50,7 @@ def morfi_(
     assert defaults is not None
     monkeypatch.setitem(defaults, "lock_timeout_s", 0.2)
 
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["morfi", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        said = capfd.readouterr()
-        assert isinstance(stop.value.code, int)
-        return Ended(stop.value.code, said.out, said.err)
-
-    return run
+    return CommandLine(monkeypatch, capfd)
 
 
 @pytest.fixture

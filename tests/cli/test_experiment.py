@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import CommandLine, Ended
 
 import morfi.serve.engine
-from morfi.cli import main
 
 pytestmark = pytest.mark.usefixtures("isolated_cache")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended, and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The one object on standard output."""
-        assert self.code == 0, self.err
-        return json.loads(self.out)
 
 
 @pytest.fixture
@@ -40,16 +22,7 @@ def run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(morfi.serve.engine, "start_engine", serving)
 
-    def command(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["morfi", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        said = capfd.readouterr()
-        assert isinstance(stop.value.code, int)
-        return Ended(stop.value.code, said.out, said.err)
-
-    return command
+    return CommandLine(monkeypatch, capfd)
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from morfi.cli import main
+from command_line import CommandLine
 
 
 @pytest.fixture
@@ -18,15 +16,12 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     for name in ("MORFI_API_KEY", "MORFI_ADMIN_KEY", "MORFI_DB"):
         monkeypatch.delenv(name, raising=False)
 
+    morfi = CommandLine(monkeypatch, capfd)
+
     def run(*arguments: object) -> tuple[int, str]:
-        given = ["morfi", "serve", "--ckpt", "M_100", "--latents", "find-1", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", given)
-        with pytest.raises(SystemExit) as stop:
-            main()
-        assert isinstance(stop.value.code, int)
-        said = capfd.readouterr()
-        assert not said.out
-        return stop.value.code, said.err
+        ended = morfi("serve", "--ckpt", "M_100", "--latents", "find-1", *arguments)
+        assert not ended.out
+        return ended.code, ended.err
 
     return run
 

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import CommandLine, Ended
 
 import morfi.serve.engine
-from morfi.cli import main
 
 SMALL = ("--alphas", "-1,1", "--controls", 2, "--random", 2)
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended, and what it printed."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture
@@ -39,15 +28,11 @@ def steer(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(morfi.serve.engine, "start_engine", serving)
 
+    run = CommandLine(monkeypatch, capfd)
+
     def command(*arguments: object) -> Ended:
-        given = [find_id if one == "RUN" else str(one) for one in arguments]
-        monkeypatch.setattr(sys, "argv", ["morfi", *given, "--db", str(store.path)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        said = capfd.readouterr()
-        assert isinstance(stop.value.code, int)
-        return Ended(stop.value.code, said.out, said.err)
+        given = [find_id if one == "RUN" else one for one in arguments]
+        return run(*given, "--db", store.path)
 
     return command
 
