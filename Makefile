@@ -6,9 +6,9 @@ RUN := PYTHONSAFEPATH=1 .venv/bin/
 eval: install
 	$(RUN)morfi eval --ckpt smollm2 --limit 1500 --resume auto
 
-# Lint, types and the tests that need neither vLLM nor a browser.
+# Lint, types and the quick tests: none that starts vLLM or a browser, or kills processes again and again.
 check: install lint
-	$(RUN)python -m pytest -m "not slow and not engine and not browser"
+	$(RUN)python -m pytest -m "not slow and not long and not engine and not browser"
 
 test: install lint
 	$(RUN)python -m pytest -m "not slow"

@@ -21,6 +21,8 @@ import pytest
 
 from morfi.store import Store
 
+pytestmark = pytest.mark.long
+
 TESTS = Path(__file__).resolve().parent / "evaluation"
 MAIN = "from morfi.cli import main; main()"
 

@@ -361,6 +361,7 @@ QUIET = settings(
 
 @given(folders(), st.none() | ADAPTERS)
 @settings(QUIET, max_examples=25)
+@pytest.mark.long
 def test_a_folder_gives_what_transformers_and_peft_compute_or_is_refused(
     folder: Folder, adapter: Adapter | None
 ) -> None:

@@ -163,6 +163,7 @@ def _expects_bos(form: Form, bos: str) -> bool:
     bos=st.sampled_from(BOS_CHOICES),
     text=st.text(st.sampled_from("Q:ALyon \n\t▁0127?é東🗼xyz"), max_size=30),
 )
+@pytest.mark.long
 def test_a_prompt_has_the_tokens_of_the_folders_own_file_with_bos_by_the_rule(
     tmp_path: Path, form: Form, bos: str, text: str
 ) -> None:

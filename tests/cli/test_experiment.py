@@ -33,6 +33,7 @@ def half_known(serving: Any, questions: Any) -> None:
 
 
 @pytest.mark.usefixtures("half_known")
+@pytest.mark.long
 def test_the_experiment_from_nothing_to_the_picture(
     run: Callable[..., Ended], tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_the_experiment_from_nothing_to_the_picture(
     ]
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_fails_gives_the_table_and_exit_code_1(
     run: Callable[..., Ended], own_experiment: tuple[Any, str], serving: Any
 ) -> None:

@@ -421,6 +421,7 @@ def child(database: Path, pause_s: float) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.long
 def test_five_kills_at_random_moments_and_a_resume_give_the_rows_of_an_uninterrupted_run(
     tmp_path: Path,
 ) -> None:
@@ -446,6 +447,7 @@ def test_five_kills_at_random_moments_and_a_resume_give_the_rows_of_an_uninterru
     assert found[database] == found[tmp_path / "whole.duckdb"]
 
 
+@pytest.mark.long
 def test_ctrl_c_exits_with_130_keeps_whole_batches_and_says_how_to_go_on(tmp_path: Path) -> None:
     database = tmp_path / "a b.duckdb"
     process = child(database, 0.2)

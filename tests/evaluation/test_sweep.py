@@ -224,6 +224,7 @@ def test_a_limit_holds_for_the_split_and_for_unknown_training_questions(trained:
     assert n == {None: 6, 0: 3, 50: 5, 100: 6}
 
 
+@pytest.mark.long
 def test_a_killed_sweep_leaves_no_row_lost_or_doubled(trained: Trained, log: Any, tmp_path: Path) -> None:
     trained.experiment.serving.known = {}  # as the child's engine
     expected = facts(trained.store, trained.sweep(log, batch=8).run_id)

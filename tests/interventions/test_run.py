@@ -130,6 +130,7 @@ def test_a_stopped_run_goes_on_at_the_first_missing_batch(
     assert (summary.status, summary.n_done, summary.n_attempts) == ("done", summary.n_planned, 4)
 
 
+@pytest.mark.long
 def test_a_killed_run_leaves_no_row_lost_or_doubled(
     steerable: tuple[Store, str], steer: Callable[..., str], knowing: Any, tmp_path: Path
 ) -> None:
@@ -207,6 +208,7 @@ def test_the_best_latents_are_steered_together_at_shares_of_their_best(
     assert store.run(run_id).n_planned == found.n_answers
 
 
+@pytest.mark.long
 def test_halving_asks_less_and_finds_the_same(steer: Callable[..., str], store: Store) -> None:
     options = {"questions": "all", "alphas": tuple(a / 2 for a in range(-8, 9) if a)}
     whole, halved = result(store, steer(**options)), result(store, steer(**options, halving=True))

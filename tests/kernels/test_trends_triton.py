@@ -31,6 +31,7 @@ def load_bench() -> ModuleType:
 bench = load_bench()
 
 
+@pytest.mark.long
 def test_the_kernels_equal_their_references_in_the_interpreter() -> None:
     script = Path(__file__).with_name("interpreted_trends.py")
     done = subprocess.run(

@@ -560,6 +560,7 @@ except InputError as error:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_kill_at_any_moment_keeps_whole_batches_and_doubles_none(store: Store) -> None:
     code = f"""{CHILD}
 for n in range(int(sys.argv[2]), 100000):
@@ -590,6 +591,7 @@ for n in range(int(sys.argv[2]), 100000):
     assert not store.path.with_name("morfi.duckdb.wal").exists()
 
 
+@pytest.mark.long
 def test_a_kill_while_the_file_is_made_leaves_none_or_a_whole_one(tmp_path: Path) -> None:
     code = f"""{CHILD}
 print("ready", flush=True)

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 
 def test_a_training_killed_anywhere_ends_in_the_same_checkpoints(
     tiny_models: dict[str, Path], tmp_path: Path, isolated_cache: Path
