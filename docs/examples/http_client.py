@@ -1,0 +1,36 @@
+"""Asks a running `morfi serve --latents RUN` the same prompt without and with a latent steered.
+
+With OpenAI's own client: the field `steering` goes in, and `steering_applied` says what was done.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from openai import OpenAI
+
+
+def main() -> None:
+    """Prints both answers, and what was applied."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("latent", type=int, help="GET /v1/morfi/latents lists them")
+    parser.add_argument("--alpha", type=float, default=-0.5, help="in median residual norms")
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--key", default="none", help="where the server wants one")
+    parser.add_argument("--prompt", default="Q: Which country is Toulouse in?\nA:")
+    options = parser.parse_args()
+
+    steering = {"latents": [{"id": options.latent, "alpha": options.alpha}]}
+    with OpenAI(base_url=f"{options.url}/v1", api_key=options.key) as client:
+        model = client.models.list().data[0].id
+        for name, extra in (("plain", {}), ("steered", {"steering": steering})):
+            answer = client.completions.create(
+                model=model, prompt=options.prompt, max_tokens=16, temperature=0, extra_body=extra
+            )
+            print(f"{name}: {answer.choices[0].text}")
+            if applied := (answer.model_extra or {}).get("steering_applied"):
+                print(f"applied: {applied}")
+
+
+if __name__ == "__main__":
+    main()
