@@ -178,7 +178,12 @@ class Statement(Configured):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """The arguments, with a comment's beginning taken for no option."""
-        options = [arg for arg in args if not arg.startswith("--") or _OPTION.fullmatch(arg)]
+        own = {name for param in self.get_params(ctx) for name in param.opts}
+        options = [
+            arg
+            for arg in args
+            if not arg.startswith("--") or arg.partition("=")[0] in own or _OPTION.fullmatch(arg)
+        ]
         return super().parse_args(ctx, [*options, "--", *(arg for arg in args if arg not in options)])
 
 

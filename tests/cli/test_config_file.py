@@ -292,3 +292,9 @@ def test_shells_get_their_completion(shell: str, monkeypatch: pytest.MonkeyPatch
     words = {"COMP_WORDS": "morfi eval --max", "COMP_CWORD": "--max" if shell == "fish" else "2"}
     words["_MORFI_COMPLETE"] = f"{shell}_complete"
     assert "--max-tokens" in CliRunner().invoke(cli, [], prog_name="morfi", env=words).output
+
+
+def test_of_sql_an_option_may_hold_a_line_break_and_a_comment_is_none() -> None:
+    for db, statement in (("a\n", "SELECT 1"), ("a", "-- all runs\nSELECT 1")):
+        found = values_of("sql", [f"--db={db}", statement])
+        assert (found["db"], found["statement"]) == (Path(db), statement)
