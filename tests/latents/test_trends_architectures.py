@@ -113,7 +113,7 @@ def test_captured_found_and_reported(tuned: Tuned, log: Any) -> None:
     torch.testing.assert_close(torch.tensor([row["means"] for row in rows]), means, rtol=1e-3, atol=1e-4)
     assert f"layer {layer}, 10 questions, 3 conditions of 3 levels" in report_of(store, found).text
     # A random SAE explains nothing of this model.
-    with pytest.raises(InputError, match=r"of the variance of D_\d+, seed 0"):
+    with pytest.raises(InputError, match=r"of the variance of M_\d+, seed 0"):
         run_find(FindConfig(captured.run_id, source), store, log, new=False, command="morfi find")
 
 
