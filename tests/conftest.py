@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 from fake_engine import SPECIAL, FakeEngine
+from progress_log import Log
 
 from morfi.questions.question import Question
 from morfi.store import Store
@@ -168,24 +169,6 @@ def data_file(tmp_path_factory: pytest.TempPathFactory, write_questions: Callabl
 def serving() -> FakeEngine:
     """An engine that knows every second of the test questions."""
     return FakeEngine({q.text: q.answers[0] for q in _questions()["test"][::2]})
-
-
-class Log:
-    """A `Progress` that remembers."""
-
-    def __init__(self) -> None:
-        self.phases: list[str] = []
-        self.starts: list[tuple[int, int]] = []
-        self.n_advanced = 0
-
-    def phase(self, text: str) -> None:
-        self.phases.append(text)
-
-    def start(self, n_total: int, n_done: int) -> None:
-        self.starts.append((n_total, n_done))
-
-    def advance(self, n: int) -> None:
-        self.n_advanced += n
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from progress_log import Log
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
 
@@ -29,24 +30,6 @@ CHILD = Path(__file__).parent / "eval_child.py"
 FACTS = "SELECT * EXCLUDE (run_id, attempt) FROM samples WHERE run_id = '{}' ORDER BY question_id, sample"
 
 pytestmark = pytest.mark.usefixtures("isolated_cache")
-
-
-class Log:
-    """A `Progress` that remembers."""
-
-    def __init__(self) -> None:
-        self.phases: list[str] = []
-        self.starts: list[tuple[int, int]] = []
-        self.n_advanced = 0
-
-    def phase(self, text: str) -> None:
-        self.phases.append(text)
-
-    def start(self, n_total: int, n_done: int) -> None:
-        self.starts.append((n_total, n_done))
-
-    def advance(self, n: int) -> None:
-        self.n_advanced += n
 
 
 @pytest.fixture
