@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from morfi.checkpoints.tokenizer import check_bos
@@ -63,7 +63,7 @@ def configure(given: Mapping[str, Any], stored: EvalConfig | None) -> EvalConfig
             )
         return EvalConfig(**{**sized_here(EvalConfig), **options})
     # Where the same files are now; that they are the same is checked by their content.
-    places = [key for key in ("ckpt", "base", "data") if key in options and Path(options[key]).exists()]
+    places = [key for key in ("ckpt", "base", "data") if key in options and os.path.exists(options[key])]
     moved = {key: options.pop(key) for key in places}
     for key, value in options.items():
         if value != getattr(stored, key):

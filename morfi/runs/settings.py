@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,8 +24,8 @@ def to_store(settings: DataclassInstance) -> dict[str, Any]:
     for key in ("ckpt", "model", "base", "data"):
         value = found.get(key)
         if isinstance(value, str) and value not in (*PRESETS, "world-facts"):
-            path = Path(value).expanduser()
-            found[key] = str(path.absolute()) if path.exists() else value
+            path = os.path.expanduser(value)  # os.path: a name that cannot be a file's is none that is there
+            found[key] = str(Path(path).absolute()) if os.path.exists(path) else value
     return found
 
 

@@ -81,3 +81,8 @@ def test_how_questions_were_asked_is_read_of_any_run() -> None:
     assert RUN.asked == Asked()
     config = {"shots": 0, "limit": None, "match": "strict", "max_tokens": 3, "samples": 2, "batch": 7}
     assert replace(RUN, config=config).asked == Asked(shots=0, match="strict", max_tokens=3, samples=2)
+
+
+def test_a_name_that_no_file_can_have_is_stored_as_it_is() -> None:
+    for name in ("x" * 300, "a\0b", "~nobody-of-that-name/x"):
+        assert to_store(EvalConfig(name))["ckpt"] == name
