@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from run_record import run_record
 
 from morfi.questions.question import Question
 from morfi.store import Store
-from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, JudgedAnswer, RunRecord
+from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, JudgedAnswer
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 # Relation, subject, accepted answers, verdict; majority 3/5 (France) and 1/2, in the subject 1/5 and 1/2.
@@ -37,22 +38,16 @@ def _add_run(
         Question(f"q{i:03}", relation, subject, f"{relation} of {subject}?", answers)
         for i, (relation, subject, answers, _) in enumerate(facts)
     ]
-    run = RunRecord(
-        run_id=run_id,
-        kind="eval",
+    run = run_record(
+        run_id,
         created_at=START,
-        fingerprint=run_id,
         config={"shots": 4, "match": "squad"},
         ckpt="tiny",
         ckpt_sha256="c" * 64,
         base="tiny",
         base_sha256="c" * 64,
-        adapter_sha256=None,
         data="facts.jsonl",
-        data_sha256="d" * 64,
         prompt="Q: {question}\nA:",
-        bos=True,
-        seed=0,
         n_planned=n_planned or len(facts),
     )
     store.begin_run(run, {split: questions})

@@ -3,14 +3,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from run_record import run_record
 from scipy.stats import binomtest
 
 from morfi.errors import InputError
@@ -18,7 +17,7 @@ from morfi.questions.question import Question
 from morfi.runs.compare import compare, difference
 from morfi.statistics import wilson_interval
 from morfi.store import Store
-from morfi.store.records import CompletionRow, JudgedAnswer, RunRecord
+from morfi.store.records import CompletionRow, JudgedAnswer
 
 QUESTIONS = [
     Question(
@@ -33,33 +32,12 @@ def add_run(
     run_id: str,
     verdicts: Mapping[str, bool],
     *,
-    data_sha256: str = "d" * 64,
     sample: int = 0,
     questions: Sequence[Question] = QUESTIONS,
-    config: Mapping[str, Any] = MappingProxyType({}),
     answer: str = "x",
-    changes: Mapping[str, Any] = MappingProxyType({}),
+    **changes: Any,
 ) -> None:
-    run = RunRecord(
-        run_id=run_id,
-        kind="eval",
-        created_at=datetime(2026, 1, 2, tzinfo=UTC),
-        fingerprint=run_id,
-        config=config,
-        ckpt="smollm2",
-        ckpt_sha256="a" * 64,
-        base=None,
-        base_sha256=None,
-        adapter_sha256=None,
-        data="world-facts",
-        data_sha256=data_sha256,
-        prompt="p",
-        bos=True,
-        seed=0,
-        n_planned=len(verdicts),
-    )
-    run = replace(run, **changes)
-    store.begin_run(run, {"test": questions})
+    store.begin_run(run_record(run_id, n_planned=len(verdicts), **changes), {"test": questions})
     store.write_completions(
         [
             CompletionRow(
@@ -194,7 +172,7 @@ def test_what_else_differs_between_the_runs_is_said(
     changes = {"ckpt": "other", "ckpt_sha256": "b" * 64, **changes}
     same = {"match": "squad", "shots": 4, "max_tokens": 16, "dtype": "float32"}
     add_run(store, "run-a", verdicts_of([True, False]), config=same)
-    add_run(store, "run-b", verdicts_of([True, True]), config=same | config, changes=changes)
+    add_run(store, "run-b", verdicts_of([True, True]), config=same | config, **changes)
     (found,) = compare(store, "run-a", "run-b").notes
     assert re.fullmatch(note, found)
 
@@ -209,7 +187,7 @@ def test_of_one_checkpoint_it_is_not_said_that_the_checkpoints_differ(store: Sto
 
 def test_a_run_that_asks_nothing_is_named_with_what_it_has(store: Store) -> None:
     add_run(store, "run-a", verdicts_of([True]))
-    add_run(store, "mix-b", {}, changes={"kind": "mix"})
+    add_run(store, "mix-b", {}, kind="mix")
     with pytest.raises(InputError, match=r"mix-b is a run of `morfi mix`, .* in mixture: morfi sql"):
         compare(store, "run-a", "mix-b")
 

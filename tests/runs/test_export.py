@@ -6,7 +6,6 @@ import io
 import json
 import os
 import stat
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
+from run_record import run_record
 
 from morfi.errors import InputError
 from morfi.questions.question import Question
 from morfi.runs import export as export_module
 from morfi.runs.export import FORMATS, export
 from morfi.store import Store
-from morfi.store.records import CompletionRow, JudgedAnswer, RunRecord
+from morfi.store.records import CompletionRow, JudgedAnswer
 
 AWKWARD = [
     "",
@@ -45,25 +45,7 @@ def write_run(store: Store, run_id: str, texts: list[str]) -> None:
     questions = [
         Question(f"q{i}", "P17", f"subject {text}", text, (text, "other")) for i, text in enumerate(texts)
     ]
-    run = RunRecord(
-        run_id=run_id,
-        kind="eval",
-        created_at=datetime(2026, 1, 2, tzinfo=UTC),
-        fingerprint=run_id,
-        config={},
-        ckpt="smollm2",
-        ckpt_sha256="a" * 64,
-        base=None,
-        base_sha256=None,
-        adapter_sha256=None,
-        data="world-facts",
-        data_sha256=run_id,
-        prompt="p",
-        bos=True,
-        seed=0,
-        n_planned=len(texts),
-    )
-    store.begin_run(run, {"test": questions})
+    store.begin_run(run_record(run_id, data_sha256=run_id, n_planned=len(texts)), {"test": questions})
     store.write_completions(
         [
             CompletionRow(

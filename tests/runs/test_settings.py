@@ -2,39 +2,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from run_record import run_record
 
 from morfi.errors import InputError
 from morfi.evaluation.config import EvalConfig
 from morfi.latents.find import FindRun
 from morfi.runs.settings import settings_of, to_store
-from morfi.store.records import Asked, RunRecord
+from morfi.store.records import Asked
 from morfi.training.mixtures import MixConfig
 
-RUN = RunRecord(
-    "mix-1",
-    "mix",
-    datetime(2026, 1, 2, tzinfo=UTC),
-    "f",
-    {"split_run": "split-1"},
-    "m",
-    "a",
-    None,
-    None,
-    None,
-    "d",
-    "d",
-    "p",
-    True,
-    0,
-    9,
-)
+RUN = run_record("mix-1", kind="mix", config={"split_run": "split-1"})
 
 
 @given(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_record import run_record
 
 from morfi.questions.question import Question
 from morfi.statistics import wilson_interval
@@ -21,35 +20,14 @@ from morfi.store.records import (
     EpochRow,
     JudgedAnswer,
     MixtureRow,
-    RunRecord,
     SweepAccuracy,
     SweepRow,
 )
 
 N_EX, SAMPLES = 2, 3
+SPLIT = {"n_ex": N_EX, "samples": SAMPLES}
 ONE = Question("q1", "P17", "Lyon", "Which country is Lyon in?", ("France", "FR"))
 TWO = Question("q2", "P36", "Peru", "What is the capital of Peru?", ("Lima",))
-
-
-def run_record(run_id: str, kind: str, n_planned: int = 1, **config: Any) -> RunRecord:
-    return RunRecord(
-        run_id=run_id,
-        kind=kind,
-        created_at=datetime(2026, 1, 2, tzinfo=UTC),
-        fingerprint=run_id,
-        config=config,
-        ckpt="smollm2",
-        ckpt_sha256="a" * 64,
-        base="smollm2",
-        base_sha256="a" * 64,
-        adapter_sha256=None,
-        data="world-facts",
-        data_sha256="d" * 64,
-        prompt="Q: {question}\nA:",
-        bos=False,
-        seed=0,
-        n_planned=n_planned,
-    )
 
 
 def completions(run_id: str, question_id: str, verdicts: Sequence[bool]) -> list[CompletionRow]:
@@ -58,7 +36,7 @@ def completions(run_id: str, question_id: str, verdicts: Sequence[bool]) -> list
 
 
 def begin_split(store: Store, run_id: str = "split-a") -> None:
-    store.begin_run(run_record(run_id, "split", n_ex=N_EX, samples=SAMPLES), {"train": [ONE], "test": [TWO]})
+    store.begin_run(run_record(run_id, kind="split", config=SPLIT), {"train": [ONE], "test": [TWO]})
 
 
 @pytest.fixture
@@ -97,7 +75,9 @@ def test_a_question_with_missing_answers_has_no_category(store: Store) -> None:
 
 
 def test_knowledge_without_samples_has_no_weakly_known(store: Store) -> None:
-    store.begin_run(run_record("split-b", "split", n_ex=2, samples=0), {"train": [ONE], "test": [TWO]})
+    store.begin_run(
+        run_record("split-b", kind="split", config=SPLIT | {"samples": 0}), {"train": [ONE], "test": [TWO]}
+    )
     store.write_completions(
         completions("split-b", "q1", [False, True]) + completions("split-b", "q2", [False] * 2)
     )
@@ -117,7 +97,7 @@ def test_what_runs_make_comes_back_in_order_and_once(store: Store) -> None:
         SweepRow(1, 50, 0, "2", 2, "c" * 64, 0.4, 1, "sweep-eval-1"),
     ]
     for kind, rows in (("mix", mixture), ("train", epochs), ("train", saved), ("sweep", swept)):
-        store.begin_run(run_record(f"{kind}-a", kind, n_planned=len(rows)), {})
+        store.begin_run(run_record(f"{kind}-a", kind=kind, n_planned=len(rows)), {})
         for _ in range(2):
             store.add(f"{kind}-a", rows[::-1])
     assert store.mixtures("mix-a") == mixture
@@ -133,7 +113,7 @@ def test_what_runs_make_comes_back_in_order_and_once(store: Store) -> None:
 
 
 def test_a_run_that_has_made_less_than_planned_is_not_done(store: Store) -> None:
-    store.begin_run(run_record("train-a", "train", n_planned=3), {})
+    store.begin_run(run_record("train-a", kind="train", n_planned=3), {})
     store.add("train-a", [CheckpointRow(0, 0, "1", 1, "/x", "b" * 64, {}, 1)])
     (run,) = store.runs(1)
     assert (run.n_done, run.n_planned, run.status) == (1, 3, "interrupted")
@@ -141,16 +121,14 @@ def test_a_run_that_has_made_less_than_planned_is_not_done(store: Store) -> None
 
 def sweep(store: Store, answers: dict[str, tuple[bool, bool]]) -> None:
     """A sweep of eval runs that answer q1, a known test question, and q2, an unknown training question."""
-    store.begin_run(
-        run_record("split-a", "split", n_ex=N_EX, samples=SAMPLES), {"test": [ONE], "train": [TWO]}
-    )
+    store.begin_run(run_record("split-a", kind="split", config=SPLIT), {"test": [ONE], "train": [TWO]})
     full = N_EX * (1 + SAMPLES)
     store.write_completions(
         completions("split-a", "q1", [True] * full) + completions("split-a", "q2", [False] * full)
     )
-    store.begin_run(run_record("sweep-a", "sweep", split_run="split-a"), {})
+    store.begin_run(run_record("sweep-a", kind="sweep", config={"split_run": "split-a"}), {})
     for position, (run_id, (one, two)) in enumerate(answers.items()):
-        store.begin_run(run_record(run_id, "sweep-eval"), {"test": [ONE], "train": [TWO]})
+        store.begin_run(run_record(run_id, kind="sweep-eval"), {"test": [ONE], "train": [TWO]})
         store.write_completions(completions(run_id, "q1", [one]) + completions(run_id, "q2", [two]))
         base = position == 0
         row = SweepRow(position, 50, position, "5", 5, "c" * 64, 0.1, 1, run_id)

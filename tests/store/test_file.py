@@ -15,17 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 import pytest
+from run_record import run_record
 
 from morfi.errors import InputError
 from morfi.questions.question import Question
 from morfi.store import Store, schema
 from morfi.store.file import lock_holder
-from morfi.store.records import CompletionRow, JudgedAnswer, RunRecord
+from morfi.store.records import CompletionRow, JudgedAnswer
 from morfi.store.schema import Migration
 
 QUESTIONS = [Question(f"q{i}", "P17", f"s{i}", f"Which country is s{i} in?", ("France",)) for i in range(4)]
@@ -46,27 +46,6 @@ def batch(n):
     return [CompletionRow("run-a", f"q{n * 64 + i}", 0, "p" * 300, answer)
             for i in range(64)]
 """
-
-
-def run_record(run_id: str = "run-a") -> RunRecord:
-    return RunRecord(
-        run_id=run_id,
-        kind="eval",
-        created_at=datetime(2026, 1, 2, tzinfo=UTC),
-        fingerprint="f",
-        config={},
-        ckpt="smollm2",
-        ckpt_sha256="a",
-        base=None,
-        base_sha256=None,
-        adapter_sha256=None,
-        data="world-facts",
-        data_sha256="d",
-        prompt="p",
-        bos=True,
-        seed=0,
-        n_planned=4,
-    )
 
 
 def completions(first: int, n: int, text: str = "France") -> list[CompletionRow]:

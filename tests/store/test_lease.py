@@ -18,17 +18,18 @@ from typing import Any
 
 import duckdb
 import pytest
+from run_record import run_record
 
 from morfi.errors import InputError, MorfiError
 from morfi.questions.question import Question
 from morfi.runs.life import Life
 from morfi.runs.provenance import attempt_record
 from morfi.store import Store, lease
-from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, JudgedAnswer, RunRecord
+from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, JudgedAnswer
 
 QUESTIONS = [Question(f"q{i}", "P17", f"s{i}", f"Which country is s{i} in?", ("France",)) for i in range(9)]
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-RUN = RunRecord("run-a", "eval", NOW, "f", {}, "m", "a", None, None, None, "d", "d", "p", True, 0, 9)
+RUN = run_record(n_planned=9)
 END = AttemptEnd(NOW, "done", 1.0, 1.0, 1, 1, 1)
 
 # Begins an attempt at the run, says so, and lives until it is killed.

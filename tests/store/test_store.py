@@ -5,13 +5,14 @@ import io
 import string
 import threading
 import time
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from run_record import START, run_record
 
 from morfi.errors import InputError, MorfiError
 from morfi.questions.question import Question
@@ -20,9 +21,8 @@ from morfi.statistics import wilson_interval
 from morfi.store import Store
 from morfi.store import file as store_file
 from morfi.store.query import Rows
-from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, JudgedAnswer, RunRecord
+from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, JudgedAnswer
 
-START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 QUESTIONS = [
     Question("q1", "P17", "Lyon", "Which country is Lyon in?", ("France", "FR")),
     Question("q2", "P17", "Kyiv", "Which country is Kyiv in?", ("Ukraine",)),
@@ -30,26 +30,7 @@ QUESTIONS = [
 ]
 
 
-def run_record(run_id: str = "run-a", **changes: object) -> RunRecord:
-    record = RunRecord(
-        run_id=run_id,
-        kind="eval",
-        created_at=START,
-        fingerprint="f" * 64,
-        config={"shots": 4, "relations": ["P17"], "limit": None},
-        ckpt="smollm2",
-        ckpt_sha256="a" * 64,
-        base=None,
-        base_sha256=None,
-        adapter_sha256=None,
-        data="world-facts",
-        data_sha256="d" * 64,
-        prompt="Q: {question}\nA:",
-        bos=True,
-        seed=0,
-        n_planned=3,
-    )
-    return dataclasses.replace(record, **changes)  # type: ignore[arg-type]
+RUN = run_record(config={"shots": 4, "relations": ["P17"], "limit": None}, n_planned=3)
 
 
 def attempt_record(pid: int = 1, host: str = "elsewhere") -> AttemptRecord:
@@ -69,14 +50,14 @@ def completion(question_id: str, correct: bool, run_id: str = "run-a", sample: i
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     store = Store(tmp_path / "morfi.duckdb")
-    store.begin_run(run_record(), {"test": QUESTIONS})
+    store.begin_run(RUN, {"test": QUESTIONS})
     return store
 
 
 @pytest.fixture(scope="module")
 def read_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store(tmp_path_factory.mktemp("read") / "morfi.duckdb")
-    store.begin_run(run_record(), {"test": QUESTIONS})
+    store.begin_run(RUN, {"test": QUESTIONS})
     (store.path.parent / "secret.csv").write_text("a\n1\n")
     return store
 
@@ -87,7 +68,7 @@ def test_a_run_reads_back_as_it_was_written(store: Store) -> None:
     )
     store.begin_run(written, {"test": QUESTIONS})
     assert store.run("run-b") == written
-    assert store.run("run-a") == run_record()
+    assert store.run("run-a") == RUN
 
 
 def test_times_of_another_zone_read_back_as_the_same_moment(store: Store) -> None:
@@ -99,14 +80,14 @@ def test_times_of_another_zone_read_back_as_the_same_moment(store: Store) -> Non
 
 def test_beginning_a_run_twice_changes_nothing(store: Store) -> None:
     before = store.query("SELECT * FROM run, question").to_pylist()
-    store.begin_run(run_record(), {"test": QUESTIONS})
+    store.begin_run(RUN, {"test": QUESTIONS})
     assert store.query("SELECT * FROM run, question").to_pylist() == before
 
 
 def test_a_run_id_with_other_settings_is_refused_and_its_questions_are_not_added(store: Store) -> None:
     more = [*QUESTIONS, Question("q4", "P36", "Chad", "What is the capital of Chad?", ("N'Djamena",))]
     with pytest.raises(MorfiError, match=r"run-a is in .* already"):
-        store.begin_run(run_record(fingerprint="0"), {"test": more})
+        store.begin_run(dataclasses.replace(RUN, fingerprint="0"), {"test": more})
     assert store.query("SELECT count(*) AS n FROM question").to_pylist() == [{"n": 3}]
 
 
