@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 HEAVY = {
     "duckdb": ("store",),
     "vllm": ("serve", "serve.plugin", "serve.weights", "serve.http"),
-    "click": ("cli",),
+    "click": ("cli", "command"),
 }
 # Each room, and those that it may import from besides its own.
 SMALL = ("errors", "terminal", "files", "cache", "device", "statistics")
@@ -38,7 +38,8 @@ MAY: Mapping[str, tuple[str, ...]] = {
     "evaluation": (*STORED, "training", "conditions"),
     "latents": (*STORED, "training", "conditions", "kernels"),
     "interventions": (*STORED, "training", "conditions", "latents"),
-    "report": (*STORED, "training", "conditions", "evaluation", "latents", "interventions", "serve"),
+    "report": (*STORED, "training", "conditions", "evaluation", "latents", "interventions"),
+    "command": (*STORED, "training", "report", "serve"),
     "serve": (*RECORDS, "serve.plugin", "serve.weights"),
     "serve.plugin": ("errors", "engine", "kernels"),
     "serve.weights": (*SMALL, "engine", "checkpoints"),

@@ -13,9 +13,9 @@ from morfi.files import canonical_sha256
 from morfi.latents.activations import Activations, Residuals, layer_of, load_activations
 from morfi.latents.capture import CaptureRun
 from morfi.latents.sae import Sae, load_sae
-from morfi.latents.sae_check import Quality, check_explains, measure
+from morfi.latents.sae_check import Quality, SaeOnRun, check_explains, measure
 from morfi.runs.life import Life, next_run
-from morfi.runs.options import check_numbers, option, option_of, run_of
+from morfi.runs.options import check_numbers, option, option_of
 from morfi.runs.settings import settings_of
 from morfi.store.records import ConditionRow, FalseDiscoveriesRow, RunKind, RunRecord, TrendSummaryRow
 from morfi.terminal import Progress
@@ -33,14 +33,9 @@ _BOOTSTRAP = ("method", "bootstrap")
 
 
 @dataclass(frozen=True, slots=True)
-class FindConfig:
+class FindConfig(SaeOnRun):
     """Everything that decides what is found; stored with it. The criteria are those of `find_trends`."""
 
-    activations: str = run_of("capture")
-    sae: str = option("The SAE.", metavar="FOLDER|MODEL|RELEASE:ID")
-    layer: int | None = option("The layer to read.", None, unset="the SAE's own")
-    # As `load_activations` takes it.
-    epochs: str | None = option("Epoch setting of the checkpoints.", None, unset="early-stop, else the most")
     questions: str = option("all, known or unknown: to the base model.", "all")
     method: str = option("bootstrap or page: Page's L, question by question.", "bootstrap")
     resamples: int = option("Bootstrap resamples of the questions.", 1000, when=_BOOTSTRAP)
@@ -54,7 +49,8 @@ class FindConfig:
     force: bool = option("Use the SAE even where it explains less.", False)
 
     def __post_init__(self) -> None:
-        check_numbers({"resamples": (self.resamples, 1), "seed": (self.seed, 0), "layer": (self.layer, 0)})
+        SaeOnRun.__post_init__(self)
+        check_numbers({"resamples": (self.resamples, 1), "seed": (self.seed, 0)})
         if self.questions not in QUESTIONS:
             raise InputError(f'--questions "{self.questions}" is none of {", ".join(QUESTIONS)}')
         if self.method not in METHODS:

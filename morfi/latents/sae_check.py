@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from morfi.errors import InputError
+from morfi.runs.options import check_numbers, option, run_of
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +76,20 @@ def check_explains(qualities: Sequence[tuple[str, Quality]], least: float, *, fo
 
 
 @dataclass(frozen=True, slots=True)
+class SaeOnRun:
+    """An SAE, and the activations that it reads."""
+
+    activations: str = run_of("capture")
+    sae: str = option("The SAE.", metavar="FOLDER|MODEL|RELEASE:ID")
+    layer: int | None = option("The layer to read.", None, unset="the SAE's own")
+    # As `load_activations` takes it.
+    epochs: str | None = option("Epoch setting of the checkpoints.", None, unset="early-stop, else the most")
+
+    def __post_init__(self) -> None:
+        check_numbers({"layer": (self.layer, 0)})
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """How well an SAE renders a capture; rows are name, tokens, explained variance, L0 and dead latents."""
 
@@ -84,14 +99,14 @@ class Check:
     rows: tuple[tuple[str, int, float, float, int], ...]  # those of all conditions together last
 
 
-def check(store: Store, source: str, capture_run: str, layer: int | None, epochs: str | None) -> Check:
-    """Measures the SAE that `source` names on each condition of a capture run; `layer` None is its own."""
+def check(store: Store, config: SaeOnRun) -> Check:
+    """Measures an SAE on each condition of a capture run."""
     from morfi.latents.activations import layer_of, load_activations
     from morfi.latents.sae import load_sae
 
-    sae = load_sae(source)
-    layer = layer_of(store, capture_run, sae.layer, layer, source)
-    found = load_activations(store, capture_run, layer, epochs)
+    sae = load_sae(config.sae)
+    layer = layer_of(store, config.activations, sae.layer, config.layer, config.sae)
+    found = load_activations(store, config.activations, layer, config.epochs)
     qualities = [(one.condition.label, measure(sae, [one.values])) for one in found.residuals]
     qualities.append(("all together", measure(sae, [one.values for one in found.residuals])))
     rows = tuple((name, q.n_tokens, q.explained_variance, q.l0, q.n_dead) for name, q in qualities)

@@ -15,7 +15,8 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from morfi.cli import Configured, Listed, Setting, cli
+from morfi.cli import cli
+from morfi.command.settings import Configured, Listed, Setting
 from morfi.errors import InputError
 from morfi.runs.options import default_here, listed, option_of
 
