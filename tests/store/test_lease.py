@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 import duckdb
 import pytest
+from child_process import child, line_of
 from run_record import run_record
 
 from morfi.errors import InputError, MorfiError
@@ -58,20 +58,11 @@ def store(tmp_path: Path) -> Store:
 
 
 @contextmanager
-def child(code: str, path: Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", code, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline()
+def started(code: str, path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has said its first line."""
+    with child(code, path) as process:
+        assert line_of(process)
         yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def elsewhere(pid: int = 17) -> AttemptRecord:
@@ -102,7 +93,7 @@ def change(store: Store, what: str) -> None:
 
 
 def test_a_killed_process_frees_its_run_at_once_before_its_parent_has_waited(store: Store) -> None:
-    with child(CHILD, store.path) as process:
+    with started(CHILD, store.path) as process:
         assert status(store) == "running"
         with pytest.raises(InputError, match=f"run-a is being worked on by PID {process.pid} on .* since 20"):
             store.check_free("run-a")
@@ -116,7 +107,7 @@ def test_a_killed_process_frees_its_run_at_once_before_its_parent_has_waited(sto
 
 
 def test_a_second_process_is_refused_wherever_it_starts(store: Store) -> None:
-    with child(CHILD, store.path) as process:
+    with started(CHILD, store.path) as process:
         for start in (
             lambda: store.check_free("run-a"),
             lambda: store.begin_run(RUN, {"test": QUESTIONS}),
@@ -217,7 +208,7 @@ def test_answers_are_kept_while_a_reader_holds_the_file_and_the_end_waits_for_it
     number = store.begin_attempt("run-a", here())
     with store.going_on(said.append):
         store.write_completions(answers(0, 2))
-        with child(READER, store.path) as reader:
+        with started(READER, store.path) as reader:
             for first in (2, 4):
                 store.write_completions(answers(first, 2))
             assert store.finished("run-a") == {("q0", 0), ("q1", 0)}
@@ -235,7 +226,7 @@ def test_answers_are_kept_while_a_reader_holds_the_file_and_the_end_waits_for_it
 def test_answers_that_were_kept_go_with_the_next_ones(store: Store) -> None:
     store.begin_attempt("run-a", here())
     with store.going_on(list[str]().append):
-        with child(READER, store.path):
+        with started(READER, store.path):
             store.write_completions(answers(0, 2))
         store.write_completions(answers(2, 2))
         assert len(store.finished("run-a")) == 4
@@ -243,7 +234,7 @@ def test_answers_that_were_kept_go_with_the_next_ones(store: Store) -> None:
 
 def test_nobody_waits_outside_a_run_or_after_an_error(store: Store) -> None:
     number = store.begin_attempt("run-a", here())
-    with child(READER, store.path) as reader:
+    with started(READER, store.path) as reader:
         with pytest.raises(InputError, match=f"locked by PID {reader.pid}"):
             store.write_completions(answers(0, 1))
         with store.going_on(list[str]().append), pytest.raises(InputError, match="locked by PID"):
@@ -252,7 +243,7 @@ def test_nobody_waits_outside_a_run_or_after_an_error(store: Store) -> None:
 
 
 def test_a_process_that_is_seen_to_run_keeps_its_run_whatever_the_clock_says(store: Store) -> None:
-    with child(CHILD, store.path) as process:
+    with started(CHILD, store.path) as process:
         process.send_signal(signal.SIGSTOP)
         ago = f"renewed_at - INTERVAL {lease.LEASE_S * 2} SECOND"
         change(store, f"renewed_at = {ago}, expires_at = renewed_at - INTERVAL {lease.LEASE_S} SECOND")
@@ -362,8 +353,8 @@ def ended_while_held(store: Store, process: subprocess.Popen[str]) -> list[str]:
 
 
 def test_what_is_kept_is_stored_after_a_signal_as_soon_as_the_file_is_free(store: Store) -> None:
-    with child(KEEPING, store.path) as process:
-        with child(READER, store.path):
+    with started(KEEPING, store.path) as process:
+        with started(READER, store.path):
             *_, word = ended_while_held(store, process)
             assert re.fullmatch(r"waiting until [25] results are stored, .*again gives them up\n", word)
             time.sleep(1)
@@ -378,7 +369,7 @@ def test_what_is_kept_is_stored_after_a_signal_as_soon_as_the_file_is_free(store
 
 
 def test_a_second_signal_gives_up_what_is_kept_and_says_how_much(store: Store) -> None:
-    with child(KEEPING, store.path) as process, child(READER, store.path):
+    with started(KEEPING, store.path) as process, started(READER, store.path):
         *_, word = ended_while_held(store, process)
         n = word.split()[2]
         time.sleep(1)
@@ -400,7 +391,7 @@ def test_what_begins_an_attempt_waits_for_the_file_with_a_word(
 
     said: Any = Said()
     other = replace(RUN, run_id="run-b")
-    with child(READER, store.path) as reader:
+    with started(READER, store.path) as reader:
         threading.Timer(1.5, reader.kill).start()
         life = Life(other, store, said, "morfi eval", questions={"test": QUESTIONS})
         with life.attempt(started=0.0, device="cpu") as attempt:
