@@ -78,7 +78,6 @@ CONFIGS = {
     "qwen3_moe": Qwen3MoeConfig(**DIMENSIONS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
     "gpt2": GPT2Config(vocab_size=N_TOKENS, n_embd=32, n_layer=2, n_head=4, n_positions=64),
 }
-
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 
@@ -107,17 +106,20 @@ def train(
 
 
 def trained(base: Path, adapter: Path) -> PeftModel:
+    """The model with its adapter, as PEFT loads it."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     return PeftModel.from_pretrained(model, adapter).eval()
 
 
 def logits(model: Any) -> torch.Tensor:
+    """What the model computes of TOKENS."""
     with torch.no_grad():
         found: torch.Tensor = model(TOKENS).logits
     return found
 
 
 def merge(base: Path, adapter: Path, dtype: str = "float32") -> tuple[Merge, dict[str, torch.Tensor]]:
+    """The plan of a merge, and the tensors that it gives."""
     files = open_model(base)
     plan = plan_merge(files, load_adapter(adapter), dtype)
     return plan, dict(merged_tensors(files.weights, plan))
@@ -126,6 +128,7 @@ def merge(base: Path, adapter: Path, dtype: str = "float32") -> tuple[Merge, dic
 def load_merged(
     base: Path, plan: Merge, tensors: dict[str, torch.Tensor], directory: Path
 ) -> PreTrainedModel:
+    """The model of merged tensors, saved in `directory` and loaded from there."""
     directory.mkdir()
     write_weights(directory, tensors.items())
     config = plan.config(json.loads((base / "config.json").read_text()))
@@ -134,6 +137,7 @@ def load_merged(
 
 
 def edited(directory: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    """The adapter folder, after `change` of its tensors."""
     tensors = load_file(directory / "adapter_model.safetensors")
     change(tensors)
     save_file(tensors, directory / "adapter_model.safetensors")
@@ -141,7 +145,7 @@ def edited(directory: Path, change: Callable[[dict[str, torch.Tensor]], Any]) ->
 
 
 def lose(*names: str) -> Callable[[dict[str, torch.Tensor]], None]:
-    """Takes the tensors away whose names hold one of `names`."""
+    """A change that takes the tensors away whose names hold one of `names`."""
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
         for name in [name for name in tensors if any(part in name for part in names)]:

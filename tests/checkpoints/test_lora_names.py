@@ -16,6 +16,8 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Tex
 
 from morfi.errors import InputError
 
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 
 def test_an_adapter_fits_files_without_the_models_prefix(
     bases: Callable[[str], Path], tmp_path: Path
@@ -53,7 +55,7 @@ def test_an_adapter_of_a_model_with_vision_fits_its_files(tmp_path: Path) -> Non
     torch.testing.assert_close(logits(merged.eval()), expected, atol=1e-4, rtol=1e-4)
 
 
-def write_by_hand(base: Path, directory: Path, targets: list[str], rename: Callable[[str], str]) -> Path:
+def write_by_hand(base: Path, directory: Path, targets: list[str]) -> Path:
     """An adapter as earlier versions of transformers and PEFT saved it, by the names in the files."""
     generator = torch.Generator().manual_seed(1)
     tensors = {}
@@ -61,7 +63,7 @@ def write_by_hand(base: Path, directory: Path, targets: list[str], rename: Calla
         module = name.removesuffix(".weight")
         if module.rpartition(".")[2] in targets:
             d_out, d_in = tensor.shape
-            path = f"base_model.model.{rename(module)}"
+            path = f"base_model.model.{module}"
             tensors[f"{path}.lora_A.weight"] = torch.randn(4, d_in, generator=generator) * 0.2
             tensors[f"{path}.lora_B.weight"] = torch.randn(d_out, 4, generator=generator) * 0.2
     directory.mkdir()
@@ -76,7 +78,7 @@ def test_experts_that_were_modules_of_their_own_are_merged_as_peft_does(
     targets: list[str], bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     base = bases("mixtral")
-    adapter = write_by_hand(base, tmp_path / "adapter", targets, lambda module: module)
+    adapter = write_by_hand(base, tmp_path / "adapter", targets)
     plan, tensors = merge(base, adapter)
     merged = load_merged(base, plan, tensors, tmp_path / "merged")
     torch.testing.assert_close(logits(merged), logits(trained(base, adapter)), atol=1e-4, rtol=1e-4)
@@ -89,12 +91,12 @@ def test_a_router_is_merged_where_peft_takes_lora_on_it_and_else_refused(
     bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     base = bases("qwen3_moe")
-    adapter = write_by_hand(base, tmp_path / "adapter", ["gate", "q_proj"], lambda module: module)
+    adapter = write_by_hand(base, tmp_path / "adapter", ["gate", "q_proj"])
     plan, tensors = merge(base, adapter)
     merged = load_merged(base, plan, tensors, tmp_path / "merged")
     torch.testing.assert_close(logits(merged), logits(trained(base, adapter)), atol=1e-4, rtol=1e-4)
     base = bases("qwen2_moe")
-    adapter = write_by_hand(base, tmp_path / "refused", ["gate", "q_proj"], lambda module: module)
+    adapter = write_by_hand(base, tmp_path / "refused", ["gate", "q_proj"])
     with pytest.raises(ValueError, match="Qwen2MoeTopKRouter"):
         trained(base, adapter)
     with pytest.raises(
@@ -109,6 +111,6 @@ def test_experts_beside_a_module_of_the_same_name_are_refused(
 ) -> None:
     base = bases("qwen2_moe")
     for targets in (["gate_proj", "up_proj", "down_proj"], ["down_proj"]):
-        adapter = write_by_hand(base, tmp_path / str(len(targets)), targets, lambda module: module)
+        adapter = write_by_hand(base, tmp_path / str(len(targets)), targets)
         with pytest.raises(InputError, match=r"shared_expert\.\w+_proj is called the same"):
             merge(base, adapter)
