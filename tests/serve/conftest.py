@@ -101,7 +101,7 @@ def train() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def raw_logits() -> Callable[..., list[dict[int, float]]]:
+def raw_logits(starts_vllm: None) -> Callable[..., list[dict[int, float]]]:
     """The logits that an engine started with RAW_LOGITS gives at every place of some prompts and answers."""
     import torch
     from vllm import SamplingParams

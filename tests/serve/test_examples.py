@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
 @pytest.fixture(scope="module")
-def model(make_base: Callable[[Path, str], Path], isolated: Path) -> Path:
+def model(make_base: Callable[[Path, str], Path], isolated: Path, starts_vllm: None) -> Path:
     return make_base(isolated / "tiny", "llama")
 
 
