@@ -5,32 +5,20 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner, Result
+from command_line import commands_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from morfi.cli import cli
-from morfi.command.settings import Configured, Listed, Setting
+from morfi.command.settings import Listed, Setting
 from morfi.errors import InputError
 from morfi.runs.options import default_here, listed, option_of
-
-
-def commands_of(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[str, Configured]]:
-    """Every command by its words."""
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            yield from commands_of(command, (*words, name))
-        else:
-            assert isinstance(command, Configured)
-            command.get_params(click.Context(command))
-            yield " ".join((*words, name)), command
-
 
 COMMANDS = dict(commands_of(cli))
 CONFIGS = {

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, Ended
-
-import morfi.serve.engine
-
-pytestmark = pytest.mark.usefixtures("isolated_cache")
-
-
-@pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], serving: Any
-) -> Callable[..., Ended]:
-    """Runs a command in this process, in a folder of its own, with the fake engine."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(morfi.serve.engine, "start_engine", serving)
-
-    return CommandLine(monkeypatch, capfd)
+from command_line import CommandLine
 
 
 @pytest.fixture
@@ -35,7 +19,7 @@ def half_known(serving: Any, questions: Any) -> None:
 @pytest.mark.usefixtures("half_known")
 @pytest.mark.long
 def test_the_experiment_from_nothing_to_the_picture(
-    run: Callable[..., Ended], tiny_model: Path, data_file: Path, tmp_path: Path
+    run: CommandLine, tiny_model: Path, data_file: Path
 ) -> None:
     options = ("--n-ex", 1, "--shots", 2, "--samples", 2, "--relations", "P17,P36")
     split = run("split", "--model", tiny_model, "--data", data_file, *options, "--json").json
@@ -56,7 +40,7 @@ def test_the_experiment_from_nothing_to_the_picture(
     train = run("train", "--mix", mix["run_id"], *small, "--json").json
     paths = [Path(c["path"]) for t in train["trainings"] for c in t["checkpoints"]]
     assert [path.parent.name for path in paths] == ["level-000-seed-0", "level-100-seed-0"]
-    assert all(path.is_relative_to(tmp_path / "checkpoints" / train["run_id"]) for path in paths)
+    assert all(path.is_relative_to(Path.cwd() / "checkpoints" / train["run_id"]) for path in paths)
 
     sweep = run("sweep", "--ckpts", train["run_id"], "--json").json
     assert sweep["groups"]["test Known"]["base"]["accuracy"] == 1.0
@@ -72,7 +56,7 @@ def test_the_experiment_from_nothing_to_the_picture(
         again = run("show", found["run_id"], "--json").json
         assert (again["kind"], again["status"]) == (kind, "done")
     assert "picture" in run("sweep", "--ckpts", train["run_id"], "--figure", "mine.png").out
-    assert (tmp_path / "mine.svg").exists()
+    assert Path("mine.svg").exists()
     listed = run("runs", "--json").json["runs"]
     assert [each["kind"] for each in listed if each["kind"] != "sweep-eval"] == [
         "sweep",
@@ -84,7 +68,7 @@ def test_the_experiment_from_nothing_to_the_picture(
 
 @pytest.mark.long
 def test_a_checkpoint_that_fails_gives_the_table_and_exit_code_1(
-    run: Callable[..., Ended], own_experiment: tuple[Any, str], serving: Any
+    run: CommandLine, own_experiment: tuple[Any, str], serving: Any
 ) -> None:
     made, train_run = own_experiment
     serving.unloadable = frozenset({"level-100-seed-0/epoch-01"})
@@ -114,10 +98,10 @@ def test_a_checkpoint_that_fails_gives_the_table_and_exit_code_1(
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(
-    run: Callable[..., Ended], arguments: tuple[str, ...], message: str, tmp_path: Path
+    run: CommandLine, arguments: tuple[str, ...], message: str
 ) -> None:
     ended = run(*arguments)
     assert ended.code == 2
     assert message in ended.err
     assert ended.out == ""
-    assert not list(tmp_path.glob("*.duckdb"))
+    assert not list(Path.cwd().glob("*.duckdb"))

@@ -10,20 +10,17 @@ from command_line import CommandLine
 
 
 @pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """Runs `morfi serve` in an empty folder; gives its code and what it said on standard error."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("MORFI_API_KEY", "MORFI_ADMIN_KEY", "MORFI_DB"):
+def refused(run: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs `morfi serve`; gives its code and what it said on standard error."""
+    for name in ("MORFI_API_KEY", "MORFI_ADMIN_KEY"):
         monkeypatch.delenv(name, raising=False)
 
-    morfi = CommandLine(monkeypatch, capfd)
-
-    def run(*arguments: object) -> tuple[int, str]:
-        ended = morfi("serve", "--ckpt", "M_100", "--latents", "find-1", *arguments)
+    def serve(*arguments: object) -> tuple[int, str]:
+        ended = run("serve", "--ckpt", "M_100", "--latents", "find-1", *arguments)
         assert not ended.out
         return ended.code, ended.err
 
-    return run
+    return serve
 
 
 def test_other_machines_need_a_key(refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:

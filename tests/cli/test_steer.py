@@ -10,25 +10,13 @@ from typing import Any
 import pytest
 from command_line import CommandLine, Ended
 
-import morfi.serve.engine
-
 SMALL = ("--alphas", "-1,1", "--controls", 2, "--random", 2)
 
 
 @pytest.fixture
-def steer(
-    steerable: tuple[Any, str],
-    serving: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> Callable[..., Ended]:
-    """Runs `morfi COMMAND` on the store of a find run, with the fake engine; RUN stands for the find run."""
+def steer(run: CommandLine, steerable: tuple[Any, str]) -> Callable[..., Ended]:
+    """Runs `morfi COMMAND` on the store of a find run; RUN stands for the find run."""
     store, find_id = steerable
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(morfi.serve.engine, "start_engine", serving)
-
-    run = CommandLine(monkeypatch, capfd)
 
     def command(*arguments: object) -> Ended:
         given = [find_id if one == "RUN" else one for one in arguments]
@@ -37,7 +25,7 @@ def steer(
     return command
 
 
-def test_it_prints_one_table_and_writes_the_picture(steer: Callable[..., Ended], tmp_path: Path) -> None:
+def test_it_prints_one_table_and_writes_the_picture(steer: Callable[..., Ended]) -> None:
     options = ("--combine", "--halving", "--layer-scan", "--ids", "0,3")
     ended = steer("steer", "--ckpt", "M_100", "--latents", "RUN", *SMALL, *options, "--figure", "mine")
     assert ended.code == 0, ended.err
@@ -55,8 +43,8 @@ def test_it_prints_one_table_and_writes_the_picture(steer: Callable[..., Ended],
         "successive halving: ",
     ):
         assert text in ended.out, text
-    assert (tmp_path / "mine.png").stat().st_size > 0
-    assert (tmp_path / "mine.svg").stat().st_size > 0
+    assert Path("mine.png").stat().st_size > 0
+    assert Path("mine.svg").stat().st_size > 0
     shown = steer("show", "last", "--json")
     found = json.loads(shown.out)
     assert (found["kind"], found["status"], found["n_done"]) == ("steer", "done", found["n_planned"])

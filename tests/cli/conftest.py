@@ -1,0 +1,37 @@
+"""Shared: `morfi` in a folder of its own, with the fake engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine, Ended
+
+import morfi.serve.engine
+
+
+@pytest.fixture
+def run(
+    isolated_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    serving: Any,
+) -> CommandLine:
+    """Runs a command in this process, in an empty folder, with the fake engine."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(morfi.serve.engine, "start_engine", serving)
+    return CommandLine(monkeypatch, capfd)
+
+
+@pytest.fixture
+def ask(run: CommandLine, tiny_model: Path, data_file: Path) -> Callable[..., Ended]:
+    """Runs `morfi eval` of the tiny model on the small question file; later options win."""
+
+    def evaluate(*more: object, ckpt: object = tiny_model, data: object = data_file) -> Ended:
+        return run("eval", "--ckpt", ckpt, "--data", data, "--shots", 2, *more)
+
+    return evaluate
