@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
+import page_walk
 import pytest
 from fake_engine import SPECIAL, FakeEngine
 from progress_log import Log
@@ -55,10 +56,9 @@ def starts_vllm() -> None:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The path of Chromium; a test that asks for it is skipped where there is none."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
+    found = page_walk.chromium()
     if found is None:
-        pytest.skip(f"none of {', '.join(names)} is on PATH (apt-get install chromium)")
+        pytest.skip(f"none of {', '.join(page_walk.CHROMIUMS)} is on PATH (apt-get install chromium)")
     return found
 
 

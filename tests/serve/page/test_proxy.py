@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import page_walk
 import pytest
+from fake_api.api import FakeApi
+from fake_api.serving import serving
+from page_visits import PROXY
 
 from morfi.serve.http.gate import Limits
 from morfi.serve.http.guard import Guard
@@ -21,28 +22,6 @@ from morfi.serve.http.sites import read_sites
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-
-def _beside(name: str) -> Any:
-    """The module `name` of this folder, which is no package."""
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"morfi_proxy_tests_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-fake_api, page_walk = _beside("fake_api"), _beside("page_walk")
-NAME = "morfi.example"
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with page_walk.launched(chromium, f"--host-resolver-rules=MAP {NAME} 127.0.0.1") as browser:
-        yield browser
 
 
 @contextmanager
@@ -98,7 +77,7 @@ def free_port() -> int:
 
 @pytest.mark.parametrize(
     ("host", "root_path"),
-    [("127.0.0.1:{port}", ""), (NAME, ""), ("localhost", ""), (NAME, "/tools/morfi")],
+    [("127.0.0.1:{port}", ""), (PROXY, ""), ("localhost", ""), (PROXY, "/tools/morfi")],
     ids=["as nginx sends it by itself", "the site's name", "localhost, another port", "under a path"],
 )
 @pytest.mark.parametrize("is_allowed", [True, False], ids=["allowed", "not allowed"])
@@ -106,14 +85,14 @@ def test_the_page_works_where_the_proxys_address_is_allowed(
     browser: Browser, host: str, root_path: str, *, is_allowed: bool
 ) -> None:
     port = free_port()
-    origin = f"http://{NAME}:{port}"
+    origin = f"http://{PROXY}:{port}"
     sites = read_sites([origin] if is_allowed else [], [], root_path)
 
     def guarded(app: Any) -> Any:
         return Guard(app, keys=Keys(), limits=Limits(), local=True, sites=sites)
 
-    api = fake_api.FakeApi()
-    with fake_api.serving(api, around=guarded):
+    api = FakeApi()
+    with serving(api, around=guarded):
         upstream = int(api.url.split(":")[-1].rstrip("/"))
         with proxy(port, upstream, host.format(port=upstream), root_path):
             page = browser.new_page()

@@ -1,6 +1,6 @@
 """A walk over the page of `morfi serve`, as a user would take it; the same for a fake and for a real server.
 
-`python tests/serve/page/page_walk.py URL [FOLDER]` takes it, with the key of MORFI_API_KEY if there is one,
+`python tests/page_walk.py URL [FOLDER]` takes it, with the key of MORFI_API_KEY if there is one,
 prints what was read and puts screenshots into FOLDER.
 """
 
