@@ -254,3 +254,11 @@ def clean(server: Running) -> Iterator[Running]:
     assert server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting") == 0
     assert server.process.poll() is None
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The app of tests/fake_app.py, with no engine."""
+    from fake_app import make_served
+
+    return make_served(monkeypatch)
