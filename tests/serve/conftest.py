@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,15 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "llama-tied": ("llama", {**LLAMA_LIKE, "tie_word_embeddings": True}),
     "mistral": ("mistral", {**LLAMA_LIKE, "sliding_window": None}),
     "gemma2": ("gemma2", {**LLAMA_LIKE, "query_pre_attn_scalar": 32, "sliding_window": 16}),
+    "gemma2 without a cap": (
+        "gemma2",
+        {
+            **LLAMA_LIKE,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 16,
+            "attn_logit_softcapping": None,
+        },
+    ),
     "mixtral": ("mixtral", {**LLAMA_LIKE, "num_local_experts": 4}),
     "gpt2": (
         "gpt2",
@@ -77,6 +87,15 @@ def make_base(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> Callabl
 
 
 @pytest.fixture(scope="session")
+def tiny_base(
+    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path]
+) -> Callable[[str], Path]:
+    """Gives the folder of a family's tiny random model, which is made once; only to be read."""
+    folder = tmp_path_factory.mktemp("bases")
+    return functools.cache(lambda family: make_base(folder / family, family))
+
+
+@pytest.fixture(scope="session")
 def train() -> Callable[..., Path]:
     """Saves a LoRA adapter on a base, whose every trainable number has moved at random, in a folder."""
     import torch
@@ -98,6 +117,28 @@ def train() -> Callable[..., Path]:
         return directory
 
     return make
+
+
+@pytest.fixture(scope="session")
+def greedy_tokens() -> Callable[..., list[list[int]]]:
+    """Greedy tokens of transformers in float32, one prompt at a time, until a newline or the end."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def generate(
+        folder: Path, prompts: Sequence[list[int]], newline_ids: Iterable[int], *, max_tokens: int
+    ) -> list[list[int]]:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        end = model.config.eos_token_id
+        settings = {"max_new_tokens": max_tokens, "do_sample": False, "pad_token_id": end}
+        settings["eos_token_id"] = sorted({*newline_ids, end})
+        with torch.inference_mode():
+            return [
+                model.generate(torch.tensor([prompt]), **settings)[0, len(prompt) :].tolist()
+                for prompt in prompts
+            ]
+
+    return generate
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from morfi.checkpoints.tokenizer import load_tokenizer
 from morfi.engine.protocol import Sampling
@@ -41,30 +39,15 @@ def engine(smollm2_dir: Path, starts_vllm: None) -> Iterator[Engine]:
         yield engine
 
 
-def reference(
-    model_dir: Path, prompts: list[list[int]], newline_ids: set[int], max_tokens: int
-) -> list[list[int]]:
-    """Greedy tokens from transformers in float32, one prompt at a time, without padding."""
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-    ends = newline_ids | {model.config.eos_token_id}
-    with torch.inference_mode():
-        return [
-            model.generate(
-                torch.tensor([prompt]),
-                max_new_tokens=max_tokens,
-                do_sample=False,
-                eos_token_id=sorted(ends),
-                pad_token_id=model.config.eos_token_id,
-            )[0, len(prompt) :].tolist()
-            for prompt in prompts
-        ]
-
-
 def test_greedy_answers_equal_those_of_transformers(
-    engine: Engine, prompts: list[list[int]], tokenizer: Any, smollm2_dir: Path
+    engine: Engine,
+    prompts: list[list[int]],
+    tokenizer: Any,
+    smollm2_dir: Path,
+    greedy_tokens: Callable[..., list[list[int]]],
 ) -> None:
     newlines = {i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])}
-    expected = reference(smollm2_dir, prompts, newlines, max_tokens=8)
+    expected = greedy_tokens(smollm2_dir, prompts, newlines, max_tokens=8)
     answers = engine.generate(prompts, Sampling(max_tokens=8))
     assert [list(answer[0].token_ids) for answer in answers] == expected
 

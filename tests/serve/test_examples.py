@@ -15,8 +15,8 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
 @pytest.fixture(scope="module")
-def model(make_base: Callable[[Path, str], Path], isolated: Path, starts_vllm: None) -> Path:
-    return make_base(isolated / "tiny", "llama")
+def model(tiny_base: Callable[[str], Path], isolated: Path, starts_vllm: None) -> Path:
+    return tiny_base("llama")
 
 
 def said_by(example: str, *arguments: object) -> list[str]:

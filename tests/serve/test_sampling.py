@@ -16,11 +16,9 @@ CONTEXT = 128
 
 
 @pytest.fixture(scope="module")
-def engine(
-    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path], starts_vllm: None
-) -> Iterator[Engine]:
+def engine(tiny_base: Callable[[str], Path], starts_vllm: None) -> Iterator[Engine]:
     """An engine whose steps hold hardly more than one prompt."""
-    base = make_base(tmp_path_factory.mktemp("models") / "llama", "llama")
+    base = tiny_base("llama")
     overrides: dict[str, Any] = {"max_num_batched_tokens": CONTEXT, "kv_cache_memory_bytes": 1 << 24}
     with Engine(base, dtype="float32", context=CONTEXT, overrides=overrides) as engine:
         yield engine

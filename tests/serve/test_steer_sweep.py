@@ -77,9 +77,9 @@ def save_sae(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(isolated: Path, make_base: Callable[[Path, str], Path], starts_vllm: None) -> Iterator[Any]:
+def shared(isolated: Path, tiny_base: Callable[[str], Path], starts_vllm: None) -> Iterator[Any]:
     """A starter of engines that gives the same one every time, serving the base."""
-    base = resolve(str(make_base(isolated / "base", "llama")), dtype="float32")
+    base = resolve(str(tiny_base("llama")), dtype="float32")
     with start_engine(base, context=256, seed=0, overrides={}) as engine:
 
         @contextlib.contextmanager
@@ -95,12 +95,13 @@ def found(
     *,
     isolated: Path,
     shared: Any,
+    tiny_base: Callable[[str], Path],
     data_file: Path,
     new_experiment: Callable[..., Any],
     new_log: Callable[[], Any],
     questions: Any,
 ) -> Found:
-    base, log = isolated / "base", new_log()
+    base, log = tiny_base("llama"), new_log()
     made = new_experiment(isolated, base, data_file)
     given = {"epochs": (1,), "rank": 4, "alpha": 32.0, "lr": 3e-2, "batch": 2, "micro_batch": 2}
     given |= {"early_stop": False, "dtype": "float32"}

@@ -24,11 +24,9 @@ PROMPTS = [[0, *range(start, start + 10 + start % 7)] for start in range(60, 100
 
 
 @pytest.fixture(scope="module")
-def engine(
-    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path], starts_vllm: None
-) -> Iterator[Engine]:
+def engine(tiny_base: Callable[[str], Path], starts_vllm: None) -> Iterator[Engine]:
     """An engine on a model with a broken token, with few blocks of KV cache: each is soon used again."""
-    base = make_base(tmp_path_factory.mktemp("finite"), "llama")
+    base = tiny_base("llama")
     with Engine(base, dtype="float32", context=128, overrides={"num_gpu_blocks_override": 12}) as engine:
         # Only now: files with such weights are not loaded.
         model = engine._llm.llm_engine.model_executor.driver_worker.model_runner.get_model()

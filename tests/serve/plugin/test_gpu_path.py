@@ -34,11 +34,11 @@ BROKEN = [name for plan in PLANS.values() for name, one in plan.items() if one["
 
 @pytest.fixture(scope="module")
 def answers(
-    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path], starts_vllm: None
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Callable[[str], Path], starts_vllm: None
 ) -> dict[str, dict[str, Any]]:
     """The answers of each engine, by its name; the processes run at the same time."""
     root = tmp_path_factory.mktemp("gpu-path")
-    model = make_base(root / "model", "llama")
+    model = tiny_base("llama")
     interpreted = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
     children = {
         name: subprocess.Popen(

@@ -239,12 +239,9 @@ def check(asked: Asked, found: Completion, expected: Completion) -> None:
 
 @pytest.fixture(scope="module", params=ENGINES)
 def machine(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    make_base: Callable[[Path, str], Path],
-    starts_vllm: None,
+    request: pytest.FixtureRequest, tiny_base: Callable[[str], Path], starts_vllm: None
 ) -> Iterator[type[Interleaving]]:
-    base = make_base(tmp_path_factory.mktemp("interleaved"), "llama")
+    base = tiny_base("llama")
     with Engine(base, dtype="float32", context=CONTEXT, overrides=ENGINES[request.param]) as engine:
         for direction in DIRECTIONS:
             engine.register(direction)

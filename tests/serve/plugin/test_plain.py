@@ -27,10 +27,8 @@ ENTRY: dict[str, Any] = {"layer": 0, "direction": VECTOR.tolist(), "strength": 2
 
 
 @pytest.fixture(scope="module")
-def engine(
-    tmp_path_factory: pytest.TempPathFactory, make_base: Callable[[Path, str], Path], starts_vllm: None
-) -> Iterator[Engine]:
-    base = make_base(tmp_path_factory.mktemp("plain"), "llama")
+def engine(tiny_base: Callable[[str], Path], starts_vllm: None) -> Iterator[Engine]:
+    base = tiny_base("llama")
     # vLLM's own workers, as its users start them.
     with Engine(base, dtype="float32", context=128, overrides={"worker_extension_cls": ""}) as engine:
         yield engine

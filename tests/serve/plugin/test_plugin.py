@@ -108,9 +108,9 @@ def test_reports_that_lack_something_fail_the_request() -> None:
 
 @pytest.mark.usefixtures("starts_vllm")
 def test_an_error_in_a_layer_fails_the_requests(
-    tmp_path: Path, make_base: Callable[[Path, str], Path], monkeypatch: pytest.MonkeyPatch
+    tiny_base: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Engine(make_base(tmp_path / "model", "llama"), dtype="float32", context=64) as engine:
+    with Engine(tiny_base("llama"), dtype="float32", context=64) as engine:
         name = engine.register(Direction(torch.ones(64)))
 
         def fail(*args: object) -> None:
@@ -123,9 +123,9 @@ def test_an_error_in_a_layer_fails_the_requests(
 
 @pytest.mark.usefixtures("starts_vllm")
 def test_what_cannot_be_steered_is_refused_by_name(
-    tmp_path: Path, make_base: Callable[[Path, str], Path]
+    tiny_base: Callable[[str], Path],
 ) -> None:
-    with Engine(make_base(tmp_path / "gpt2", "gpt2"), dtype="float32", context=64) as engine:
+    with Engine(tiny_base("gpt2"), dtype="float32", context=64) as engine:
         assert engine.generate([[3, 4, 5]], Sampling(max_tokens=2))[0][0].applied == ()
         with pytest.raises(InputError, match="GPT2LMHeadModel cannot be steered"):
             engine.generate([[3, 4, 5]], Sampling(), capture=Capture((0,)))
@@ -171,11 +171,11 @@ TWO_RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
 @pytest.mark.usefixtures("starts_vllm")
 def test_worker_processes_and_compiled_models_do_the_same(
     tmp_path: Path,
-    make_base: Callable[[Path, str], Path],
+    tiny_base: Callable[[str], Path],
     overrides: dict[str, Any],
     environment: dict[str, str],
 ) -> None:
-    base = make_base(tmp_path / "model", "llama")
+    base = tiny_base("llama")
 
     def run(overrides: dict[str, Any], environment: dict[str, str]) -> list[str]:
         script = tmp_path / "child.py"

@@ -1,0 +1,248 @@
+"""Steering in transformers with forward hooks, in float32, which steering and capture in vLLM must equal."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from morfi.engine.directions import Direction
+from morfi.engine.protocol import Completion, Sampling
+from morfi.engine.steering import Capture, Steering, n_positions, spans
+from morfi.serve.engine import Engine
+from morfi.serve.plugin.step import ResidualState
+
+D_MODEL = 64
+PREFIX = list(range(3, 67))  # two blocks of the CPU's prefix cache
+
+
+@dataclass
+class Served:
+    """An engine, the same model in transformers, and directions by name."""
+
+    engine: Engine
+    reference: Any
+    directions: dict[str, Direction]
+    names: list[str]
+
+    def latents(self) -> list[str]:
+        return [name for name in self.names if self.directions[name].encoder is not None]
+
+
+def make_directions(seed: int) -> list[Direction]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def vector() -> torch.Tensor:
+        return torch.randn(D_MODEL, generator=draw)
+
+    return [
+        Direction(vector()),
+        Direction(vector() * 3),
+        Direction(vector(), vector() * 0.3, bias=0.5),
+        Direction(vector(), vector() * 0.3, bias=-0.2, threshold=0.4),
+        Direction(vector(), vector() * 0.3, bias=0.3, norm_rescaled=True),
+    ]
+
+
+@contextmanager
+def serving(base: Path, **overrides: Any) -> Iterator[Served]:
+    """The model in `base`, with five directions registered."""
+    reference = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    with Engine(base, dtype="float32", context=256, overrides=overrides) as engine:
+        directions = {engine.register(direction): direction for direction in make_directions(0)}
+        yield Served(engine, reference, directions, list(directions))
+
+
+def added(direction: Direction, strength: float) -> torch.Tensor:
+    d = direction.vector
+    return strength * (d if direction.encoder is None else d / d.norm())
+
+
+def contribution(direction: Direction, target: float, x: torch.Tensor) -> torch.Tensor:
+    """The change to the residual stream x [d_model] that sets a latent to `target`."""
+    assert direction.encoder is not None
+    unit = x.norm() / D_MODEL**0.5 if direction.norm_rescaled else torch.tensor(1.0)
+    p = (x / unit) @ direction.encoder + direction.bias
+    f = p if p > direction.threshold else torch.tensor(0.0)
+    return (target - f) * unit * direction.vector
+
+
+def steered(served: Served, active: Sequence[tuple[int, Steering]], x: torch.Tensor) -> dict[int, bool]:
+    """Makes of x [d_model] what steerings, by number, do to it, as defined; says which change anything."""
+    before, changes = x.clone(), {}
+    named = [(number, one, served.directions[str(one.direction)]) for number, one in active]
+    for number, one, direction in named:
+        if one.operation in ("ablate", "clamp"):
+            change = contribution(direction, one.strength, before)
+            x += change
+            changes[number] = bool(change.any())
+    removed = [direction.vector for _, one, direction in named if one.operation == "project"]
+    if removed:
+        basis = torch.linalg.qr(torch.stack(removed, 1)).Q
+        x -= basis @ (basis.T @ x)
+    for number, one, direction in named:
+        if one.operation == "add":
+            x += added(direction, one.strength)
+        if one.operation in ("add", "project"):
+            changes[number] = one.operation == "project" or one.strength != 0
+    return changes
+
+
+def by_hooks(
+    served: Served,
+    prompt: Sequence[int],
+    steering: Sequence[Steering],
+    n_tokens: int,
+    n_changed: dict[int, int] | None = None,
+) -> tuple[list[int], list[torch.Tensor], list[torch.Tensor]]:
+    """Greedy tokens with hooks in transformers, and each layer's residual stream after and before them.
+
+    `n_changed` takes, for each steering, the number of positions that it changes.
+    """
+    n_changed = {} if n_changed is None else n_changed
+    layers = served.reference.model.layers
+    after: dict[int, torch.Tensor] = {}
+    before: dict[int, torch.Tensor] = {}
+
+    def hook(index: int) -> Callable[..., Any]:
+        def steer(module: Any, inputs: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            before[index] = hidden[0].clone()
+            result = hidden.clone()
+            for number in [number for number, one in enumerate(steering) if one.layer == index]:
+                n_changed[number] = 0
+            for place in range(hidden.shape[1]):
+                active = [
+                    (number, one)
+                    for number, one in enumerate(steering)
+                    if one.layer == index and is_meant(one, place, len(prompt))
+                ]
+                for number, has_changed in steered(served, active, result[0, place]).items():
+                    n_changed[number] += has_changed
+            after[index] = result[0].clone()
+            return (result, *output[1:]) if isinstance(output, tuple) else result
+
+        return steer
+
+    handles = [layer.register_forward_hook(hook(index)) for index, layer in enumerate(layers)]
+    tokens = list(prompt)
+    stop_ids = set(served.engine._newline_ids) | {1}
+    try:
+        with torch.no_grad():
+            while True:
+                logits = served.reference(torch.tensor([tokens]), use_cache=False).logits[0, -1]
+                tokens.append(int(logits.argmax()))
+                if len(tokens) == len(prompt) + n_tokens or tokens[-1] in stop_ids:
+                    break
+    finally:
+        for handle in handles:
+            handle.remove()
+    n = len(layers)
+    return tokens[len(prompt) :], [after[i] for i in range(n)], [before[i] for i in range(n)]
+
+
+def is_meant(one: Steering, place: int, n_prompt: int) -> bool:
+    return any(
+        start <= place and (stop is None or place < stop) for start, stop in spans(one.positions, n_prompt)
+    )
+
+
+def draw_steering(
+    served: Served, draw: random.Random, n_prompt: int, layers: Sequence[int] = (0, 1)
+) -> list[Steering]:
+    found: list[Steering] = []
+    for _ in range(draw.choice((0, 1, 1, 2, 4))):
+        operation = draw.choice(("add", "add", "ablate", "clamp", "project"))
+        names = served.latents() if operation in ("ablate", "clamp") else served.names
+        # One latent has one value, and none along what is projected out.
+        taken = {one.direction for one in found if "add" not in (operation, one.operation)}
+        names = [name for name in names if name not in taken]
+        if not names:
+            continue
+        strength = draw.uniform(-2, 2) if operation in ("add", "clamp") else 0.0
+        positions: Any = draw.choice(
+            ("all", "prompt", "generated", "last_prompt", (-1, -2), (0, (2, n_prompt)), ((-3, None),))
+        )
+        found.append(Steering(draw.choice(layers), draw.choice(names), operation, strength, positions))
+    return found
+
+
+def check_captured(
+    completion: Completion, capture: Capture, prompt: Sequence[int], streams: Sequence[torch.Tensor]
+) -> None:
+    n_computed = len(prompt) + len(completion.token_ids) - 1
+    tokens = [*prompt, *completion.token_ids]
+    assert [found.layer for found in completion.captured] == list(capture.layers)
+    for found in completion.captured:
+        wanted = [
+            place
+            for start, stop in spans(capture.positions, len(prompt))
+            for place in range(start, n_computed if stop is None else min(stop, n_computed))
+        ]
+        assert list(found.positions) == wanted
+        assert list(found.token_ids) == [tokens[place] for place in wanted]
+        expected = streams[found.layer][wanted]
+        assert found.values.shape == expected.shape
+        if not wanted:
+            continue
+        assert (found.values - expected).abs().max() <= 1e-4 * max(1.0, float(expected.abs().max()))
+        cosines = torch.nn.functional.cosine_similarity(found.values, expected)
+        assert cosines.min() > 0.999999
+
+
+def state_of(engine: Engine) -> ResidualState:
+    state: ResidualState = engine._llm.llm_engine.model_executor.driver_worker.model_runner.morfi_state
+    return state
+
+
+def draw_prompts(draw: random.Random, n: int) -> list[list[int]]:
+    return [
+        (PREFIX if draw.random() < 0.5 else [])
+        + [draw.randrange(3, 200) for _ in range(draw.randrange(2, 9))]
+        for _ in range(n)
+    ]
+
+
+def check_mixed_batch(
+    served: Served,
+    *,
+    seed: int,
+    n_tokens: int,
+    prompts: Sequence[list[int]] = (),
+    layers: Sequence[int] = (0, 1),
+) -> None:
+    draw = random.Random(seed)
+    prompts = prompts or draw_prompts(draw, 64)
+    steering = [draw_steering(served, draw, len(prompt), layers) for prompt in prompts]
+    captured = [
+        None,
+        Capture((1,)),
+        Capture((0, 1), "all"),
+        Capture((1, 0), "generated"),
+        Capture((0,), before=True),
+    ]
+    fit = [one for one in captured if one is None or set(one.layers) <= set(layers)]
+    captures = [draw.choice(fit) for _ in prompts]
+    served.engine.reset_prefix_cache()
+    completions = served.engine.generate(
+        prompts, Sampling(max_tokens=n_tokens), steering=steering, capture=captures
+    )
+    for prompt, wanted, capture, (completion,) in zip(prompts, steering, captures, completions, strict=True):
+        n_changed: dict[int, int] = {}
+        tokens, after, before = by_hooks(served, prompt, wanted, n_tokens, n_changed)
+        assert list(completion.token_ids) == tokens
+        n_computed = len(prompt) + len(tokens) - 1
+        assert [one.steering for one in completion.applied] == wanted
+        for number, one in enumerate(completion.applied):
+            assert one.n_tokens == n_changed[number]
+            assert one.n_tokens <= n_positions(one.steering.positions, len(prompt), n_computed)
+        if capture is None:
+            assert completion.captured == ()
+        else:
+            check_captured(completion, capture, prompt, before if capture.before else after)
