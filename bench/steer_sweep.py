@@ -35,7 +35,7 @@ from morfi.engine.protocol import Sampling
 from morfi.interventions.directions import Target
 from morfi.interventions.run import Request, Stage, _Stream
 from morfi.interventions.steerer import Steerer
-from morfi.interventions.verdicts import CHECKPOINT, Arm, Verdicts
+from morfi.interventions.verdicts import Answerer, Arm, Verdicts
 from morfi.questions import load_questions, select
 from morfi.questions.prompts import Prompt, build_prompts
 from morfi.runs.life import Attempt
@@ -104,7 +104,7 @@ class Served:
     def stream(self, run_id: str, max_tokens: int) -> _Stream:
         """The stream of a steer run."""
         config = SimpleNamespace(batch=self.batch, max_tokens=max_tokens, match="squad")
-        served = {CHECKPOINT: self.checkpoint}
+        served = {Answerer.CHECKPOINT: self.checkpoint}
         plan: Any = SimpleNamespace(config=config, prompts=self.prompts, served=served)
         steerer = Steerer(self.engine, None, "all")  # type: ignore[arg-type] # no latents of an SAE
         for target in self.targets:
@@ -180,7 +180,7 @@ def measure(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, An
     targets = directions(options.directions, len(hooked.change))
     alphas = ALPHAS[: options.strengths]
     arms = [Arm(target.row.direction, alpha) for target in targets for alpha in alphas]
-    requests = [Request(CHECKPOINT, arm, question_id) for question_id in prompts for arm in arms]
+    requests = [Request(Answerer.CHECKPOINT, arm, question_id) for question_id in prompts for arm in arms]
     slices = [requests[i : i + options.slice] for i in range(0, len(requests), options.slice)]
     some = built[: options.hooked]
     found: dict[str, Any] = {"steered": [], "unsteered": [], "own": [], "hooks": [], "n_cached": 0}
@@ -206,7 +206,11 @@ def measure(options: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, An
             found["unsteered"].append(len(part) / taken)
             found["n_cached"] += cached
             if number % every == 0:
-                own = [Request(CHECKPOINT, arm, p.question.id) for p in some for arm in arms[: len(alphas)]]
+                own = [
+                    Request(Answerer.CHECKPOINT, arm, p.question.id)
+                    for p in some
+                    for arm in arms[: len(alphas)]
+                ]
                 found["own"].append(len(own) / seconds(served.stream(f"own-{number}", N_MOST), own))
                 taken = sum(hooked.seconds(some, targets[0], alpha, batch) for alpha in alphas)
                 found["hooks"].append(len(own) / taken)

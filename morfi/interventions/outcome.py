@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from morfi.interventions.config import SteerRun
-from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE, UNSTEERED, Arm, Verdicts, read_verdicts
+from morfi.interventions.verdicts import UNSTEERED, Answerer, Arm, Verdicts, read_verdicts
 from morfi.runs.compare import Difference, difference
 from morfi.runs.settings import settings_of
 from morfi.statistics import Interval, mean_interval, wilson_interval
@@ -100,13 +100,13 @@ def steered(store: Store, run: RunRecord) -> Steered | None:
         *(rows[name].to_pylist() for name in names), strict=True
     ):
         strengths[Arm(direction, alpha)] = strength
-        if served == BASE:
+        if served == Answerer.BASE:
             splits.setdefault(split, []).append(question_id)
     choosing, reporting = splits[settings.choose_on], splits[settings.report_on]
     directions = store.steer_directions(run.run_id)
     outcomes = [_outcome(one, verdicts, strengths, choosing, reporting) for one in directions]
     outcomes.sort(key=_rank)
-    arms = [arm for served, arm in verdicts.right if served == CHECKPOINT and arm != UNSTEERED]
+    arms = [arm for served, arm in verdicts.right if served == Answerer.CHECKPOINT and arm != UNSTEERED]
     return Steered(
         layer=settings.layer,
         accuracies={
@@ -114,7 +114,7 @@ def steered(store: Store, run: RunRecord) -> Steered | None:
                 split: share_of([verdicts.of(UNSTEERED, served)[one] for one in ids])
                 for split, ids in splits.items()
             }
-            for served in (BASE, REFERENCE, CHECKPOINT)
+            for served in (Answerer.BASE, Answerer.REFERENCE, Answerer.CHECKPOINT)
         },
         outcomes=tuple(outcomes),
         groups=tuple(_groups(outcomes)),
@@ -145,7 +145,11 @@ def _outcome(
     choosing: Sequence[str],
     reporting: Sequence[str],
 ) -> Outcome:
-    own = [arm for served, arm in verdicts.right if served == CHECKPOINT and arm.direction == row.direction]
+    own = [
+        arm
+        for served, arm in verdicts.right
+        if served == Answerer.CHECKPOINT and arm.direction == row.direction
+    ]
     plain = verdicts.of(UNSTEERED)
     tried = []
     for arm in sorted(own, key=lambda arm: arm.alpha):
@@ -161,9 +165,9 @@ def _outcome(
         return Outcome(row, tuple(tried), best, None, None)
     (arm,) = on_report
     before, after = [plain[one] for one in reporting], [verdicts.of(arm)[one] for one in reporting]
-    by_reference = {
+    by_reference: dict[str, Recovery] = {
         served: recovery(before, after, [verdicts.of(UNSTEERED, served)[one] for one in reporting])
-        for served in (REFERENCE, BASE)
+        for served in (Answerer.REFERENCE, Answerer.BASE)
     }
     best = next(one for one in tried if one.alpha == arm.alpha)
     return Outcome(row, tuple(tried), best, difference(before, after), by_reference)

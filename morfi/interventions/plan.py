@@ -14,7 +14,7 @@ from morfi.engine.steering import MAX_ENTRIES
 from morfi.errors import InputError
 from morfi.interventions.config import SteerConfig, SteerRun
 from morfi.interventions.directions import Target, find_targets, scan_target
-from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE, Arm, n_surviving, rung_sizes
+from morfi.interventions.verdicts import Answerer, Arm, n_surviving, rung_sizes
 from morfi.latents.activations import load_activations
 from morfi.latents.capture import CaptureRun
 from morfi.latents.find import Found, load_found
@@ -124,11 +124,11 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
     experiment = load_experiment(captured.ckpts, store, config.dtype or captured.dtype, progress)
     epochs = config.epochs or found.activations.epochs
     served, names = _served(config, experiment, epochs)
-    median_norm = found.median_norm(served[CHECKPOINT].sha256)
+    median_norm = found.median_norm(served[Answerer.CHECKPOINT].sha256)
     targets = find_targets(found, config, median_norm)
     if OPERATIONS[config.op].needs_latent:
         found.sae.directions()  # refused now, not after vLLM has started
-    scan = _scan(config, store, found, served[CHECKPOINT], len(targets))
+    scan = _scan(config, store, found, served[Answerer.CHECKPOINT], len(targets))
     questions = _questions(config, store, experiment)
     every = [question for asked in questions.values() for question in asked]
     asked = prompted(
@@ -193,7 +193,11 @@ def _served(
         raise InputError(
             f"{config.ckpt} is steered and is its own reference; give another --reference, such as M_0"
         )
-    served = {BASE: experiment.base, REFERENCE: opened[reference], CHECKPOINT: opened[config.ckpt]}
+    served: dict[str, Checkpoint] = {
+        Answerer.BASE: experiment.base,
+        Answerer.REFERENCE: opened[reference],
+        Answerer.CHECKPOINT: opened[config.ckpt],
+    }
     return served, names
 
 

@@ -16,10 +16,8 @@ from morfi.interventions.directions import Target
 from morfi.interventions.plan import Plan, combined_amounts, combined_sizes, prepare_steer
 from morfi.interventions.steerer import Steerer
 from morfi.interventions.verdicts import (
-    BASE,
-    CHECKPOINT,
-    REFERENCE,
     UNSTEERED,
+    Answerer,
     Arm,
     Verdicts,
     best_arms,
@@ -101,8 +99,8 @@ def stages(plan: Plan, verdicts: Verdicts) -> Iterator[Stage]:
     direction at its best strength on the questions that are reported.
     """
     both = (*plan.choosing, *plan.reporting)
-    yield Stage(_requests([UNSTEERED], both, BASE))
-    yield Stage(_requests([UNSTEERED], both, REFERENCE))
+    yield Stage(_requests([UNSTEERED], both, Answerer.BASE))
+    yield Stage(_requests([UNSTEERED], both, Answerer.REFERENCE))
     everything = (*plan.targets, *plan.scan)
     first = _requests([UNSTEERED], both) + _requests(plan.arms(plan.scan), plan.choosing)
     arms = plan.arms(plan.targets)
@@ -146,7 +144,9 @@ def combined_targets(plan: Plan, verdicts: Verdicts, best: dict[str, Arm]) -> li
     return found
 
 
-def _requests(arms: Sequence[Arm], question_ids: Sequence[str], served: str = CHECKPOINT) -> list[Request]:
+def _requests(
+    arms: Sequence[Arm], question_ids: Sequence[str], served: str = Answerer.CHECKPOINT
+) -> list[Request]:
     # A question's requests stand together: what their steerings have in common is computed once a step.
     return [Request(served, arm, question_id) for question_id in question_ids for arm in arms]
 
@@ -168,7 +168,7 @@ def _is_whole(plan: Plan, verdicts: Verdicts) -> bool:
 def _record(plan: Plan) -> RunRecord:
     return new_run(
         RunKind.STEER,
-        plan.served[CHECKPOINT],
+        plan.served[Answerer.CHECKPOINT],
         plan.data,
         config=plan.stored,
         fingerprint=plan.fingerprint,

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CHECKPOINT, REFERENCE, BASE = "checkpoint", "reference", "base"  # what answers, `SteeredRow.served`
 N_HALVINGS = 3
+
+
+class Answerer(StrEnum):
+    """What answers, `SteeredRow.served`: what is steered, what its gains are held against, the base model."""
+
+    CHECKPOINT = "checkpoint"
+    REFERENCE = "reference"
+    BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,7 @@ class Verdicts:
         """Takes note of one answer."""
         self.right.setdefault((served, arm), {})[question_id] = correct
 
-    def of(self, arm: Arm, served: str = CHECKPOINT) -> Mapping[str, bool]:
+    def of(self, arm: Arm, served: str = Answerer.CHECKPOINT) -> Mapping[str, bool]:
         """The verdicts of one arm, by question id."""
         return self.right.get((served, arm), {})
 

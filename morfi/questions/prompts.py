@@ -93,6 +93,11 @@ def prompt_tokenizer(model_dir: Path, bos: str, progress: Progress, *, chat: boo
     return found.tokenizer
 
 
+def zero_shot(questions: Sequence[Question], tokenizer: Any) -> list[Prompt]:
+    """The prompts of `questions` without exemplars, in order."""
+    return build_prompts(questions, dict.fromkeys((q.relation for q in questions), ()), tokenizer)
+
+
 def build_prompts(
     questions: Sequence[Question],
     exemplars: Mapping[str, Sequence[Question]],

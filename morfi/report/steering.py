@@ -8,7 +8,7 @@ from typing import Any
 from morfi.engine.operations import ADD, OPERATIONS
 from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import Group, Outcome, Recovery, Share, Steered
-from morfi.interventions.verdicts import BASE, CHECKPOINT, REFERENCE
+from morfi.interventions.verdicts import Answerer
 from morfi.report.tables import aligned, percent
 from morfi.runs.compare import Difference
 
@@ -62,7 +62,11 @@ def steer_object(found: Steered | None) -> dict[str, Any]:
 
 
 def _unsteered(found: Steered, config: SteerRun) -> list[str]:
-    names = {BASE: "base model", REFERENCE: config.reference, CHECKPOINT: config.ckpt}
+    names: dict[str, str] = {
+        Answerer.BASE: "base model",
+        Answerer.REFERENCE: config.reference,
+        Answerer.CHECKPOINT: config.ckpt,
+    }
     splits = (config.choose_on, config.report_on)
     body = [
         (f"{names[served]}, unsteered", *(_share(by_split[split]) for split in splits))
@@ -120,14 +124,14 @@ def _line(one: Outcome, op: str) -> tuple[str, ...]:
         _points(reported.difference),
         _between(reported),
         f"{reported.p:.2g}",
-        *(_recovery(one.recovery[name]) for name in (REFERENCE, BASE)),
+        *(_recovery(one.recovery[name]) for name in (Answerer.REFERENCE, Answerer.BASE)),
     )
 
 
 def _notes(one: Outcome, config: SteerRun) -> list[str]:
     """The meaning of R_K, with the base rates, which are those of every direction."""
     assert one.recovery is not None
-    rates = [one.recovery[name].base_rate for name in (REFERENCE, BASE)]
+    rates = [one.recovery[name].base_rate for name in (Answerer.REFERENCE, Answerer.BASE)]
     return [
         "",
         "R_K: of the answers that steering brought back (n), the share that the reference has right, with "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from morfi.errors import InputError
-from morfi.questions.prompts import build_prompts, check_no_control
+from morfi.questions.prompts import check_no_control, zero_shot
 from morfi.questions.question import Question
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def encode_examples(questions: Sequence[Question], tokenizer: Any, context: int)
     """
     if not questions:
         return ()
-    prompts = build_prompts(questions, dict.fromkeys((q.relation for q in questions), ()), tokenizer)
+    prompts = zero_shot(questions, tokenizer)
     texts = [f"{prompt.text} {prompt.question.answers[0]}{ANSWER_END}" for prompt in prompts]
     encoded = tokenizer(texts)["input_ids"]
     ends = tokenizer.batch_decode([ids[-1:] for ids in encoded])

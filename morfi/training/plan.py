@@ -15,7 +15,7 @@ from morfi.checkpoints.tokenizer import open_tokenizer
 from morfi.errors import InputError, nearest
 from morfi.files import canonical_sha256
 from morfi.questions import select
-from morfi.questions.prompts import Prompt, build_prompts, check_lengths, starts_with_bos
+from morfi.questions.prompts import Prompt, check_lengths, starts_with_bos, zero_shot
 from morfi.questions.question import Question
 from morfi.terminal import Progress
 from morfi.training.config import ALL_LINEAR, TrainConfig
@@ -109,7 +109,7 @@ def prepare_training(config: TrainConfig, data: TrainingData, progress: Progress
         progress.phase(line)
     tokenizer = found.tokenizer
     asked = select(data.dev, limit=config.dev_limit) if data.dev else ()
-    dev = tuple(build_prompts(asked, dict.fromkeys((q.relation for q in asked), ()), tokenizer))
+    dev = tuple(zero_shot(asked, tokenizer))
     check_lengths(dev, config.max_tokens, context)
     # float16 has too small a range to train in.
     dtype = "bfloat16" if base.dtype == "float16" else base.dtype

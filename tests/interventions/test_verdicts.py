@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morfi.interventions.verdicts import (
-    CHECKPOINT,
+    Answerer,
     Arm,
     Verdicts,
     best_arms,
@@ -24,7 +24,7 @@ def verdicts_of(scores: Mapping[Arm, Sequence[bool]]) -> Verdicts:
     found = Verdicts()
     for arm, right in scores.items():
         for question_id, correct in zip(IDS, right, strict=False):
-            found.add(CHECKPOINT, arm, question_id, correct=correct)
+            found.add(Answerer.CHECKPOINT, arm, question_id, correct=correct)
     return found
 
 
