@@ -20,11 +20,6 @@ N_ANSWERS = 2 * (1 + 3)  # of each question
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "morfi.duckdb", lock_timeout_s=1.0)
-
-
-@pytest.fixture
 def config(tiny_model: Path, data_file: Path) -> SplitConfig:
     return SplitConfig(str(tiny_model), data=str(data_file), n_ex=2, shots=2, samples=3, batch=5)
 

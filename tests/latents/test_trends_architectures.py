@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sae_lens
+import sae_releases as releases
 import torch
 
 from morfi.errors import InputError
@@ -19,16 +19,6 @@ from morfi.latents.find import FindConfig, run_find
 from morfi.latents.sae import load_sae
 from morfi.report.runs import report_of
 from morfi.serve.engine import start_engine
-
-# The writers of the releases' files, and the folder that SAELens takes for the hub.
-_spec = importlib.util.spec_from_file_location(
-    "sae_releases", Path(__file__).with_name("test_sae_releases.py")
-)
-assert _spec is not None
-assert _spec.loader is not None
-releases = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(releases)
-hub = releases.hub
 
 SIZES = {
     "vocab_size": 259,
