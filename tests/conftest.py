@@ -187,10 +187,24 @@ class Experiment:
     mix_run: str
 
 
+@pytest.fixture(scope="session")
+def mixed_once(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, data_file: Path) -> Experiment:
+    """Mixtures D_0, D_50 and D_100 of four questions each; dev has 10 questions, test 20; only to be read."""
+    folder = tmp_path_factory.mktemp("mixed")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MORFI_CACHE", str(folder / "cache"))
+        return make_experiment(folder, tiny_model, data_file)
+
+
 @pytest.fixture
-def experiment(isolated_cache: Path, tmp_path: Path, tiny_model: Path, data_file: Path) -> Experiment:
-    """Mixtures D_0, D_50 and D_100 of four questions each; dev has 10 questions, test 20."""
-    return make_experiment(tmp_path, tiny_model, data_file)
+def experiment(mixed_once: Experiment, isolated_cache: Path, tmp_path: Path) -> Experiment:
+    """The experiment of `mixed_once` in a database of its own, with an engine of its own."""
+    shutil.copyfile(mixed_once.store.path, tmp_path / "experiment.duckdb")
+    return replace(
+        mixed_once,
+        store=Store(tmp_path / "experiment.duckdb"),
+        serving=FakeEngine(mixed_once.serving.known),
+    )
 
 
 @pytest.fixture(scope="session")

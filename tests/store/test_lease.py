@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pytest
@@ -205,8 +204,14 @@ def test_answers_are_kept_while_a_reader_holds_the_file_and_the_end_waits_for_it
 ) -> None:
     monkeypatch.setattr("morfi.store.file._FIRST_WORD_S", 0.3)
     said: list[str] = []
+
+    def hear(word: str) -> None:
+        said.append(word)
+        if "waiting until it lets go" in word:
+            reader.kill()
+
     number = store.begin_attempt("run-a", here())
-    with store.going_on(said.append):
+    with store.going_on(hear):
         store.write_completions(answers(0, 2))
         with started(READER, store.path) as reader:
             for first in (2, 4):
@@ -215,7 +220,6 @@ def test_answers_are_kept_while_a_reader_holds_the_file_and_the_end_waits_for_it
             (word,) = said
             assert f"locked by PID {reader.pid} (" in word
             assert "what is answered is kept until it lets go" in word
-            threading.Timer(1.0, reader.kill).start()
             store.end_attempt("run-a", number, END)
     assert any("waiting until it lets go" in word for word in said[1:])
     assert len(store.finished("run-a")) == 6
@@ -357,7 +361,7 @@ def test_what_is_kept_is_stored_after_a_signal_as_soon_as_the_file_is_free(store
         with started(READER, store.path):
             *_, word = ended_while_held(store, process)
             assert re.fullmatch(r"waiting until [25] results are stored, .*again gives them up\n", word)
-            time.sleep(1)
+            time.sleep(0.5)
             assert process.poll() is None
         out, _ = process.communicate(timeout=30)
     assert "stopped; " in out
@@ -372,7 +376,7 @@ def test_a_second_signal_gives_up_what_is_kept_and_says_how_much(store: Store) -
     with started(KEEPING, store.path) as process, started(READER, store.path):
         *_, word = ended_while_held(store, process)
         n = word.split()[2]
-        time.sleep(1)
+        time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=30)
         assert f"{n} results are lost, and will be made again" in out
@@ -386,13 +390,19 @@ def test_what_begins_an_attempt_waits_for_the_file_with_a_word(
 ) -> None:
     monkeypatch.setattr("morfi.store.file._FIRST_WORD_S", 0.3)
 
-    class Said(list[str]):
-        phase = list.append
+    class Heard(list[str]):
+        def phase(self, word: str) -> None:
+            self.append(word)
+            if "waiting until it lets go" in word:
+                reader.kill()
 
-    said: Any = Said()
+        def start(self, n_total: int, n_done: int) -> None: ...
+
+        def advance(self, n: int) -> None: ...
+
+    said = Heard()
     other = replace(RUN, run_id="run-b")
     with started(READER, store.path) as reader:
-        threading.Timer(1.5, reader.kill).start()
         life = Life(other, store, said, "morfi eval", questions={"test": QUESTIONS})
         with life.attempt(started=0.0, device="cpu") as attempt:
             assert attempt.number == 1
