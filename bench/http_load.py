@@ -45,7 +45,10 @@ from morfi.serve.settings import engine_arguments, prepare_process
 from morfi.store import Store
 from morfi.terminal import TerminalProgress
 
-RESULTS = Path(__file__).resolve().parent / "results" / "http_load.md"
+HERE = Path(__file__).resolve().parent
+SIDES, RESULTS = HERE / "sides", HERE / "results" / "http_load.md"
+# A process whose engine core is a child, as `morfi serve` is.
+WITH_ENGINE_CORE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 N_CLIENTS = 64
 N_OUTPUT = 16
 ENGINE = {"max_num_seqs": N_CLIENTS}
@@ -132,18 +135,13 @@ class Callers:
 
 def call_in_process(options: argparse.Namespace, connection: Connection) -> None:
     """The process of `Callers`: a round for each True that comes."""
-    prepare_server_process()
+    os.environ |= WITH_ENGINE_CORE
+    prepare_process(gpu=is_gpu(), verbose=False)
     import uvloop
 
-    uvloop.run(call_from_64(options, connection))
-
-
-def prepare_server_process() -> None:
-    """Makes this process one whose engine core is a child, as `morfi.serve.http.server.run_server` does."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    prepare_process(gpu=is_gpu(), verbose=False)
     import morfi.serve.worker  # noqa: F401 - registers the norms that the settings name
+
+    uvloop.run(call_from_64(options, connection))
 
 
 async def call_from_64(options: argparse.Namespace, connection: Connection) -> None:
@@ -200,78 +198,35 @@ async def call_from_64(options: argparse.Namespace, connection: Connection) -> N
     engine.shutdown()
 
 
-async def ask(
-    port: int, bodies: asyncio.Queue[tuple[int, bytes]], found: dict[int, tuple[float, bytes]]
-) -> None:
-    """One client: a connection that is kept, requests one after another until there are none left."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
-    while not bodies.empty():
-        number, body = bodies.get_nowait()
-        begun = time.perf_counter()
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
-        writer.write(f"{head}content-type: application/json\r\n\r\n".encode() + body)
-        headers = (await reader.readuntil(b"\r\n\r\n")).lower()
-        if b" 200 " not in headers[:20]:
-            raise SystemExit(f"the server answered {headers.decode()}")
-        if b"transfer-encoding: chunked" in headers:
-            content = await chunked(reader)
-        else:
-            length = int(headers.split(b"content-length: ")[1].split(b"\r\n")[0])
-            content = await reader.readexactly(length)
-        found[number] = (time.perf_counter() - begun, content)
-    writer.close()
-
-
-async def chunked(reader: asyncio.StreamReader) -> bytes:
-    """A body that comes in parts."""
-    parts = []
-    while size := int(await reader.readuntil(b"\r\n"), 16):
-        parts.append((await reader.readexactly(size + 2))[:-2])
-    await reader.readexactly(2)
-    return b"".join(parts)
-
-
-def clients(port: int, bodies: Sequence[bytes], results: Any) -> None:
-    """All clients, in a process of their own; gives seconds and what each request got."""
-
-    async def run() -> None:
-        queue: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
-        for place in enumerate(bodies):
-            queue.put_nowait(place)
-        found: dict[int, tuple[float, bytes]] = {}
-        begun, processor = time.perf_counter(), time.process_time()
-        await asyncio.gather(*(ask(port, queue, found) for _ in range(N_CLIENTS)))
-        seconds, used = time.perf_counter() - begun, time.process_time() - processor
-        results.put((seconds, used, [found[number] for number in range(len(bodies))]))
-
-    asyncio.run(run())
-
-
 def over_http(
     server: Server, requests: Sequence[Request], *, stream: bool = False, steered: bool = True
 ) -> Round:
     """All requests from 64 clients."""
-    bodies = [json.dumps(one.body(stream=stream, steered=steered)).encode() for one in requests]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    process = context.Process(target=clients, args=(server.port, bodies, results))
+    bodies = [json.dumps(one.body(stream=stream, steered=steered)) for one in requests]
+    job = {"port": server.port, "n_clients": N_CLIENTS, "bodies": bodies}
     before = processor_s(server.front)
-    process.start()
-    seconds, client_s, answers = results.get()
+    done = subprocess.run(
+        [sys.executable, str(SIDES / "http_clients.py")],
+        input=json.dumps(job),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     used = {name: after - before[name] for name, after in processor_s(server.front).items()}
-    process.join()
-    token_ids = [tokens_of(content, stream=stream, steered=steered) for _, content in answers]
-    return Round(seconds, [latency for latency, _ in answers], token_ids, used | {"clients": client_s})
+    found = json.loads(done.stdout)
+    latencies, contents = zip(*found["answers"], strict=True)
+    token_ids = [tokens_of(content, stream=stream, steered=steered) for content in contents]
+    return Round(found["seconds"], list(latencies), token_ids, used | {"clients": found["processor_s"]})
 
 
-def tokens_of(content: bytes, *, stream: bool, steered: bool) -> list[int]:
+def tokens_of(content: str, *, stream: bool, steered: bool) -> list[int]:
     """The tokens of an answer, which must say that it was steered if it was to be."""
-    if steered != (b'"steering_applied"' in content):
+    if steered != ('"steering_applied"' in content):
         raise SystemExit(f"an answer was to be steered: {steered}, but is: {content[:500]!r}")
     if not stream:
         return list(json.loads(content)["choices"][0]["token_ids"])
-    events = [line.removeprefix(b"data: ") for line in content.split(b"\n\n") if line]
-    chunks = [json.loads(event) for event in events if event != b"[DONE]"]
+    events = [line.removeprefix("data: ") for line in content.split("\n\n") if line]
+    chunks = [json.loads(event) for event in events if event != "[DONE]"]
     return [token for chunk in chunks for choice in chunk["choices"] for token in choice["token_ids"] or ()]
 
 
@@ -293,7 +248,8 @@ def processor_s(front: psutil.Process) -> dict[str, float]:
 @contextlib.contextmanager
 def started(command: Sequence[str], stdout: int) -> Iterator[subprocess.Popen[bytes]]:
     """A server in processes of its own, ended with the block."""
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONSAFEPATH": "1"}, stdout=stdout)
+    environment = os.environ | WITH_ENGINE_CORE | {"PYTHONSAFEPATH": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=stdout)
     try:
         yield process
     finally:
@@ -313,34 +269,14 @@ def free_port() -> int:
 def own_server(model_dir: Path, dtype: str, options: argparse.Namespace) -> Iterator[Server]:
     """vLLM's server as it is, but for the engine, which is started and runs as morfi's."""
     port = free_port()
-    gpu = is_gpu()
     given = engine_arguments(
-        model_dir, dtype=dtype, context=options.context, seed=0, gpu=gpu, overrides=ENGINE
+        model_dir, dtype=dtype, context=options.context, seed=0, gpu=is_gpu(), overrides=ENGINE
     )
     given |= {"port": port, "disable_uvicorn_access_log": True}
-    code = f"from http_load import serve_plainly; serve_plainly({given!r})"
-    command = [
-        sys.executable,
-        "-c",
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {code}",
-    ]
+    command = [sys.executable, str(SIDES / "vllm_server.py"), json.dumps(given)]
     with started(command, stdout=subprocess.DEVNULL) as process:
         wait(port)
         yield Server(port, psutil.Process(process.pid))
-
-
-def serve_plainly(given: dict[str, Any]) -> None:
-    """Runs vLLM's server; in a process of its own."""
-    prepare_server_process()
-    import uvloop
-    from vllm.entrypoints.launchers.api_server.entry import run_server
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
-    for name, value in given.items():
-        setattr(args, name, value)
-    uvloop.run(run_server(args))
 
 
 @contextlib.contextmanager
