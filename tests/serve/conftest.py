@@ -33,6 +33,7 @@ LLAMA_LIKE = {
 }
 FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {**LLAMA_LIKE, "attention_bias": True, "mlp_bias": True}),
+    "llama without biases": ("llama", LLAMA_LIKE),
     "llama-tied": ("llama", {**LLAMA_LIKE, "tie_word_embeddings": True}),
     "mistral": ("mistral", {**LLAMA_LIKE, "sliding_window": None}),
     "gemma2": ("gemma2", {**LLAMA_LIKE, "query_pre_attn_scalar": 32, "sliding_window": 16}),

@@ -20,7 +20,6 @@ import httpx
 import pytest
 
 CHILD = Path(__file__).parent / "server_child.py"
-CONTEXT = 256
 D_MODEL, LAYER, N_LATENTS = 64, 1, 96
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}A:"
 
@@ -113,30 +112,21 @@ def wait_until_ready(server: Running, limit_s: float = 300) -> None:
     pytest.fail(f"no server came up:\n{server.log.read_text()[-6000:]}")
 
 
-def make_model(folder: Path, make_tokenizer: Callable[..., Any]) -> Path:
-    """A random Llama of two layers whose answers depend much on its residual stream."""
+@pytest.fixture(scope="session")
+def served_model(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_base: Callable[[Path, str], Path],
+    make_tokenizer: Callable[..., Any],
+) -> Path:
+    """A random Llama of two layers whose answers are printable, and depend much on its residual stream."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=D_MODEL,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    model = LlamaForCausalLM(config)
+    folder = make_base(tmp_path_factory.mktemp("models") / "tiny", "llama without biases")
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    # The logits of all other tokens (byte b is token b + 3) are 0.
+    printable = {b"\n"[0] + 3, *(byte + 3 for byte in range(32, 127))}
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-        # Answers are printable: the logits of all other tokens (byte b is token b + 3) are 0.
-        printable = {b"\n"[0] + 3, *(byte + 3 for byte in range(32, 127))}
         model.lm_head.weight[[token for token in range(259) if token not in printable]] = 0
     model.save_pretrained(folder)
     make_tokenizer(chat_template=TEMPLATE).save_pretrained(folder)
@@ -177,7 +167,7 @@ def forgetful(serving: Any, questions: Sequence[Any]) -> Any:
 @pytest.fixture(scope="session")
 def made(
     tmp_path_factory: pytest.TempPathFactory,
-    make_tokenizer: Callable[..., Any],
+    served_model: Path,
     experiment_maker: Callable[..., Any],
     data_file: Path,
     questions: Mapping[str, Sequence[Any]],
@@ -194,11 +184,10 @@ def made(
     from morfi.training.train import run_train
 
     folder = tmp_path_factory.mktemp("served")
-    model = make_model(folder / "tiny", make_tokenizer)
     given = {"epochs": (1,), "rank": 2, "alpha": 64.0, "lr": 5e-2, "batch": 2, "micro_batch": 2}
     with pytest.MonkeyPatch.context() as patched, TerminalProgress() as log:
         patched.setenv("MORFI_CACHE", str(folder / "cache"))
-        found = experiment_maker(folder, model, data_file)
+        found = experiment_maker(folder, served_model, data_file)
         store = found.store
         train_run = run_train(given, found.mix_run, store, folder / "out", log, new=False, command="")
         engine = {"kv_cache_memory_bytes": 1 << 24}
