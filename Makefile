@@ -7,8 +7,9 @@ eval: install
 	$(RUN)morfi eval --ckpt smollm2 --limit 1500 --resume auto
 
 # Lint, types and the quick tests: none that starts vLLM or a browser, or kills processes again and again.
+# By as many processes as there are cores; one thread each, for on tiny models more of them only wait.
 check: install lint
-	$(RUN)python -m pytest -m "not slow and not long and not engine and not browser"
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n auto --maxprocesses 8 -m "not slow and not long and not engine and not browser"
 
 test: install lint
 	$(RUN)python -m pytest -m "not slow"

@@ -13,8 +13,6 @@ from peft import VeloraConfig
 from tiny_adapters import ATTENTION, CONFIGS, LINEAR, load_merged, logits, merge, train, trained
 from transformers import AutoModelForCausalLM
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 HEADS = {"lm_head.weight", "embed_out.weight"}
 
 

@@ -18,8 +18,6 @@ from morfi.checkpoints.lora import merged_tensors
 from morfi.checkpoints.merge_plan import plan_merge
 from morfi.checkpoints.model_files import open_model
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_lower_dtype_is_the_float32_merge_cast_once(

@@ -16,8 +16,6 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Tex
 
 from morfi.errors import InputError
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 def test_an_adapter_fits_files_without_the_models_prefix(
     bases: Callable[[str], Path], tmp_path: Path

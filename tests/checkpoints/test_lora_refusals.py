@@ -18,8 +18,6 @@ from morfi.checkpoints.merge_plan import plan_merge
 from morfi.checkpoints.model_files import open_model
 from morfi.errors import InputError
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 def fitted(adapter: Path, base: Path, dtype: str = "float32") -> Adapter:
     loaded = load_adapter(adapter)
