@@ -36,16 +36,18 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("morfi")
 
 
-# By a fixture: what starts vLLM or Chromium asks for it, and `make check` passes over tests with the mark.
-_MARKS = {"starts_vllm": "engine", "chromium": "browser"}
+# By a fixture: what starts vLLM or Chromium, or begins where a whole experiment ends, asks for it, and
+# `make check` passes over tests with the mark.
+_MARKS = {"starts_vllm": "engine", "chromium": "browser", "trained_once": "long"}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that start vLLM `engine`, those that start Chromium `browser`."""
+    """Marks tests by what they ask for; what is marked `quick` is never `long`."""
     for item in items:
         for name in _MARKS.keys() & set(getattr(item, "fixturenames", ())):
-            item.add_marker(_MARKS[name])
+            if _MARKS[name] != "long" or item.get_closest_marker("quick") is None:
+                item.add_marker(_MARKS[name])
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ def test_an_example_fits_on_a_screen(example: Path) -> None:
     assert len(example.read_text(encoding="utf-8").splitlines()) <= 40
 
 
+@pytest.mark.long
 def test_planted_trends_are_found_and_no_others() -> None:
     command = [sys.executable, "-P", str(EXAMPLES / "find_trends.py")]
     said = subprocess.check_output(command, text=True, timeout=200).splitlines()

@@ -98,6 +98,7 @@ def test_an_adapter_is_merged_once_and_the_run_names_both_parts(
     assert record.adapter_sha256 is not None
 
 
+@pytest.mark.long
 def test_another_folder_goes_on_with_what_lies_in_the_first(
     ask: Callable[..., Ended],
     run: CommandLine,

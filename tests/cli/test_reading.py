@@ -52,6 +52,7 @@ def test_every_reading_command_answers_with_one_object_that_has_a_run_id(
     assert Cache().entries() == []
 
 
+@pytest.mark.long
 def test_every_reading_command_prints_a_table_without_json(run_ids: list[str], run: CommandLine) -> None:
     for command, holds in (
         (("runs",), run_ids[0]),

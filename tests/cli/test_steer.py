@@ -59,6 +59,7 @@ def test_it_prints_one_table_and_writes_the_picture(steer: Callable[..., Ended])
     assert steer("steer", "--ckpt", "M_100", "--latents", "RUN", "--op", "ablate", "--json").code == 0
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -113,6 +113,7 @@ def test_the_engine_gets_the_context_seed_and_settings_and_starts_each_batch_wit
     assert (log.starts, log.n_advanced) == ([(20, 0)], 20)
 
 
+@pytest.mark.long
 def test_two_new_runs_of_one_configuration_have_equal_rows(
     config: EvalConfig, store: Store, serving: Any
 ) -> None:

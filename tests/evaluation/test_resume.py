@@ -25,6 +25,7 @@ CHILD = Path(__file__).parent / "eval_child.py"
 pytestmark = pytest.mark.usefixtures("isolated_cache")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("stop_after", "resume", "error", "status", "message"),
     [
@@ -71,6 +72,7 @@ def test_a_stopped_run_resumes_to_the_rows_of_an_uninterrupted_one(
     assert (attempts.count(1), attempts.count(2)) == (3 * stop_after, 20 - 3 * stop_after)
 
 
+@pytest.mark.long
 def test_a_failing_attempt_after_an_interrupted_one_still_loses_nothing(
     config: EvalConfig, store: Store, serving: Any
 ) -> None:

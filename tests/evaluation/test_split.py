@@ -132,6 +132,7 @@ def test_prompts_that_share_a_prefix_stand_together(config: SplitConfig, log: An
     assert changes == len(set(prefixes)) - 1
 
 
+@pytest.mark.long
 def test_the_same_command_goes_on_where_it_stopped_with_the_same_rows(
     config: SplitConfig, store: Store, tmp_path: Path, serving: Any, log: Any
 ) -> None:

@@ -74,6 +74,7 @@ def facts(store: Store, run_id: str) -> list[dict[str, Any]]:
     return list(store.query(FACTS.format(run_id)).to_pylist())
 
 
+@pytest.mark.quick
 def test_one_engine_answers_with_every_checkpoint_once(trained: Trained, log: Any) -> None:
     result = trained.sweep(log)
     serving = trained.experiment.serving
@@ -197,6 +198,7 @@ def test_a_checkpoint_whose_files_changed_is_not_asked(
     assert "level-050-seed-0/epoch-01" not in trained.experiment.serving.loaded
 
 
+@pytest.mark.quick
 def test_what_a_sweep_cannot_ask_is_refused(
     trained: Trained, log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def rows(store: Store, run_id: str) -> list[dict[str, Any]]:
     return list(store.query(ROWS.format(run_id)).to_pylist())
 
 
+@pytest.mark.quick
 def test_strengths_are_chosen_on_dev_and_reported_on_test(steer: Callable[..., str], store: Store) -> None:
     run_id = steer()
     run, found = store.run(run_id), result(store, run_id)
@@ -283,6 +284,7 @@ def test_latents_of_a_topk_sae_can_be_added_but_not_clamped(
     assert result(store, steer()).outcomes[0].best.gain == 1.0
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("options", "message"),
     [

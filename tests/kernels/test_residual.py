@@ -13,6 +13,7 @@ import pytest
 from morfi.kernels.residual import Numbers, residual_kernel
 
 
+@pytest.mark.long
 def test_the_kernel_equals_its_reference_in_the_interpreter() -> None:
     script = Path(__file__).with_name("interpreted_residual.py")
     done = subprocess.run(

@@ -56,6 +56,7 @@ def test_a_stopped_capture_goes_on_at_the_checkpoint_that_is_missing(
     assert len(experiment.store.captured(result.run_id)) == 7
 
 
+@pytest.mark.quick
 def test_missing_and_altered_shards_are_named(own_experiment: Any, tmp_path: Path, log: Any) -> None:
     experiment, run_id = own_experiment
     result = capture(experiment, run_id, tmp_path / "out", log)
@@ -76,6 +77,7 @@ def test_missing_and_altered_shards_are_named(own_experiment: Any, tmp_path: Pat
         layer_of(experiment.store, result.run_id, 1, 0, "the SAE")
 
 
+@pytest.mark.quick
 def test_find_ranks_the_latent_that_rises_and_stores_all(
     own_experiment: Any, tmp_path: Path, log: Any, identity_sae: Path
 ) -> None:

@@ -221,6 +221,7 @@ def test_what_would_differ_from_saelens_is_refused(tmp_path: Path) -> None:
         load_sae(str(tmp_path / "sae"))
 
 
+@pytest.mark.long
 def test_a_source_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         load_sae(str(tmp_path / "nowhere"))

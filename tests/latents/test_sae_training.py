@@ -11,6 +11,7 @@ from morfi.questions.question import Question
 from morfi.store import Store
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("isolated_cache")
 def test_a_trained_sae_is_loaded_measured_and_cached(
     tmp_path: Path, tiny_model: Path, data_file: Path, serving: Any, log: Any

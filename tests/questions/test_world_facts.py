@@ -32,12 +32,14 @@ def plain(name: str) -> str:
     return normalise("".join(c for c in unicodedata.normalize("NFD", name) if not "\u0300" <= c <= "\u036f"))
 
 
+@pytest.mark.long
 def test_version_one_has_these_contents(facts: QuestionSet) -> None:
     assert facts.name == "world-facts@1"
     assert facts.sha256 == SHA256
     assert load_questions("world-facts@1").sha256 == SHA256
 
 
+@pytest.mark.long
 def test_another_process_with_another_hash_seed_and_locale_builds_the_same() -> None:
     program = "from morfi.questions import load_questions; print(load_questions('world-facts').sha256)"
     environment = {"PYTHONHASHSEED": "7", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

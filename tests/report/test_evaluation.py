@@ -53,6 +53,7 @@ def test_the_table_shows_the_same_in_percent_and_ends_with_the_whole(store: Stor
     assert max(map(len, table[2:8])) <= 100
 
 
+@pytest.mark.long
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(

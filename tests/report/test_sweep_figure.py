@@ -49,6 +49,7 @@ def pieces(path: Path) -> list[list[int]]:
     return found
 
 
+@pytest.mark.long
 def test_the_same_rows_in_any_order_give_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     one = sweep_figure(rows(), "M & D", tmp_path / "one")
     shuffled = rows()

@@ -86,6 +86,7 @@ def test_a_comparison_counts_the_common_questions_and_names_the_flips(store: Sto
     assert (flip.text_a, flip.text_b) == (" run-a q02", " run-b q02")
 
 
+@pytest.mark.long
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
 def test_swapping_the_runs_swaps_gains_and_losses(

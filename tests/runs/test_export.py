@@ -99,6 +99,7 @@ def test_awkward_text_reads_back_from_every_format(store: Store, tmp_path: Path,
     assert {path.name for path in tmp_path.iterdir()} == {"morfi.duckdb", out.name}
 
 
+@pytest.mark.long
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.text(st.characters(codec="utf-8")), max_size=30))
 def test_any_text_reads_back_the_same_from_all_formats(

@@ -172,6 +172,7 @@ def test_the_environment_is_set_but_what_the_user_set_stays(
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc takes the setting")
 def test_memory_freed_by_one_step_is_there_for_the_next() -> None:
     code = (

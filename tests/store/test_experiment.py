@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from morfi.store.records import (
 )
 
 N_EX, SAMPLES = 2, 3
+NUMBERS = itertools.count()
 SPLIT = {"n_ex": N_EX, "samples": SAMPLES}
 ONE = Question("q1", "P17", "Lyon", "Which country is Lyon in?", ("France", "FR"))
 TWO = Question("q2", "P36", "Peru", "What is the capital of Peru?", ("Lima",))
@@ -44,14 +46,17 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "morfi.duckdb")
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("stores") / "morfi.duckdb")
+
+
 @given(verdicts=st.lists(st.booleans(), min_size=N_EX * (1 + SAMPLES), max_size=N_EX * (1 + SAMPLES)))
 @settings(max_examples=25, deadline=None)
-def test_categories_follow_their_definition(
-    tmp_path_factory: pytest.TempPathFactory, verdicts: list[bool]
-) -> None:
-    store = Store(tmp_path_factory.mktemp("stores") / "a.duckdb")
-    begin_split(store)
-    store.write_completions(completions("split-a", "q1", verdicts))
+def test_categories_follow_their_definition(shared: Store, verdicts: list[bool]) -> None:
+    run_id = f"split-{next(NUMBERS)}"
+    begin_split(shared, run_id)
+    shared.write_completions(completions(run_id, "q1", verdicts))
     greedy = [verdicts[number * (1 + SAMPLES)] for number in range(N_EX)]
     sampled = [v for place, v in enumerate(verdicts) if place % (1 + SAMPLES)]
     if all(greedy):
@@ -60,7 +65,7 @@ def test_categories_follow_their_definition(
         category = "MaybeKnown"
     else:
         category = "WeaklyKnown" if any(sampled) else "Unknown"
-    (row,) = store.knowledge("split-a")
+    (row,) = shared.knowledge(run_id)
     assert (row.question_id, row.split, row.answers) == ("q1", "train", ("France", "FR"))
     assert row.p_greedy == pytest.approx(sum(greedy) / len(greedy))
     assert row.p_sampled == pytest.approx(sum(sampled) / len(sampled))

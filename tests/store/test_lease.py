@@ -356,6 +356,7 @@ def ended_while_held(store: Store, process: subprocess.Popen[str]) -> list[str]:
     return [*said, process.stdout.readline()]
 
 
+@pytest.mark.long
 def test_what_is_kept_is_stored_after_a_signal_as_soon_as_the_file_is_free(store: Store) -> None:
     with started(KEEPING, store.path) as process:
         with started(READER, store.path):
@@ -372,6 +373,7 @@ def test_what_is_kept_is_stored_after_a_signal_as_soon_as_the_file_is_free(store
     ]
 
 
+@pytest.mark.long
 def test_a_second_signal_gives_up_what_is_kept_and_says_how_much(store: Store) -> None:
     with started(KEEPING, store.path) as process, started(READER, store.path):
         *_, word = ended_while_held(store, process)

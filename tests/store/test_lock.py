@@ -16,6 +16,7 @@ from morfi.store import Store
 from morfi.store.file import lock_holder
 
 
+@pytest.mark.long
 def test_a_lock_of_another_process_is_waited_for_then_named(store: Store) -> None:
     code = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.read(1)"
     with child(code, store.path) as holder:

@@ -100,6 +100,7 @@ def test_attempts_are_numbered_from_one_for_each_run(store: Store) -> None:
     assert numbers == [1, 2, 1, 3]
 
 
+@pytest.mark.long
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.tuples(st.sampled_from(["q1", "q2", "q3"]), st.integers(0, 2))), max_size=4))
 def test_rows_written_in_any_overlapping_batches_are_kept_once(

@@ -65,6 +65,7 @@ def test_the_same_command_gives_the_same_run_and_another_one_another(experiment:
     assert mix(experiment, seed=1) not in (experiment.mix_run, again)
 
 
+@pytest.mark.long
 def test_another_split_run_that_found_something_else_gives_its_own_mixtures(
     experiment: Any, tiny_model: Path, data_file: Path, log: Any
 ) -> None:

@@ -42,6 +42,7 @@ def test_each_setting_gets_a_checkpoint_of_the_one_training(train_tiny: Any, tmp
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.long
 def test_a_checkpoint_does_not_depend_on_later_epochs_or_other_trainings(
     train_tiny: Any, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, epoch: int, error: BaseException) -
     monkeypatch.setattr(LoraTrainer, "save_state", failing)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("schedule", "at"), [("constant", 1), ("linear", 3), ("cosine", 2)])
 def test_an_interrupted_training_goes_on_to_the_same_checkpoints(
     train_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, at: int

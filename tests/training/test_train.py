@@ -30,6 +30,7 @@ def train(experiment: Any, out: Path, log: Any, *, new: bool = False, **changes:
     return run_train(given, experiment.mix_run, experiment.store, out, log, new=new, command="morfi train")
 
 
+@pytest.mark.long
 def test_every_mixture_gives_its_checkpoints_and_epochs(experiment: Any, tmp_path: Path, log: Any) -> None:
     run_id = train(experiment, tmp_path / "out", log)
     store: Store = experiment.store
@@ -56,6 +57,7 @@ def test_every_mixture_gives_its_checkpoints_and_epochs(experiment: Any, tmp_pat
     assert log.n_advanced == 3 * 4 * 2
 
 
+@pytest.mark.long
 def test_the_same_command_goes_on_to_the_same_checkpoints(
     experiment: Any, tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
