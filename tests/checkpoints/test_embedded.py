@@ -65,6 +65,7 @@ def test_the_tokenizer_round_trips_and_writes_chatml(smollm2: Checkpoint) -> Non
     assert chat == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("country", "capital"), [("France", "Paris"), ("Egypt", "Cairo")])
 def test_greedy_decoding_knows_a_capital(smollm2: Checkpoint, country: str, capital: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2.model_dir)

@@ -84,6 +84,7 @@ def test_resume_by_id_needs_no_other_option_and_refuses_one_that_differs(
     assert json.loads(run("eval", "--resume", run_id, "--json").out)["n"] == 20
 
 
+@pytest.mark.long
 def test_an_adapter_is_merged_once_and_the_run_names_both_parts(
     ask: Callable[..., Ended], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_another_folder_goes_on_with_what_lies_in_the_first(
     refused(run("eval", "--resume", split_run, *there), f"{split_run} is a run of `morfi split`")
 
 
+@pytest.mark.long
 def test_a_relation_with_a_comma_can_be_chosen(
     ask: Callable[..., Ended], write_questions: Callable[..., Path], questions: Any, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ def run_ids(ask: Callable[..., Ended]) -> list[str]:
     return [json.loads(ended.out)["run_id"] for ended in asked]
 
 
+@pytest.mark.long
 def test_every_reading_command_answers_with_one_object_that_has_a_run_id(
     run_ids: list[str], run: CommandLine, tmp_path: Path, isolated_cache: Path
 ) -> None:

@@ -99,6 +99,7 @@ def test_resuming_a_finished_run_starts_no_engine_and_adds_nothing(
     assert store.query("SELECT * FROM runs").to_pylist() == before
 
 
+@pytest.mark.long
 def test_resume_auto_begins_a_new_run_where_none_has_the_same_fingerprint(
     config: EvalConfig, store: Store, serving: Any
 ) -> None:

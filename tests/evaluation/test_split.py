@@ -47,6 +47,7 @@ def test_every_question_is_asked_under_each_prompt_and_gets_its_category(
     assert log.n_advanced == len(every) * N_ANSWERS
 
 
+@pytest.mark.long
 def test_a_prompt_is_one_greedy_request_and_one_for_all_its_samples(
     config: SplitConfig, store: Store, serving: Any, log: Any
 ) -> None:

@@ -50,6 +50,7 @@ except KeyboardInterrupt:
         assert line_of(process) == "interrupted 2"
 
 
+@pytest.mark.long
 def test_a_full_disk_is_one_line_and_keeps_the_batches_before(store: Store) -> None:
     code = f"""{CHILD}
 import os, resource

@@ -199,6 +199,7 @@ def test_a_lease_is_renewed_by_every_write_and_by_itself(
     assert until() > written
 
 
+@pytest.mark.long
 def test_answers_are_kept_while_a_reader_holds_the_file_and_the_end_waits_for_it(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

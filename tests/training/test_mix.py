@@ -57,6 +57,7 @@ def test_a_mix_run_is_not_exported_or_compared_as_if_it_had_no_answers_yet(
         compare(experiment.store, experiment.split_run, experiment.mix_run)
 
 
+@pytest.mark.long
 def test_the_same_command_gives_the_same_run_and_another_one_another(experiment: Any) -> None:
     assert mix(experiment) == experiment.mix_run
     again = mix(experiment, new=True)

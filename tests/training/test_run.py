@@ -21,6 +21,7 @@ from morfi.training.history import TrainingFolder
 from morfi.training.trainer import LoraTrainer
 
 
+@pytest.mark.long
 def test_each_setting_gets_a_checkpoint_of_the_one_training(train_tiny: Any, tmp_path: Path) -> None:
     trained = train_tiny(tmp_path / "run", train_tiny.data(levels=(0, 50)), seeds=2, epochs=(1, 3))
     rows, recorded = trained.rows, trained.recorded
