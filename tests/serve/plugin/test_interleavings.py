@@ -167,6 +167,14 @@ class Interleaving(RuleBasedStateMachine):
                     answer.token_ids for asked, answer in reversed(self.ended) if asked.prompt == prompt
                 )
 
+    @rule(length=st.sampled_from([65, 97]), what=wanted)
+    def crowd(self, length: int, what: Any) -> None:
+        """More at once than memory holds to their ends: some are preempted."""
+        _, steering, capture = what
+        for first in range(8):
+            prompt = (120 + first, *TEXTS[first % 2][:length])
+            self.submit(prompt, (Sampling(max_tokens=40), steering, capture))
+
     def one_that_ended(self, number: int) -> tuple[Asked, Completion]:
         """One of the last requests and its answer; where none has ended, the first that does."""
         while not self.ended:
