@@ -359,7 +359,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Round]], str]:
         catalog = load_catalog(Store(Path(options.db)), options.latents, None, progress)
         _, checkpoint = chosen(options.ckpt, catalog, None, progress)
         requests = make_requests(catalog, options.requests)
-        base, merged = str(catalog.experiment.base.model_dir), checkpoint
+        base, merged = str(catalog.series.base.model_dir), checkpoint
         if checkpoint.adapter_dir is not None:
             merged = resolve(str(checkpoint.adapter_dir), base=base, dtype=checkpoint.dtype)
         with (

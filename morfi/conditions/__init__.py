@@ -1,1 +1,1 @@
-"""The checkpoints of an experiment, and one engine that serves them in turn."""
+"""Series of checkpoints, and one engine that serves them in turn."""

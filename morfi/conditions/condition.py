@@ -1,4 +1,4 @@
-"""The one name of a checkpoint of an experiment, in messages, tables, files and over HTTP."""
+"""The one name of a checkpoint of a series, in messages, tables, files and over HTTP."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from morfi.store.records import CheckpointRow, MeasuredRow
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A model that an experiment trained: at `level`, with `seed`, to an epoch setting (see `CheckpointRow`).
+    """A checkpoint of a series: of `level`, trained with `seed` to an epoch setting (see `CheckpointRow`).
 
-    `epoch` is the setting's real one, which tells no two conditions apart.
+    `epoch` is the setting's real one, where it is known, which tells no two conditions apart.
     """
 
-    level: int
+    level: float
     seed: int
     epoch_setting: str
-    epoch: int = field(compare=False)
+    epoch: int | None = field(compare=False)
 
     @property
     def id(self) -> str:
@@ -38,7 +38,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """The model that an experiment trains, before it is trained."""
+    """The model that the checkpoints of a series were trained from."""
 
     level: None = None
     seed: None = None
@@ -71,6 +71,6 @@ def condition_of(row: CheckpointRow) -> Condition: ...
 def condition_of(row: MeasuredRow) -> AnyCondition: ...
 def condition_of(row: CheckpointRow | MeasuredRow) -> AnyCondition:
     """The condition that a row of the store is about."""
-    if row.level is None or row.seed is None or row.epoch_setting is None or row.epoch is None:
+    if row.level is None or row.seed is None or row.epoch_setting is None:
         return BASE
     return Condition(row.level, row.seed, row.epoch_setting, row.epoch)

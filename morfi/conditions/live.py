@@ -1,4 +1,4 @@
-"""One engine that serves an experiment's checkpoints one after another."""
+"""One engine that serves a series' checkpoints one after another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Serving:
     """Which checkpoint the engine serves; those that it could not are named in `failures`."""
 
     engine: Engine
-    open: Callable[[AnyCondition], Checkpoint]  # such as `Experiment.open`
+    open: Callable[[AnyCondition], Checkpoint]  # such as `Series.open`
     progress: Progress
     served: Checkpoint | None  # None after a failure
     load_s: float = 0.0  # merging the last adapter and swapping the weights

@@ -56,13 +56,13 @@ def run_sweep(
     ).resumed(None if new else "auto")
     run_id = life.run.run_id
     done = {row.position for row in store.sweep(run_id)}
-    left = [place for place in enumerate(plan.experiment.conditions) if place[0] not in done]
+    left = [place for place in enumerate(plan.series.conditions) if place[0] not in done]
     if not left:
         return SweepResult(run_id, ())
     settings = plan.answering
     start = partial(
         start_engine,
-        plan.experiment.base,
+        plan.series.base,
         context=plan.asked.context,
         seed=settings.seed,
         overrides=settings.engine,
@@ -71,7 +71,7 @@ def run_sweep(
         held = _HoldingStore(engine, store)
         ending.callback(held.let_go)
         held.hold()
-        serving = Serving(held, plan.experiment.open, progress, served=plan.experiment.base)
+        serving = Serving(held, plan.series.open, progress, served=plan.series.base)
         sweep = _Sweep(plan, run_id, attempt, store, serving, progress, command)
         progress.start(sum(len(plan.asked_of[condition.level]) for _, condition in left), 0)
         for position, condition in left:
@@ -86,13 +86,13 @@ def _record(plan: Plan) -> RunRecord:
     """The record of a sweep that begins now."""
     return new_run(
         RunKind.SWEEP,
-        plan.experiment.base,
-        plan.experiment.data,
+        plan.series.base,
+        plan.series.lineage.data,
         config=asdict(plan.config),
         fingerprint=plan.fingerprint,
         bos=plan.asked.bos,
         seed=plan.answering.seed,
-        n_planned=len(plan.experiment.conditions),
+        n_planned=len(plan.series.conditions),
         ckpt=plan.config.ckpts,
     )
 
@@ -186,9 +186,11 @@ def _task(plan: Plan, condition: AnyCondition, checkpoint: Checkpoint) -> Task:
         config=config,
         answering=plan.answering,
         checkpoint=checkpoint,
-        data=plan.experiment.data,
+        data=plan.series.lineage.data,
         split_of=plan.split_of,
         prompted=asked,
-        fingerprint=fingerprint_of(asdict(plan.answering), checkpoint, plan.experiment.data, asked.prompts),
+        fingerprint=fingerprint_of(
+            asdict(plan.answering), checkpoint, plan.series.lineage.data, asked.prompts
+        ),
         again="the same command",
     )

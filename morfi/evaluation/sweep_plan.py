@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from morfi.conditions.experiment import Experiment, load_experiment
+from morfi.conditions.load import load_series
+from morfi.conditions.series import Series
 from morfi.errors import InputError
 from morfi.questions import select
 from morfi.questions.exemplars import no_shots
@@ -70,23 +71,23 @@ class Plan:
 
     config: SweepRun
     answering: Answering
-    experiment: Experiment
+    series: Series
     split_of: Mapping[str, str]
     asked: Prompted
-    asked_of: Mapping[int | None, Sequence[str]]
+    asked_of: Mapping[float | None, Sequence[str]]
     fingerprint: str
 
 
 def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan:
     """The plan of `config`; raises InputError where what it builds on is missing or not as it was."""
-    experiment = load_experiment(config.ckpts, store, config.dtype, progress)
-    base = experiment.base
-    facts = {row.question_id: row for row in store.knowledge(experiment.split.run_id)}
+    series = load_series(config.ckpts, store, config.dtype, progress)
+    base = series.base
+    facts = {row.question_id: row for row in store.knowledge(series.lineage.split.run_id)}
     split_of = {question_id: row.split for question_id, row in facts.items()}
-    mixed = store.mixtures(experiment.mix.run_id)
+    mixed = store.mixtures(series.lineage.mix.run_id)
     if leaks := given_away(mixed, list(facts.values())):
         progress.phase(
-            f"{len(leaks)} of the questions that {experiment.train.run_id} trained on are asked in dev or "
+            f"{len(leaks)} of the questions that {series.source} trained on are asked in dev or "
             "test too, so accuracies there are too high; run `morfi mix` and `morfi train` again"
         )
     by_level = _questions(config, facts, mixed)
@@ -96,12 +97,12 @@ def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan
         base,
         config.engine,
         max_tokens=config.max_tokens,
-        bos=experiment.bos,
+        bos=series.bos,
         progress=progress,
     )
-    given = asdict(config) | {"ckpts": experiment.train.run_id}
-    stored = SweepRun(**given, mix_run=experiment.mix.run_id, split_run=experiment.split.run_id)
-    decided = asdict(stored) | {"checkpoints": experiment.adapters}
+    given = asdict(config) | {"ckpts": series.source}
+    stored = SweepRun(**given, mix_run=series.lineage.mix.run_id, split_run=series.lineage.split.run_id)
+    decided = asdict(stored) | {"checkpoints": series.content}
     return Plan(
         config=stored,
         answering=Answering(
@@ -111,17 +112,17 @@ def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan
             seed=config.seed,
             engine=config.engine,
         ),
-        experiment=experiment,
+        series=series,
         split_of=split_of,
         asked=asked,
         asked_of={level: [question.id for question in questions] for level, questions in by_level.items()},
-        fingerprint=fingerprint_of(decided, base, experiment.data, asked.prompts),
+        fingerprint=fingerprint_of(decided, base, series.lineage.data, asked.prompts),
     )
 
 
 def _questions(
     config: SweepConfig, facts: Mapping[str, KnowledgeRow], mixtures: Sequence[MixtureRow]
-) -> dict[int | None, tuple[Question, ...]]:
+) -> dict[float | None, tuple[Question, ...]]:
     """The questions of each level: those of the split, then the Unknown ones of the level's own mixture.
 
     The base model (None) is asked the Unknown questions of all mixtures. `limit` holds for either group.
@@ -131,7 +132,7 @@ def _questions(
         there = ", ".join(sorted({row.split for row in facts.values()}))
         raise InputError(f'the split run asked no questions of "{config.split}"; it has: {there}')
     tested = select(of_split, limit=config.limit, seed=config.seed)
-    unknown: dict[int | None, dict[str, Question]] = {None: {}}
+    unknown: dict[float | None, dict[str, Question]] = {None: {}}
     for row in mixtures:
         own = unknown.setdefault(row.level, {})
         if row.category == "Unknown":

@@ -29,7 +29,7 @@ class SteerConfig:
     """Everything that decides what a steer run asks; stored with it."""
 
     latents: str = run_of("find")
-    # See `Experiment.open_named`.
+    # See `Series.open_named`.
     ckpt: str = option('What is steered: M_100, "base", or a LoRA adapter\'s folder.')
     reference: str | None = option("Whose answers count as knowledge.", None, unset="the lowest level, M_0")
     epochs: str | None = option("Epoch setting of M_ names.", None, unset="the find run's")

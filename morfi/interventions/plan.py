@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
-from morfi.conditions.experiment import Experiment, load_experiment
+from morfi.conditions.load import load_series
+from morfi.conditions.series import Series
 from morfi.engine.operations import ADD, OPERATIONS
 from morfi.engine.steering import MAX_ENTRIES
 from morfi.errors import InputError
@@ -40,7 +41,7 @@ class Plan:
     config: SteerConfig
     stored: Mapping[str, Any]
     found: Found
-    experiment: Experiment
+    series: Series
     served: Mapping[str, Checkpoint]  # "checkpoint", "reference" and "base"
     targets: tuple[Target, ...]
     scan: tuple[Target, ...]  # delta_u at the other layers
@@ -53,7 +54,7 @@ class Plan:
     @property
     def data(self) -> QuestionSet:
         """Name and sha256 of the questions."""
-        return self.experiment.data
+        return self.series.lineage.data
 
     @property
     def choosing(self) -> tuple[str, ...]:
@@ -121,22 +122,22 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
     found = load_found(store, config.latents)
     capture = found.activations.run
     captured = settings_of(capture, CaptureRun)
-    experiment = load_experiment(captured.ckpts, store, config.dtype or captured.dtype, progress)
+    series = load_series(captured.ckpts, store, config.dtype or captured.dtype, progress)
     epochs = config.epochs or found.activations.epochs
-    served, names = _served(config, experiment, epochs)
+    served, names = _served(config, series, epochs)
     median_norm = found.median_norm(served[Answerer.CHECKPOINT].sha256)
     targets = find_targets(found, config, median_norm)
     if OPERATIONS[config.op].needs_latent:
         found.sae.directions()  # refused now, not after vLLM has started
     scan = _scan(config, store, found, served[Answerer.CHECKPOINT], len(targets))
-    questions = _questions(config, store, experiment)
+    questions = _questions(config, store, series)
     every = [question for asked in questions.values() for question in asked]
     asked = prompted(
         [no_shots(every)],
-        experiment.base,
+        series.base,
         config.engine,
         max_tokens=config.max_tokens,
-        bos=experiment.bos,
+        bos=series.bos,
         progress=progress,
     )
     taken = asdict(config) | names | {"latents": found.run.run_id, "epochs": epochs}
@@ -144,15 +145,15 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
         **taken,
         layer=found.layer,
         median_norm=median_norm,
-        train_run=experiment.train.run_id,
-        split_run=experiment.split.run_id,
+        train_run=series.source,
+        split_run=series.lineage.split.run_id,
     )
     stored = asdict(made)
     return Plan(
         config=config,
         stored=stored,
         found=found,
-        experiment=experiment,
+        series=series,
         served=served,
         targets=tuple(targets),
         scan=tuple(scan),
@@ -161,7 +162,7 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
         asked=asked,
         prompts={prompt.question.id: prompt for prompt in asked.prompts},
         fingerprint=fingerprint_of(
-            _decided(stored, found, served), experiment.base, experiment.data, asked.prompts
+            _decided(stored, found, served), series.base, series.lineage.data, asked.prompts
         ),
     )
 
@@ -182,19 +183,17 @@ def _rungs(questions: Sequence[Question], seed: int) -> list[tuple[str, ...]]:
     return found
 
 
-def _served(
-    config: SteerConfig, experiment: Experiment, epochs: str
-) -> tuple[dict[str, Checkpoint], dict[str, str]]:
+def _served(config: SteerConfig, series: Series, epochs: str) -> tuple[dict[str, Checkpoint], dict[str, str]]:
     """The three checkpoints, and the names of those that the user names."""
-    reference = config.reference or experiment.lowest(epochs, config.train_seed).name
+    reference = config.reference or series.lowest(epochs, config.train_seed).name
     names = {"ckpt": config.ckpt, "reference": reference}
-    opened = {name: experiment.open_named(name, epochs, config.train_seed) for name in names.values()}
+    opened = {name: series.open_named(name, epochs, config.train_seed) for name in names.values()}
     if opened[config.ckpt].sha256 == opened[reference].sha256:
         raise InputError(
             f"{config.ckpt} is steered and is its own reference; give another --reference, such as M_0"
         )
     served: dict[str, Checkpoint] = {
-        Answerer.BASE: experiment.base,
+        Answerer.BASE: series.base,
         Answerer.REFERENCE: opened[reference],
         Answerer.CHECKPOINT: opened[config.ckpt],
     }
@@ -219,9 +218,9 @@ def _scan(
     return found_at
 
 
-def _questions(config: SteerConfig, store: Store, experiment: Experiment) -> dict[str, tuple[Question, ...]]:
+def _questions(config: SteerConfig, store: Store, series: Series) -> dict[str, tuple[Question, ...]]:
     """The questions of the two splits, grouped by relation."""
-    facts = store.knowledge(experiment.split.run_id)
+    facts = store.knowledge(series.lineage.split.run_id)
     asked = {}
     for split in (config.choose_on, config.report_on):
         own = [row for row in facts if row.split == split]

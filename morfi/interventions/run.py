@@ -81,7 +81,7 @@ def run_steer(
     n_done = sum(map(len, verdicts.right.values()))
     if _is_whole(plan, verdicts):
         return run_id
-    base = plan.experiment.base
+    base = plan.series.base
     start = partial(start_engine, base, context=plan.asked.context, seed=config.seed, overrides=config.engine)
     with life.engine(start) as (engine, attempt):
         steerer = Steerer(engine, plan.found.sae, config.positions)

@@ -41,7 +41,7 @@ class Activations:
     residuals: tuple[Residuals, ...]
 
     @property
-    def levels(self) -> list[int]:
+    def levels(self) -> list[float]:
         """The level of each of `residuals`."""
         return [one.condition.level for one in self.residuals]
 

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morfi.conditions.experiment import Experiment, load_experiment
 from morfi.conditions.live import Serving
+from morfi.conditions.load import load_series
+from morfi.conditions.series import Series
 from morfi.engine.protocol import Engine, Sampling, StartEngine
 from morfi.engine.steering import Capture
 from morfi.errors import InputError, MorfiError
@@ -94,13 +95,13 @@ def run_capture(
     ).resumed(None if new else "auto")
     run = life.run
     done = {row.position for row in store.captured(run.run_id)}
-    left = [place for place in enumerate(plan.experiment.conditions) if place[0] not in done]
+    left = [place for place in enumerate(plan.series.conditions) if place[0] not in done]
     if not left:
         return CaptureResult(run.run_id, ())
-    base, shards = plan.experiment.base, Path(settings_of(run, CaptureRun).folder)
+    base, shards = plan.series.base, Path(settings_of(run, CaptureRun).folder)
     start = partial(start_engine, base, context=plan.asked.context, seed=config.seed, overrides=config.engine)
     with life.engine(start) as (engine, attempt):
-        serving = Serving(engine, plan.experiment.open, progress, served=base)
+        serving = Serving(engine, plan.series.open, progress, served=base)
         progress.start(len(left) * len(questions), 0)
         for position, condition in left:
             checkpoint = serving.load(condition)
@@ -137,14 +138,14 @@ def file_hashes(folder: Path) -> dict[str, str]:
 @dataclass(frozen=True, slots=True)
 class _Plan:
     config: CaptureConfig
-    experiment: Experiment
+    series: Series
     asked: Prompted  # in order of question id
     fingerprint: str
 
 
 def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
-    experiment = load_experiment(config.ckpts, store, config.dtype, progress)
-    facts = store.knowledge(experiment.split.run_id)
+    series = load_series(config.ckpts, store, config.dtype, progress)
+    facts = store.knowledge(series.lineage.split.run_id)
     in_split = [row.asked for row in facts if row.split == config.split]
     if not in_split:
         there = ", ".join(sorted({row.split for row in facts}))
@@ -154,35 +155,35 @@ def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
     )
     asked = prompted(
         [no_shots(questions)],
-        experiment.base,
+        series.base,
         config.engine,
         max_tokens=1,
-        bos=experiment.bos,
+        bos=series.bos,
         progress=progress,
         judged=False,
     )
-    decided = {**asdict(config), "ckpts": experiment.train.run_id, "kind": RunKind.CAPTURE}
-    decided["checkpoints"] = experiment.adapters
+    decided = {**asdict(config), "ckpts": series.source, "kind": RunKind.CAPTURE}
+    decided["checkpoints"] = series.content
     return _Plan(
-        replace(config, ckpts=experiment.train.run_id),
-        experiment,
+        replace(config, ckpts=series.source),
+        series,
         asked,
-        fingerprint_of(decided, experiment.base, experiment.data, asked.prompts),
+        fingerprint_of(decided, series.base, series.lineage.data, asked.prompts),
     )
 
 
 def _record(plan: _Plan, out: Path) -> RunRecord:
-    experiment = plan.experiment
+    series = plan.series
     return new_run(
         RunKind.CAPTURE,
-        experiment.base,
-        experiment.data,
-        config=asdict(plan.config) | {"split_run": experiment.split.run_id},
+        series.base,
+        series.lineage.data,
+        config=asdict(plan.config) | {"split_run": series.lineage.split.run_id},
         fingerprint=plan.fingerprint,
         bos=plan.asked.bos,
         seed=plan.config.seed,
-        n_planned=len(experiment.conditions),
-        ckpt=experiment.train.ckpt,
+        n_planned=len(series.conditions),
+        ckpt=series.lineage.train.ckpt,
         out=out,
     )
 

@@ -22,8 +22,8 @@ from morfi.cache import Cache, Manifest
 from morfi.checkpoints import Checkpoint, resolve
 from morfi.checkpoints.tokenizer import open_tokenizer
 from morfi.conditions.condition import BASE, AnyCondition
-from morfi.conditions.experiment import load_experiment
 from morfi.conditions.live import Serving
+from morfi.conditions.load import load_series
 from morfi.device import is_gpu, serving_dtype
 from morfi.engine.protocol import Sampling, StartEngine
 from morfi.engine.shards import read_shards
@@ -176,12 +176,12 @@ def _sources(config: SaeTraining, store: Store, progress: Progress) -> _Sources:
     if config.ckpts is None:
         base = resolve(config.model, dtype=config.dtype, say=progress.phase)
         return _Sources(base, "auto", (BASE,), lambda _: base, {})
-    experiment = load_experiment(config.ckpts, store, config.dtype, progress)
+    series = load_series(config.ckpts, store, config.dtype, progress)
     # Sorted by level, and inside a level by epoch: the last of a level is the one trained longest.
-    ends = {one.level: one for one in sorted(experiment.trained, key=lambda one: (one.level, one.epoch))}
+    ends = {one.level: one for one in sorted(series.members, key=lambda one: (one.level, one.epoch or 0))}
     chosen = [ends[level] for level in sorted({min(ends), max(ends)})]
-    adapters = {f"D_{one.level}": experiment.trained[one].adapter_sha256 for one in chosen}
-    return _Sources(experiment.base, experiment.bos, (BASE, *chosen), experiment.open, adapters)
+    adapters = {f"D_{one.level}": series.members[one].sha256 for one in chosen}
+    return _Sources(series.base, series.bos, (BASE, *chosen), series.open, adapters)
 
 
 def _capture(

@@ -23,7 +23,7 @@ def settings_of(rows: Iterable[SweepAccuracy]) -> list[str]:
     return sorted(found, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
 
 
-def levels_of(rows: Iterable[SweepAccuracy]) -> list[int]:
+def levels_of(rows: Iterable[SweepAccuracy]) -> list[float]:
     """The levels among `rows`, rising; the base model has none."""
     return sorted({row.level for row in rows if row.level is not None})
 

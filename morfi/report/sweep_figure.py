@@ -99,7 +99,9 @@ def _figure(rows: Sequence[SweepAccuracy], title: str) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, rows: Sequence[SweepAccuracy], settings: Sequence[str], levels: Sequence[int]) -> None:
+def _draw(
+    axes: Axes, rows: Sequence[SweepAccuracy], settings: Sequence[str], levels: Sequence[float]
+) -> None:
     """Draws one panel; `settings` and `levels` are those of all panels, so that looks and places agree."""
     for base in (row for row in rows if row.is_base):
         y = 100 * base.accuracy

@@ -11,6 +11,12 @@ from typing import Any
 from morfi.questions.question import Question
 
 
+def exact(level: float) -> float:
+    """The level as a person writes it: a whole number without a fraction."""
+    whole = float(level).is_integer() and abs(level) < 2**53
+    return int(level) if whole else level
+
+
 class RunKind(StrEnum):
     """The command that makes a run; the evaluations that a sweep makes are of a kind of their own."""
 
@@ -217,7 +223,7 @@ class MeasuredRow:
     """A checkpoint of an experiment that a run has asked; the base model has no level, seed or epoch."""
 
     position: int  # 0 for the base model
-    level: int | None
+    level: float | None
     seed: int | None
     epoch_setting: str | None
     epoch: int | None
@@ -247,7 +253,7 @@ class ConditionRow:
     """A condition of a find run, with what its SAE explains of it; `l0` is latents per token."""
 
     position: int
-    level: int
+    level: float
     seed: int
     ckpt_sha256: str
     explained_variance: float
@@ -321,7 +327,7 @@ class SweepAccuracy:
     `level` and `epoch_setting` are None for the base model.
     """
 
-    level: int | None
+    level: float | None
     epoch_setting: str | None
     questions: str
     n_seeds: int

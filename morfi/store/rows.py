@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from morfi.errors import InputError
+from morfi.store.records import exact
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -70,4 +71,6 @@ def _stored(values: list[Any]) -> list[Any]:
 def _loaded(name: str, value: Any) -> Any:
     if isinstance(value, datetime):
         return value.replace(tzinfo=UTC)
+    if name == "level" and isinstance(value, float):
+        return exact(value)
     return json.loads(value) if name in _JSON else value

@@ -152,7 +152,7 @@ CREATE TABLE checkpoint (
 CREATE TABLE sweep_checkpoint (
     run_id VARCHAR NOT NULL,
     position INTEGER NOT NULL,
-    level INTEGER,
+    level DOUBLE,
     seed BIGINT,
     epoch_setting VARCHAR,
     epoch INTEGER,
@@ -168,7 +168,7 @@ CREATE TABLE sweep_checkpoint (
 CREATE TABLE captured_checkpoint (
     run_id VARCHAR NOT NULL,
     position INTEGER NOT NULL,
-    level INTEGER,
+    level DOUBLE,
     seed BIGINT,
     epoch_setting VARCHAR,
     epoch INTEGER,
@@ -185,7 +185,7 @@ CREATE TABLE captured_checkpoint (
 CREATE TABLE trend_condition (
     run_id VARCHAR NOT NULL,
     position INTEGER NOT NULL,
-    level INTEGER NOT NULL,
+    level DOUBLE NOT NULL,
     seed BIGINT NOT NULL,
     ckpt_sha256 VARCHAR NOT NULL,
     explained_variance DOUBLE NOT NULL,

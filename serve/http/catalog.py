@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
 from morfi.conditions.condition import AnyCondition
-from morfi.conditions.experiment import Experiment, load_experiment
+from morfi.conditions.load import load_series
+from morfi.conditions.series import Series
 from morfi.engine.directions import DecoderRows, SaeLatents
 from morfi.engine.operations import OPERATIONS
 from morfi.errors import InputError
@@ -57,16 +58,16 @@ class Chance:
 
 @dataclass(eq=False)
 class Catalog:
-    """A find run with the experiment behind it; `checkpoints` by the id that clients use, the base first."""
+    """A find run with the series behind it; `checkpoints` by the id that clients use, the base first."""
 
     store: Store
     found: Found
-    experiment: Experiment
+    series: Series
     checkpoints: Mapping[str, AnyCondition] = field(init=False)
     _norms: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.checkpoints = {condition.id: condition for condition in self.experiment.conditions}
+        self.checkpoints = {condition.id: condition for condition in self.series.conditions}
 
     @property
     def layer(self) -> int:
@@ -76,7 +77,7 @@ class Catalog:
     @property
     def bos(self) -> str:
         """The --bos with which the base model was asked what it knows, and every prompt since."""
-        return self.experiment.bos
+        return self.series.bos
 
     @property
     def d_sae(self) -> int:
@@ -84,7 +85,7 @@ class Catalog:
         return self.found.sae.encoder.d_sae
 
     @property
-    def levels(self) -> list[int]:
+    def levels(self) -> list[float]:
         """The level of each condition, in the order of a latent's means."""
         return self.found.activations.levels
 
@@ -141,7 +142,7 @@ class Catalog:
 
     def open(self, name: str) -> Checkpoint:
         """The checkpoint of an id; raises InputError for files that are not as they were."""
-        return self.experiment.open(self.checkpoints[name])
+        return self.series.open(self.checkpoints[name])
 
     def id_of(self, name: str) -> str | None:
         """The id that `name` stands for: an id, or "M_100" for a level; None for anything else.
@@ -217,8 +218,8 @@ def load_catalog(store: Store, run_id: str, dtype: str | None, progress: Progres
     progress.phase("reading the find run")
     found = load_found(store, run_id)
     captured = settings_of(found.activations.run, CaptureRun)
-    experiment = load_experiment(captured.ckpts, store, dtype, progress)
-    catalog = Catalog(store, found, experiment)
+    series = load_series(captured.ckpts, store, dtype, progress)
+    catalog = Catalog(store, found, series)
     _ = catalog.chance  # read now: while a server runs, others write to the store
     return catalog
 

@@ -48,7 +48,7 @@ def prepare_server(config: ServeConfig, store: Store, progress: Progress) -> Lau
     served, checkpoint = chosen(config.ckpt, catalog, config.dtype, progress)
     context = context_for(checkpoint, config.engine)
     progress.phase(f"starting vLLM on {checkpoint.name}")
-    return Launch(catalog, checkpoint, served, catalog.experiment.base.name, context, config.engine)
+    return Launch(catalog, checkpoint, served, catalog.series.base.name, context, config.engine)
 
 
 def chosen(ckpt: str, catalog: Catalog, dtype: str | None, progress: Progress) -> tuple[str, Checkpoint]:
@@ -58,15 +58,15 @@ def chosen(ckpt: str, catalog: Catalog, dtype: str | None, progress: Progress) -
         return known, catalog.open(known)
     if ckpt not in PRESETS and not Path(ckpt).expanduser().is_dir():
         raise InputError(
-            f'no checkpoint "{ckpt}": expected M_LEVEL or an id of {catalog.experiment.train.run_id} '
+            f'no checkpoint "{ckpt}": expected M_LEVEL or an id of {catalog.series.source} '
             f"({', '.join(catalog.checkpoints)}), a folder, or a preset"
         )
-    base = catalog.experiment.base
+    base = catalog.series.base
     if (Path(ckpt).expanduser() / "adapter_config.json").is_file():
         checkpoint = resolve_unmerged(ckpt, base=base)
-        for condition, row in catalog.experiment.trained.items():
-            if row.adapter_sha256 == checkpoint.adapter_sha256:
-                return condition.id, catalog.experiment.open(condition)
+        for condition, row in catalog.series.members.items():
+            if row.sha256 == checkpoint.adapter_sha256:
+                return condition.id, catalog.series.open(condition)
         return checkpoint.name, checkpoint
     checkpoint = resolve(ckpt, dtype=dtype, say=progress.phase)
     return (BASE.id, base) if checkpoint.sha256 == base.sha256 else (checkpoint.name, checkpoint)

@@ -36,7 +36,7 @@ def lost_questions(catalog: Catalog, served: str) -> list[Tried]:
     M_0 is the checkpoint of the lowest level with the same seed and epoch setting; with the base model
     served, the find run's setting and the lowest seed. Raises InputError where no sweep asked both.
     """
-    train_run = catalog.experiment.train.run_id
+    train_run = catalog.series.source
     if served not in catalog.checkpoints:
         raise InputError(f"{served} is not a checkpoint of {train_run}, so no sweep asked it")
     store, condition = catalog.store, catalog.checkpoints[served]
@@ -58,7 +58,7 @@ def lost_questions(catalog: Catalog, served: str) -> list[Tried]:
 
 def asked_questions(catalog: Catalog) -> list[Question]:
     """The questions of the find run and of the newest sweep."""
-    rows = newest_sweep(catalog.store, catalog.experiment.train.run_id)
+    rows = newest_sweep(catalog.store, catalog.series.source)
     asked = [_question(sample) for sample in _answers(catalog.store, rows[0])] if rows else []
     return [*(one.question for one in captured_questions(catalog)), *asked]
 
@@ -74,7 +74,7 @@ def known_accuracies(catalog: Catalog) -> dict[str, float]:
 
     Seeds of a level count together.
     """
-    run = catalog.store.newest_of(RunKind.SWEEP, catalog.experiment.train.run_id)
+    run = catalog.store.newest_of(RunKind.SWEEP, catalog.series.source)
     if run is None:
         return {}
     by_setting = {

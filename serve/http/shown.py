@@ -9,6 +9,8 @@ from pydantic import BaseModel
 
 from morfi.engine.operations import Operation
 
+Level = int | float
+
 
 class LimitsShown(BaseModel):
     """The limits of the server."""
@@ -78,7 +80,7 @@ class Capabilities(BaseModel):
     operations: list[str]
     operation_words: list[OperationShown]
     positions: list[str]
-    levels: list[int]
+    levels: list[Level]
     trends: TrendsShown
     prompt: str
     chat: bool
@@ -110,7 +112,7 @@ class LatentPage(BaseModel):
     total: int
     offset: int
     limit: int
-    levels: list[int]
+    levels: list[Level]
     latents: list[LatentRow]
 
 
@@ -137,7 +139,7 @@ class LatentDetails(LatentRow):
     """A latent with what it is close to, and what it fires on most, under the checkpoint."""
 
     checkpoint: str
-    levels: list[int]
+    levels: list[Level]
     neighbours: list[NeighbourRow]
     top_questions: list[TopQuestionRow]
 
@@ -168,7 +170,7 @@ class CheckpointShown(BaseModel):
 
     id: str
     name: str
-    level: int | None
+    level: Level | None
     seed: int | None
     epochs: str | None
     accuracy: float | None

@@ -95,7 +95,7 @@ class ServerState:
     @property
     def can_load(self) -> bool:
         """Whether the catalog's checkpoints fit the model that the engine was started on."""
-        return self.engine.served.started_on == self.catalog.experiment.base.sha256
+        return self.engine.served.started_on == self.catalog.series.base.sha256
 
     @property
     def median_norm(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from morfi.conditions.condition import BASE, Condition, condition_of
-from morfi.store.records import CapturedRow, CheckpointRow, SweepRow
+from morfi.store.records import CapturedRow, CheckpointRow, SweepRow, exact
 
 STOPPED = Condition(100, 0, "early-stop", 7)
 
@@ -28,3 +28,14 @@ def test_the_epoch_that_a_setting_came_to_tells_no_conditions_apart() -> None:
     for other in (Condition(90, 0, "early-stop", 7), Condition(100, 1, "early-stop", 7)):
         assert other != STOPPED
     assert Condition(100, 0, "7", 7) != STOPPED
+
+
+def test_levels_are_any_numbers_and_whole_ones_show_no_fraction() -> None:
+    half, whole = Condition(0.5, 1, "final", None), Condition(exact(100.0), 0, "10", 10)
+    assert (half.id, half.name, half.label) == (
+        "level-0.5-seed-1-epoch-final",
+        "M_0.5",
+        "M_0.5, seed 1, epoch final",
+    )
+    assert (whole.id, whole.name) == ("level-100-seed-0-epoch-10", "M_100")
+    assert [str(exact(level)) for level in (-3.0, 0.0, 1e300, -0.25)] == ["-3", "0", "1e+300", "-0.25"]

@@ -44,7 +44,7 @@ class Trained:
         store: Store = self.experiment.store
         return store
 
-    def path(self, level: int) -> Path:
+    def path(self, level: float) -> Path:
         """The folder of the checkpoint of `level`."""
         return Path(next(row.path for row in self.store.checkpoints(self.train_run) if row.level == level))
 
@@ -94,7 +94,7 @@ def test_one_engine_answers_with_every_checkpoint_once(trained: Trained, log: An
     for row in rows[1::2]:
         assert row.ckpt_sha256 == resolve(str(trained.path(row.level or 0))).sha256
     assert trained.store.summary(result.run_id).status == "done"
-    n_unknown = {None: 4, 0: 0, 50: 2, 100: 4}
+    n_unknown: dict[float | None, int] = {None: 4, 0: 0, 50: 2, 100: 4}
     for row in rows:
         summary = trained.store.summary(row.eval_run_id)
         assert (summary.status, summary.n) == ("done", 20 + n_unknown[row.level])
@@ -208,7 +208,7 @@ def test_what_a_sweep_cannot_ask_is_refused(
         dataclasses.replace(trained, train_run=trained.experiment.mix_run).sweep(log)
     base = resolve(trained.store.run(trained.train_run).ckpt)
     changed = dataclasses.replace(base, sha256="0" * 64)
-    monkeypatch.setattr("morfi.conditions.experiment.resolve", lambda *_, **__: changed)
+    monkeypatch.setattr("morfi.conditions.load.resolve", lambda *_, **__: changed)
     with pytest.raises(InputError, match=r"is not the model that train-.* was trained on"):
         trained.sweep(log)
 

@@ -11,7 +11,13 @@ from morfi.store.records import SweepAccuracy
 
 
 def accuracy(
-    level: int | None, setting: str | None, questions: str, n_correct: int, *, n: int = 100, n_seeds: int = 1
+    level: float | None,
+    setting: str | None,
+    questions: str,
+    n_correct: int,
+    *,
+    n: int = 100,
+    n_seeds: int = 1,
 ) -> SweepAccuracy:
     interval = wilson_interval(n_correct, n)
     return SweepAccuracy(

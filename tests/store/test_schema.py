@@ -50,13 +50,13 @@ def test_the_tables_of_a_store(store: Store) -> None:
         "attempt INTEGER",
         "checkpoint": "run_id VARCHAR, level INTEGER, seed BIGINT, epoch_setting VARCHAR, epoch INTEGER, "
         "path VARCHAR, adapter_sha256 VARCHAR, manifest JSON, attempt INTEGER",
-        "sweep_checkpoint": "run_id VARCHAR, position INTEGER, level INTEGER?, seed BIGINT?, "
+        "sweep_checkpoint": "run_id VARCHAR, position INTEGER, level DOUBLE?, seed BIGINT?, "
         "epoch_setting VARCHAR?, epoch INTEGER?, ckpt_sha256 VARCHAR, eval_run_id VARCHAR, load_s DOUBLE, "
         "attempt INTEGER",
-        "captured_checkpoint": "run_id VARCHAR, position INTEGER, level INTEGER?, seed BIGINT?, "
+        "captured_checkpoint": "run_id VARCHAR, position INTEGER, level DOUBLE?, seed BIGINT?, "
         "epoch_setting VARCHAR?, epoch INTEGER?, ckpt_sha256 VARCHAR, path VARCHAR, files JSON, "
         "load_s DOUBLE, capture_s DOUBLE, attempt INTEGER",
-        "trend_condition": "run_id VARCHAR, position INTEGER, level INTEGER, seed BIGINT, "
+        "trend_condition": "run_id VARCHAR, position INTEGER, level DOUBLE, seed BIGINT, "
         "ckpt_sha256 VARCHAR, explained_variance DOUBLE, l0 DOUBLE",
         "trend_summary": "run_id VARCHAR, n_questions BIGINT, n_firing BIGINT, expected_false DOUBLE, "
         "is_descriptive BOOLEAN, sae_sha256 VARCHAR, layer INTEGER",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from morfi.checkpoints import resolve
-from morfi.conditions.experiment import Experiment
+from morfi.conditions.series import Lineage
 from morfi.errors import InputError, MorfiError
 from morfi.store import Store
 from morfi.store.records import RunKind
@@ -109,7 +109,7 @@ def test_training_and_what_follows_keep_to_the_bos_of_the_split_run(
     record = experiment.store.run(run_id)
     assert (record.bos, record.config["bos"]) == (False, "no")
     split = experiment.store.run_of_kind(experiment.split_run, RunKind.SPLIT)
-    assert Experiment(record, record, split, resolve(split.config["model"]), {}).bos == "no"
+    assert Lineage(record, record, split).bos == "no"
 
 
 def test_a_failed_training_is_recorded_with_its_reason(

@@ -62,7 +62,7 @@ def test_ids_and_levels_name_checkpoints(make_catalog: Any, identity_sae: Path) 
     for name in ("M_33", "M_", "D_100", "", "../base"):
         assert catalog.id_of(name) is None
     assert catalog.levels == [0, 50, 100]
-    assert catalog.open("base") is catalog.experiment.base
+    assert catalog.open("base") is catalog.series.base
     assert catalog.open(M_100).adapter_dir is not None
 
 

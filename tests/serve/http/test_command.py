@@ -91,11 +91,11 @@ def test_a_folder_is_served_as_its_checkpoint(made: Any) -> None:
         catalog = load_catalog(Store(made.db), made.find_run, None, progress)
         condition = catalog.checkpoints["level-50-seed-0-epoch-1"]
         assert isinstance(condition, Condition)
-        folder = catalog.experiment.trained[condition].path
+        folder = catalog.series.members[condition].path
         name, checkpoint = chosen(folder, catalog, None, progress)
         assert (name, checkpoint.sha256) == ("level-50-seed-0-epoch-1", catalog.open(name).sha256)
-        base = str(Path(catalog.experiment.base.model_dir))
-        assert chosen(base, catalog, None, progress) == ("base", catalog.experiment.base)
+        base = str(Path(catalog.series.base.model_dir))
+        assert chosen(base, catalog, None, progress) == ("base", catalog.series.base)
         assert chosen("M_100", catalog, None, progress)[0] == "level-100-seed-0-epoch-early-stop"
 
 

@@ -1,0 +1,37 @@
+"""The series of a train run, with the runs that it comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from morfi.checkpoints import resolve
+from morfi.conditions.condition import condition_of
+from morfi.conditions.levels import SHARE_UNKNOWN
+from morfi.conditions.series import Lineage, Member, Series
+from morfi.errors import InputError
+from morfi.runs.settings import settings_of
+from morfi.store.records import RunKind
+from morfi.terminal import Progress
+from morfi.training.config import TrainRun
+from morfi.training.mixtures import MixConfig
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+
+
+def load_series(run_id: str, store: Store, dtype: str | None, progress: Progress) -> Series:
+    """The series of the train run `run_id`; raises InputError where it is missing or not as it was."""
+    train = store.run_of_kind(run_id, RunKind.TRAIN)
+    mix = store.run_of_kind(settings_of(train, TrainRun).mix_run, RunKind.MIX)
+    split = store.run_of_kind(settings_of(mix, MixConfig).split_run, RunKind.SPLIT)
+    rows = store.checkpoints(train.run_id)
+    if not rows:
+        raise InputError(f"{train.run_id} has no checkpoints yet; run `morfi train` to its end")
+    base = resolve(train.ckpt, dtype=dtype, say=progress.phase)
+    if base.sha256 != train.ckpt_sha256:
+        raise InputError(
+            f"{train.ckpt} is not the model that {train.run_id} was trained on: its sha256 is "
+            f"{base.sha256[:16]}, expected {train.ckpt_sha256[:16]}; bring back that model"
+        )
+    members = {condition_of(row): Member(row.path, row.adapter_sha256, row.manifest) for row in rows}
+    return Series(train.run_id, SHARE_UNKNOWN, base, members, Lineage(train, mix, split))
