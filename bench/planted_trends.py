@@ -32,7 +32,8 @@ from morfi.device import device_name
 from morfi.kernels.encoder import Encoder
 from morfi.kernels.null import trend_null
 from morfi.kernels.trend import reduce_trends
-from morfi.latents.trends import Criteria, TrendResult, find_trends
+from morfi.latents.selection import Criteria
+from morfi.latents.trends import TrendResult, find_trends
 from morfi.runs.provenance import versions
 
 RESULTS = Path(__file__).resolve().parent / "results" / "planted_trends.md"

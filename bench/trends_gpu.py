@@ -136,6 +136,7 @@ def check_whole(device: str, size: Size) -> None:
             activations,
             LEVELS,
             make_encoder("relu", size.d_model, size.d_sae, torch.float32, where),
+            method="bootstrap",
             n_resamples=size.resamples,
             device=where,
         ).latents
@@ -195,7 +196,7 @@ def measure(size: Size, device: str, rounds: int) -> dict[str, list[float]]:
         ],
         "encoded to non-zeros, fused": fused,
         "find_trends": lambda: find_trends(
-            activations, LEVELS, encoder, n_resamples=size.resamples, device=device
+            activations, LEVELS, encoder, method="bootstrap", n_resamples=size.resamples, device=device
         ),
         'find_trends, method "page"': lambda: find_trends(
             activations, LEVELS, encoder, method="page", device=device

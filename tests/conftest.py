@@ -319,7 +319,7 @@ def make_find_run(store: Store, train_run: str, serving: FakeEngine, out: Path, 
 
     wanted, log = CaptureConfig(train_run, (0, 1)), Log()
     captured = run_capture(wanted, store, serving, out, log, new=False, command="")
-    config = FindConfig(captured.run_id, str(sae), resamples=20)
+    config = FindConfig(captured.run_id, str(sae), method="bootstrap", resamples=20)
     return run_find(config, store, log, new=False, command="")
 
 

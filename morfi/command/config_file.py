@@ -97,11 +97,11 @@ def written(
     for key, one in settings.items():
         value, field, unset = given[str(one.name)], fields[one.name], getattr(one, "shown", "")
         if value in _UNSET and field is not None:
-            other, wanted = option_of(field).when or (None, None)
+            other, *wanted = option_of(field).when or (None,)
             if resumes:
                 unset = "as in the run that is resumed"
-            elif other is not None and (given[other] or fields[other].default) != wanted:
-                unset = f"only with {other} {wanted}"
+            elif other is not None and (given[other] or fields[other].default) not in wanted:
+                unset = f"only with {other} {' or '.join(wanted)}"
             else:
                 value = default_here(field)
         if value in _UNSET:

@@ -35,7 +35,9 @@ class Permutations:
             generator = torch.Generator().manual_seed(seed)
             drawn = [torch.randperm(n, generator=generator) for _ in range(_N_PERMUTATIONS - 1)]
             orders = torch.stack([torch.arange(n), *drawn])
-        ranks = torch.tensor(null.ranks)[orders]  # [P, C]
+        ranks, order = torch.tensor(null.ranks).sort(stable=True)
+        # By level, so that the draw does not depend on the order in which conditions were given.
+        ranks = ranks[orders][:, order.argsort()]  # [P, C]
         first, second = torch.triu_indices(n, n, 1)
         weights = (ranks[:, second] - ranks[:, first]).sign().to(torch.int8)  # [P, pairs]
         self._weights, self._kinds, self._n_orders = _kinds(weights)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from morfi.device import device_name, is_gpu
 from morfi.errors import InputError
@@ -23,13 +23,14 @@ from morfi.terminal import Progress
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from morfi.latents.selection import Method
     from morfi.latents.trends import TrendResult
     from morfi.store import Store
 
 QUESTIONS = ("all", "known", "unknown")
-METHODS = ("bootstrap", "page")
+METHODS = ("fdr", "bootstrap", "page")
 MIN_EXPLAINED = 0.5
-_BOOTSTRAP = ("method", "bootstrap")
+_RESAMPLING = ("method", "fdr", "bootstrap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,13 @@ class FindConfig(SaeOnRun):
     """Everything that decides what is found; stored with it. The criteria are those of `find_trends`."""
 
     questions: str = option("all, known or unknown: to the base model.", "all")
-    method: str = option("bootstrap or page: Page's L, question by question.", "bootstrap")
-    resamples: int = option("Bootstrap resamples of the questions.", 1000, when=_BOOTSTRAP)
+    method: str = option("fdr; bootstrap, the paper's; or page: Page's L, question by question.", "fdr")
+    resamples: int = option("Bootstrap resamples of the questions.", 1000, when=_RESAMPLING)
     seed: int = 0
-    alpha: float = option("Largest p-value of a trend.", 0.001, when=_BOOTSTRAP)
-    stability: float = option("Share of resamples that must show it.", 0.95, when=_BOOTSTRAP)
-    rho_min: float = option("Least mean |rho| over the resamples.", 0.9)
+    fdr: float = option("False discovery rate by shuffled levels.", 0.05, when=("method", "fdr"))
+    alpha: float = option("Largest p-value of a trend.", 0.001, when=("method", "bootstrap"))
+    stability: float = option("Share of resamples that must show it.", 0.95, when=_RESAMPLING)
+    rho_min: float = option("Least mean |rho| over the resamples; with page, rho.", 0.9)
     min_firing: float = option("Share of questions that it fires on.", 0.01)
     page_fdr: float = option("False discovery rate of --method page.", 0.05, when=("method", "page"))
     min_explained: float = option("Variance that the SAE must explain.", MIN_EXPLAINED)
@@ -55,7 +57,7 @@ class FindConfig(SaeOnRun):
             raise InputError(f'--questions "{self.questions}" is none of {", ".join(QUESTIONS)}')
         if self.method not in METHODS:
             raise InputError(f'--method "{self.method}" is none of {", ".join(METHODS)}')
-        shares = ("alpha", "stability", "rho_min", "min_firing", "page_fdr")
+        shares = ("fdr", "alpha", "stability", "rho_min", "min_firing", "page_fdr")
         for name in shares:
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise InputError(f"--{name.replace('_', '-')} is {value:g}; expected a number from 0 to 1")
@@ -76,8 +78,9 @@ def configure_find(given: Mapping[str, Any]) -> FindConfig:
     config = FindConfig(**{key: value for key, value in given.items() if value is not None})
     for one in fields(config):
         known = option_of(one)
-        method = ("method", config.method)
-        if known is not None and known.when not in (None, method) and given.get(one.name) is not None:
+        if known is None or known.when is None or given.get(one.name) is None:
+            continue
+        if config.method not in known.when[1:]:
             raise InputError(f"--{one.name.replace('_', '-')} means nothing to --method {config.method}")
     return config
 
@@ -151,15 +154,16 @@ def _trends(
     *,
     on_tile: Callable[[int], None],
 ) -> TrendResult:
-    from morfi.latents.trends import Criteria, find_trends
+    from morfi.latents.selection import Criteria
+    from morfi.latents.trends import find_trends
 
     return find_trends(
         values,
         found.levels,
         sae.encoder,
         strata=[found.questions[place].relation for place in kept],
-        criteria=Criteria(config.alpha, config.stability, config.rho_min, config.min_firing, config.page_fdr),
-        method="page" if config.method == "page" else "bootstrap",
+        criteria=Criteria(**{one.name: getattr(config, one.name) for one in fields(Criteria)}),
+        method=cast("Method", config.method),
         n_resamples=config.resamples,
         seed=config.seed,
         device="cuda" if is_gpu() else "cpu",
@@ -195,6 +199,7 @@ def _add(
         result.n_questions,
         result.n_firing,
         result.expected_false,
+        result.smallest_s,
         result.is_descriptive,
         sae.sha256,
         found.layer,

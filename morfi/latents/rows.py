@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from morfi.errors import InputError
@@ -25,6 +26,37 @@ class Rows(Protocol):
 
     def __getitem__(self, rows: slice, /) -> torch.Tensor:
         """These rows, of any float dtype, on any device."""
+
+
+class ArrayRows:
+    """Residual streams in a NumPy array or memory map, [n_questions, d_model], of any float type of it."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self._x = x
+        self.shape = x.shape
+
+    def __getitem__(self, rows: slice, /) -> torch.Tensor:
+        """A copy of these rows."""
+        chunk = self._x[rows]
+        return torch.tensor(chunk.astype(chunk.dtype.newbyteorder("="), order="C"))
+
+
+def rows_of(x: Rows | np.ndarray, where: str, device: str | torch.device) -> Rows:
+    """What `find_trends` reads: a tensor on the device, or rows a chunk at a time.
+
+    Raises InputError for anything but a tensor, a float array, or `Rows`.
+    """
+    if isinstance(x, torch.Tensor):
+        return x.to(device)
+    if isinstance(x, np.ndarray):
+        if x.dtype.kind != "f" or x.dtype.itemsize > 8:
+            raise InputError(f"{where} holds {x.dtype}; activations are floats of 16, 32 or 64 bits")
+        return ArrayRows(x)
+    if not hasattr(x, "shape"):
+        raise InputError(
+            f"{where} is of the type {type(x).__name__}; give a tensor or array [n_questions, d_model]"
+        )
+    return x
 
 
 def check_rows(x: Rows, where: str, shape: tuple[int, int]) -> None:

@@ -23,6 +23,7 @@ from morfi.latents.sae_formats import check_folder, layer_read
 
 if TYPE_CHECKING:
     import torch
+    from sae_lens import SAE
 
     from morfi.kernels.encoder import Encoder
 
@@ -115,6 +116,28 @@ class Sae:
     def decoder_rows(self) -> DecoderRows:
         """Its decoder rows at unit length, to add or project; a row of 0 stays one."""
         return DecoderRows(self.W_dec / self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-30))
+
+
+def encoder_of(sae: Encoder | Sae | SAE[Any]) -> Encoder:
+    """The encoder of an SAE: itself, that of `load_sae`, or that of an SAE of SAELens as `load_sae` reads it.
+
+    Raises InputError for one of SAELens that `load_sae` would refuse, and for one that is still in training.
+    """
+    from morfi.kernels.encoder import Encoder
+
+    if isinstance(sae, Encoder):
+        return sae
+    if isinstance(sae, Sae):
+        return sae.encoder
+    if not hasattr(sae, "cfg"):
+        raise InputError(f"a {type(sae).__name__} is no SAE; give one of `load_sae` or of SAELens")
+    name = f"this {type(sae).__name__}"
+    if hasattr(sae, "training_forward_pass"):
+        raise InputError(
+            f"{name} is an SAE in training, which SAELens encodes in another way; save it with "
+            "save_inference_model and give load_sae(FOLDER)"
+        )
+    return from_sae_lens(sae, name).encoder
 
 
 def load_sae(source: str) -> Sae:

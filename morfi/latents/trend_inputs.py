@@ -40,10 +40,10 @@ class TrendInputs:
     """The inputs of one run."""
 
     activations: list[Rows]
+    levels: tuple[float, ...]
     encoder: Encoder
     n_questions: int
     null: TrendNull
-    alpha: float
     device: torch.device
 
     @property

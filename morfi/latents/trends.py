@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -18,20 +20,20 @@ from morfi.kernels.resample import resample_counts
 from morfi.kernels.sums import PartialSums
 from morfi.kernels.trend import pair_signs, reduce_trends
 from morfi.kernels.trend_reference import Trends
-from morfi.latents.false_discoveries import FalseDiscoveries, Permutations, benjamini_hochberg
-from morfi.latents.rows import Rows, check_rows
+from morfi.latents.false_discoveries import FalseDiscoveries, Permutations
+from morfi.latents.rows import Rows, check_rows, rows_of
+from morfi.latents.sae import Sae, encoder_of
+from morfi.latents.selection import (
+    Criteria,
+    Method,
+    selected_by_page,
+    selected_by_resampling,
+    smallest_s,
+)
 from morfi.latents.trend_inputs import TrendInputs
 
-
-@dataclass(frozen=True, slots=True)
-class Criteria:
-    """When a latent is selected, see `find_trends`; `page_fdr` is for the method "page" alone."""
-
-    alpha: float = 0.001
-    stability: float = 0.95
-    rho_min: float = 0.9
-    min_firing: float = 0.01
-    page_fdr: float = 0.05
+if TYPE_CHECKING:
+    from sae_lens import SAE
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,8 +46,10 @@ class TrendResult:
     (share of questions, of the condition with most), selected, means (over questions, float32 of each
     condition, in the order they were given); with the method "page" also page_z and page_p.
     `n_firing` of them fire on enough questions; `expected_false` of those would be perfect trends by chance.
-    `is_descriptive`: there are so few conditions that even a perfect trend has p > alpha, and a perfect one
-    was asked for instead.
+    `smallest_s`: with the method "fdr", the least |S| that was selected from; None where none qualifies.
+    `is_descriptive`: there are so few conditions that even a perfect trend has a p above `fdr`, so that
+    nothing can be selected, or with the method "bootstrap" above `alpha`, where a perfect one was asked for
+    instead.
     """
 
     latents: pa.Table
@@ -54,6 +58,7 @@ class TrendResult:
     n_firing: int
     expected_false: float
     fdr: tuple[FalseDiscoveries, ...]
+    smallest_s: int | None
     is_descriptive: bool
 
     @property
@@ -63,13 +68,13 @@ class TrendResult:
 
 
 def find_trends(
-    activations: Sequence[Rows],
+    activations: Sequence[Rows | np.ndarray],
     levels: Sequence[float],
-    encoder: Encoder,
+    sae: Encoder | Sae | SAE[Any],
     *,
     strata: Sequence[object] | None = None,
     criteria: Criteria | None = None,
-    method: Literal["bootstrap", "page"] = "bootstrap",
+    method: Method = "fdr",
     n_resamples: int = 1000,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -77,55 +82,59 @@ def find_trends(
 ) -> TrendResult:
     """The latents whose mean over questions rises or falls with the level (after arXiv 2604.26866).
 
-    `activations` holds `Rows` [n_questions, d_model] for each condition, the same questions in the same
-    order; `levels` their levels, where several conditions of one level are replicate trainings.
+    `activations` holds a tensor, array or `Rows` [n_questions, d_model] for each condition, the same
+    questions in the same order; `levels` a number for each, in any order and at any distance, where
+    conditions of one level are replicate trainings. `sae` is that of `load_sae` or SAELens, or its encoder.
 
-    "bootstrap" selects a latent if it fires on `min_firing` of the questions in some condition, S has an
-    exact p of at most alpha and keeps its sign with such a p in the `stability` share of the resamples, and
-    mean |rho| over them is at least `rho_min`. Resamples draw questions within `strata` (their relations), so
-    they say how stable a trend is over questions, not over trainings: that is what replicates and `fdr` are
-    for. "page" selects it if it fires as often, Page's L over questions is significant at a false discovery
-    rate of `page_fdr` among those that fire (Benjamini-Hochberg), and rho of the means is at least `rho_min`
-    in L's direction; nothing is resampled.
+    A latent is selected if it fires on `min_firing` of the questions in some condition, and
+    - "fdr": |S| is at least the smallest whose false discovery rate by shuffled levels, and p, are at most
+      `fdr`; S keeps its sign in the `stability` share of the resamples, mean |rho| over them is at least
+      `rho_min`;
+    - "bootstrap" (the paper's rule): S has an exact p of at most `alpha` and keeps its sign with such a p in
+      the `stability` share of the resamples, mean |rho| over them is at least `rho_min`;
+    - "page": Page's L over questions is significant at a false discovery rate of `page_fdr` among those that
+      fire (Benjamini-Hochberg), and rho of the means is at least `rho_min` in L's direction.
+    Resamples draw questions within `strata` (their relations), so they say how stable a trend is over
+    questions, not over trainings: that is what replicates and the false discovery rate are for.
 
     `on_tile` is called with the number of latents that were encoded. The result does not depend on the order
     of the conditions. Raises InputError for conditions that cannot be compared.
 
-    >>> find_trends(residuals, levels=[0, 50, 100], encoder=load_sae("my-sae").encoder).n_selected
+    >>> find_trends(residuals, levels=[0, 50, 100], sae=load_sae("my-sae")).n_selected
     """
     criteria = criteria or Criteria()
-    on_device = [one.to(device) if isinstance(one, torch.Tensor) else one for one in activations]
-    n_questions = _check(on_device, levels, encoder, strata)
-    distinct = sorted(set(levels))
-    null = trend_null(tuple(distinct.index(level) for level in levels))
-    smallest_p = float(null.tail[-1])
-    alpha = max(criteria.alpha, smallest_p)
-    run = TrendInputs(on_device, encoder.to(device), n_questions, null, alpha, torch.device(device))
-    limits = run.limits()
-    permutations = Permutations(null, seed)
+    run = _inputs(activations, levels, encoder_of(sae), torch.device(device), strata)
+    null, limits, permutations = run.null, run.limits(), Permutations(run.null, seed)
+    alpha = criteria.alpha_of(method, null)
     found: list[dict[str, torch.Tensor]] = []
-    for latents in tiles(encoder, run.tiling.latents):
-        found.append(_full_sample(run, latents, limits, [float(level) for level in levels], method == "page"))
+    for latents in tiles(run.encoder, run.tiling.latents):
+        found.append(_full_sample(run, latents, limits, method == "page"))
         signs = found[-1].pop("signs")
         permutations.add(signs[found[-1]["firing"] >= criteria.min_firing])
         if on_tile is not None:
             on_tile(latents.stop - latents.start)
     columns = {name: torch.cat([one[name] for one in found]) for name in found[0]}
     fires = columns["firing"] >= criteria.min_firing
+    fdr = permutations.false_discoveries()
+    least = smallest_s(fdr, null, criteria.fdr) if method == "fdr" else None
     if method == "page":
-        columns |= _selected_by_page(columns, fires, criteria)
+        columns |= selected_by_page(columns, fires, criteria)
     else:
-        candidates = (fires & (columns["p_exact"] <= alpha)).nonzero()[:, 0]
-        counts = resample_counts(strata or [0] * n_questions, n_resamples, seed, device)[:, 1:]
-        columns |= _selected_by_bootstrap(run, candidates, limits, counts, criteria)
+        enough = null.n_pairs + 1 if least is None else least
+        passes = columns["s"].abs() >= enough if method == "fdr" else columns["p_exact"] <= alpha
+        candidates = (fires & passes).nonzero()[:, 0]
+        strata = [0] * run.n_questions if strata is None else strata
+        counts = resample_counts(strata, n_resamples, seed, device)[:, 1:]
+        columns |= selected_by_resampling(run, candidates, limits, counts, criteria, alpha=alpha)
     return TrendResult(
-        _table(columns),
-        tuple(distinct),
-        n_questions,
-        int(fires.sum()),
-        int(fires.sum()) * smallest_p,
-        permutations.false_discoveries(),
-        criteria.alpha < smallest_p,
+        latents=_table(columns),
+        levels=tuple(sorted(set(run.levels))),
+        n_questions=run.n_questions,
+        n_firing=int(fires.sum()),
+        expected_false=int(fires.sum()) * float(null.tail[-1]),
+        fdr=fdr,
+        smallest_s=least,
+        is_descriptive=criteria.is_descriptive(method, null),
     )
 
 
@@ -133,16 +142,15 @@ def _full_sample(
     run: TrendInputs,
     latents: slice,
     limits: list[torch.Tensor] | None,
-    levels: Sequence[float],
     with_page: bool,
 ) -> dict[str, torch.Tensor]:
     """Statistics of latents on the full sample: columns [T], `means` [T, C] and `signs` [T, pairs]."""
-    n, n_conditions = run.n_questions, len(levels)
+    n, levels, n_conditions = run.n_questions, run.levels, len(run.levels)
     sums = PartialSums(n_conditions, latents, 0, run.device)
     page = PageSums(run.null, latents, run.device) if with_page else None
     run.add_to(sums, run.encoder, limits, torch.zeros(n, 0, device=run.device), page)
     means = sums.means(n)
-    trends = reduce_trends(means, run.null, run.alpha)
+    trends = reduce_trends(means, run.null, 1.0)
     slope = _theil_sen(means[:, :, 0], levels)
     mean = sums.total.sum(0) / (n * n_conditions)
     variance = sums.squares.sum(0) / (n * n_conditions) - mean.square()
@@ -175,42 +183,6 @@ def _p_exact(trends: Trends, null: TrendNull) -> torch.Tensor:
     return torch.tensor(known, dtype=torch.float64, device=keys.device)[kind_of]
 
 
-def _selected_by_bootstrap(
-    run: TrendInputs,
-    candidates: torch.Tensor,
-    limits: list[torch.Tensor] | None,
-    counts: torch.Tensor,
-    criteria: Criteria,
-) -> dict[str, torch.Tensor]:
-    """The columns that resampling the candidates gives, NaN for all others."""
-    stability, mean_abs_rho = (torch.full((run.encoder.d_sae,), torch.nan) for _ in range(2))
-    for start in range(0, len(candidates), run.n_resampled):
-        part = candidates[start : start + run.n_resampled]
-        sums = PartialSums(len(run.activations), slice(0, len(part)), counts.shape[1], run.device)
-        run.add_to(sums, run.encoder.select(part), limits, counts)
-        trends = reduce_trends(sums.means(run.n_questions), run.null, run.alpha)
-        stability[part.cpu()] = trends.stability.cpu()
-        mean_abs_rho[part.cpu()] = trends.mean_abs_rho.cpu()
-    selected = (stability >= criteria.stability) & (mean_abs_rho >= criteria.rho_min)
-    return {"stability": stability, "mean_abs_rho": mean_abs_rho, "selected": selected}
-
-
-def _selected_by_page(
-    columns: dict[str, torch.Tensor], fires: torch.Tensor, criteria: Criteria
-) -> dict[str, torch.Tensor]:
-    """The columns that Page's test decides; none is resampled."""
-    direction = columns["page_z"].sign()
-    selected = fires & (columns["rho"] * direction >= criteria.rho_min)
-    selected[fires] &= benjamini_hochberg(columns["page_p"][fires], criteria.page_fdr)
-    none = torch.full((len(fires),), torch.nan)
-    return {
-        "direction": direction.to(torch.int8),
-        "stability": none,
-        "mean_abs_rho": none,
-        "selected": selected,
-    }
-
-
 _COLUMNS = (
     *("latent", "direction", "rho", "s", "p_exact", "slope", "score", "stability", "mean_abs_rho", "firing"),
     *("selected", "page_z", "page_p"),
@@ -241,20 +213,32 @@ def _theil_sen(means: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:
     return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
-def _check(
-    activations: Sequence[Rows],
+def _inputs(
+    activations: Sequence[Rows | np.ndarray],
     levels: Sequence[float],
     encoder: Encoder,
+    device: torch.device,
     strata: Sequence[object] | None,
-) -> int:
-    """The number of questions; raises InputError for what cannot be compared."""
+) -> TrendInputs:
+    """What is compared, on the device; raises InputError for what cannot be."""
     if len(activations) != len(levels):
         raise InputError(f"{len(activations)} conditions and {len(levels)} levels; each condition needs one")
-    if len(set(levels)) < 3:
-        raise InputError(f"the levels are {sorted(set(levels))}; a trend needs at least three different ones")
-    n_questions = activations[0].shape[0]
-    for place, (x, level) in enumerate(zip(activations, levels, strict=True)):
-        check_rows(x, f"condition {place} (level {level:g})", (n_questions, encoder.d_model))
+    try:
+        numbers = [float(level) for level in levels]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the levels are {list(levels)}; each must be a number") from error
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"the levels are {numbers}; each must be finite")
+    distinct = sorted(set(numbers))
+    if len(distinct) < 3:
+        shown = ", ".join(f"{level:g}" for level in distinct)
+        raise InputError(f"the levels are {shown}; a trend needs at least three different ones")
+    where = [f"condition {place} (level {level:g})" for place, level in enumerate(numbers)]
+    rows = [rows_of(x, name, device) for x, name in zip(activations, where, strict=True)]
+    n_questions = rows[0].shape[0]
+    for x, name in zip(rows, where, strict=True):
+        check_rows(x, name, (n_questions, encoder.d_model))
     if strata is not None and len(strata) != n_questions:
         raise InputError(f"{len(strata)} strata for {n_questions} questions")
-    return n_questions
+    null = trend_null(tuple(distinct.index(level) for level in numbers))
+    return TrendInputs(rows, tuple(numbers), encoder.to(device), n_questions, null, device)

@@ -59,18 +59,41 @@ def trend_table(
         f"of {summary.n_firing} that fire; perfect trends that chance alone would give: "
         f"{summary.expected_false:.2g}",
     ]
-    if summary.is_descriptive:
-        lines.append("descriptive only: with so few conditions even a perfect trend is not significant")
+    lines += _limits(summary, config)
     if fdr:
         shown = ", ".join(f"{row.n_found} with |S| >= {row.s}: {row.fdr:.2f}" for row in fdr[:4])
         lines.append(f"false discovery rate by shuffled levels: {shown}")
-    lines.append(_criteria(config))
+    lines.append(_criteria(config, summary.smallest_s))
     lines += _ranked(latents, is_page=config.method == "page")
     return "\n".join(lines)
 
 
-def _criteria(config: FindConfig) -> str:
+def _limits(summary: TrendSummaryRow, config: FindConfig) -> list[str]:
+    """What so few conditions cannot tell, and why nothing could be selected."""
+    if config.method != "fdr":
+        few = "descriptive only: with so few conditions even a perfect trend is not significant"
+        return [few] if summary.is_descriptive else []
+    if summary.is_descriptive:
+        p = summary.expected_false / summary.n_firing if summary.n_firing else 1.0
+        return [
+            f"nothing can be selected: chance puts so few conditions in order with a probability of {p:.2g}, "
+            f"above --fdr {config.fdr:g}; take more levels or replicate trainings, or "
+            "--method bootstrap for a descriptive answer"
+        ]
+    if summary.smallest_s is None:
+        return [f"no |S| has a false discovery rate of at most {config.fdr:g}, so nothing is selected"]
+    return []
+
+
+def _criteria(config: FindConfig, smallest_s: int | None) -> str:
     """The criteria by which a latent was selected."""
+    if config.method == "fdr":
+        s = "|S|" if smallest_s is None else f"|S| >= {smallest_s},"
+        return (
+            f"selected: {s} at a false discovery rate of {config.fdr:g}, its sign kept in "
+            f"{config.stability:g} of {config.resamples} resamples of the questions, "
+            f"mean |rho| >= {config.rho_min:g}, firing >= {config.min_firing:g}"
+        )
     if config.method == "page":
         return (
             f"selected: Page's L within questions at a false discovery rate of {config.page_fdr:g}, "

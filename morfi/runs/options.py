@@ -21,8 +21,8 @@ class Option:
     """The option of a configuration's field, beside what the field says itself: its name, type and default.
 
     `unset` says what happens without the option where no value does; `cpu` and `gpu` are defaults on such a
-    machine. `off` is the name of a flag that turns it off. With `when`, (field, value), the option decides
-    something only while that other field has that value.
+    machine. `off` is the name of a flag that turns it off. With `when`, (field, value, ...), the option
+    decides something only while that other field has one of these values.
     """
 
     help: str
@@ -33,7 +33,7 @@ class Option:
     required: bool | None = None  # whether there is no default, if None
     cpu: int | None = None
     gpu: int | None = None
-    when: tuple[str, str] | None = None
+    when: tuple[str, ...] | None = None
 
 
 OWN_DTYPE = "its own; float32 on CPUs without bfloat16"

@@ -267,6 +267,7 @@ class TrendSummaryRow:
     n_questions: int
     n_firing: int
     expected_false: float
+    smallest_s: int | None
     is_descriptive: bool
     sae_sha256: str
     layer: int

@@ -198,6 +198,7 @@ CREATE TABLE trend_summary (
     n_questions BIGINT NOT NULL,
     n_firing BIGINT NOT NULL,
     expected_false DOUBLE NOT NULL,
+    smallest_s INTEGER,
     is_descriptive BOOLEAN NOT NULL,
     sae_sha256 VARCHAR NOT NULL,
     layer INTEGER NOT NULL

@@ -239,7 +239,11 @@ def test_a_missing_option_is_missing_in_the_file_too(tmp_path: Path) -> None:
 
 def test_what_means_nothing_to_the_method_is_not_written() -> None:
     arguments = ("find", "--write-config", "--activations", "a", "--sae", "s")
-    assert {"alpha", "resamples"} <= set(tomllib.loads(run(*arguments).stdout)["find"])
+    plain = tomllib.loads(run(*arguments).stdout)["find"]
+    assert {"fdr", "stability", "resamples"} <= set(plain)
+    assert not {"alpha", "page-fdr"} & set(plain)
+    assert "# alpha: only with method bootstrap" in run(*arguments).stdout
+    assert "# stability: only with method fdr or bootstrap" in run(*arguments, "--method", "page").stdout
     page = tomllib.loads(run(*arguments, "--method", "page").stdout)["find"]
     assert page["page-fdr"] == 0.05
     assert not {"alpha", "stability", "resamples"} & set(page)

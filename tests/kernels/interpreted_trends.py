@@ -6,7 +6,7 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from morfi.kernels.page import page_reference
 from morfi.kernels.resample import resample_counts
 from morfi.kernels.trend_reference import trend_reference
 from morfi.latents import trend_inputs
-from morfi.latents.trends import Criteria, find_trends
+from morfi.latents.selection import Criteria, Method
+from morfi.latents.trends import find_trends
 
 # Questions, d_model, d_sae and tile: odd ones, more than a block, and sixteens that need no padding.
 SHAPES = ((53, 24, 77, 60), (130, 72, 300, 300), (1, 8, 3, 200), (144, 64, 288, 144))
@@ -157,7 +158,7 @@ def page(kind: str, ranks: Sequence[int]) -> float:
     return float(spread.sum())
 
 
-def run_whole(activation: str, method: Literal["bootstrap", "page"]) -> int:
+def run_whole(activation: str, method: Method) -> int:
     """Compares `find_trends` with every step on a kernel and on none; returns how many are selected."""
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(16, 20, generator=generator)
@@ -203,6 +204,6 @@ if __name__ == "__main__":
         "resampled": [resample(*case) for case in ((37, 5, 300), (1, 1, 1), (64, 3, 256))],
         "stable": [trend(*case) for case in itertools.product(KINDS, RANKS, ((1, 0.05), (300, 0.001)))],
         "paged": [page(*case) for case in itertools.product(KINDS, RANKS)],
-        "whole": [run_whole("relu", "bootstrap"), run_whole("topk", "page")],
+        "whole": [run_whole("relu", "fdr"), run_whole("relu", "bootstrap"), run_whole("topk", "page")],
     }
     json.dump(found, sys.stdout)

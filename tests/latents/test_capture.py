@@ -83,7 +83,7 @@ def test_find_ranks_the_latent_that_rises_and_stores_all(
 ) -> None:
     experiment, run_id = own_experiment
     captured = capture(experiment, run_id, tmp_path / "out", log).run_id
-    config = FindConfig(captured, str(identity_sae), resamples=50)
+    config = FindConfig(captured, str(identity_sae), method="bootstrap", resamples=50)
     found = run_find(config, experiment.store, log, new=False, command="morfi find")
     store = experiment.store
     latents = store.latents(found, selected=True).to_pylist()
@@ -105,6 +105,27 @@ def test_find_ranks_the_latent_that_rises_and_stores_all(
     png, svg = trend_figure(store.trend_conditions(found), latents, "title", tmp_path / "figure")
     assert png.stat().st_size > 10_000
     assert "1 rising latents" in svg.read_text()
+
+
+def test_the_false_discovery_rate_is_chosen_by_itself_and_says_what_it_cannot_tell(
+    own_experiment: Any, tmp_path: Path, log: Any, identity_sae: Path
+) -> None:
+    experiment, run_id = own_experiment
+    store = experiment.store
+    captured = capture(experiment, run_id, tmp_path / "out", log).run_id
+    given = {"activations": captured, "sae": str(identity_sae), "resamples": 50}
+    few = run_find(configure_find(given), store, log, new=False, command="morfi find")
+    assert store.run(few).config["method"] == "fdr"
+    assert len(store.latents(few, selected=True)) == 0
+    report = report_of(store, few)
+    assert "with a probability of 0.33, above --fdr 0.05; take more levels or replicate" in report.text
+    assert report.object["smallest_s"] is None
+    assert report.object["is_descriptive"]
+    found = run_find(configure_find(given | {"fdr": 0.5}), store, log, new=False, command="morfi find")
+    assert [row["latent"] for row in store.latents(found, selected=True).to_pylist()] == [0]
+    report = report_of(store, found)
+    assert "|S| >= 3, at a false discovery rate of 0.5, its sign kept in 0.95 of 50 resamples" in report.text
+    assert (report.object["smallest_s"], report.object["is_descriptive"]) == (3, False)
 
 
 def test_pages_test_is_chosen_stored_and_reported(
@@ -135,9 +156,17 @@ def test_pages_test_is_chosen_stored_and_reported(
     plain = run_find(replace(config, method="bootstrap"), store, log, new=False, command="morfi find")
     assert plain != found
     assert "p <= 0.001 in 0.95 of 1000 resamples" in report_of(store, plain).text
-    with pytest.raises(InputError, match='--method "median" is none of bootstrap, page'):
+    with pytest.raises(InputError, match='--method "median" is none of fdr, bootstrap, page'):
         configure_find(given | {"method": "median"})
-    for option, method in (("resamples", "page"), ("stability", "page"), ("page_fdr", "bootstrap")):
+    for option, method in (
+        ("resamples", "page"),
+        ("stability", "page"),
+        ("page_fdr", "bootstrap"),
+        ("fdr", "bootstrap"),
+        ("fdr", "page"),
+        ("alpha", "fdr"),
+        ("page_fdr", "fdr"),
+    ):
         with pytest.raises(InputError, match=f"means nothing to --method {method}"):
             configure_find(given | {"page_fdr": None, option: 1, "method": method})
 

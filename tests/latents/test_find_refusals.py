@@ -41,7 +41,7 @@ def capture(own_experiment: Any, tmp_path: Path, log: Any) -> Any:
 
 
 def find(store: Any, captured: str, sae: Path, log: Any, **settings: Any) -> str:
-    config = FindConfig(captured, str(sae), resamples=20, **settings)
+    config = FindConfig(captured, str(sae), **{"method": "bootstrap", "resamples": 20, **settings})
     return run_find(config, store, log, new=False, command="morfi find")
 
 
@@ -107,10 +107,11 @@ def test_fewer_than_three_levels_are_refused(
     monkeypatch.setattr(finding, "load_activations", fewer)
     with pytest.raises(InputError) as refused:
         find(store, captured, identity_sae, log)
-    assert str(refused.value) == f"the levels are {levels}; a trend needs at least three different ones"
+    shown = ", ".join(map(str, levels))
+    assert str(refused.value) == f"the levels are {shown}; a trend needs at least three different ones"
 
 
-@pytest.mark.parametrize("method", ["bootstrap", "page"])
+@pytest.mark.parametrize("method", ["fdr", "bootstrap", "page"])
 def test_no_latent_is_an_answer(
     capture: Any, identity_sae: Path, log: Any, tmp_path: Path, method: str
 ) -> None:

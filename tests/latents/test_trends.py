@@ -20,8 +20,9 @@ from morfi.kernels.resample import resample_counts
 from morfi.kernels.trend_reference import trend_reference
 from morfi.latents import rows as activations_module
 from morfi.latents import trend_inputs
+from morfi.latents.selection import Criteria
 from morfi.latents.trend_inputs import Tiling
-from morfi.latents.trends import Criteria, TrendResult, find_trends
+from morfi.latents.trends import TrendResult, find_trends
 
 LEVELS = [0, 10, 25, 50, 75, 90, 100]
 D_MODEL, D_SAE, N = 16, 40, 60
@@ -53,10 +54,7 @@ def find(activations: Sequence[torch.Tensor], levels: Sequence[float], **setting
 def test_every_latent_equals_the_slow_way(activation: str) -> None:
     encoder, activations = make_encoder(activation), make_activations()
     strata = [place % 2 for place in range(N)]
-    criteria = Criteria(alpha=0.05)
-    found = find_trends(
-        activations, LEVELS, encoder, strata=strata, n_resamples=200, seed=5, criteria=criteria
-    ).latents
+    found = find_trends(activations, LEVELS, encoder, strata=strata, n_resamples=200, seed=5).latents
     counts = resample_counts(strata, 200, 5).double()
     latents = torch.stack([encode_reference(x, encoder).double() for x in activations])
     means = torch.einsum("nb,cnf->cfb", counts, latents) / N
@@ -79,8 +77,9 @@ def test_every_latent_equals_the_slow_way(activation: str) -> None:
     assert found["selected"].to_pylist().count(True) >= 2
 
 
-def test_planted_latents_are_selected_with_their_directions() -> None:
-    result = find(make_activations(), LEVELS)
+@pytest.mark.parametrize("method", ["fdr", "bootstrap", "page"])
+def test_planted_latents_are_selected_with_their_directions(method: str) -> None:
+    result = find(make_activations(), LEVELS, method=method)
     rows = result.latents.to_pylist()
     assert (rows[0]["selected"], rows[0]["direction"]) == (True, 1)
     assert (rows[1]["selected"], rows[1]["direction"]) == (True, -1)
@@ -134,7 +133,8 @@ def test_rows_are_read_in_chunks(activation: str, monkeypatch: pytest.MonkeyPatc
 
 def test_stability_and_rho_are_those_of_the_resampled_means() -> None:
     activations, encoder, criteria = make_activations(trend=0.1), make_encoder(), Criteria(alpha=0.05)
-    found = find_trends(activations, LEVELS, encoder, n_resamples=50, seed=3, criteria=criteria).latents
+    given: dict[str, Any] = {"method": "bootstrap", "n_resamples": 50, "seed": 3, "criteria": criteria}
+    found = find_trends(activations, LEVELS, encoder, **given).latents
     counts = resample_counts([0] * N, 50, 3).double()
     z = torch.stack([encode_reference(x, encoder).double() for x in activations])
     means = (torch.einsum("nb,cnf->cfb", counts, z) / N).float()
@@ -185,8 +185,9 @@ def test_replicate_trainings_sharpen_a_trend() -> None:
 
 
 def test_few_conditions_are_descriptive() -> None:
-    result = find(make_activations(4), [1, 2, 5, 10])
+    result = find(make_activations(4), [1, 2, 5, 10], method="bootstrap")
     assert result.is_descriptive
+    assert result.n_selected > 0
     assert result.latents["p_exact"][0].as_py() == pytest.approx(2 / math.factorial(4))
 
 

@@ -92,7 +92,7 @@ def test_captured_found_and_reported(tuned: Tuned, log: Any) -> None:
     expected = of_transformers(tuned, held)
     torch.testing.assert_close(last, expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
 
-    find = FindConfig(captured.run_id, source, resamples=20, force=True)
+    find = FindConfig(captured.run_id, source, method="bootstrap", resamples=20, force=True)
     found = run_find(find, store, log, new=False, command="morfi find")
     theirs = sae_lens.SAE.from_pretrained(*source.split(":"))
     with torch.no_grad():

@@ -109,7 +109,8 @@ def found(
     wanted = CaptureConfig(train_run, (0, 1), dtype="float32")
     captured = run_capture(wanted, made.store, shared, isolated / "held", log, new=False, command="")
     save_sae(isolated / "sae")
-    config = FindConfig(captured.run_id, str(isolated / "sae"), resamples=20, force=True)
+    sae_folder = str(isolated / "sae")
+    config = FindConfig(captured.run_id, sae_folder, method="bootstrap", resamples=20, force=True)
     find_run = run_find(config, made.store, log, new=False, command="")
     models = {
         row.level: AutoModelForCausalLM.from_pretrained(

@@ -59,7 +59,7 @@ def test_the_tables_of_a_store(store: Store) -> None:
         "trend_condition": "run_id VARCHAR, position INTEGER, level DOUBLE, seed BIGINT, "
         "ckpt_sha256 VARCHAR, explained_variance DOUBLE, l0 DOUBLE",
         "trend_summary": "run_id VARCHAR, n_questions BIGINT, n_firing BIGINT, expected_false DOUBLE, "
-        "is_descriptive BOOLEAN, sae_sha256 VARCHAR, layer INTEGER",
+        "smallest_s INTEGER?, is_descriptive BOOLEAN, sae_sha256 VARCHAR, layer INTEGER",
         "false_discoveries": "run_id VARCHAR, s INTEGER, n_found BIGINT, fdr DOUBLE",
         "latent_trend": "run_id VARCHAR, latent INTEGER, direction TINYINT, rho FLOAT, s INTEGER, "
         "p_exact DOUBLE, slope FLOAT, score FLOAT, stability FLOAT?, mean_abs_rho FLOAT?, "

@@ -194,7 +194,9 @@ def made(
         config = CaptureConfig(train_run, (LAYER,), engine=engine)
         captured = run_capture(config, store, start_engine, folder / "acts", log, new=False, command="")
         assert not captured.failures
-        find = FindConfig(captured.run_id, str(make_sae(folder / "sae")), resamples=20, force=True)
+        find = FindConfig(
+            captured.run_id, str(make_sae(folder / "sae")), method="bootstrap", resamples=20, force=True
+        )
         find_run = run_find(find, store, log, new=False, command="")
         every = [question for split in questions.values() for question in split]
         sweep = run_sweep(

@@ -30,7 +30,7 @@ def make_catalog(own_experiment: Any, tmp_path: Path, log: Any) -> Any:
         captured = run_capture(
             config, store, experiment.serving, tmp_path / "out", log, new=False, command=""
         )
-        find = FindConfig(captured.run_id, str(sae), resamples=20, force=True)
+        find = FindConfig(captured.run_id, str(sae), method="bootstrap", resamples=20, force=True)
         return load_catalog(store, run_find(find, store, log, new=False, command=""), None, log)
 
     return make
