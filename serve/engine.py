@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from morfi.checkpoints.tokenizer import open_tokenizer, tokenizer_folder
 from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.device import device_name, is_gpu
-from morfi.engine.protocol import Completion, Sampling
+from morfi.engine.protocol import Completion, Sampling, check_prompts
 from morfi.engine.shards import write_requests
 from morfi.engine.steering import Capture, Steering, to_json
 from morfi.errors import InputError, MorfiError, reason_of
@@ -247,6 +247,7 @@ class Engine:
         capture: Capture | Sequence[Capture | None] | None,
     ) -> list[Wanted]:
         """The steering and capture of each prompt; raises InputError for what this engine cannot do."""
+        check_prompts(prompts, self._settings["max_model_len"])
         n = len(prompts)
         samplings = [sampling] * n if isinstance(sampling, Sampling) else sampling
         captures = [capture] * n if capture is None or isinstance(capture, Capture) else capture

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from morfi.engine.directions import Direction
+from morfi.engine.operations import OPERATIONS
 from morfi.engine.protocol import Completion, Sampling
 from morfi.engine.steering import Capture, Steering, n_positions, spans
 from morfi.serve.engine import Engine
@@ -158,14 +159,14 @@ def draw_steering(
 ) -> list[Steering]:
     found: list[Steering] = []
     for _ in range(draw.choice((0, 1, 1, 2, 4))):
-        operation = draw.choice(("add", "add", "ablate", "clamp", "project"))
-        names = served.latents() if operation in ("ablate", "clamp") else served.names
+        operation = draw.choice(("add", *OPERATIONS))
+        names = served.latents() if OPERATIONS[operation].needs_latent else served.names
         # One latent has one value, and none along what is projected out.
         taken = {one.direction for one in found if "add" not in (operation, one.operation)}
         names = [name for name in names if name not in taken]
         if not names:
             continue
-        strength = draw.uniform(-2, 2) if operation in ("add", "clamp") else 0.0
+        strength = 0.0 if OPERATIONS[operation].amount is None else draw.uniform(-2, 2)
         positions: Any = draw.choice(
             ("all", "prompt", "generated", "last_prompt", (-1, -2), (0, (2, n_prompt)), ((-3, None),))
         )

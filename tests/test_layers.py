@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -143,3 +144,9 @@ def test_a_broken_rule_is_found(file: str, line: str, said: str, tmp_path: Path)
     broken = tmp_path / file
     broken.write_text(f"{broken.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
     assert any(said in fault for fault in faults(tmp_path))
+
+
+def test_every_folder_of_the_source_is_a_package_that_is_built() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {name for name, path in modules(ROOT).items() if path.name == "__init__.py"}
+    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(folders)

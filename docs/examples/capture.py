@@ -14,7 +14,7 @@ from morfi import Capture, Sampling, load_tokenizer, resolve, start_engine
 def main() -> None:
     """Saves `residuals`, float32 [n_prompts, d_model], in a safetensors file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("prompts", type=Path, help="a text file, one prompt per line")
+    parser.add_argument("prompts", type=Path, help="a text file, one prompt per line that is not empty")
     parser.add_argument("--ckpt", default="smollm2", help="a preset, a folder, a LoRA adapter or a hub id")
     parser.add_argument("--layer", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path("residuals.safetensors"))
@@ -22,7 +22,8 @@ def main() -> None:
 
     checkpoint = resolve(options.ckpt)
     tokenizer = load_tokenizer(checkpoint.model_dir)
-    prompts = [tokenizer.encode(line) for line in options.prompts.read_text(encoding="utf-8").splitlines()]
+    lines = filter(None, options.prompts.read_text(encoding="utf-8").splitlines())
+    prompts = [tokenizer.encode(line) for line in lines]
     with start_engine(checkpoint, context=256) as engine:
         wanted = Capture(layers=(options.layer,), positions="last_prompt")
         completions = engine.generate(prompts, Sampling(max_tokens=1), capture=wanted)

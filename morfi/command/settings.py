@@ -218,7 +218,11 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
     database = click.Path(path_type=Path)
 
     @option(
-        "--db", kind=database, default=Path("morfi.duckdb"), envvar="MORFI_DB", help="The file of results."
+        "--db",
+        kind=database,
+        default=Path("morfi.duckdb"),
+        envvar="MORFI_DB",
+        help="Results, else in MORFI_DB.",
     )
     @option("-v", "--verbose", is_flag=True, help="Show what vLLM logs.")
     @option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")

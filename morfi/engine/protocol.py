@@ -9,10 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from morfi.engine.steering import Applied, Capture, Captured, Steering
+from morfi.errors import InputError
 
 if TYPE_CHECKING:
     from morfi.checkpoints import Checkpoint
     from morfi.engine.directions import DecoderRows, Direction, SaeLatents
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], context: int) -> None:
+    """Raises InputError for a prompt without tokens, or too many for an answer within `context`."""
+    for number, prompt in enumerate(prompts):
+        if not 0 < len(prompt) < context:
+            raise InputError(
+                f"prompt {number} of {len(prompts)} has {len(prompt)} tokens; give it 1 to {context - 1}, "
+                "which leaves room for an answer"
+            )
 
 
 @dataclass(frozen=True, slots=True)

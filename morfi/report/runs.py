@@ -118,7 +118,7 @@ _NEXT: Mapping[str, str] = MappingProxyType(
         RunKind.SPLIT: "mix --split",
         RunKind.MIX: "train --mix",
         RunKind.TRAIN: "sweep --ckpts",
-        RunKind.CAPTURE: "find --activations",
+        RunKind.CAPTURE: "find --sae SAE --activations",
         RunKind.FIND: "steer --ckpt M_100 --latents",
     }
 )

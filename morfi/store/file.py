@@ -70,7 +70,7 @@ def reading(
     but this database. `say`, here and below, is told that the file is waited for, and by whom it is held.
     """
     if not exists(path):
-        raise InputError(f"{path}: no such database; give --db the file that `morfi eval` wrote")
+        raise InputError(f"{path}: no such database; give --db the file that morfi wrote its runs to")
     with _connection(path, lock_timeout_s, say, read_only=True, confined=confined) as connection:
         if version_of(path, connection) == newest():
             yield connection

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from morfi.errors import InputError, nearest
 
 
-def resolve(path: Path, run_id: str, known: Sequence[str]) -> str:
-    """The one of `known` (newest first) that `run_id` names, in full, by its beginning or as "last"."""
+def resolve(path: Path, run_id: str, kinds: Mapping[str, str], kind: str | None = None) -> str:
+    """The run that `run_id` names in full, by its beginning or as "last", among `kinds` by id, newest first.
+
+    With `kind`, "last" is the newest run of that kind.
+    """
+    known = list(kinds)
     if not known:
         raise InputError(f"{path}: holds no runs yet; `morfi eval` makes one")
     if run_id == "last":
-        return known[0]
+        own = [one for one in known if kind in (None, kinds[one])]
+        if not own:
+            raise InputError(f"{path}: holds no run of `morfi {kind}` yet; the newest is {known[0]}")
+        return own[0]
     if run_id in known:
         return run_id
     matches = [full_id for full_id in known if run_id and full_id.startswith(run_id)]

@@ -206,15 +206,21 @@ class Store:
 
     def run(self, run_id: str) -> RunRecord:
         """The run of this id, of a beginning that only one id has, or the newest for "last"."""
+        return self._run(run_id)
+
+    def _run(self, run_id: str, kind: RunKind | None = None) -> RunRecord:
         with self._work.reading() as connection:
-            newest_first = "SELECT run_id FROM run ORDER BY created_at DESC, run_id DESC"
-            known = [row[0] for row in connection.execute(newest_first).fetchall()]
-            full_id = resolve(self.path, run_id, known)
+            newest_first = "SELECT run_id, kind FROM run ORDER BY created_at DESC, run_id DESC"
+            known = connection.execute(newest_first).fetchall()
+            full_id = resolve(self.path, run_id, dict(known), kind)
             return read_records(connection, RunRecord, "FROM run WHERE run_id = ?", [full_id])[0]
 
     def run_of_kind(self, run_id: str, kind: RunKind) -> RunRecord:
-        """The run that `run` finds; raises InputError for one of another command than `morfi {kind}`."""
-        found = self.run(run_id)
+        """The run that `run` finds; "last" is the newest of its kind.
+
+        Raises InputError for a run of another command than `morfi {kind}`.
+        """
+        found = self._run(run_id, kind)
         if found.kind != kind:
             raise InputError(f"{found.run_id} is a run of `morfi {found.kind}`; give one of `morfi {kind}`")
         return found

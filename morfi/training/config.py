@@ -38,7 +38,7 @@ class TrainConfig:
     lr: float = option("Learning rate.", unset=_PRESET)
     batch: int = option("Examples per step.", unset=_PRESET)
     micro_batch: int = option("Examples in memory at once.", unset=_PRESET)
-    warmup: int = option("Steps of linear rise.", unset=_PRESET)
+    warmup: int = option("Steps over which the learning rate rises from 0.", unset=_PRESET)
     gradient_checkpointing: bool = option(
         "Compute activations twice.", unset=_PRESET, off="no-gradient-checkpointing"
     )

@@ -106,6 +106,8 @@ class _Changes:
         if one.does == PROJECT:
             self._projected.setdefault(name, []).append(number)
             return
+        if one.does not in (ADD, ABLATE, CLAMP):
+            raise NotImplementedError(f"what {one.operation} does beside others is not said here")
         kind = self._added if one.does == ADD else self._set
         kind.setdefault(name, []).append((number, one.strength))
         if one.does != ADD and len({strength for _, strength in kind[name]}) > 1:

@@ -52,6 +52,14 @@ def test_greedy_answers_equal_those_of_transformers(
     assert [list(answer[0].token_ids) for answer in answers] == expected
 
 
+@pytest.mark.parametrize("n_tokens", [0, CONTEXT, CONTEXT + 1])
+def test_a_prompt_without_tokens_or_without_room_for_an_answer_is_refused(
+    engine: Engine, prompts: list[list[int]], n_tokens: int
+) -> None:
+    with pytest.raises(InputError, match=f"prompt 1 of 2 has {n_tokens} tokens; give it 1 to {CONTEXT - 1}"):
+        engine.generate([prompts[0], [5] * n_tokens], Sampling(max_tokens=1))
+
+
 def test_an_answer_ends_at_a_newline_or_at_max_tokens(engine: Engine, prompts: list[list[int]]) -> None:
     for (answer,) in engine.generate(prompts, Sampling(max_tokens=3)):
         assert "\n" not in answer.text

@@ -21,7 +21,7 @@ from morfi.statistics import wilson_interval
 from morfi.store import Store
 from morfi.store import file as store_file
 from morfi.store.query import Rows
-from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, JudgedAnswer
+from morfi.store.records import AttemptEnd, AttemptRecord, CompletionRow, JudgedAnswer, RunKind
 
 QUESTIONS = [
     Question("q1", "P17", "Lyon", "Which country is Lyon in?", ("France", "FR")),
@@ -165,6 +165,18 @@ def test_writing_no_rows_needs_no_file(tmp_path: Path) -> None:
 def test_a_run_is_found_by_id_unique_beginning_or_last(store: Store, word: str) -> None:
     store.begin_run(run_record("run-alpha", created_at=START + timedelta(seconds=1)), {})
     assert store.run(word).run_id == "run-alpha"
+
+
+def test_the_last_run_of_a_command_is_the_newest_of_its_kind(store: Store) -> None:
+    for second, kind in enumerate((RunKind.SPLIT, RunKind.SPLIT, RunKind.MIX)):
+        made = run_record(f"{kind}-{second}", kind=kind, created_at=START + timedelta(seconds=1 + second))
+        store.begin_run(made, {})
+    assert store.run("last").run_id == "mix-2"
+    assert store.run_of_kind("last", RunKind.SPLIT).run_id == "split-1"
+    with pytest.raises(InputError, match=r"no run of `morfi train` yet; the newest is mix-2"):
+        store.run_of_kind("last", RunKind.TRAIN)
+    with pytest.raises(InputError, match="mix-2 is a run of `morfi mix`; give one of `morfi split`"):
+        store.run_of_kind("mix-2", RunKind.SPLIT)
 
 
 def test_a_full_id_wins_over_longer_ids_that_begin_with_it(store: Store) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from morfi.engine.directions import Direction, pack
+from morfi.engine.operations import OPERATIONS
 from morfi.engine.steering import Capture, Steering, to_json
 from morfi.errors import MorfiError
 from morfi.kernels.residual import residual_reference
@@ -37,8 +38,8 @@ def draw_requests(
             Steering(
                 draw.randrange(N_LAYERS),
                 draw.choice(list(packed)),
-                operation := draw.choice(("add", "ablate", "clamp", "project")),
-                draw.uniform(-2, 2) if operation in ("add", "clamp") else 0.0,
+                operation := draw.choice(list(OPERATIONS)),
+                0.0 if OPERATIONS[operation].amount is None else draw.uniform(-2, 2),
                 draw.choice(("all", "prompt", "generated", (-1, 0))),
             )
             for _ in range(draw.randrange(6))

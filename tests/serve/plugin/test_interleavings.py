@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 from morfi.engine.directions import Direction
+from morfi.engine.operations import OPERATIONS
 from morfi.engine.protocol import Completion, Sampling
 from morfi.engine.steering import Capture, Positions, Steering
 from morfi.errors import InputError
@@ -55,14 +56,16 @@ listed: list[Positions] = [(-1,), ((-3, None),), ((0, -1),), ((40, 70), -1)]
 positions: st.SearchStrategy[Positions] = st.sampled_from(named + listed) | st.lists(
     places | st.tuples(places, st.none() | places), min_size=1, max_size=3
 ).map(tuple)
-operations = st.sampled_from([("add", 2.0), ("add", -1.5), ("project", 0.0), ("ablate", 0.0), ("clamp", 3.0)])
+operations = st.sampled_from(
+    [(one, strength) for one in OPERATIONS.values() for strength in ((2.0, -1.5) if one.amount else (0.0,))]
+)
 layers = st.sampled_from([0, 0, 1])
 steerings = st.lists(
     st.builds(
         lambda layer, operation, name, positions: Steering(
             layer,
-            NAMES[1] if operation[0] in ("ablate", "clamp") else name,
-            operation[0],
+            NAMES[1] if operation[0].needs_latent else name,
+            operation[0].name,
             operation[1],
             positions,
         ),

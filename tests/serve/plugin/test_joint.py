@@ -10,7 +10,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from morfi.engine.directions import Direction, pack, unpack
-from morfi.engine.operations import PROJECT
+from morfi.engine.operations import OPERATIONS, PROJECT, Operation
 from morfi.engine.steering import Positions, Steering, spans, to_json
 from morfi.errors import InputError
 from morfi.kernels.residual import UNFIT
@@ -107,13 +107,13 @@ def active(steering: list[Steering], position: int) -> list[Steering]:
 steerings = st.lists(
     st.builds(
         lambda name, operation, strength, place: steer(
-            name if operation in ("add", "project") or name in ("l", "m") else "l",
+            "l" if OPERATIONS[operation].needs_latent and name not in ("l", "m") else name,
             operation,
-            strength if operation in ("add", "clamp") else 0.0,
+            0.0 if OPERATIONS[operation].amount is None else strength,
             place,
         ),
         st.sampled_from(["a", "b", "c", "near a", "-2a", "l", "m"]),
-        st.sampled_from(["add", "ablate", "clamp", "project"]),
+        st.sampled_from(list(OPERATIONS)),
         st.sampled_from([-2.0, 0.5, 0.5, 3.0]),
         st.sampled_from(PLACES),
     ),
@@ -151,10 +151,17 @@ def test_nothing_is_left_along_any_projected_direction(names: list[str]) -> None
         assert (after @ d).abs().max() < 1e-5 * (x @ d).abs().max()
 
 
-@pytest.mark.parametrize("operation", ["ablate", "clamp", "project", "add"])
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+def test_alone_each_operation_is_itself(operation: Operation) -> None:
+    strength = 0.0 if operation.amount is None else 1.5
+    joint = join([steer("l", operation.name, strength)], PACKED, N_PROMPT)
+    assert [(one.operation, one.strength) for one in joint.entries] == [(operation, strength)]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_one_latent_named_twice_is_one(operation: str) -> None:
     x = torch.randn(N_TOKENS, D_MODEL, generator=torch.Generator().manual_seed(2))
-    strength = 1.5 if operation in ("add", "clamp") else 0.0
+    strength = 0.0 if OPERATIONS[operation].amount is None else 1.5
     once = run([steer("l", operation, 2 * strength if operation == "add" else strength)], x)
     twice = run([steer("l", operation, strength)] * 2, x)
     assert torch.equal(once[0], twice[0])

@@ -10,6 +10,7 @@ import torch
 from hooked_model import D_MODEL, PREFIX, Served, check_mixed_batch, draw_prompts, state_of
 
 from morfi.engine.directions import Direction, SaeLatents
+from morfi.engine.operations import OPERATIONS
 from morfi.engine.protocol import Sampling
 from morfi.engine.steering import Capture, Latent, Steering
 from morfi.errors import InputError
@@ -85,7 +86,8 @@ def test_latents_of_a_registered_sae(served: Served) -> None:
     engine = served.engine
     name, alone = engine.register(sae), engine.register(sae.direction(7))
     sampling, everything = Sampling(max_tokens=4), Capture((0, 1), "all")
-    for operation, strength in (("add", 1.5), ("clamp", 2.0), ("ablate", 0.0), ("project", 0.0)):
+    for operation in OPERATIONS:
+        strength = 0.0 if OPERATIONS[operation].amount is None else 1.5
         by_number = [Steering(0, Latent(name, 7), operation, strength)]
         by_content = [Steering(0, alone, operation, strength)]
         (a,), (b,) = engine.generate(
