@@ -199,17 +199,18 @@ class Engine:
         self._admission.registry.release(name)
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Serves `checkpoint` from now on: an adapter of the model the engine was started on, or that model.
+        """Serves `checkpoint` from now on: of the model the engine was started on, or that model.
 
-        An adapter comes from `morfi.checkpoints.resolve_unmerged`. Raises InputError for a checkpoint that
-        cannot be loaded here; what was served before is served still. Raises MorfiError where it fails after
-        that: weights may have changed, and the engine refuses to generate until a load succeeds.
+        Adapters, and whole models of its form, come from `morfi.checkpoints.resolve_live`. Raises InputError
+        for a checkpoint that cannot be loaded here; what was served before is served still. Raises MorfiError
+        where it fails after that: weights may have changed, and the engine refuses to generate until a load
+        succeeds.
         """
         arguments = self._served.load_arguments(checkpoint)
         core = self._llm.llm_engine
         if core.has_unfinished_requests():
             raise MorfiError(f"{checkpoint.name} cannot be loaded while requests are running; let them end")
-        if refusal := first_refusal(core.collective_rpc("morfi_prepare_weights", args=arguments)):
+        if refusal := first_refusal(core.collective_rpc("morfi_prepare_weights", kwargs=arguments)):
             raise InputError(refusal)
         with self._served.becoming(checkpoint):
             refusals = core.collective_rpc("morfi_swap_weights")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from morfi.cache import Cache, Manifest
 from morfi.checkpoints.adapters import CONFIG, Adapter, load_adapter
 from morfi.checkpoints.embedded import embedded_model
 from morfi.checkpoints.fit import check_whole
+from morfi.checkpoints.live import check_live_merge, check_same_form
 from morfi.checkpoints.lora import merged_tensors
 from morfi.checkpoints.merge_plan import plan_merge
 from morfi.checkpoints.model_files import (
@@ -144,6 +146,28 @@ def resolve_unmerged(
     )
 
 
+def resolve_live(
+    ckpt: str, *, base: Checkpoint, cache: Cache | None = None, say: Say | None = None
+) -> Checkpoint:
+    """The checkpoint that `ckpt` names, for an engine that serves `base`: its adapter, or a whole model.
+
+    An adapter is not merged (`resolve_unmerged`). A model must be of the base's form (`check_same_form`) and
+    tokenizer; its `model_dir` is then its own, its `base_sha256` that of the engine's model.
+    """
+    cache = cache or Cache()
+    directory = _locate(ckpt, cache, say)
+    if (directory / CONFIG).is_file():
+        checkpoint = resolve_unmerged(ckpt, base=base, cache=cache, say=say)
+        files = open_model(base.model_dir)
+        check_live_merge(files, plan_merge(files, load_adapter(directory), base.dtype))
+        return checkpoint
+    model = open_model(directory)
+    check_same_form(model, open_model(base.model_dir))
+    check_same_tokenizer(directory, base.model_dir)
+    sha256 = model.sha256(cache, say)
+    return Checkpoint(_name(ckpt), directory, sha256, base.name, base.sha256, None, base.dtype)
+
+
 def _merged_sha256(adapter_dir: Path, **sources: str) -> str:
     # Entries of format 1 were written before tokenizers in this form counted.
     own = {"tokenizer": "vocab.json"} if has_slow_vocabulary(adapter_dir) else {}
@@ -248,7 +272,7 @@ def _locate(given: str, cache: Cache, say: Say | None, revision: str | None = No
     known = PRESETS.get(given)
     if known is not None:
         return embedded_model(cache, say) if known.embedded else _download(known.model_id, None, say)
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))  # of a user who is not there: as it stands
     if given and path.is_dir():
         return path.absolute()
     if given and path.exists():
@@ -281,5 +305,5 @@ def _download(model_id: str, revision: str | None, say: Say | None) -> Path:
 
 def _name(given: str) -> str:
     """The folder's name for a path, else what was given."""
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))
     return path.resolve().name if given not in PRESETS and path.is_dir() else given

@@ -98,6 +98,12 @@ class ModelFiles:
         claimed = self.layout.head is not None and self.layout.head in self.layout.shared
         return {**self.config, "tie_word_embeddings": False} if claimed and not self.tied else self.config
 
+    @property
+    def whole_config(self) -> dict[str, Any]:
+        """The configuration with the defaults of the architecture, as transformers reads it."""
+        found: dict[str, Any] = _transformers_config(self.path / "config.json").to_dict()
+        return found
+
     def empty_model(self) -> Any:
         """transformers' model of this configuration, without any weights."""
         config = _transformers_config(self.path / "config.json")

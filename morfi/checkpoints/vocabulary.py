@@ -37,19 +37,19 @@ def highest_token(directory: Path) -> Token | None:
     return max(_tokens(directory), key=lambda token: token.id, default=None)
 
 
-def check_same_tokenizer(adapter_dir: Path, base_dir: Path) -> None:
-    """Raises InputError where `adapter_dir` brings a tokenizer that works otherwise than that of `base_dir`.
+def check_same_tokenizer(folder: Path, base_dir: Path) -> None:
+    """Raises InputError where `folder` brings a tokenizer that works otherwise than that of `base_dir`.
 
     Files that were only saved again, by another version or with another padding, are the same tokenizer.
     """
-    if not brings_tokenizer(adapter_dir, base_dir):
+    if not brings_tokenizer(folder, base_dir):
         return
-    names = [name for name in TOKENIZER_FILES if (adapter_dir / name).is_file()]
-    if all(_same_bytes(adapter_dir / name, base_dir / name) for name in names):
+    names = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if all(_same_bytes(folder / name, base_dir / name) for name in names):
         return
-    if _behaviour(adapter_dir) != _behaviour(base_dir):
+    if _behaviour(folder) != _behaviour(base_dir):
         raise InputError(
-            f"{adapter_dir} comes with a tokenizer that is not that of its base {base_dir}, and a live "
+            f"{folder} comes with a tokenizer that is not that of its base {base_dir}, and a live "
             "engine keeps the base's; evaluate it by itself, with morfi eval --ckpt"
         )
 

@@ -151,7 +151,7 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
                     await asyncio.sleep(0.01)
         except TimeoutError as error:
             raise MorfiError(f"{checkpoint.name} cannot be loaded while requests are running") from error
-        if refusal := first_refusal(await self.collective_rpc("morfi_prepare_weights", args=arguments)):
+        if refusal := first_refusal(await self.collective_rpc("morfi_prepare_weights", kwargs=arguments)):
             raise InputError(refusal)
         with self.served.becoming(checkpoint):
             refusals = await self.collective_rpc("morfi_swap_weights")

@@ -32,15 +32,6 @@ def loadable_parts(model: torch.nn.Module, names: Collection[str]) -> dict[str, 
     }
 
 
-def are_experts(tensor: str) -> bool:
-    """Whether the tensor of this name belongs to the experts of a mixture, which vLLM does not load anew
-    rightly.
-
-    On a CPU it packs them when the engine starts and not again, so that what is loaded later is read wrongly.
-    """
-    return _EXPERTS.match(tensor) is not None
-
-
 def load_tensors(runner: Any, tensors: Iterable[tuple[str, torch.Tensor]], names: Collection[str]) -> None:
     """Loads the tensors called `names`, which make up whole parts, into the model of vLLM's model runner."""
     model = runner.get_model()

@@ -32,16 +32,18 @@ class Served:
         if not self.answers:
             raise MorfiError(f"the engine holds no whole checkpoint after a failed load; {LOAD_AGAIN}")
 
-    def load_arguments(self, checkpoint: Checkpoint) -> tuple[str, str, str, str, str]:
+    def load_arguments(self, checkpoint: Checkpoint) -> dict[str, str]:
         """Arguments of the workers' `morfi_prepare_weights`; raises InputError for a foreign checkpoint."""
         if self.started_on is None:
             raise InputError(f"{checkpoint.name}: this engine was not started on a checkpoint that is known")
         unmerged = checkpoint.adapter_dir is not None
-        if (checkpoint.base_sha256 if unmerged else checkpoint.sha256) != self.started_on:
+        merged = not unmerged and checkpoint.adapter_sha256 is not None
+        if self.started_on not in (checkpoint.sha256, None if merged else checkpoint.base_sha256):
             raise InputError(
                 f"{checkpoint.name} (base {checkpoint.base}, sha256 {checkpoint.base_sha256[:12]}) does not "
                 f"belong to the model this engine was started on, {self.model_dir} (sha256 "
-                f"{self.started_on[:12]}); expected that model or an unmerged adapter of it"
+                f"{self.started_on[:12]}); expected that model, or an unmerged adapter or a model "
+                "that was resolved for it"
             )
         if checkpoint.dtype != self.dtype:
             raise InputError(
@@ -49,7 +51,16 @@ class Served:
                 f"{self.dtype}; resolve it with the base as the engine was started on it"
             )
         adapter = str(checkpoint.adapter_dir) if unmerged else ""
-        return str(self.model_dir), self.started_on, self.dtype, adapter, checkpoint.adapter_sha256 or ""
+        other = not unmerged and checkpoint.sha256 != self.started_on
+        return {
+            "base_dir": str(self.model_dir),
+            "base_sha256": self.started_on,
+            "dtype": self.dtype,
+            "adapter_dir": adapter,
+            "adapter_sha256": (checkpoint.adapter_sha256 or "") if unmerged else "",
+            "model_dir": str(checkpoint.model_dir) if other else "",
+            "model_sha256": checkpoint.sha256 if other else "",
+        }
 
     @contextlib.contextmanager
     def becoming(self, checkpoint: Checkpoint) -> Iterator[None]:

@@ -9,37 +9,52 @@ from typing import Any
 
 from morfi.cache import Cache
 from morfi.checkpoints.adapters import load_adapter
+from morfi.checkpoints.live import check_live_merge, check_same_form, live_tensors
 from morfi.checkpoints.lora import Merge, merged_tensors
 from morfi.checkpoints.merge_plan import plan_merge
 from morfi.checkpoints.model_files import ModelFiles, open_model
 from morfi.checkpoints.weights import Weights
 from morfi.errors import InputError
-from morfi.serve.weights.loading import are_experts, is_tied, load_tensors, loadable_parts, pack_output_heads
+from morfi.serve.weights.loading import is_tied, load_tensors, loadable_parts, pack_output_heads
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a checkpoint's weights come from; without an adapter it is the base itself."""
+    """Where a checkpoint's weights come from: an adapter of the base, another model, or the base itself."""
 
     base_dir: Path
     base_sha256: str
     dtype: str
     adapter_dir: Path | None
     adapter_sha256: str
+    model_dir: Path | None = None
+    model_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A checked swap: nothing but the arithmetic itself can still be wrong. `merge` is None for the base."""
+    """A checked swap: nothing but the arithmetic itself can still be wrong.
+
+    The weights are those of `model`, merged with an adapter where there is a `merge`.
+    """
 
     source: Source
-    base: ModelFiles
+    model: ModelFiles
     merge: Merge | None
 
     @property
     def edited(self) -> frozenset[str]:
-        """The base's tensors that differ in the checkpoint."""
+        """The base's tensors that differ, or may, in the checkpoint."""
+        if self.source.model_dir is not None:
+            return live_tensors(self.model)
         return frozenset() if self.merge is None else frozenset(self.merge.edits)
+
+    def check_unchanged(self) -> None:
+        """Raises InputError where the model's files are not those that were checked."""
+        if self.source.model_dir is None:
+            _check_unchanged(self.model, self.source.base_sha256)
+        else:
+            _check_unchanged(self.model, self.source.model_sha256, since="it was checked; run the command")
 
 
 @dataclass(slots=True)
@@ -55,9 +70,12 @@ class LiveModel:
         self.plan = None
         base = open_model(source.base_dir)
         if source.adapter_dir is not None or self.dirty:
-            _check_unchanged(base, source)
+            _check_unchanged(base, source.base_sha256)
         if source.adapter_dir is None:
-            self.plan = Plan(source, base, None)
+            plan = Plan(source, self._other(base, source.model_dir), None)
+            if source.model_dir is not None:
+                plan.check_unchanged()
+            self.plan = plan
             return
         found = load_adapter(source.adapter_dir)
         # What is hashed is what will be merged, whatever becomes of the file.
@@ -65,7 +83,8 @@ class LiveModel:
         if adapter.sha256() != source.adapter_sha256:
             raise InputError(f"{source.adapter_dir} has changed since it was checked; run the command again")
         merge = plan_merge(base, adapter, source.dtype)
-        self._check_fits_live_model(base, merge)
+        check_live_merge(base, merge)
+        self._check_head(base)
         self.plan = Plan(source, base, merge)
 
     def swap(self) -> None:
@@ -80,39 +99,33 @@ class LiveModel:
         changed = plan.edited | self.dirty
         if changed:
             self.dirty = changed
-            tensors = plan.base.weights.tensors
+            tensors = plan.model.weights.tensors
             model = self.runner.get_model()
             part_of = loadable_parts(model, tensors)
             parts = {part_of[name] for name in changed}
             weights = Weights({name: tensors[name] for name in tensors if part_of[name] in parts})
             merged = weights if plan.merge is None else merged_tensors(weights, plan.merge)
             load_tensors(self.runner, merged, weights.tensors)
-            if plan.base.input_embedding in weights.tensors:
+            if plan.model.input_embedding in weights.tensors:
                 pack_output_heads(model)
-            _check_unchanged(plan.base, plan.source)
+            plan.check_unchanged()
         self.dirty = plan.edited
 
-    def _check_fits_live_model(self, base: ModelFiles, merge: Merge) -> None:
-        path = merge.adapter.path
-        alone = "a live engine keeps its shapes; evaluate it by itself, with morfi eval --ckpt"
-        if experts := sorted(name for name in merge.edits if are_experts(name)):
-            raise InputError(
-                f"{path} changes the experts of {base.path} ({experts[0]}), which vLLM does not reload "
-                f"correctly; {alone}"
-            )
-        if merge.untied:
-            raise InputError(
-                f"{path} gives {base.path} an output head of its own, which the base ties to the input "
-                f"embedding; {alone}"
-            )
-        if merge.vocab_size is not None:
-            raise InputError(
-                f"{path} changes the number of tokens of {base.path} to {merge.vocab_size}; {alone}"
-            )
+    def _other(self, base: ModelFiles, model_dir: Path | None) -> ModelFiles:
+        """The model that takes the base's place: the base itself where there is no other."""
+        if model_dir is None:
+            return base
+        model = open_model(model_dir)
+        check_same_form(model, base)
+        self._check_head(base)
+        return model
+
+    def _check_head(self, base: ModelFiles) -> None:
+        """Raises InputError where the live model has an output head that new weights would not reach."""
         if base.tied and base.output_head in base.weights.tensors and not is_tied(self.runner.get_model()):
             raise InputError(
                 f"{base.path} ties its output head to the input embedding, and vLLM keeps {base.output_head} "
-                "apart from it, which a merge would not reach; save the base again without it"
+                "apart from it, which new weights would not reach; save the base again without it"
             )
 
 
@@ -126,13 +139,22 @@ class WeightSwapping:
     morfi_live_model: LiveModel
 
     def morfi_prepare_weights(
-        self, base_dir: str, base_sha256: str, dtype: str, adapter_dir: str, adapter_sha256: str
+        self,
+        *,
+        base_dir: str,
+        base_sha256: str,
+        dtype: str,
+        adapter_dir: str,
+        adapter_sha256: str,
+        model_dir: str,
+        model_sha256: str,
     ) -> str | None:
-        """Checks a checkpoint, touching no weight; an empty `adapter_dir` stands for the base."""
+        """Checks a checkpoint, touching no weight: of a model or adapter, or the base: neither."""
         if not hasattr(self, "morfi_live_model"):
             self.morfi_live_model = LiveModel(self.model_runner)
         adapter = Path(adapter_dir) if adapter_dir else None
-        source = Source(Path(base_dir), base_sha256, dtype, adapter, adapter_sha256)
+        model = Path(model_dir) if model_dir else None
+        source = Source(Path(base_dir), base_sha256, dtype, adapter, adapter_sha256, model, model_sha256)
         return _refusal(lambda: self.morfi_live_model.prepare(source))
 
     def morfi_swap_weights(self) -> str | None:
@@ -148,7 +170,9 @@ def _refusal(action: Callable[[], None]) -> str | None:
     return None
 
 
-def _check_unchanged(base: ModelFiles, source: Source) -> None:
+def _check_unchanged(
+    model: ModelFiles, sha256: str, *, since: str = "the engine started on it; start"
+) -> None:
     # Files that were hashed before are not read again: their size, inode and times tell.
-    if base.sha256(Cache()) != source.base_sha256:
-        raise InputError(f"the model in {base.path} has changed since the engine started on it; start again")
+    if model.sha256(Cache()) != sha256:
+        raise InputError(f"the model in {model.path} has changed since {since} again")

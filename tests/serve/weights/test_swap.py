@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from trained_families import FORMS, LINEAR, Logits, Trained, changed_copy, start
 
-from morfi.checkpoints import resolve, resolve_unmerged
+from morfi.checkpoints import resolve, resolve_live, resolve_unmerged
 from morfi.engine.protocol import Sampling
 from morfi.errors import InputError, MorfiError
 from morfi.serve.engine import Engine
@@ -32,6 +33,35 @@ def test_swapped_weights_give_the_logits_of_an_engine_on_the_merged_directory(
             engine.load_checkpoint(live[number])
             assert engine.checkpoint_sha256 == merged[number].sha256
             assert raw_logits(engine) == expected[number]
+
+
+@pytest.mark.parametrize("family", [family for family in FORMS if family != "mixtral"])
+def test_whole_models_give_the_logits_and_tensors_of_engines_that_were_started_on_them(
+    family: str, trained: Callable[[str], Trained], raw_logits: Callable[[Engine], Logits]
+) -> None:
+    case = trained(family)
+    folders = [str(checkpoint.model_dir) for checkpoint in case.merged]
+    wholes = [case.base, *(resolve_live(folder, base=case.base) for folder in folders)]
+    expected = []
+    for folder in (str(case.base.model_dir), *folders):
+        with start(resolve(folder, dtype="float32")) as engine:
+            expected.append((raw_logits(engine), tensors_of(engine)))
+    with start(case.base) as engine:
+        for number in (1, 0, *range(1, len(wholes)), 1):
+            engine.load_checkpoint(wholes[number])
+            assert engine.checkpoint_sha256 == resolve(str(wholes[number].model_dir)).sha256
+            logits, tensors = expected[number]
+            assert raw_logits(engine) == logits
+            for name, tensor in tensors_of(engine).items():
+                assert torch.equal(tensor, tensors[name]), name
+        engine.load_checkpoint(case.unmerged[0])
+        assert raw_logits(engine) == expected[1][0]
+
+
+def tensors_of(engine: Engine) -> dict[str, torch.Tensor]:
+    """Copies of the live model's tensors."""
+    model = engine._llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 def test_an_engine_on_an_unknown_checkpoint_takes_no_other(trained: Callable[[str], Trained]) -> None:
