@@ -100,6 +100,27 @@ def train_command(common: Common, mix_run: str, out: Path, new: bool, **given: A
     common.report(run_id)
 
 
+@cli.group("conditions")
+def conditions_group() -> None:
+    """Series of checkpoints of your own, in TOML."""
+
+
+@conditions_group.command("check")
+@click.argument("file", type=click.Path(path_type=Path))
+@option("--dtype", help="bfloat16, float16 or float32.", unset="its own; float32 on CPUs without bfloat16")
+@common_options
+def conditions_check_command(common: Common, file: Path, dtype: str | None) -> None:
+    """Says everything that is wrong with a series, or lists its conditions."""
+    from morfi.conditions.file import open_series
+    from morfi.conditions.listing import files_of
+    from morfi.report.conditions import conditions_object, conditions_table
+
+    with terminal.TerminalProgress() as progress:
+        series = open_series(file, dtype, progress.phase)
+        rows = files_of(series)
+    common.answer(conditions_object(series, rows), conditions_table(series, rows))
+
+
 @cli.command("sweep", config="morfi.evaluation.sweep_plan:SweepConfig")
 @figure_option
 @new_option

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from morfi.store.records import RunRecord
+
 
 @dataclass(frozen=True, slots=True)
 class Property:
@@ -30,3 +32,9 @@ class Property:
 
 
 SHARE_UNKNOWN = Property("share of Unknown in training", "%", (0, 100))  # of what `morfi train` makes
+
+
+def varied_in(run: RunRecord) -> Property:
+    """The property whose levels a run goes by."""
+    name, unit = run.config["property"], run.config["unit"]
+    return SHARE_UNKNOWN if (name, unit) == (SHARE_UNKNOWN.name, SHARE_UNKNOWN.unit) else Property(name, unit)

@@ -1,11 +1,14 @@
-"""The series of a train run, with the runs that it comes from."""
+"""Series by name: of a train run, with the runs that it comes from, or of a TOML file."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morfi.checkpoints import resolve
 from morfi.conditions.condition import condition_of
+from morfi.conditions.file import open_series
 from morfi.conditions.levels import SHARE_UNKNOWN
 from morfi.conditions.series import Lineage, Member, Series
 from morfi.errors import InputError
@@ -19,8 +22,25 @@ if TYPE_CHECKING:
     from morfi.store import Store
 
 
-def load_series(run_id: str, store: Store, dtype: str | None, progress: Progress) -> Series:
-    """The series of the train run `run_id`; raises InputError where it is missing or not as it was."""
+def load_series(
+    ckpts: str, store: Store, dtype: str | None, progress: Progress, *, sha256: str | None = None
+) -> Series:
+    """The series that `ckpts` names: a TOML file, or a train run.
+
+    Raises InputError where it is missing or not as it was: for a file, where its `sha256` is another.
+    """
+    if not (ckpts.endswith(".toml") or os.path.isfile(ckpts)):
+        return _trained(ckpts, store, dtype, progress)
+    series = open_series(Path(ckpts), dtype, progress.phase)
+    if sha256 not in (None, series.sha256):
+        raise InputError(
+            f"{ckpts} names other checkpoints than when it was captured; bring them back, or capture again"
+        )
+    return series
+
+
+def _trained(run_id: str, store: Store, dtype: str | None, progress: Progress) -> Series:
+    """The series of the train run `run_id`."""
     train = store.run_of_kind(run_id, RunKind.TRAIN)
     mix = store.run_of_kind(settings_of(train, TrainRun).mix_run, RunKind.MIX)
     split = store.run_of_kind(settings_of(mix, MixConfig).split_run, RunKind.SPLIT)

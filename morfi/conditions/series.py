@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from morfi.checkpoints import Checkpoint, resolve_unmerged
+from morfi.checkpoints import Checkpoint, resolve_live, resolve_unmerged
 from morfi.conditions.condition import BASE, AnyCondition, BaseModel, Condition
 from morfi.conditions.levels import Property
 from morfi.errors import InputError
-from morfi.questions import QuestionSet
+from morfi.files import canonical_sha256
 from morfi.store.records import RunRecord
 from morfi.training import load_manifest
 
@@ -33,36 +33,34 @@ class Lineage:
         """The value of --bos for `morfi split`: training, and all that asks its checkpoints, keep to it."""
         return self.split.asked.bos or "auto"
 
-    @property
-    def data(self) -> QuestionSet:
-        """The name and sha256 of the questions, without the questions: the store has those."""
-        return QuestionSet(self.split.data, self.split.data_sha256, {})
-
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """The files of a condition: an adapter in the folder `path`, whose sha256 is `sha256`.
+    """What a condition is loaded from: an adapter, whose own sha256 is `sha256`, or a whole model.
 
-    `manifest` is what training wrote beside it.
+    `path` is a folder or a hub id. `manifest` is what `morfi train` wrote beside the adapter; `name` is what
+    the checkpoint is called, where anyone called it anything.
     """
 
     path: str
     sha256: str
-    manifest: Mapping[str, Any]
+    manifest: Mapping[str, Any] | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
     """A base model and its checkpoints, in order of level, seed and epochs.
 
-    `source` is what a run that builds on it is given: the id of a train run, whose `lineage` it then has.
+    `source` is what a run that builds on it is given: the id of a train run, whose `lineage` it then has, or
+    the path of a TOML file.
     """
 
     source: str
     varied: Property
     base: Checkpoint
     members: Mapping[Condition, Member]
-    lineage: Lineage
+    lineage: Lineage | None
 
     @property
     def conditions(self) -> tuple[AnyCondition, ...]:
@@ -75,16 +73,29 @@ class Series:
         return [(one.level, one.seed, one.epoch_setting, own.sha256) for one, own in self.members.items()]
 
     @property
+    def sha256(self) -> str:
+        """The hash of the base model and of all checkpoints with their conditions."""
+        return canonical_sha256([self.base.sha256, *self.content])
+
+    @property
     def bos(self) -> str:
         """The value of --bos with which its checkpoints are asked."""
-        return self.lineage.bos
+        return self.lineage.bos if self.lineage is not None else "auto"
 
     def open(self, condition: AnyCondition) -> Checkpoint:
         """The checkpoint of a condition; raises InputError where its files are not what they were."""
         if isinstance(condition, BaseModel):
             return self.base
         member = self.members[condition]
-        folder = Path(member.path)
+        if member.manifest is not None:
+            return self._open_trained(Path(member.path), member)
+        checkpoint = resolve_live(member.path, base=self.base)
+        if (checkpoint.adapter_sha256 or checkpoint.sha256) != member.sha256:
+            raise InputError(f"{member.path} is not what it was when {self.source} was read; copy it again")
+        return replace(checkpoint, name=member.name or checkpoint.name)
+
+    def _open_trained(self, folder: Path, member: Member) -> Checkpoint:
+        """The checkpoint that `morfi train` left in `folder`."""
         if load_manifest(folder) != member.manifest:
             raise InputError(f"{folder} holds another checkpoint than the one that was trained; restore it")
         checkpoint = resolve_unmerged(member.path, base=self.base)

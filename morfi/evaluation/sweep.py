@@ -1,4 +1,4 @@
-"""Closed-book accuracy of every checkpoint of a train run through one live engine: `morfi sweep`."""
+"""Closed-book accuracy of every checkpoint of a series through one live engine: `morfi sweep`."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def run_sweep(
 ) -> SweepResult:
     """Asks the base model and every checkpoint of `config` the questions of one split; stores the answers.
 
-    Each checkpoint is asked the Unknown training questions of its own mixture as well. Goes on with the
-    newest run of the same checkpoints and questions, unless `new`. A checkpoint that cannot be served is left
-    out and named in the result; the others finish.
+    A train run's checkpoints are asked the Unknown training questions of their own mixture as well. Goes on
+    with the newest run of the same checkpoints and questions, unless `new`. A checkpoint that cannot be
+    served is left out and named in the result; the others finish.
     """
     plan = prepare_sweep(config, store, progress)
     store.prepare()
@@ -87,7 +87,7 @@ def _record(plan: Plan) -> RunRecord:
     return new_run(
         RunKind.SWEEP,
         plan.series.base,
-        plan.series.lineage.data,
+        plan.data,
         config=asdict(plan.config),
         fingerprint=plan.fingerprint,
         bos=plan.asked.bos,
@@ -186,11 +186,9 @@ def _task(plan: Plan, condition: AnyCondition, checkpoint: Checkpoint) -> Task:
         config=config,
         answering=plan.answering,
         checkpoint=checkpoint,
-        data=plan.series.lineage.data,
+        data=plan.data,
         split_of=plan.split_of,
         prompted=asked,
-        fingerprint=fingerprint_of(
-            asdict(plan.answering), checkpoint, plan.series.lineage.data, asked.prompts
-        ),
+        fingerprint=fingerprint_of(asdict(plan.answering), checkpoint, plan.data, asked.prompts),
         again="the same command",
     )

@@ -113,7 +113,7 @@ class SteerRun(SteerConfig):
     layer: int
     median_norm: float
     train_run: str
-    split_run: str
+    split_run: str | None
 
 
 def configure_steer(given: Mapping[str, Any]) -> SteerConfig:

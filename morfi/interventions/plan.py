@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
+from morfi.conditions.asking import Source, source_of
 from morfi.conditions.load import load_series
 from morfi.conditions.series import Series
 from morfi.engine.operations import ADD, OPERATIONS
@@ -25,7 +26,7 @@ from morfi.questions.prompts import Prompt, Prompted, prompted
 from morfi.questions.question import Question
 from morfi.runs.answering import fingerprint_of
 from morfi.runs.settings import settings_of
-from morfi.store.records import RunKind
+from morfi.store.records import RunKind, RunRecord
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Plan:
     stored: Mapping[str, Any]
     found: Found
     series: Series
+    source: Source
     served: Mapping[str, Checkpoint]  # "checkpoint", "reference" and "base"
     targets: tuple[Target, ...]
     scan: tuple[Target, ...]  # delta_u at the other layers
@@ -54,7 +56,7 @@ class Plan:
     @property
     def data(self) -> QuestionSet:
         """Name and sha256 of the questions."""
-        return self.series.lineage.data
+        return self.source.data
 
     @property
     def choosing(self) -> tuple[str, ...]:
@@ -122,7 +124,10 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
     found = load_found(store, config.latents)
     capture = found.activations.run
     captured = settings_of(capture, CaptureRun)
-    series = load_series(captured.ckpts, store, config.dtype or captured.dtype, progress)
+    dtype = config.dtype or captured.dtype
+    series = load_series(captured.ckpts, store, dtype, progress, sha256=captured.series_sha256)
+    source = source_of(series, store, captured.data, captured.relations, progress)
+    _check_same_questions(source, capture)
     epochs = config.epochs or found.activations.epochs
     served, names = _served(config, series, epochs)
     median_norm = found.median_norm(served[Answerer.CHECKPOINT].sha256)
@@ -130,7 +135,7 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
     if OPERATIONS[config.op].needs_latent:
         found.sae.directions()  # refused now, not after vLLM has started
     scan = _scan(config, store, found, served[Answerer.CHECKPOINT], len(targets))
-    questions = _questions(config, store, series)
+    questions = _questions(config, source, progress)
     every = [question for asked in questions.values() for question in asked]
     asked = prompted(
         [no_shots(every)],
@@ -146,7 +151,7 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
         layer=found.layer,
         median_norm=median_norm,
         train_run=series.source,
-        split_run=series.lineage.split.run_id,
+        split_run=captured.split_run,
     )
     stored = asdict(made)
     return Plan(
@@ -154,6 +159,7 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
         stored=stored,
         found=found,
         series=series,
+        source=source,
         served=served,
         targets=tuple(targets),
         scan=tuple(scan),
@@ -161,9 +167,7 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
         rungs=tuple(_rungs(questions[config.choose_on], config.seed)),
         asked=asked,
         prompts={prompt.question.id: prompt for prompt in asked.prompts},
-        fingerprint=fingerprint_of(
-            _decided(stored, found, served), series.base, series.lineage.data, asked.prompts
-        ),
+        fingerprint=fingerprint_of(_decided(stored, found, served), series.base, source.data, asked.prompts),
     )
 
 
@@ -218,19 +222,26 @@ def _scan(
     return found_at
 
 
-def _questions(config: SteerConfig, store: Store, series: Series) -> dict[str, tuple[Question, ...]]:
+def _check_same_questions(source: Source, capture: RunRecord) -> None:
+    if source.data.sha256 != capture.data_sha256:
+        raise InputError(
+            f"{source.data.name} holds other questions than {capture.run_id} was captured on; bring them "
+            "back, or capture again"
+        )
+
+
+def _questions(config: SteerConfig, source: Source, progress: Progress) -> dict[str, tuple[Question, ...]]:
     """The questions of the two splits, grouped by relation."""
-    facts = store.knowledge(series.lineage.split.run_id)
+    if source.facts is None and config.questions != "all":
+        progress.phase("no split run says what the base model knows: questions of all kinds are asked")
     asked = {}
     for split in (config.choose_on, config.report_on):
-        own = [row for row in facts if row.split == split]
-        if not own:
-            there = ", ".join(sorted({row.split for row in facts}))
-            raise InputError(f'the split run asked no questions of "{split}"; it has: {there}')
-        kept = [row.asked for row in own if row.category in config.categories]
+        own = source.data.splits[source.split(split, split)]
+        facts = source.facts
+        kept = [one for one in own if facts is None or facts[one.id].category in config.categories]
         if not kept:
             raise InputError(
                 f'no question of "{split}" is {config.questions} to the base model; give --questions all'
             )
-        asked[split] = select(kept, limit=config.limit, seed=config.seed)
+        asked[split] = select(kept, relations=source.relations, limit=config.limit, seed=config.seed)
     return asked

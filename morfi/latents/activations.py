@@ -103,7 +103,15 @@ def _setting(run: RunRecord, rows: Sequence[CapturedRow], epochs: str | None) ->
                 f"{', '.join(sorted(held))}"
             )
         return epochs
-    return "early-stop" if "early-stop" in held else max(held, key=int)
+    if "early-stop" in held or len(held) == 1:
+        return "early-stop" if "early-stop" in held else min(held)
+    numbers = [name for name in held if name.isdecimal()]
+    if not numbers:
+        raise InputError(
+            f"{run.run_id} holds several epoch settings, none of them a number; give --epochs, one of "
+            f"{', '.join(sorted(held))}"
+        )
+    return max(numbers, key=int)
 
 
 def _values(row: CapturedRow, label: str, layer: int, questions: Sequence[Question]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Residual streams of every checkpoint of a train run on the same questions: `morfi capture`."""
+"""Residual streams of every checkpoint of a series on the same questions: `morfi capture`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from morfi.conditions.asking import source_of
 from morfi.conditions.live import Serving
 from morfi.conditions.load import load_series
 from morfi.conditions.series import Series
 from morfi.engine.protocol import Engine, Sampling, StartEngine
 from morfi.engine.steering import Capture
 from morfi.errors import InputError, MorfiError
-from morfi.questions import select
+from morfi.questions import QuestionSet
 from morfi.questions.exemplars import no_shots
 from morfi.questions.prompts import Prompted, prompted
-from morfi.questions.question import Question
 from morfi.runs.answering import fingerprint_of
 from morfi.runs.life import Life, new_run
-from morfi.runs.options import check_numbers, option, run_of
-from morfi.runs.settings import settings_of
+from morfi.runs.options import check_numbers, data_of_series, option, series_of
+from morfi.runs.settings import settings_of, to_store
 from morfi.store.records import CapturedRow, RunKind, RunRecord
 from morfi.terminal import Progress
 
@@ -35,10 +35,12 @@ if TYPE_CHECKING:
 class CaptureConfig:
     """Everything that decides what a capture holds; stored with it."""
 
-    ckpts: str = run_of("train")
+    ckpts: str = series_of()
     # Each residual stream is taken at the last token of the prompt.
     layers: tuple[int, ...] = option("Decoder layers after which the residual stream is taken.")
-    split: str = "dev"
+    data: str | None = data_of_series()
+    split: str | None = option("train, dev or test.", None, unset="dev, or all of data without splits")
+    relations: tuple[str, ...] = ()
     limit: int | None = None
     seed: int = 0
     dtype: str | None = None
@@ -53,7 +55,11 @@ class CaptureConfig:
 class CaptureRun(CaptureConfig):
     """The settings that a capture run is stored with."""
 
-    split_run: str
+    split: str
+    split_run: str | None
+    series_sha256: str | None  # of a TOML file's
+    property: str
+    unit: str | None
     folder: str  # of its shards
 
 
@@ -91,7 +97,7 @@ def run_capture(
         progress,
         command,
         again="the same command goes on at the first checkpoint that is missing",
-        questions={config.split: questions},
+        questions={plan.split: questions},
     ).resumed(None if new else "auto")
     run = life.run
     done = {row.position for row in store.captured(run.run_id)}
@@ -138,21 +144,18 @@ def file_hashes(folder: Path) -> dict[str, str]:
 @dataclass(frozen=True, slots=True)
 class _Plan:
     config: CaptureConfig
+    split: str
     series: Series
+    data: QuestionSet
     asked: Prompted  # in order of question id
     fingerprint: str
 
 
 def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
     series = load_series(config.ckpts, store, config.dtype, progress)
-    facts = store.knowledge(series.lineage.split.run_id)
-    in_split = [row.asked for row in facts if row.split == config.split]
-    if not in_split:
-        there = ", ".join(sorted({row.split for row in facts}))
-        raise InputError(f'the split run asked no questions of "{config.split}"; it has: {there}')
-    questions: list[Question] = sorted(
-        select(in_split, limit=config.limit, seed=config.seed), key=lambda question: question.id
-    )
+    source = source_of(series, store, config.data, config.relations, progress)
+    split = source.split(config.split, "dev")
+    questions = sorted(source.chosen(split, config.limit, config.seed), key=lambda question: question.id)
     asked = prompted(
         [no_shots(questions)],
         series.base,
@@ -162,28 +165,39 @@ def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
         progress=progress,
         judged=False,
     )
-    decided = {**asdict(config), "ckpts": series.source, "kind": RunKind.CAPTURE}
+    decided = {**asdict(config), "ckpts": series.source, "split": split, "kind": RunKind.CAPTURE}
     decided["checkpoints"] = series.content
+    if series.lineage is None:
+        del decided["ckpts"], decided["data"]  # names of files, whose content decides
     return _Plan(
         replace(config, ckpts=series.source),
+        split,
         series,
+        source.data,
         asked,
-        fingerprint_of(decided, series.base, series.lineage.data, asked.prompts),
+        fingerprint_of(decided, series.base, source.data, asked.prompts),
     )
 
 
 def _record(plan: _Plan, out: Path) -> RunRecord:
-    series = plan.series
+    series, runs = plan.series, plan.series.lineage
+    more = {
+        "split": plan.split,
+        "split_run": None if runs is None else runs.split.run_id,
+        "series_sha256": series.sha256 if runs is None else None,
+        "property": series.varied.name,
+        "unit": series.varied.unit,
+    }
     return new_run(
         RunKind.CAPTURE,
         series.base,
-        series.lineage.data,
-        config=asdict(plan.config) | {"split_run": series.lineage.split.run_id},
+        plan.data,
+        config=to_store(plan.config) | more,
         fingerprint=plan.fingerprint,
         bos=plan.asked.bos,
         seed=plan.config.seed,
         n_planned=len(series.conditions),
-        ckpt=series.lineage.train.ckpt,
+        ckpt=series.source if runs is None else runs.train.ckpt,
         out=out,
     )
 

@@ -1,4 +1,4 @@
-"""The latents that rise or fall with the share of Unknown facts in training: `morfi find`."""
+"""The latents that rise or fall with the level of a series: `morfi find`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ class FindRun(FindConfig):
 
     layer: int
     epochs: str
-    split_run: str
+    split_run: str | None
+    property: str
+    unit: str | None
     sae_sha256: str
 
 
@@ -101,10 +103,11 @@ def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool,
     progress.phase("reading the activations")
     found = load_activations(store, config.activations, layer, config.epochs)
     config = replace(config, activations=found.run.run_id, layer=layer, epochs=found.epochs)
-    split_run = settings_of(found.run, CaptureRun).split_run
-    stored = asdict(FindRun(**asdict(config), split_run=split_run, sae_sha256=sae.sha256))
+    captured = settings_of(found.run, CaptureRun)
+    kept = {name: getattr(captured, name) for name in ("split_run", "property", "unit")}
+    stored = asdict(FindRun(**asdict(config), **kept, sae_sha256=sae.sha256))
     decided = {**stored, "kind": RunKind.FIND, "activations": found.run.fingerprint}
-    fingerprint = canonical_sha256({key: decided[key] for key in decided if key not in ("sae", "split_run")})
+    fingerprint = canonical_sha256({key: decided[key] for key in decided if key != "sae" and key not in kept})
     run = next_run(
         found.run,
         RunKind.FIND,
@@ -116,8 +119,8 @@ def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool,
     life = Life(run, store, progress, command).resumed(None if new else "auto")
     if store.trend_summary(life.run.run_id) is not None:
         return life.run.run_id
-    kept = _kept(config, store, found)
-    values = [one.values[kept] for one in found.residuals]
+    counted = _counted(config, store, found)
+    values = [one.values[counted] for one in found.residuals]
     progress.phase("checking the SAE")
     qualities = [
         (one.condition.label, measure(sae, [x])) for one, x in zip(found.residuals, values, strict=True)
@@ -125,19 +128,23 @@ def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool,
     check_explains(qualities, config.min_explained, force=config.force)
     progress.phase("looking for trends")
     progress.start(sae.encoder.d_sae, 0)
-    result = _trends(config, sae, found, kept, values, on_tile=progress.advance)
+    result = _trends(config, sae, found, counted, values, on_tile=progress.advance)
     with life.attempt(started=started, device=device_name()):
         _add(store, life.run.run_id, found, qualities, result, sae=sae)
     return life.run.run_id
 
 
-def _kept(config: FindConfig, store: Store, found: Activations) -> list[int]:
+def _counted(config: FindConfig, store: Store, found: Activations) -> list[int]:
     """The places of the questions that count."""
     if config.questions == "all":
         return list(range(len(found.questions)))
-    known = {
-        row.question_id: row.known for row in store.knowledge(settings_of(found.run, CaptureRun).split_run)
-    }
+    split_run = settings_of(found.run, CaptureRun).split_run
+    if split_run is None:
+        raise InputError(
+            f"--questions {config.questions}: no split run says what the base model of {found.run.run_id} "
+            "knew; leave --questions out"
+        )
+    known = {row.question_id: row.known for row in store.knowledge(split_run)}
     wanted = config.questions == "known"
     kept = [place for place, question in enumerate(found.questions) if known[question.id] is wanted]
     if not kept:

@@ -55,7 +55,7 @@ class SaeTraining:
     model: str = option("Preset, model folder or hub id.", "smollm2")
     layer: int = option("The decoder layer after which the SAE reads.", 0, required=True)
     ckpts: str | None = option(
-        "A run of `morfi train`: its ends are captured beside its base.", None, metavar="RUN"
+        "A train run or TOML file: its ends are captured beside its base.", None, metavar="RUN|FILE"
     )
     data: str = option("As for eval; the SAE is measured on its test questions.", "world-facts")
     limit: int = option("At most this many training questions.", 3000)
@@ -172,7 +172,7 @@ class _Sources:
 
 
 def _sources(config: SaeTraining, store: Store, progress: Progress) -> _Sources:
-    """The base model and, of a train run, the checkpoints of the lowest and highest level."""
+    """The base model and, of a series, the checkpoints of the lowest and highest level."""
     if config.ckpts is None:
         base = resolve(config.model, dtype=config.dtype, say=progress.phase)
         return _Sources(base, "auto", (BASE,), lambda _: base, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from morfi.conditions.levels import varied_in
 from morfi.errors import InputError
 from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import steered
@@ -24,7 +25,7 @@ def draw(store: Store, run_id: str, out: Path) -> tuple[Path, Path]:
     run = store.run(run_id)
     match run.kind:
         case RunKind.SWEEP:
-            return sweep_figure(store.sweep_accuracies(run.run_id), f"{run.base} on {run.data}", out)
+            return _swept(store, run, out)
         case RunKind.FIND:
             return _found(store, run, out)
         case RunKind.STEER:
@@ -32,10 +33,15 @@ def draw(store: Store, run_id: str, out: Path) -> tuple[Path, Path]:
     raise InputError(f"{run.run_id} is a run of `morfi {run.kind}`, of which there is no picture")
 
 
+def _swept(store: Store, run: RunRecord, out: Path) -> tuple[Path, Path]:
+    rows = store.sweep_accuracies(run.run_id)
+    return sweep_figure(rows, varied_in(run), f"{run.base} on {run.data}", out)
+
+
 def _found(store: Store, run: RunRecord, out: Path) -> tuple[Path, Path]:
     latents = store.latents(run.run_id, selected=True).to_pylist()
     title = f"{run.base} on {run.data}, layer {settings_of(run, FindRun).layer}"
-    return trend_figure(store.trend_conditions(run.run_id), latents, title, out)
+    return trend_figure(store.trend_conditions(run.run_id), latents, varied_in(run), title, out)
 
 
 def _steered(store: Store, run: RunRecord, out: Path) -> tuple[Path, Path]:

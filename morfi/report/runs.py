@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from morfi.conditions.levels import varied_in
 from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import steered
 from morfi.latents.find import FindRun
@@ -75,12 +76,13 @@ def _train(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
 
 def _sweep(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
     rows = store.sweep_accuracies(run.run_id)
-    return sweep_table(rows), sweep_object(rows)
+    varied = varied_in(run)
+    return sweep_table(rows, varied), sweep_object(rows, varied)
 
 
 def _capture(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
     rows = store.captured(run.run_id)
-    return capture_table(rows), capture_object(rows)
+    return capture_table(rows, varied_in(run)), capture_object(rows)
 
 
 def _find(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from morfi.conditions.levels import Property
 from morfi.report.tables import aligned
 from morfi.store.records import SweepAccuracy
 
@@ -28,13 +29,13 @@ def levels_of(rows: Iterable[SweepAccuracy]) -> list[float]:
     return sorted({row.level for row in rows if row.level is not None})
 
 
-def sweep_table(rows: Sequence[SweepAccuracy]) -> str:
+def sweep_table(rows: Sequence[SweepAccuracy], varied: Property) -> str:
     """The tables that `morfi sweep` ends with: accuracy in percent, a dash where there is none.
 
     Levels are the same columns in every block. The base model has no level: its number stands in all of them.
     """
     levels, settings = levels_of(rows), settings_of(rows)
-    columns = [f"{level} %" for level in levels] or ["accuracy"]
+    columns = [varied.shown(level) for level in levels] or ["accuracy"]
     if not rows:
         return "no accuracies"
     blocks = []
@@ -48,7 +49,9 @@ def sweep_table(rows: Sequence[SweepAccuracy]) -> str:
         # One width for all blocks, whatever a block lacks.
         header = ("epochs".ljust(10), *(column.rjust(6) for column in columns))
         blocks.append(
-            "\n".join([_title(group, inside), *aligned([header, *body], numeric=range(1, len(header)))])
+            "\n".join(
+                [_title(group, inside, varied), *aligned([header, *body], numeric=range(1, len(header)))]
+            )
         )
     return "\n\n".join(blocks)
 
@@ -57,19 +60,19 @@ def _cell(row: SweepAccuracy) -> str:
     return f"{100 * row.accuracy:.1f}"
 
 
-def _title(group: str, rows: Sequence[SweepAccuracy]) -> str:
+def _title(group: str, rows: Sequence[SweepAccuracy], varied: Property) -> str:
     """The title of a block: the group, its counts and its widest interval."""
     counts = sorted({row.n for row in rows})
     seeds = max(row.n_seeds for row in rows)
     widest = max(100 * max(row.ci_high - row.accuracy, row.accuracy - row.ci_low) for row in rows)
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return (
-        f"{group}, accuracy in % by share of Unknown in training "
+        f"{group}, accuracy in % by {varied.name} "
         f"(n = {n}{f', {seeds} seeds' if seeds > 1 else ''}; 95 % intervals within {widest:.1f} points)"
     )
 
 
-def sweep_object(rows: Sequence[SweepAccuracy]) -> dict[str, Any]:
+def sweep_object(rows: Sequence[SweepAccuracy], varied: Property) -> dict[str, Any]:
     """The object of `morfi sweep --json`: by group the base model (null if not asked) and the checkpoints."""
     groups: dict[str, Any] = {}
     for group in groups_of(rows):
@@ -83,7 +86,7 @@ def sweep_object(rows: Sequence[SweepAccuracy]) -> dict[str, Any]:
                 for row in sorted(by_setting, key=lambda row: row.level or 0)
             ],
         }
-    return {"groups": groups}
+    return {"property": varied.name, "unit": varied.unit, "groups": groups}
 
 
 def _numbers(row: SweepAccuracy) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures as PNG and SVG; a sweep's: accuracy against the share of Unknown, one line per epoch setting."""
+"""Pictures as PNG and SVG; a sweep's: accuracy against the level, one line per epoch setting."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from morfi.conditions.levels import Property
 from morfi.errors import InputError
 from morfi.files import whole_file
-from morfi.report.sweep import levels_of, settings_of
+from morfi.report.sweep import GROUPS, groups_of, levels_of, settings_of
 from morfi.store.records import SweepAccuracy
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ _PANELS = {
 _MARKERS = "osD^vPX"
 _BASE_COLOUR = "0.4"
 _UNORDERED_COLOUR = "#d55e00"  # of a setting that is no number of epochs, such as early-stop
-_SPREAD = 2.4  # percent Unknown from the first line's points to the last's, so that intervals do not overlap
+_SPREAD = 0.024  # of the axis, from the first line's points to the last's, so that intervals do not overlap
+MARGIN = 0.04  # of the axis, beyond its ends
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -36,16 +38,16 @@ _STYLE = {
 }
 
 
-def sweep_figure(rows: Sequence[SweepAccuracy], title: str, out: Path) -> tuple[Path, Path]:
+def sweep_figure(rows: Sequence[SweepAccuracy], varied: Property, title: str, out: Path) -> tuple[Path, Path]:
     """Writes the picture of `rows` to `out` with the endings .png and .svg, and returns the two paths.
 
     Bars are the rows' 95 % intervals; the points of one level stand slightly apart so that each bar shows.
     Missing checkpoints leave gaps. The same rows give the same bytes.
     Raises InputError where there is nothing to show or no place to write it.
     """
-    if not any(row.questions in _PANELS for row in rows):
+    if not _panels(rows):
         raise InputError(f"nothing to draw for {out}: no accuracy on {' or '.join(_PANELS)} questions")
-    return write_picture(out, lambda: _figure(rows, title))
+    return write_picture(out, lambda: _figure(rows, varied, title))
 
 
 def write_picture(out: Path, draw: Callable[[], Figure]) -> tuple[Path, Path]:
@@ -77,18 +79,18 @@ def write_picture(out: Path, draw: Callable[[], Figure]) -> tuple[Path, Path]:
     return png, svg
 
 
-def _figure(rows: Sequence[SweepAccuracy], title: str) -> Figure:
+def _figure(rows: Sequence[SweepAccuracy], varied: Property, title: str) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [name for name in _PANELS if any(row.questions == name for row in rows)]
+    panels = _panels(rows)
     figure = Figure(figsize=(9.2 if len(panels) > 1 else 5.6, 3.8), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     settings, levels = settings_of(rows), levels_of(rows)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, name in zip(all_axes, panels, strict=True):
-        _draw(axes, [row for row in rows if row.questions == name], settings, levels)
-        axes.set_title(_PANELS[name], loc="left")
+        _draw(axes, [row for row in rows if row.questions == name], settings, levels, varied)
+        axes.set_title(panels[name], loc="left")
     all_axes[0].set_ylabel("closed-book accuracy (%)")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
     lines: dict[str, Any] = {}
@@ -100,7 +102,11 @@ def _figure(rows: Sequence[SweepAccuracy], title: str) -> Figure:
 
 
 def _draw(
-    axes: Axes, rows: Sequence[SweepAccuracy], settings: Sequence[str], levels: Sequence[float]
+    axes: Axes,
+    rows: Sequence[SweepAccuracy],
+    settings: Sequence[str],
+    levels: Sequence[float],
+    varied: Property,
 ) -> None:
     """Draws one panel; `settings` and `levels` are those of all panels, so that looks and places agree."""
     for base in (row for row in rows if row.is_base):
@@ -110,11 +116,12 @@ def _draw(
         axes.axhspan(100 * base.ci_low, 100 * base.ci_high, color=_BASE_COLOUR, alpha=0.12, linewidth=0)
     found = {(row.epoch_setting, row.level): row for row in rows}
     colours = _colours(settings)
+    low, high = varied.scale(levels)
     for number, setting in enumerate(settings):
         cells = [found.get((setting, level)) for level in levels]
         if not any(cells):
             continue
-        shift = _SPREAD * (number - (len(settings) - 1) / 2) / max(1, len(settings) - 1)
+        shift = _SPREAD * (high - low) * (number - (len(settings) - 1) / 2) / max(1, len(settings) - 1)
         # A cell that is missing is NaN, which breaks the line.
         axes.errorbar(
             [level + shift for level in levels],
@@ -131,9 +138,18 @@ def _draw(
             elinewidth=0.9,
             clip_on=False,
         )
-    axes.set(xlabel="share of Unknown in training (%)", xticks=levels, xlim=(-4, 104), ylim=(0, 100))
+    margin = MARGIN * (high - low)
+    axes.set(xlabel=varied.label, xticks=levels, xlim=(low - margin, high + margin), ylim=(0, 100))
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def _panels(rows: Sequence[SweepAccuracy]) -> dict[str, str]:
+    """The groups of questions that have a panel, with its title: all of a sweep that tells no Known ones."""
+    groups = groups_of(rows)
+    if set(groups) <= set(GROUPS):
+        return {name: title for name, title in _PANELS.items() if name in groups}
+    return {name: f"{name} questions" for name in groups if not name.endswith(("Known", "Unknown"))}
 
 
 def _label(setting: str) -> str:

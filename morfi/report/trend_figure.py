@@ -1,4 +1,4 @@
-"""The picture of a find run: mean activation of the selected latents against the share of Unknown."""
+"""The picture of a find run: mean activation of the selected latents against the level."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morfi.report.sweep_figure import write_picture
+from morfi.conditions.levels import Property
+from morfi.report.sweep_figure import MARGIN, write_picture
 from morfi.store.records import ConditionRow
 
 if TYPE_CHECKING:
@@ -18,7 +19,11 @@ _PANELS = {1: "rising latents", -1: "falling latents"}
 
 
 def trend_figure(
-    conditions: Sequence[ConditionRow], latents: Sequence[Mapping[str, Any]], title: str, out: Path
+    conditions: Sequence[ConditionRow],
+    latents: Sequence[Mapping[str, Any]],
+    varied: Property,
+    title: str,
+    out: Path,
 ) -> tuple[Path, Path]:
     """Writes the picture of `latents`, rows of `Store.latents` in order of rank, as PNG and SVG.
 
@@ -26,21 +31,25 @@ def trend_figure(
     differ in size; replicate trainings are dots, their mean is the line. Raises InputError where there is no
     place to write it.
     """
-    return write_picture(out, lambda: _figure(conditions, latents, title))
+    return write_picture(out, lambda: _figure(conditions, latents, varied, title))
 
 
-def _figure(conditions: Sequence[ConditionRow], latents: Sequence[Mapping[str, Any]], title: str) -> Figure:
+def _figure(
+    conditions: Sequence[ConditionRow], latents: Sequence[Mapping[str, Any]], varied: Property, title: str
+) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.2, 3.8), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
+    low, high = varied.scale([row.level for row in conditions])
+    margin = MARGIN * (high - low)
     for axes, (direction, name) in zip(figure.subplots(1, 2, sharey=True), _PANELS.items(), strict=True):
         own = [row for row in latents if row["direction"] == direction]
         _draw(axes, conditions, own[:N_DRAWN])
         more = f", the first {N_DRAWN}" if len(own) > N_DRAWN else ""
         axes.set_title(f"{len(own)} {name}{more}", loc="left")
-        axes.set(xlabel="share of Unknown in training (%)", ylim=(0, 1.05), xlim=(-4, 104))
+        axes.set(xlabel=varied.label, ylim=(0, 1.05), xlim=(low - margin, high + margin))
         axes.set_xticks(sorted({row.level for row in conditions}))
         axes.grid(axis="y", color="0.9", linewidth=0.8)
         if own:

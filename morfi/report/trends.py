@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from morfi.latents.find import FindConfig
+from morfi.conditions.levels import Property
+from morfi.latents.find import FindRun
 from morfi.report.tables import aligned
 from morfi.store.records import CapturedRow, ConditionRow, FalseDiscoveriesRow, TrendSummaryRow
 
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 SHOWN = 20  # latents in the table
 
 
-def capture_table(rows: Sequence[CapturedRow]) -> str:
+def capture_table(rows: Sequence[CapturedRow], varied: Property) -> str:
     """The table of a capture, one line per checkpoint."""
     body = [
         (
-            "base" if row.level is None else f"{row.level} %",
+            "base" if row.level is None else varied.shown(row.level),
             "-" if row.seed is None else str(row.seed),
             row.epoch_setting or "-",
             f"{row.load_s:.2f}",
@@ -32,8 +33,9 @@ def capture_table(rows: Sequence[CapturedRow]) -> str:
         )
         for row in rows
     ]
-    header = ("Unknown", "seed", "epochs", "load s", "capture s", "folder")
-    return "\n".join(aligned([header, *body], numeric=(0, 1, 3, 4)))
+    header = ("level", "seed", "epochs", "load s", "capture s", "folder")
+    table = aligned([header, *body], numeric=(0, 1, 3, 4))
+    return "\n".join([f"level: {varied.name}", "", *table])
 
 
 def capture_object(rows: Sequence[CapturedRow]) -> dict[str, Any]:
@@ -46,15 +48,15 @@ def trend_table(
     conditions: Sequence[ConditionRow],
     fdr: Sequence[FalseDiscoveriesRow],
     latents: pa.Table,
-    config: FindConfig,
+    config: FindRun,
 ) -> str:
     """The text that `morfi find` ends with; `latents` are the selected ones in order of rank."""
     directions = latents["direction"].to_pylist()
     explained = [row.explained_variance for row in conditions]
     lines = [
         f"layer {summary.layer}, {summary.n_questions} questions, {len(conditions)} conditions of "
-        f"{len({row.level for row in conditions})} levels; the SAE explains {min(explained):.3f} to "
-        f"{max(explained):.3f} of their variance",
+        f"{len({row.level for row in conditions})} levels of {config.property}; the SAE explains "
+        f"{min(explained):.3f} to {max(explained):.3f} of their variance",
         f"{len(latents)} latents selected, {directions.count(1)} rising and {directions.count(-1)} falling, "
         f"of {summary.n_firing} that fire; perfect trends that chance alone would give: "
         f"{summary.expected_false:.2g}",
@@ -68,7 +70,7 @@ def trend_table(
     return "\n".join(lines)
 
 
-def _limits(summary: TrendSummaryRow, config: FindConfig) -> list[str]:
+def _limits(summary: TrendSummaryRow, config: FindRun) -> list[str]:
     """What so few conditions cannot tell, and why nothing could be selected."""
     if config.method != "fdr":
         few = "descriptive only: with so few conditions even a perfect trend is not significant"
@@ -85,7 +87,7 @@ def _limits(summary: TrendSummaryRow, config: FindConfig) -> list[str]:
     return []
 
 
-def _criteria(config: FindConfig, smallest_s: int | None) -> str:
+def _criteria(config: FindRun, smallest_s: int | None) -> str:
     """The criteria by which a latent was selected."""
     if config.method == "fdr":
         s = "|S|" if smallest_s is None else f"|S| >= {smallest_s},"
@@ -142,7 +144,7 @@ def trend_object(
     conditions: Sequence[ConditionRow],
     fdr: Sequence[FalseDiscoveriesRow],
     latents: pa.Table,
-    config: FindConfig,
+    config: FindRun,
 ) -> dict[str, Any]:
     """The object of `morfi find --json`."""
     return {

@@ -64,6 +64,16 @@ def run_of(command: str, **more: Any) -> Any:
     return option(f"The run of `morfi {command}`.", metavar="RUN", **more)
 
 
+def series_of(**more: Any) -> Any:
+    """A field of a configuration that names a series of checkpoints."""
+    return option("A run of `morfi train`, or a TOML file of checkpoints.", metavar="RUN|FILE", **more)
+
+
+def data_of_series() -> Any:
+    """A field for the questions of a series that has none of its own."""
+    return option("As for eval, with a TOML file.", None, unset="the train run's own questions")
+
+
 def stored_together() -> Any:
     """A field for how many questions are stored together: some ten seconds of work, which a kill may lose."""
     return option(_SHARED["batch"].help, 512, gpu=8192)

@@ -55,13 +55,15 @@ CREATE OR REPLACE VIEW sweep_accuracy AS
 SELECT *, n_correct / n AS accuracy, wilson_low(n_correct, n) AS ci_low, wilson_high(n_correct, n) AS ci_high
 FROM (
     SELECT s.run_id, s.level, s.epoch_setting,
-        a.split || CASE WHEN k.category = 'Unknown' THEN ' Unknown' ELSE ' Known' END AS questions,
+        a.split || CASE WHEN k.category IS NULL THEN '' WHEN k.category = 'Unknown' THEN ' Unknown' ELSE ' Known' END
+            AS questions,
         count(DISTINCT s.eval_run_id) AS n_seeds, count(*) AS n, count_if(c.correct)::BIGINT AS n_correct
     FROM sweep_checkpoint s
     JOIN run r ON r.run_id = s.run_id
     JOIN completion c ON c.run_id = s.eval_run_id AND c.sample = 0
     JOIN asked a ON a.run_id = c.run_id AND a.question_id = c.question_id
-    JOIN knowledge k ON k.run_id = r.config ->> 'split_run' AND k.question_id = c.question_id
+    LEFT JOIN knowledge k ON k.run_id = r.config ->> 'split_run' AND k.question_id = c.question_id
+    WHERE k.category IS NOT NULL OR r.config ->> 'split_run' IS NULL
     GROUP BY s.run_id, s.level, s.epoch_setting, questions
 );
 

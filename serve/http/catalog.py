@@ -218,7 +218,7 @@ def load_catalog(store: Store, run_id: str, dtype: str | None, progress: Progres
     progress.phase("reading the find run")
     found = load_found(store, run_id)
     captured = settings_of(found.activations.run, CaptureRun)
-    series = load_series(captured.ckpts, store, dtype, progress)
+    series = load_series(captured.ckpts, store, dtype, progress, sha256=captured.series_sha256)
     catalog = Catalog(store, found, series)
     _ = catalog.chance  # read now: while a server runs, others write to the store
     return catalog

@@ -41,6 +41,12 @@ class Launch:
     context: int
     overrides: Mapping[str, Any]
 
+    @property
+    def start(self) -> Checkpoint:
+        """What the engine starts on, before it loads `checkpoint`: the base of the series, if it is of it."""
+        base = self.catalog.series.base
+        return base if self.checkpoint.base_sha256 == base.sha256 else self.checkpoint
+
 
 def prepare_server(config: ServeConfig, store: Store, progress: Progress) -> Launch:
     """The launch of `config`; raises InputError where its checkpoint, or what that rests on, is not there."""
@@ -64,9 +70,15 @@ def chosen(ckpt: str, catalog: Catalog, dtype: str | None, progress: Progress) -
     base = catalog.series.base
     if (Path(ckpt).expanduser() / "adapter_config.json").is_file():
         checkpoint = resolve_unmerged(ckpt, base=base)
-        for condition, row in catalog.series.members.items():
-            if row.sha256 == checkpoint.adapter_sha256:
-                return condition.id, catalog.series.open(condition)
-        return checkpoint.name, checkpoint
+        return _member(catalog, checkpoint.adapter_sha256) or (checkpoint.name, checkpoint)
     checkpoint = resolve(ckpt, dtype=dtype, say=progress.phase)
+    if (own := _member(catalog, checkpoint.sha256)) is not None:
+        return own
     return (BASE.id, base) if checkpoint.sha256 == base.sha256 else (checkpoint.name, checkpoint)
+
+
+def _member(catalog: Catalog, sha256: str | None) -> tuple[str, Checkpoint] | None:
+    """The checkpoint of the series whose files have this sha256, with its id; None where there is none."""
+    own = (one for one, member in catalog.series.members.items() if member.sha256 == sha256)
+    condition = next(own, None)
+    return None if condition is None else (condition.id, catalog.series.open(condition))

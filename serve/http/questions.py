@@ -72,7 +72,7 @@ def newest_sweep(store: Store, train_run: str) -> list[SweepRow]:
 def known_accuracies(catalog: Catalog) -> dict[str, float]:
     """The share of Known test questions that the newest sweep's checkpoints got right, by id.
 
-    Seeds of a level count together.
+    Of all its questions where no split run says which are Known. Seeds of a level count together.
     """
     run = catalog.store.newest_of(RunKind.SWEEP, catalog.series.source)
     if run is None:
@@ -80,7 +80,8 @@ def known_accuracies(catalog: Catalog) -> dict[str, float]:
     by_setting = {
         (one.level, one.epoch_setting): one.accuracy
         for one in catalog.store.sweep_accuracies(run.run_id)
-        if one.questions.endswith("Known") and not one.questions.startswith("train")
+        if catalog.series.lineage is None
+        or (one.questions.endswith("Known") and not one.questions.startswith("train"))
     }
     keys = {name: (one.level, one.epoch_setting) for name, one in catalog.checkpoints.items()}
     return {name: by_setting[key] for name, key in keys.items() if key in by_setting}

@@ -82,7 +82,7 @@ def run_server(
     if not gpu:
         import morfi.serve.cpu_norm  # noqa: F401 - registers what the settings name
     hooks.register()
-    checkpoint = launch.checkpoint
+    checkpoint = launch.start
     found = open_tokenizer(checkpoint.model_dir, launch.catalog.bos)
     settings = engine_settings.engine_arguments(
         checkpoint.model_dir,
@@ -145,9 +145,9 @@ async def _serve(job: _Job) -> None:
     from morfi.serve.http.state import start_state
 
     address, launch = job.address, job.launch
-    engine = start_async_engine(launch.checkpoint, job.settings)
+    engine = start_async_engine(launch.start, job.settings)
     try:
-        if launch.checkpoint.adapter_dir is not None:
+        if launch.checkpoint.sha256 != launch.start.sha256:
             await engine.load_checkpoint(launch.checkpoint)
         gate = Gate(job.limits or Limits())
         needs_key = address.keys.needed

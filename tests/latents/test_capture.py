@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from morfi.conditions.levels import SHARE_UNKNOWN
 from morfi.errors import InputError
 from morfi.latents.activations import layer_of, load_activations
 from morfi.latents.capture import CaptureConfig, run_capture
@@ -102,7 +103,9 @@ def test_find_ranks_the_latent_that_rises_and_stores_all(
     report = report_of(store, found)
     assert "1 latents selected, 1 rising and 0 falling" in report.text
     assert report.object["latents"][0]["latent"] == 0
-    png, svg = trend_figure(store.trend_conditions(found), latents, "title", tmp_path / "figure")
+    png, svg = trend_figure(
+        store.trend_conditions(found), latents, SHARE_UNKNOWN, "title", tmp_path / "figure"
+    )
     assert png.stat().st_size > 10_000
     assert "1 rising latents" in svg.read_text()
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from morfi.conditions.levels import SHARE_UNKNOWN
 from morfi.engine.shards import ShardWriter
 from morfi.errors import InputError
 from morfi.latents import find as finding
@@ -127,6 +128,6 @@ def test_no_latent_is_an_answer(
     report = report_of(store, found)
     assert "0 latents selected, 0 rising and 0 falling" in report.text
     assert report.object["latents"] == []
-    png, svg = trend_figure(store.trend_conditions(found), [], "title", tmp_path / "figure")
+    png, svg = trend_figure(store.trend_conditions(found), [], SHARE_UNKNOWN, "title", tmp_path / "figure")
     assert png.stat().st_size > 5_000
     assert "0 rising latents" in svg.read_text()

@@ -5,6 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from morfi.conditions.levels import SHARE_UNKNOWN
 from morfi.report.sweep import settings_of, sweep_object, sweep_table
 from morfi.statistics import wilson_interval
 from morfi.store.records import SweepAccuracy
@@ -37,7 +38,7 @@ ROWS = [
 
 
 def blocks(rows: list[SweepAccuracy]) -> dict[str, list[str]]:
-    found = [block.splitlines() for block in sweep_table(rows).split("\n\n")]
+    found = [block.splitlines() for block in sweep_table(rows, SHARE_UNKNOWN).split("\n\n")]
     return {lines[0].partition(",")[0]: lines[1:] for lines in found}
 
 
@@ -69,12 +70,14 @@ def test_columns_stand_in_one_place_in_every_block_whatever_is_missing(
 
 def test_the_title_of_a_block_tells_counts_seeds_and_the_widest_interval() -> None:
     widest = max(row.ci_high - row.accuracy for row in ROWS if row.questions == "train Unknown")
-    title = next(line for line in sweep_table(ROWS).splitlines() if line.startswith("train Unknown"))
+    title = next(
+        line for line in sweep_table(ROWS, SHARE_UNKNOWN).splitlines() if line.startswith("train Unknown")
+    )
     assert f"n = 64, 2 seeds; 95 % intervals within {100 * widest:.1f} points" in title
 
 
 def test_the_object_keeps_intervals_and_counts() -> None:
-    found = sweep_object(ROWS)["groups"]
+    found = sweep_object(ROWS, SHARE_UNKNOWN)["groups"]
     assert found["train Unknown"]["base"] is None
     assert found["test Known"]["base"]["n_correct"] == 20
     (learned,) = found["train Unknown"]["checkpoints"]
@@ -87,8 +90,8 @@ def test_the_object_keeps_intervals_and_counts() -> None:
 
 def test_a_sweep_of_the_base_model_alone_and_an_empty_one_are_shown() -> None:
     assert blocks(ROWS[:1])["test Known"][2].split() == ["base", "model", "20.0"]
-    assert sweep_table([]) == "no accuracies"
-    assert sweep_object([]) == {"groups": {}}
+    assert sweep_table([], SHARE_UNKNOWN) == "no accuracies"
+    assert sweep_object([], SHARE_UNKNOWN)["groups"] == {}
 
 
 def test_epoch_settings_are_ordered_as_numbers() -> None:

@@ -1,0 +1,226 @@
+"""Series from TOML: anyone's checkpoints, each with the level of one property."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tomllib
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from morfi.checkpoints import Checkpoint, resolve, resolve_live
+from morfi.checkpoints.presets import PRESETS
+from morfi.conditions.condition import Condition
+from morfi.conditions.levels import Property
+from morfi.conditions.series import Member, Series
+from morfi.errors import InputError, nearest, reason_of
+from morfi.store.records import exact
+from morfi.terminal import Say
+
+UNNAMED_EPOCHS = "final"  # of a checkpoint whose table does not say
+_KEYS = ("property", "unit", "base", "checkpoint")
+_CHECKPOINT_KEYS = ("path", "level", "seed", "epochs", "name")
+_EPOCHS = re.compile(r"[A-Za-z0-9][\w.-]{0,39}", re.ASCII)
+_LARGEST = 2**63 - 1  # that the store takes
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A [[checkpoint]] table: what it is called in messages, and what it says."""
+
+    where: str
+    path: str
+    condition: Condition
+    name: str | None
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A file that is read to its end, whatever is wrong in it."""
+
+    file: Path
+    faults: list[str] = field(default_factory=list)
+
+    def text(self, table: Mapping[str, Any], key: str, where: str, *, needed: bool = True) -> str | None:
+        """The text of a key; None, with a fault unless it is not needed, where there is none."""
+        value = table.get(key)
+        if isinstance(value, str) and value.strip() and value.isprintable():
+            return value
+        if value is not None or needed:
+            found = "missing" if value is None else f"{_shown(value)}"
+            self.faults.append(f"{where}{key} is {found}; expected a text on one line")
+        return None
+
+    def keys(self, table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+        """Notes the keys of a table that nothing knows."""
+        for key in table:
+            if key not in known:
+                hint = nearest(key, known)
+                self.faults.append(
+                    f"{where}the key {_shown(key)} is none of {', '.join(known)}.{hint}".removesuffix(".")
+                )
+
+    def level(self, table: Mapping[str, Any], where: str) -> float | None:
+        """The level of a table."""
+        value = table.get("level")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            found = "missing" if value is None else f"{_shown(value)}"
+            self.faults.append(f"{where}level is {found}; expected a number")
+        elif abs(value) > 1e300 or not math.isfinite(value):
+            self.faults.append(f"{where}level is {_shown(value)}; expected a finite number")
+        else:
+            return exact(float(value))
+        return None
+
+    def seed(self, table: Mapping[str, Any], where: str) -> int:
+        """The seed of a table, 0 where it says none."""
+        value = table.get("seed", 0)
+        if type(value) is int and 0 <= value <= _LARGEST:
+            return value
+        self.faults.append(f"{where}seed is {_shown(value)}; expected a whole number from 0")
+        return 0
+
+    def epochs(self, table: Mapping[str, Any], where: str) -> tuple[str, int | None]:
+        """The epoch setting of a table, and its number where it is one."""
+        value = table.get("epochs", UNNAMED_EPOCHS)
+        if type(value) is float and value.is_integer():
+            value = int(value)
+        text = str(value) if type(value) in (int, float, str) else ""
+        number = int(text) if text.isascii() and text.isdecimal() else None
+        if not _EPOCHS.fullmatch(text) or (number is not None and (number >= 2**31 or str(number) != text)):
+            self.faults.append(
+                f"{where}epochs is {_shown(value)}; expected a number from 0 or a name such as "
+                '"early-stop", of letters, digits, ".", "_" and "-"'
+            )
+            return UNNAMED_EPOCHS, None
+        return text, number
+
+
+def open_series(file: Path, dtype: str | None, say: Say | None) -> Series:
+    """The series that `file` describes, every checkpoint looked at; raises InputError with all its faults."""
+    reading = _Reading(file)
+    found = _parsed(file)
+    listed = _read(found, reading)
+    varied = reading.text(found, "property", ""), reading.text(found, "unit", "", needed=False)
+    base = _base(reading.text(found, "base", ""), reading, dtype, say)
+    members = _members(listed, base, reading, say) if base is not None else {}
+    if reading.faults or base is None:
+        n = len(reading.faults)
+        lines = "".join(f"\n  {fault}" for fault in reading.faults)
+        raise InputError(f"{file}: {n} fault{'s' if n > 1 else ''}{lines}")
+    return Series(str(file.absolute()), Property(str(varied[0]), varied[1]), base, members, None)
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror or error}; give the TOML file of a series") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not valid TOML: {reason_of(error)}") from error
+
+
+def _read(found: Mapping[str, Any], reading: _Reading) -> list[Listed]:
+    """The checkpoints of a file, in order of level, seed and epochs."""
+    reading.keys(found, _KEYS, "")
+    tables = found.get("checkpoint", [])
+    if not isinstance(tables, list) or not all(isinstance(table, Mapping) for table in tables):
+        reading.faults.append(f"checkpoint is {_shown(tables)}; expected [[checkpoint]] tables")
+        return []
+    listed = []
+    for number, table in enumerate(tables, 1):
+        named = table.get("path") if isinstance(table.get("path"), str) else None
+        where = f"checkpoint {number}{f' ({_short(named)})' if named else ''}: "
+        reading.keys(table, _CHECKPOINT_KEYS, where)
+        path, name = reading.text(table, "path", where), reading.text(table, "name", where, needed=False)
+        level, seed = reading.level(table, where), reading.seed(table, where)
+        setting, epoch = reading.epochs(table, where)
+        if path is not None and level is not None:
+            listed.append(Listed(where, path, Condition(level, seed, setting, epoch), name))
+    if len(tables) < 2:
+        n = "no checkpoint" if not tables else "one checkpoint"
+        reading.faults.append(f"there is {n}; a series has at least two, of different levels")
+    elif len(listed) == len(tables) and len({one.condition.level for one in listed}) == 1:
+        level = listed[0].condition.level
+        reading.faults.append(f"all levels are {level}; a series has at least two different ones")
+    alike = _alike((one.where, one.condition) for one in listed)
+    reading.faults += [
+        f"{other}{condition.label} is {where[:-2]} already" for where, other, condition in alike
+    ]
+    names = _alike((one.where, one.name) for one in listed if one.name is not None)
+    reading.faults += [
+        f"{other}the name {_shown(name)} is that of {where[:-2]}" for where, other, name in names
+    ]
+    return sorted(listed, key=lambda one: _order(one.condition))
+
+
+def _order(condition: Condition) -> tuple[float, int, bool, int, str]:
+    epoch = condition.epoch
+    return (condition.level, condition.seed, epoch is None, epoch or 0, condition.epoch_setting)
+
+
+def _alike(named: Iterable[tuple[str, Hashable]]) -> list[tuple[str, str, Any]]:
+    """Where a value stands first, where it stands again, and the value."""
+    first: dict[Hashable, str] = {}
+    return [(first[value], where, value) for where, value in named if first.setdefault(value, where) != where]
+
+
+def _base(named: str | None, reading: _Reading, dtype: str | None, say: Say | None) -> Checkpoint | None:
+    if named is None:
+        return None
+    given = named if named in PRESETS else _place(reading.file, named)
+    base = _tried(reading, "base: ", lambda: resolve(given, dtype=dtype, say=say))
+    if base is not None and base.adapter_sha256 is not None:
+        reading.faults.append(f"base: {named} is an adapter; give the model that it was trained on")
+        return None
+    return base
+
+
+def _members(
+    listed: Sequence[Listed], base: Checkpoint, reading: _Reading, say: Say | None
+) -> dict[Condition, Member]:
+    members, seen = {}, {base.sha256: "the base "}
+    for one in listed:
+        path = _place(reading.file, one.path)
+        found = _tried(reading, one.where, lambda path=path: resolve_live(path, base=base, say=say))  # type: ignore[misc]
+        if found is None:
+            continue
+        if found.sha256 in seen:
+            first = seen[found.sha256][:-2] if found.sha256 != base.sha256 else "the base"
+            reading.faults.append(f"{one.where}it is equal to {first} (sha256 {found.sha256[:12]})")
+        seen.setdefault(found.sha256, one.where)
+        members[one.condition] = Member(path, found.adapter_sha256 or found.sha256, name=one.name)
+    return members
+
+
+def _tried(reading: _Reading, where: str, what: Callable[[], Checkpoint]) -> Checkpoint | None:
+    try:
+        return what()
+    except InputError as error:
+        reading.faults.append(f"{where}{error}")
+    except OSError as error:
+        reading.faults.append(f"{where}{error.strerror or error}; give a folder or a hub id")
+    return None
+
+
+def _place(file: Path, given: str) -> str:
+    """What is given, taken from the folder of the file where it is a folder there."""
+    beside = os.path.join(file.absolute().parent, os.path.expanduser(given))
+    return os.path.normpath(beside) if os.path.exists(beside) else given
+
+
+def _shown(value: Any) -> str:
+    """A value for a message."""
+    if isinstance(value, Mapping):
+        return "a table"
+    try:
+        return _short(str(value).lower() if type(value) is bool else repr(value))
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of thousands of digits"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,46 @@
+"""The conditions of a series, a line each, as `morfi conditions check` answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from morfi.conditions.listing import ConditionFiles
+from morfi.conditions.series import Series
+from morfi.report.tables import aligned
+
+
+def conditions_table(series: Series, rows: Sequence[ConditionFiles]) -> str:
+    """The table of `rows`, under a line about the series."""
+    levels = {row.level for row in rows}
+    head = (
+        f"{len(rows)} conditions of {len(levels)} levels of {series.varied.label}, on {series.base.name} "
+        f"in {series.base.dtype} (sha256 {series.base.sha256[:12]})"
+    )
+    body = [
+        (
+            f"{row.level}",
+            f"{row.seed}",
+            row.epochs,
+            row.kind,
+            row.sha256[:12],
+            f"{row.n_bytes:,}",
+            row.name,
+        )
+        for row in rows
+    ]
+    header = ("level", "seed", "epochs", "kind", "sha256", "bytes", "checkpoint")
+    return "\n".join([head, "", *aligned([header, *body], numeric=(0, 1, 5))])
+
+
+def conditions_object(series: Series, rows: Sequence[ConditionFiles]) -> dict[str, Any]:
+    """The object of `morfi conditions check --json`."""
+    return {
+        "property": series.varied.name,
+        "unit": series.varied.unit,
+        "base": series.base.name,
+        "base_sha256": series.base.sha256,
+        "dtype": series.base.dtype,
+        "conditions": [asdict(row) for row in rows],
+    }

@@ -1,0 +1,140 @@
+"""Runs of a series in TOML are those of a train run with its checkpoints, in the words of its property."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from morfi.errors import InputError
+from morfi.evaluation.sweep import run_sweep
+from morfi.evaluation.sweep_plan import SweepConfig
+from morfi.latents.activations import load_activations
+from morfi.latents.capture import CaptureConfig, run_capture
+from morfi.latents.find import FindConfig, run_find
+from morfi.report.pictures import draw
+from morfi.report.runs import report_of
+
+ANSWERS = """
+SELECT s.level, s.seed, s.epoch_setting, s.epoch, s.ckpt_sha256, c.* EXCLUDE (run_id, attempt)
+FROM sweep_checkpoint s JOIN completion c ON c.run_id = s.eval_run_id
+JOIN asked a ON a.run_id = c.run_id AND a.question_id = c.question_id
+WHERE s.run_id = '{}' AND a.split = 'test' AND coalesce(s.epoch_setting, '1') = '1'
+ORDER BY s.position, c.question_id
+"""
+
+
+@pytest.fixture
+def own_series(series: Callable[..., Path], adapters: dict[int, Path]) -> Path:
+    """The checkpoints of the train run's one epoch, as a series."""
+    return series([{"path": path, "level": level, "epochs": 1} for level, path in adapters.items()])
+
+
+def sweep(experiment: Any, log: Any, ckpts: object, **changes: Any) -> str:
+    config = SweepConfig(str(ckpts), **changes)
+    store, serving = experiment.store, experiment.serving
+    return run_sweep(config, store, serving, log, new=False, command="").run_id
+
+
+def capture(experiment: Any, log: Any, out: Path, ckpts: object, **changes: Any) -> str:
+    experiment.serving.loaded.clear()
+    config = CaptureConfig(str(ckpts), (0, 1), **changes)
+    store, serving = experiment.store, experiment.serving
+    return run_capture(config, store, serving, out, log, new=False, command="").run_id
+
+
+def test_a_sweep_gives_the_rows_of_the_train_run(
+    own_experiment: Any, own_series: Path, data_file: Path, tmp_path: Path, log: Any
+) -> None:
+    experiment, train_run = own_experiment
+    store = experiment.store
+    expected = sweep(experiment, log, train_run)
+    found = sweep(experiment, log, own_series, data=str(data_file))
+    rows = store.query(ANSWERS.format(found)).to_pylist()
+    assert len(rows) == 4 * 20
+    assert rows == store.query(ANSWERS.format(expected)).to_pylist()
+    assert sweep(experiment, log, own_series, data=str(data_file)) == found
+    assert sweep(experiment, log, own_series, data=str(data_file), relations=("P17",)) != found
+    accuracies = store.sweep_accuracies(found)
+    assert [(one.level, one.questions, one.n) for one in accuracies] == [
+        (level, "test", 20) for level in (None, 0, 50, 100)
+    ]
+    report = report_of(store, found)
+    assert "test, accuracy in % by dose (n = 20" in report.text
+    assert "50 mg" in report.text
+    assert (report.object["property"], report.object["unit"]) == ("dose", "mg")
+    assert "dose (mg)" in draw(store, found, tmp_path / "sweep")[1].read_text()
+    report = report_of(store, expected)
+    assert "accuracy in % by share of Unknown in training" in report.text
+
+
+def test_a_capture_and_its_trends_are_those_of_the_train_run(
+    *,
+    own_experiment: Any,
+    own_series: Path,
+    data_file: Path,
+    identity_sae: Path,
+    tmp_path: Path,
+    log: Any,
+) -> None:
+    experiment, train_run = own_experiment
+    store = experiment.store
+    runs = (
+        capture(experiment, log, tmp_path / "out", train_run),
+        capture(experiment, log, tmp_path / "out", own_series, data=str(data_file)),
+    )
+    expected, found = (load_activations(store, run_id, 1, "1") for run_id in runs)
+    assert found.questions == expected.questions
+    assert found.levels == expected.levels == [0, 50, 100]
+    for own, theirs in zip(found.residuals, expected.residuals, strict=True):
+        assert own.condition == theirs.condition
+        assert own.row.ckpt_sha256 == theirs.row.ckpt_sha256
+        assert own.values.equal(theirs.values)
+    configs = [FindConfig(run_id, str(identity_sae), epochs="1", resamples=20) for run_id in runs]
+    trends = [run_find(config, store, log, new=False, command="") for config in configs]
+    assert store.latents(trends[1]).equals(store.latents(trends[0]))
+    assert "3 levels of dose;" in report_of(store, trends[1]).text
+    assert "3 levels of share of Unknown in training;" in report_of(store, trends[0]).text
+    assert "dose (mg)" in draw(store, trends[1], tmp_path / "find")[1].read_text()
+    assert "50 mg" in report_of(store, runs[1]).text
+    with pytest.raises(InputError, match=r"no split run says what the base model of .* knew"):
+        run_find(FindConfig(runs[1], str(identity_sae), questions="known"), store, log, new=False, command="")
+
+
+def test_a_train_run_keeps_its_questions_and_a_series_needs_some(
+    *,
+    own_experiment: Any,
+    own_series: Path,
+    data_file: Path,
+    write_questions: Callable[..., Path],
+    questions: Any,
+    tmp_path: Path,
+    log: Any,
+) -> None:
+    experiment, train_run = own_experiment
+    with pytest.raises(InputError, match=r"--data .*: train-.* has its own questions, those of split-"):
+        sweep(experiment, log, train_run, data=str(data_file))
+    with pytest.raises(InputError, match=r"--relations P17: train-.* has its own questions"):
+        capture(experiment, log, tmp_path, train_run, relations=("P17",))
+    with pytest.raises(InputError, match=r"--data is missing: .*my-series\.toml brings no questions"):
+        sweep(experiment, log, own_series)
+    with pytest.raises(InputError, match=r'facts\.jsonl has no questions of "all"; it has: dev, test, train'):
+        capture(experiment, log, tmp_path, own_series, data=str(data_file), split="all")
+    plain = write_questions(tmp_path / "plain.jsonl", {"all": questions["dev"]})
+    run_id = capture(experiment, log, tmp_path / "out", own_series, data=str(plain), limit=4)
+    assert experiment.store.run(run_id).config["split"] == "all"
+    assert len(experiment.store.asked(run_id)) == 4
+
+
+def test_names_are_no_epochs_to_choose_from(
+    own_experiment: Any, series: Callable[..., Path], adapters: dict[int, Path], data_file: Path, log: Any
+) -> None:
+    experiment, _ = own_experiment
+    names = dict(zip(adapters, ("short", "short", "long"), strict=True))
+    file = series([{"path": adapters[n], "level": n, "epochs": names[n]} for n in adapters])
+    run_id = capture(experiment, log, file.parent / "out", file, data=str(data_file))
+    with pytest.raises(InputError, match=r"several epoch settings.* give --epochs, one of long, short"):
+        load_activations(experiment.store, run_id, 1)
+    assert load_activations(experiment.store, run_id, 1, "short").levels == [0, 50]
