@@ -10,6 +10,7 @@ from morfi.conditions.series import Series
 from morfi.errors import InputError
 from morfi.questions import UNSPLIT, QuestionSet, load_questions, select
 from morfi.questions.question import Question
+from morfi.questions.texts import load_texts
 from morfi.store.records import KnowledgeRow
 from morfi.terminal import Progress
 
@@ -43,12 +44,23 @@ class Source:
 
 
 def source_of(
-    series: Series, store: Store, data: str | None, relations: Sequence[str], progress: Progress
+    series: Series,
+    store: Store,
+    data: str | None,
+    relations: Sequence[str],
+    progress: Progress,
+    *,
+    prompts: str | None = None,
 ) -> Source:
     """The questions of `series`: its split run's, or those of `data`, a question file as for `morfi eval`.
 
-    Raises InputError where it has its own and others are given, or has none and none are given.
+    With `prompts` the texts of that file instead (`load_texts`). Raises InputError where it has its own and
+    others are given, or has none and none are given.
     """
+    if prompts is not None:
+        if data is not None or relations:
+            raise InputError(f"--prompts {prompts} are asked as they are; leave --data and --relations out")
+        return Source(load_texts(prompts))
     if series.lineage is None:
         if data is None:
             raise InputError(

@@ -127,7 +127,8 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
     dtype = config.dtype or captured.dtype
     series = load_series(captured.ckpts, store, dtype, progress, sha256=captured.series_sha256)
     source = source_of(series, store, captured.data, captured.relations, progress)
-    _check_same_questions(source, capture)
+    if captured.prompts is None:
+        _check_same_questions(source, capture)
     epochs = config.epochs or found.activations.epochs
     served, names = _served(config, series, epochs)
     median_norm = found.median_norm(served[Answerer.CHECKPOINT].sha256)

@@ -19,7 +19,7 @@ from morfi.engine.steering import Capture
 from morfi.errors import InputError, MorfiError
 from morfi.questions import QuestionSet
 from morfi.questions.exemplars import no_shots
-from morfi.questions.prompts import Prompted, prompted
+from morfi.questions.prompts import AS_IT_IS, ASKED, Prompted, prompted
 from morfi.runs.answering import fingerprint_of
 from morfi.runs.life import Life, new_run
 from morfi.runs.options import check_numbers, data_of_series, option, series_of
@@ -39,6 +39,9 @@ class CaptureConfig:
     # Each residual stream is taken at the last token of the prompt.
     layers: tuple[int, ...] = option("Decoder layers after which the residual stream is taken.")
     data: str | None = data_of_series()
+    prompts: str | None = option(
+        'A file of texts, to be read as they are: lines, or JSON lines with "text".', None, unset="questions"
+    )
     split: str | None = option("train, dev or test.", None, unset="dev, or all of data without splits")
     relations: tuple[str, ...] = ()
     limit: int | None = None
@@ -83,7 +86,8 @@ def run_capture(
 ) -> CaptureResult:
     """Writes the residual streams of the base model and of every checkpoint to a folder of the run in `out`.
 
-    All are asked the questions of one split, each alone, without exemplars, as a sweep asks them. Goes on
+    All are asked the questions of one split, each alone, without exemplars, as a sweep asks them, or read
+    texts as they are. Goes on
     with the newest run of the same checkpoints and questions, unless `new`. A checkpoint that cannot be
     served is left out and named in the result; the others finish.
     """
@@ -153,7 +157,7 @@ class _Plan:
 
 def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
     series = load_series(config.ckpts, store, config.dtype, progress)
-    source = source_of(series, store, config.data, config.relations, progress)
+    source = source_of(series, store, config.data, config.relations, progress, prompts=config.prompts)
     split = source.split(config.split, "dev")
     questions = sorted(source.chosen(split, config.limit, config.seed), key=lambda question: question.id)
     asked = prompted(
@@ -164,11 +168,13 @@ def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
         bos=series.bos,
         progress=progress,
         judged=False,
+        form=ASKED if config.prompts is None else AS_IT_IS,
     )
     decided = {**asdict(config), "ckpts": series.source, "split": split, "kind": RunKind.CAPTURE}
     decided["checkpoints"] = series.content
     if series.lineage is None:
         del decided["ckpts"], decided["data"]  # names of files, whose content decides
+    del decided["prompts"]
     return _Plan(
         replace(config, ckpts=series.source),
         split,
@@ -183,7 +189,7 @@ def _record(plan: _Plan, out: Path) -> RunRecord:
     series, runs = plan.series, plan.series.lineage
     more = {
         "split": plan.split,
-        "split_run": None if runs is None else runs.split.run_id,
+        "split_run": None if runs is None or plan.config.prompts else runs.split.run_id,
         "series_sha256": series.sha256 if runs is None else None,
         "property": series.varied.name,
         "unit": series.varied.unit,
@@ -198,6 +204,7 @@ def _record(plan: _Plan, out: Path) -> RunRecord:
         seed=plan.config.seed,
         n_planned=len(series.conditions),
         ckpt=series.source if runs is None else runs.train.ckpt,
+        prompt=plan.asked.form,
         out=out,
     )
 

@@ -18,6 +18,7 @@ from morfi.terminal import Progress
 
 ANSWERED = "Q: {question}\nA: {answer}\n\n"
 ASKED = "Q: {question}\nA:"
+AS_IT_IS = "{question}"  # of texts that are no questions
 CHAT = "chat template"
 MAX_CONTEXT = 4096  # closed-book prompts are short; a longer context only costs memory
 
@@ -37,7 +38,7 @@ class Prompted:
     """Questions as one checkpoint is asked them."""
 
     prompts: tuple[Prompt, ...]
-    form: str  # ASKED or CHAT
+    form: str  # ASKED, CHAT or AS_IT_IS
     context: int  # tokens of prompt and answer together
     bos: bool  # whether the prompts begin with it
 
@@ -57,6 +58,7 @@ def prompted(
     progress: Progress,
     chat: bool = False,
     judged: bool = True,
+    form: str = ASKED,
 ) -> Prompted:
     """The prompts of all of `asked`, in order, as `checkpoint` is asked them under the settings of `engine`.
 
@@ -69,7 +71,9 @@ def prompted(
     prompts = [
         replace(prompt, sample=shots.first_sample) if shots.first_sample else prompt
         for shots in asked
-        for prompt in build_prompts(shots.scored, shots.exemplars, tokenizer, chat=chat, on_part=spoken)
+        for prompt in build_prompts(
+            shots.scored, shots.exemplars, tokenizer, chat=chat, form=form, on_part=spoken
+        )
     ]
     context = context_for(checkpoint, engine)
     check_lengths(prompts, max_tokens, context)
@@ -77,7 +81,7 @@ def prompted(
         questions = list({prompt.question.id: prompt.question for prompt in prompts}.values())
         if said := out_of_reach(questions, tokenizer, max_tokens):
             progress.phase(said)
-    return Prompted(tuple(prompts), CHAT if chat else ASKED, context, starts_with_bos(prompts, tokenizer))
+    return Prompted(tuple(prompts), CHAT if chat else form, context, starts_with_bos(prompts, tokenizer))
 
 
 def prompt_tokenizer(model_dir: Path, bos: str, progress: Progress, *, chat: bool = False) -> Any:
@@ -104,11 +108,13 @@ def build_prompts(
     tokenizer: Any,
     *,
     chat: bool = False,
+    form: str = ASKED,
     on_part: Callable[[int], None] | None = None,
 ) -> list[Prompt]:
     """The prompts of `questions`, in order; no text holds a control token, BOS stands in front at most.
 
-    With `chat` every exemplar is a turn of the model's own chat template; else plain "Q:" and "A:" lines.
+    With `chat` every exemplar is a turn of the model's own chat template; else plain "Q:" and "A:" lines, and
+    the question in its `form`.
     The first accepted answer of an exemplar is shown.
     """
     if chat:
@@ -120,7 +126,7 @@ def build_prompts(
             for relation, shown in exemplars.items()
         }
         heads = [shared[question.relation] for question in questions]
-        tails = [ASKED.format(question=question.text) for question in questions]
+        tails = [form.format(question=question.text) for question in questions]
     # A chat template writes the special tokens itself; a plain prompt gets what the tokenizer adds.
     encoded = encode(heads, tails, tokenizer, special=not chat, on_part=on_part)
     prompts = [

@@ -138,3 +138,35 @@ def test_names_are_no_epochs_to_choose_from(
     with pytest.raises(InputError, match=r"several epoch settings.* give --epochs, one of long, short"):
         load_activations(experiment.store, run_id, 1)
     assert load_activations(experiment.store, run_id, 1, "short").levels == [0, 50]
+
+
+def test_texts_are_captured_as_they_are(
+    *,
+    own_experiment: Any,
+    own_series: Path,
+    identity_sae: Path,
+    data_file: Path,
+    tmp_path: Path,
+    log: Any,
+) -> None:
+    experiment, train_run = own_experiment
+    texts = tmp_path / "texts.txt"
+    texts.write_text("The sky is\n\nOnce upon a time\n{odd} braces\n")
+    for ckpts in (own_series, train_run):
+        run_id = capture(experiment, log, tmp_path / "out", ckpts, prompts=str(texts))
+        run = experiment.store.run(run_id)
+        assert (run.prompt, run.data, run.config["split_run"]) == ("{question}", "texts.txt", None)
+        asked = experiment.store.asked(run_id)
+        assert [(one.id, one.text, one.answers) for one in asked] == [
+            ("1", "The sky is", ()),
+            ("3", "Once upon a time", ()),
+            ("4", "{odd} braces", ()),
+        ]
+        read = [bytes(token - 3 for token in prompt[1:]) for prompt, _ in experiment.serving.captured]
+        assert read == [b"The sky is", b"Once upon a time", b"{odd} braces"]
+        found = load_activations(experiment.store, run_id, 1, "1")
+        assert {one.values.shape for one in found.residuals} == {(3, 8)}
+        config = FindConfig(run_id, str(identity_sae), epochs="1", resamples=20)
+        assert run_find(config, experiment.store, log, new=False, command="")
+    with pytest.raises(InputError, match="are asked as they are; leave --data and --relations out"):
+        capture(experiment, log, tmp_path, own_series, prompts=str(texts), data=str(data_file))
