@@ -11,6 +11,8 @@ import pytest
 from morfi.errors import InputError
 from morfi.evaluation.sweep import run_sweep
 from morfi.evaluation.sweep_plan import SweepConfig
+from morfi.interventions import run_steer
+from morfi.interventions.config import SteerConfig
 from morfi.latents.activations import load_activations
 from morfi.latents.capture import CaptureConfig, run_capture
 from morfi.latents.find import FindConfig, run_find
@@ -170,3 +172,27 @@ def test_texts_are_captured_as_they_are(
         assert run_find(config, experiment.store, log, new=False, command="")
     with pytest.raises(InputError, match="are asked as they are; leave --data and --relations out"):
         capture(experiment, log, tmp_path, own_series, prompts=str(texts), data=str(data_file))
+
+
+def test_a_series_is_steered_on_all_questions_of_its_data(
+    *,
+    own_experiment: Any,
+    own_series: Path,
+    data_file: Path,
+    identity_sae: Path,
+    tmp_path: Path,
+    log: Any,
+) -> None:
+    experiment, _ = own_experiment
+    store, serving = experiment.store, experiment.serving
+    run_id = capture(experiment, log, tmp_path / "out", own_series, data=str(data_file))
+    found = FindConfig(run_id, str(identity_sae), resamples=20)
+    latents = run_find(found, store, log, new=False, command="")
+    config = SteerConfig(latents, "M_100", alphas=(1.0,), controls=0, random=0, ids=(0,))
+    steered = run_steer(config, store, serving, log, new=False, command="")
+    assert store.splits(steered) == ["dev", "test"]
+    assert store.run(steered).config["reference"] == "M_0"
+    assert any("questions of all kinds are asked" in phase for phase in log.phases)
+    own_series.write_text(own_series.read_text().replace('"level" = 50', '"level" = 60'))
+    with pytest.raises(InputError, match="names other checkpoints than when it was captured"):
+        run_steer(config, store, serving, log, new=True, command="")
