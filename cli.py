@@ -37,11 +37,13 @@ def cli() -> None:
 
 @cli.command("eval", config="morfi.evaluation.config:EvalConfig")
 @option("--resume", metavar="RUN|auto", help="Do only what RUN, or the last run of this command, lacks.")
+@option("--show-prompts", kind=click.IntRange(min=1), metavar="N", help="Print N prompts and ask nothing.")
 @common_options
-def eval_command(common: Common, resume: str | None, **given: Any) -> None:
-    """Asks a checkpoint closed-book questions and reports its accuracy by relation."""
+def eval_command(common: Common, resume: str | None, show_prompts: int | None, **given: Any) -> None:
+    """Asks a checkpoint, or a server, closed-book questions and reports its accuracy by relation."""
     from morfi.evaluation.config import EvalConfig, configure
-    from morfi.evaluation.evaluate import run_evaluation
+    from morfi.evaluation.evaluate import run_evaluation, shown_prompts
+    from morfi.report.listing import prompts_text
     from morfi.runs.settings import settings_of
     from morfi.store.records import RunKind
 
@@ -51,6 +53,10 @@ def eval_command(common: Common, resume: str | None, **given: Any) -> None:
     stored = None if earlier is None else settings_of(earlier, EvalConfig)
     config = configure(given, stored)
     with terminal.TerminalProgress() as progress:
+        if show_prompts is not None:
+            shown = shown_prompts(config, show_prompts, progress)
+            common.answer({"prompts": [asdict(one) for one in shown]}, prompts_text(shown))
+            return
         run_id = run_evaluation(
             config, common.store, common.start_engine, progress, resume=resume, command=common.command
         )

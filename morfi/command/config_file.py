@@ -101,7 +101,8 @@ def written(
             if resumes:
                 unset = "as in the run that is resumed"
             elif other is not None and (given[other] or fields[other].default) not in wanted:
-                unset = f"only with {other} {' or '.join(wanted)}"
+                values = [each for each in wanted if each is not None]
+                unset = f"only with {other} {' or '.join(values)}" if values else f"as {other} needs it"
             else:
                 value = default_here(field)
         if value in _UNSET:

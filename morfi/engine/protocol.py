@@ -42,6 +42,14 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Tokens of a prompt and of its completion, by whoever has the tokenizer."""
+
+    prompt: int
+    output: int
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One answer of the model: `text` up to, without, the newline that ended it.
 
@@ -55,10 +63,14 @@ class Completion:
     n_cached_tokens: int  # prompt tokens whose keys and values came from the prefix cache
     applied: tuple[Applied, ...] = ()  # what its steering did
     captured: tuple[Captured, ...] = ()
+    counted: TokenCounts | None = None  # where the engine gives no `token_ids` and takes none
 
 
 class Engine(Protocol):
-    """An engine over one checkpoint at a time; `morfi.serve.engine.Engine` is the real one."""
+    """An engine over one checkpoint at a time.
+
+    `morfi.serve.engine.Engine` is vLLM in this process, `morfi.endpoint.engine.EndpointEngine` a server.
+    """
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -105,7 +117,7 @@ class Engine(Protocol):
 
 
 class StartEngine(Protocol):
-    """Starts an engine for a block; `morfi.serve.engine.start_engine` is the real one."""
+    """Starts an engine for a block: `morfi.serve.engine.start_engine`, or that of an endpoint."""
 
     def __call__(
         self, checkpoint: Checkpoint, *, context: int, seed: int, overrides: Mapping[str, Any]

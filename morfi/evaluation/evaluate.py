@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from morfi.checkpoints import resolve
 from morfi.engine.protocol import StartEngine
 from morfi.errors import InputError
-from morfi.evaluation.config import EvalConfig
+from morfi.evaluation.config import HOW, EvalConfig
 from morfi.questions import UNSPLIT, QuestionSet, load_questions, select
 from morfi.questions.exemplars import choose_shots
-from morfi.questions.prompts import prompted
+from morfi.questions.prompts import prompted, worded
 from morfi.runs.answering import Answering, Task, answer, fingerprint_of
 from morfi.runs.baselines import baselines_of
+from morfi.runs.life import STARTING
 from morfi.runs.settings import to_store
 from morfi.store.records import RunKind
 
 if TYPE_CHECKING:
+    from morfi.endpoint.engine import Endpoint
     from morfi.store import Store
     from morfi.terminal import Progress
+
+# What they choose is in the prompts and the checkpoint, or changes no answer.
+_CHOOSE_ONLY = (
+    "base",
+    "split",
+    "relations",
+    "limit",
+    "bos",
+    "endpoint",
+    "served",
+    "prompt_template",
+    "system",
+    *HOW,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ShownPrompt:
+    """A prompt as a person looks at it; without tokens where the tokenizer is a server's."""
+
+    question_id: str
+    prompt: str
+    n_tokens: int | None
 
 
 def run_evaluation(
@@ -36,12 +61,36 @@ def run_evaluation(
     `resume` is None for a new run, "auto" to go on with the newest run that would give the same rows, or the
     id of a run. `command` is recorded.
     """
-    task = prepare(config, progress)
-    return answer(task, store, start_engine, progress, resume=resume, command=command).run_id
+    endpoint = _endpoint(config, progress)
+    task = prepare(config, progress, endpoint)
+    start = start_engine if endpoint is None else endpoint.start
+    return answer(task, store, start, progress, resume=resume, command=command).run_id
 
 
-def prepare(config: EvalConfig, progress: Progress) -> Task:
-    """The task of `config`: checkpoint resolved, questions chosen, prompts built and checked."""
+def shown_prompts(config: EvalConfig, n: int, progress: Progress) -> list[ShownPrompt]:
+    """The first `n` prompts of `config`; nothing is asked, nor a server whether it is there."""
+    asked = prepare(config, progress, _endpoint(config, progress, reached=False)).prompts[:n]
+    is_counted = config.endpoint is None
+    return [
+        ShownPrompt(one.question.id, one.text, len(one.token_ids) if is_counted else None) for one in asked
+    ]
+
+
+def _endpoint(config: EvalConfig, progress: Progress, *, reached: bool = True) -> Endpoint | None:
+    """The server that is asked in place of a checkpoint; `reached` or as it is named."""
+    if config.endpoint is None or config.served is None:
+        return None
+    from morfi.endpoint.engine import Endpoint, find_endpoint
+
+    find = find_endpoint if reached else Endpoint.unreached
+    return find(config.endpoint, config.served, chat=config.chat, limits=config.limits, say=progress.phase)
+
+
+def prepare(config: EvalConfig, progress: Progress, endpoint: Endpoint | None = None) -> Task:
+    """The task of `config`: questions chosen, prompts built and checked.
+
+    They are for the model of `endpoint`, else for the checkpoint, which is resolved.
+    """
     progress.phase(f"reading {config.data}")
     data = load_questions(config.data)
     for note in data.notes:
@@ -50,19 +99,25 @@ def prepare(config: EvalConfig, progress: Progress) -> Task:
     pool = select(data.splits[split], relations=config.relations, seed=config.seed)
     chosen = choose_shots(data, pool, split, shots=config.shots, seed=config.seed)
     scored = select(chosen.scored, limit=config.limit, seed=config.seed)
-    checkpoint = resolve(config.ckpt, base=config.base, dtype=config.dtype, say=progress.phase)
-    asked = prompted(
-        [replace(chosen, scored=scored)],
-        checkpoint,
-        config.engine,
-        max_tokens=config.max_tokens,
-        bos=config.bos,
-        progress=progress,
-        chat=config.chat,
-    )
-    decided = asdict(config)
-    for name_only in ("base", "split", "relations", "limit", "bos"):
-        del decided[name_only]  # what they choose is in the prompts
+    wording = config.wording
+    shots = [replace(chosen, scored=scored)]
+    if endpoint is not None:
+        checkpoint, asked = endpoint.checkpoint, worded(shots, wording)
+    else:
+        assert config.ckpt is not None
+        checkpoint = resolve(config.ckpt, base=config.base, dtype=config.dtype, say=progress.phase)
+        asked = prompted(
+            shots,
+            checkpoint,
+            config.engine,
+            max_tokens=config.max_tokens,
+            bos=config.bos,
+            progress=progress,
+            wording=wording,
+        )
+    decided = {name: value for name, value in asdict(config).items() if name not in _CHOOSE_ONLY}
+    if wording.template is not None:
+        decided["prompt_template"] = wording.template.sha256
     return Task(
         kind=RunKind.EVAL,
         config=to_store(config),
@@ -80,6 +135,7 @@ def prepare(config: EvalConfig, progress: Progress) -> Task:
         fingerprint=fingerprint_of(decided, checkpoint, data, asked.prompts),
         again="morfi eval --resume {run_id} --db {db}",
         baselines=baselines_of({split: chosen.scored}, config.match),
+        begins=STARTING if endpoint is None else f"asking {endpoint.model} at {endpoint.url}",
     )
 
 

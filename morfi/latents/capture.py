@@ -19,7 +19,7 @@ from morfi.engine.steering import Capture
 from morfi.errors import InputError, MorfiError
 from morfi.questions import QuestionSet
 from morfi.questions.exemplars import no_shots
-from morfi.questions.prompts import AS_IT_IS, ASKED, Prompted, prompted
+from morfi.questions.prompts import AS_IT_IS, PLAIN, Prompted, Wording, prompted
 from morfi.runs.answering import fingerprint_of
 from morfi.runs.life import Life, new_run
 from morfi.runs.options import check_numbers, data_of_series, option, series_of
@@ -168,7 +168,7 @@ def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
         bos=series.bos,
         progress=progress,
         judged=False,
-        form=ASKED if config.prompts is None else AS_IT_IS,
+        wording=PLAIN if config.prompts is None else Wording(asked=AS_IT_IS),
     )
     decided = {**asdict(config), "ckpts": series.source, "split": split, "kind": RunKind.CAPTURE}
     decided["checkpoints"] = series.content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from morfi.errors import InputError, reason_of
 from morfi.questions.encoding import Spoken, encode, n_tokens
 from morfi.questions.exemplars import Shots
 from morfi.questions.question import Question
+from morfi.questions.templates import PromptTemplate, check_distinct
 from morfi.terminal import Progress
 
 ANSWERED = "Q: {question}\nA: {answer}\n\n"
@@ -24,12 +26,72 @@ MAX_CONTEXT = 4096  # closed-book prompts are short; a longer context only costs
 
 
 @dataclass(frozen=True, slots=True)
+class Wording:
+    """How a question and its exemplars become text: as "Q:" and "A:" lines, or by a template of one's own.
+
+    In a `chat` every exemplar is two turns, or what the template writes is the only one; the text of the
+    `system` goes before them.
+    """
+
+    chat: bool = False
+    system: str | None = None
+    template: PromptTemplate | None = None
+    asked: str = ASKED  # the form of the question itself, of no chat
+
+    @property
+    def form(self) -> str:
+        """The form of prompts, for a run's record."""
+        own, how = self.template, CHAT if self.chat else self.asked
+        if own is not None:
+            how = f"{CHAT} of {own.source}" if self.chat else own.source
+        return how if self.system is None else f"{how} after {self.system!r}"
+
+    def texts(
+        self, questions: Sequence[Question], exemplars: Mapping[str, Sequence[Question]]
+    ) -> list[tuple[str, str]]:
+        """The beginning of each prompt, which those of a relation may share, and its rest; of no chat."""
+        if self.template is not None:
+            own = [self.template.write(one, exemplars[one.relation]) for one in questions]
+            check_distinct(self.template, list(zip(questions, own, strict=True)))
+            return [("", text) for text in own]
+        shared = {
+            relation: "".join(ANSWERED.format(question=s.text, answer=s.answers[0]) for s in shown)
+            for relation, shown in exemplars.items()
+        }
+        return [(shared[one.relation], self.asked.format(question=one.text)) for one in questions]
+
+    def messages(
+        self, questions: Sequence[Question], exemplars: Mapping[str, Sequence[Question]]
+    ) -> list[list[dict[str, str]]]:
+        """The messages of each chat, the last of them the question."""
+        before = [] if self.system is None else [_message("system", self.system)]
+        if self.template is not None:
+            return [[*before, _message("user", text)] for _, text in self.texts(questions, exemplars)]
+        turns = {
+            relation: [
+                message
+                for one in shown
+                for message in (_message("user", one.text), _message("assistant", one.answers[0]))
+            ]
+            for relation, shown in exemplars.items()
+        }
+        return [[*before, *turns[one.relation], _message("user", one.text)] for one in questions]
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+PLAIN = Wording()
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A question as the model sees it; its first answer is stored as sample number `sample`."""
 
     question: Question
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]  # or the bytes of the text (`worded`)
     sample: int = 0
 
 
@@ -38,8 +100,8 @@ class Prompted:
     """Questions as one checkpoint is asked them."""
 
     prompts: tuple[Prompt, ...]
-    form: str  # ASKED, CHAT or AS_IT_IS
-    context: int  # tokens of prompt and answer together
+    form: str  # as of `Wording.form`
+    context: int  # tokens of prompt and answer together; 0 where it is the server's
     bos: bool  # whether the prompts begin with it
 
     def of(self, question_ids: Sequence[str]) -> Prompted:
@@ -56,9 +118,8 @@ def prompted(
     max_tokens: int,
     bos: str,
     progress: Progress,
-    chat: bool = False,
+    wording: Wording = PLAIN,
     judged: bool = True,
-    form: str = ASKED,
 ) -> Prompted:
     """The prompts of all of `asked`, in order, as `checkpoint` is asked them under the settings of `engine`.
 
@@ -66,14 +127,12 @@ def prompted(
     `judged`, how many questions `max_tokens` puts out of reach. Raises InputError for a prompt that leaves no
     room for so many tokens, and for texts that cannot be asked (`build_prompts`).
     """
-    tokenizer = prompt_tokenizer(checkpoint.model_dir, bos, progress, chat=chat)
+    tokenizer = prompt_tokenizer(checkpoint.model_dir, bos, progress, chat=wording.chat)
     spoken = Spoken(sum(len(shots.scored) for shots in asked), progress.phase)
     prompts = [
         replace(prompt, sample=shots.first_sample) if shots.first_sample else prompt
         for shots in asked
-        for prompt in build_prompts(
-            shots.scored, shots.exemplars, tokenizer, chat=chat, form=form, on_part=spoken
-        )
+        for prompt in build_prompts(shots.scored, shots.exemplars, tokenizer, wording, on_part=spoken)
     ]
     context = context_for(checkpoint, engine)
     check_lengths(prompts, max_tokens, context)
@@ -81,7 +140,26 @@ def prompted(
         questions = list({prompt.question.id: prompt.question for prompt in prompts}.values())
         if said := out_of_reach(questions, tokenizer, max_tokens):
             progress.phase(said)
-    return Prompted(tuple(prompts), CHAT if chat else form, context, starts_with_bos(prompts, tokenizer))
+    return Prompted(tuple(prompts), wording.form, context, starts_with_bos(prompts, tokenizer))
+
+
+def worded(asked: Sequence[Shots], wording: Wording) -> Prompted:
+    """The prompts of all of `asked`, in order, for a server that has the tokenizer and puts BOS in front.
+
+    UTF-8 takes the place of token ids. The text of a chat is the JSON of its messages.
+    """
+    prompts = []
+    for shots in asked:
+        if wording.chat:
+            chats = wording.messages(shots.scored, shots.exemplars)
+            texts = [json.dumps(messages, ensure_ascii=False) for messages in chats]
+        else:
+            texts = [head + tail for head, tail in wording.texts(shots.scored, shots.exemplars)]
+        prompts += [
+            Prompt(question, text, tuple(text.encode()), shots.first_sample)
+            for question, text in zip(shots.scored, texts, strict=True)
+        ]
+    return Prompted(tuple(prompts), wording.form, context=0, bos=False)
 
 
 def prompt_tokenizer(model_dir: Path, bos: str, progress: Progress, *, chat: bool = False) -> Any:
@@ -106,38 +184,33 @@ def build_prompts(
     questions: Sequence[Question],
     exemplars: Mapping[str, Sequence[Question]],
     tokenizer: Any,
+    wording: Wording = PLAIN,
     *,
-    chat: bool = False,
-    form: str = ASKED,
     on_part: Callable[[int], None] | None = None,
 ) -> list[Prompt]:
     """The prompts of `questions`, in order; no text holds a control token, BOS stands in front at most.
 
-    With `chat` every exemplar is a turn of the model's own chat template; else plain "Q:" and "A:" lines, and
-    the question in its `form`.
-    The first accepted answer of an exemplar is shown.
+    A chat is written by the model's own chat template. The first accepted answer of an exemplar is shown.
     """
-    if chat:
-        heads = [""] * len(questions)
-        tails = [_chat_text(question, exemplars[question.relation], tokenizer) for question in questions]
+    if wording.chat:
+        chats = wording.messages(questions, exemplars)
+        parts = [
+            ("", _chat_text(one, messages, tokenizer)) for one, messages in zip(questions, chats, strict=True)
+        ]
     else:
-        shared = {
-            relation: "".join(ANSWERED.format(question=s.text, answer=s.answers[0]) for s in shown)
-            for relation, shown in exemplars.items()
-        }
-        heads = [shared[question.relation] for question in questions]
-        tails = [form.format(question=question.text) for question in questions]
+        parts = wording.texts(questions, exemplars)
+    heads, tails = [head for head, _ in parts], [tail for _, tail in parts]
     # A chat template writes the special tokens itself; a plain prompt gets what the tokenizer adds.
-    encoded = encode(heads, tails, tokenizer, special=not chat, on_part=on_part)
+    encoded = encode(heads, tails, tokenizer, special=not wording.chat, on_part=on_part)
     prompts = [
         Prompt(question, head + tail, ids)
         for question, head, tail, ids in zip(questions, heads, tails, encoded, strict=True)
     ]
     if not prompts:
         return []
-    if chat:
-        # The template writes control tokens of its own, so the texts are looked at before it.
-        _check_texts(questions, exemplars, tokenizer)
+    if wording.chat:
+        # The template writes control tokens of its own, so the messages are looked at before it.
+        _check_messages(questions, exemplars, chats, tokenizer)
         for prompt in prompts:
             _check_bos_once(prompt, tokenizer)
     else:
@@ -145,22 +218,18 @@ def build_prompts(
     return prompts
 
 
-def _chat_text(question: Question, shown: Sequence[Question], tokenizer: Any) -> str:
+def _chat_text(question: Question, messages: Sequence[Mapping[str, str]], tokenizer: Any) -> str:
     import jinja2
 
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("the checkpoint has no chat template; leave --chat out")
-    messages = []
-    for exemplar in shown:
-        messages.append({"role": "user", "content": exemplar.text})
-        messages.append({"role": "assistant", "content": exemplar.answers[0]})
-    messages.append({"role": "user", "content": question.text})
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except jinja2.TemplateError as error:
+        system = " or --system" if messages[0]["role"] == "system" else ""
         raise InputError(
             f"the checkpoint's chat template cannot write question {question.id}: "
-            f"{reason_of(error)}; mend the template or leave --chat out"
+            f"{reason_of(error)}; mend the template or leave --chat{system} out"
         ) from error
 
 
@@ -184,17 +253,24 @@ def _refuse_control(encoded: Sequence[tuple[str, str, Sequence[int]]], tokenizer
                 raise InputError(
                     f"question {question_id}: the prompt would hold {what} "
                     f"({tokenizer.convert_ids_to_tokens(index)}) in its text; take the token out of the "
-                    "questions and answers"
+                    "questions, answers and template"
                 )
 
 
-def _check_texts(
-    questions: Sequence[Question], exemplars: Mapping[str, Sequence[Question]], tokenizer: Any
+def _check_messages(
+    questions: Sequence[Question],
+    exemplars: Mapping[str, Sequence[Question]],
+    chats: Sequence[Sequence[Mapping[str, str]]],
+    tokenizer: Any,
 ) -> None:
-    """As `check_no_control`, for the questions and exemplars of chats."""
-    owners = {question.text: question.id for question in questions}
+    """As `check_no_control`, for what is said in chats."""
+    owners = {
+        message["content"]: question.id
+        for question, messages in zip(questions, chats, strict=True)
+        for message in messages
+    }
     for shown in exemplars.values():
-        owners |= {text: one.id for one in shown for text in (one.text, one.answers[0])}
+        owners |= {text: one.id for one in shown for text in (one.text, one.answers[0]) if text in owners}
     encoded = tokenizer(list(owners), add_special_tokens=False)["input_ids"]
     _refuse_control(list(zip(owners.values(), owners, encoded, strict=True)), tokenizer, 0)
 

@@ -173,11 +173,14 @@ def run_object(report: RunReport) -> dict[str, Any]:
 def run_details(run: RunRecord, attempts: Sequence[AttemptRecord]) -> str:
     """The provenance of a run, which `morfi show` adds to its table."""
     adapter = f", adapter {run.adapter_sha256[:16]}" if run.adapter_sha256 else ""
-    bos = f" (--bos {run.asked.bos})" if run.asked.bos else ""
+    endpoint = run.asked.endpoint
+    bos = f" (--bos {run.asked.bos})" if run.asked.bos and not endpoint else ""
+    asked = f"checkpoint {run.ckpt_sha256[:16]} (base {run.base} {(run.base_sha256 or '')[:16]}{adapter})"
+    if endpoint:
+        asked = f"endpoint {endpoint}, model {run.ckpt} {run.ckpt_sha256[:16]}"
     lines = [
-        f"checkpoint {run.ckpt_sha256[:16]} (base {run.base} {(run.base_sha256 or '')[:16]}{adapter})",
-        f"data {run.data} {run.data_sha256[:16]}; prompt {run.prompt!r}, "
-        f"BOS {'yes' if run.bos else 'no'}{bos}",
+        asked,
+        f"data {run.data} {run.data_sha256[:16]}; prompt {run.prompt!r}, BOS {run.bos_shown}{bos}",
         f"settings {json.dumps(dict(run.config), sort_keys=True)}",
     ]
     for number, attempt in enumerate(attempts, 1):

@@ -12,13 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
-from morfi.engine.protocol import Completion, Engine, Sampling, StartEngine
+from morfi.engine.protocol import Completion, Engine, Sampling, StartEngine, TokenCounts
 from morfi.errors import MorfiError
 from morfi.questions import QuestionSet
 from morfi.questions.matching import judge, parse_answer
 from morfi.questions.prompts import Prompt, Prompted
 from morfi.questions.question import Question
-from morfi.runs.life import NOTHING_DONE, Life, new_run
+from morfi.runs.life import NOTHING_DONE, STARTING, Life, new_run
 from morfi.store.records import AttemptEnd, BaselineRow, CompletionRow, JudgedAnswer, RunKind
 from morfi.terminal import Progress
 
@@ -54,6 +54,7 @@ class Task:
     fingerprint: str
     again: str  # how to go on with a run, with "{run_id}" and "{db}" in it
     baselines: tuple[BaselineRow, ...] = ()  # of all questions that might be asked
+    begins: str = STARTING  # what is said when the engine starts
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -120,7 +121,7 @@ def answer(
         seed=settings.seed,
         overrides=settings.engine,
     )
-    with replace(life, again=f"go on with: {again}").engine(start) as (engine, attempt):
+    with replace(life, again=f"go on with: {again}").engine(start, task.begins) as (engine, attempt):
         progress.start(task.n_answers, len(done))
         for batch in batches:
             begun = time.monotonic()
@@ -197,6 +198,7 @@ def _sampling(prompt: Prompt, settings: Answering) -> Sampling:
 def judged(prompt: Prompt, completion: Completion, match: str, attempt: int) -> JudgedAnswer:
     """The answer that a completion gives to the question of `prompt`, by the rule `match`."""
     found = parse_answer(completion.text)
+    n_tokens = completion.counted or TokenCounts(len(prompt.token_ids), len(completion.token_ids))
     verdicts = judge(found, prompt.question.answers, match)
     return JudgedAnswer(
         text=completion.text,
@@ -205,9 +207,9 @@ def judged(prompt: Prompt, completion: Completion, match: str, attempt: int) -> 
         correct=verdicts.correct,
         correct_squad=verdicts.correct_squad,
         correct_answer=verdicts.correct_answer,
-        prompt_tokens=len(prompt.token_ids),
+        prompt_tokens=n_tokens.prompt,
         cached_tokens=completion.n_cached_tokens,
-        output_tokens=len(completion.token_ids),
+        output_tokens=n_tokens.output,
         attempt=attempt,
     )
 

@@ -140,7 +140,7 @@ def _notes(store: Store, a: RunRecord, b: RunRecord) -> list[str]:
         "prompted": {
             "prompt": [run.prompt for run, _, _ in of],
             "shots": [asked.shots for _, asked, _ in of],
-            "BOS": ["yes" if run.bos else "no" for run, _, _ in of],
+            "BOS": [run.bos_shown for run, _, _ in of],
         },
         "cut": {"max-tokens": [asked.max_tokens for _, asked, _ in of]},
         "computed": {"dtype": [dtype for _, _, dtype in of]},

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from morfi.engine.protocol import Engine
     from morfi.store import Store
 
+STARTING = "starting vLLM"
 NOTHING_DONE = AttemptEnd(datetime.min.replace(tzinfo=UTC), "done", 0.0, 0.0, 0, 0, 0)
 
 
@@ -155,11 +156,16 @@ class Life:
         return replace(self, run=run)
 
     @contextlib.contextmanager
-    def engine(self, start: Callable[[], AbstractContextManager[Engine]]) -> Iterator[tuple[Engine, Attempt]]:
-        """An attempt with the engine that `start` starts, refused before where another process works."""
+    def engine(
+        self, start: Callable[[], AbstractContextManager[Engine]], begins: str = STARTING
+    ) -> Iterator[tuple[Engine, Attempt]]:
+        """An attempt with the engine that `start` starts, refused before where another process works.
+
+        `begins` is what is said then.
+        """
         self.store.check_free(self.run.run_id)
         started = time.monotonic()
-        self.progress.phase("starting vLLM")
+        self.progress.phase(begins)
         with (
             start() as engine,
             self.attempt(started=started, device=engine.device, settings=engine.settings) as attempt,

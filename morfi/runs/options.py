@@ -22,7 +22,7 @@ class Option:
 
     `unset` says what happens without the option where no value does; `cpu` and `gpu` are defaults on such a
     machine. `off` is the name of a flag that turns it off. With `when`, (field, value, ...), the option
-    decides something only while that other field has one of these values.
+    decides something, or has this default, only while that other field has one of these values.
     """
 
     help: str
@@ -33,7 +33,7 @@ class Option:
     required: bool | None = None  # whether there is no default, if None
     cpu: int | None = None
     gpu: int | None = None
-    when: tuple[str, ...] | None = None
+    when: tuple[str | None, ...] | None = None
 
 
 OWN_DTYPE = "its own; float32 on CPUs without bfloat16"
@@ -74,9 +74,9 @@ def data_of_series() -> Any:
     return option("As for eval, with a TOML file.", None, unset="the train run's own questions")
 
 
-def stored_together() -> Any:
+def stored_together(**more: Any) -> Any:
     """A field for how many questions are stored together: some ten seconds of work, which a kill may lose."""
-    return option(_SHARED["batch"].help, 512, gpu=8192)
+    return option(_SHARED["batch"].help, 512, gpu=8192, **more)
 
 
 def option_of(one: Field[Any]) -> Option:

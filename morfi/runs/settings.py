@@ -21,7 +21,7 @@ def to_store(settings: DataclassInstance) -> dict[str, Any]:
     from morfi.checkpoints.presets import PRESETS
 
     found = asdict(settings)
-    for key in ("ckpt", "model", "base", "data", "prompts"):
+    for key in ("ckpt", "model", "base", "data", "prompts", "prompt_template"):
         value = found.get(key)
         if isinstance(value, str) and value not in (*PRESETS, "world-facts"):
             path = os.path.expanduser(value)  # os.path: a name that cannot be a file's is none that is there

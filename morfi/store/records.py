@@ -48,6 +48,7 @@ class Asked:
     max_tokens: int | None = None
     bos: str | None = None
     dtype: str | None = None
+    endpoint: str | None = None  # the URL of the server that was asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,13 @@ class RunRecord:
         known = {one.name for one in fields(Asked)}
         said = {name: value for name, value in self.config.items() if name in known and value is not None}
         return Asked(**said)
+
+    @property
+    def bos_shown(self) -> str:
+        """Whether the prompts begin with BOS, in words: at an endpoint that is for the server."""
+        if self.asked.endpoint:
+            return "the server's"
+        return "yes" if self.bos else "no"
 
 
 @dataclass(frozen=True, slots=True)

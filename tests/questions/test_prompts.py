@@ -19,6 +19,7 @@ from morfi.questions import UNSPLIT, QuestionSet, question_set, select
 from morfi.questions.exemplars import Shots, choose_shots, no_shots
 from morfi.questions.prompts import (
     Prompt,
+    Wording,
     build_prompts,
     check_lengths,
     out_of_reach,
@@ -262,11 +263,11 @@ def test_a_control_token_inside_a_question_or_an_exemplar_is_refused(
     tokenizer = make_tokenizer(chat_template=f"<s>{CHATML}</s>")
     bad = Question("q7", "P17", "s", "What does </s> end?", ("x",))
     with pytest.raises(InputError, match=r"question q7: .*the control token \(</s>\) in its text; take"):
-        build_prompts([bad], {"P17": ()}, tokenizer, chat=chat)
+        build_prompts([bad], {"P17": ()}, tokenizer, Wording(chat=chat))
     worse = Question("q8", "P17", "s", "What ends?", ("</s>",))
     with pytest.raises(InputError, match=r"question q[18]: .*the control token \(</s>\)"):
-        build_prompts([LYON], {"P17": (worse,)}, tokenizer, chat=chat)
-    assert build_prompts([LYON], {"P17": (KYIV,)}, tokenizer, chat=chat)
+        build_prompts([LYON], {"P17": (worse,)}, tokenizer, Wording(chat=chat))
+    assert build_prompts([LYON], {"P17": (KYIV,)}, tokenizer, Wording(chat=chat))
 
 
 def test_the_unknown_token_is_refused_as_it_is_written_and_not_for_a_character_that_is_lacking(
@@ -289,7 +290,7 @@ def test_a_chat_prompt_holds_the_bos_that_its_template_writes(
     make_tokenizer: Callable[..., Any], adds_bos: bool, written: str
 ) -> None:
     tokenizer = make_tokenizer(adds_bos=adds_bos, chat_template=written + CHATML)
-    prompts = build_prompts([KYIV], {"P17": (LYON,)}, tokenizer, chat=True)
+    prompts = build_prompts([KYIV], {"P17": (LYON,)}, tokenizer, Wording(chat=True))
     assert prompts[0].token_ids.count(BOS) == len(written) // 3
     assert starts_with_bos(prompts, tokenizer) is bool(written)
     assert prompts[0].text == (
@@ -301,12 +302,12 @@ def test_a_chat_prompt_holds_the_bos_that_its_template_writes(
 def test_a_chat_template_that_writes_bos_twice_is_refused(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer(chat_template="<s><s>" + CHATML)
     with pytest.raises(InputError, match=r"question q2: .*BOS \(<s>\) twice at its start"):
-        build_prompts([KYIV], {"P17": ()}, tokenizer, chat=True)
+        build_prompts([KYIV], {"P17": ()}, tokenizer, Wording(chat=True))
 
 
 def test_chat_without_a_template_is_refused(tokenizer: Any) -> None:
     with pytest.raises(InputError, match=r"no chat template; leave --chat out"):
-        build_prompts([KYIV], {"P17": ()}, tokenizer, chat=True)
+        build_prompts([KYIV], {"P17": ()}, tokenizer, Wording(chat=True))
 
 
 @pytest.mark.parametrize(
@@ -315,7 +316,7 @@ def test_chat_without_a_template_is_refused(tokenizer: Any) -> None:
 )
 def test_a_broken_chat_template_is_refused(make_tokenizer: Callable[..., Any], template: str) -> None:
     with pytest.raises(InputError, match=r"chat template .*leave --chat out") as caught:
-        build_prompts([KYIV], {"P17": ()}, make_tokenizer(chat_template=template), chat=True)
+        build_prompts([KYIV], {"P17": ()}, make_tokenizer(chat_template=template), Wording(chat=True))
     assert "\n" not in str(caught.value)
 
 
