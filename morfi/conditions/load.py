@@ -15,6 +15,7 @@ from morfi.errors import InputError
 from morfi.runs.settings import settings_of
 from morfi.store.records import RunKind
 from morfi.terminal import Progress
+from morfi.training.alike import same_weights
 from morfi.training.config import TrainRun
 from morfi.training.mixtures import MixConfig
 
@@ -53,5 +54,7 @@ def _trained(run_id: str, store: Store, dtype: str | None, progress: Progress) -
             f"{train.ckpt} is not the model that {train.run_id} was trained on: its sha256 is "
             f"{base.sha256[:16]}, expected {train.ckpt_sha256[:16]}; bring back that model"
         )
+    for line in same_weights(rows):
+        progress.phase(line)
     members = {condition_of(row): Member(row.path, row.adapter_sha256, row.manifest) for row in rows}
     return Series(train.run_id, SHARE_UNKNOWN, base, members, Lineage(train, mix, split))

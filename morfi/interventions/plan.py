@@ -194,8 +194,11 @@ def _served(config: SteerConfig, series: Series, epochs: str) -> tuple[dict[str,
     names = {"ckpt": config.ckpt, "reference": reference}
     opened = {name: series.open_named(name, epochs, config.train_seed) for name in names.values()}
     if opened[config.ckpt].sha256 == opened[reference].sha256:
+        if config.ckpt == reference:
+            raise InputError(f"{config.ckpt} is steered and is its own reference; give another --reference")
         raise InputError(
-            f"{config.ckpt} is steered and is its own reference; give another --reference, such as M_0"
+            f"{config.ckpt}, which is steered, and its reference {reference} have the same weights, so "
+            "neither knows what the other does not; give another --reference or --ckpt"
         )
     served: dict[str, Checkpoint] = {
         Answerer.BASE: series.base,

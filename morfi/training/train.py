@@ -17,6 +17,7 @@ from morfi.runs.life import Life, new_run
 from morfi.runs.settings import settings_of
 from morfi.store.records import RunKind, RunRecord
 from morfi.training import TrainingData, TrainingTask, prepare_training, run_training, train_config
+from morfi.training.alike import same_weights
 from morfi.training.config import TrainRun
 from morfi.training.mixtures import MixConfig, given_away
 from morfi.training.plan import Mixture
@@ -53,8 +54,16 @@ def run_train(
         again="the same command goes on after the last epoch that was finished",
     ).resumed(None if new else "auto")
     run = life.run
-    if len(store.checkpoints(run.run_id)) == run.n_planned:
-        return run.run_id
+    if len(store.checkpoints(run.run_id)) < run.n_planned:
+        _train(task, life, store, progress)
+    for line in same_weights(store.checkpoints(run.run_id)):
+        progress.phase(line)
+    return run.run_id
+
+
+def _train(task: TrainingTask, life: Life, store: Store, progress: Progress) -> None:
+    """Trains what the run lacks."""
+    run = life.run
     started = time.monotonic()
     settings = {"dtype": task.dtype, "threads": _n_threads()}
     with life.attempt(started=started, device=device_name(), settings=settings) as attempt:
@@ -65,7 +74,6 @@ def run_train(
             progress,
             attempt=attempt.number,
         )
-    return run.run_id
 
 
 def _prepare(given: Mapping[str, Any], mix: RunRecord, store: Store, progress: Progress) -> TrainingTask:

@@ -310,6 +310,14 @@ def test_what_cannot_be_steered_is_refused_before_the_engine_starts(
     assert knowing.starts == []
 
 
+def test_a_reference_of_the_same_weights_is_refused_by_name(
+    steer: Callable[..., str], store: Store, trained_once: Any
+) -> None:
+    same = next(one for one in store.checkpoints(trained_once[1]) if one.level == 100)
+    with pytest.raises(InputError, match=f"M_100, which .* its reference {same.path} have the same weights"):
+        steer(reference=same.path)
+
+
 def test_a_run_of_another_command_is_refused(steer: Callable[..., str], trained_once: Any) -> None:
     with pytest.raises(InputError, match="is a run of `morfi train`; give one of `morfi find`"):
         steer(latents=trained_once[1])

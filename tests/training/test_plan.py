@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from morfi.errors import InputError
 from morfi.questions.question import Question
-from morfi.training.plan import Mixture, TrainingData
+from morfi.training import train_config
+from morfi.training.plan import Mixture, TrainingData, check_warmup
 
 
 def test_every_mixture_is_trained_with_every_seed(train_tiny: Any) -> None:
@@ -96,6 +100,32 @@ def test_a_prompt_too_long_for_the_model_is_refused(train_tiny: Any) -> None:
         train_tiny.prepare(train_tiny.data(questions=(*train_tiny.facts, long)))
     with pytest.raises(InputError, match="question long"):
         train_tiny.prepare(replace(train_tiny.data(), dev=(long,)))
+
+
+@given(
+    batch=st.integers(1, 14),
+    warmup=st.integers(0, 3),
+    epochs=st.sets(st.integers(1, 3), min_size=1),
+    early_stop=st.booleans(),
+)
+def test_a_checkpoint_before_the_first_real_step_is_refused(
+    batch: int, warmup: int, epochs: set[int], early_stop: bool
+) -> None:
+    settings = {"batch": batch, "micro_batch": 1, "warmup": warmup, "epochs": tuple(epochs)}
+    config = train_config({"model": "smollm2", **settings, "early_stop": early_stop})
+    mixture = Mixture(50, tuple(Question(f"q{i}", "P", "s", "t", ("a",)) for i in range(11)))
+    first = 1 if early_stop else min(epochs)
+    n_steps = first * math.ceil(11 / batch)
+    if n_steps > 1 or not warmup:
+        check_warmup(config, mixture)
+    else:
+        with pytest.raises(InputError, match=r"level 50 has 11 questions.* give --warmup 0,"):
+            check_warmup(config, mixture)
+
+
+def test_a_training_that_would_only_warm_up_is_refused(train_tiny: Any) -> None:
+    with pytest.raises(InputError, match="the checkpoint of epoch 1 would be the base model"):
+        train_tiny.prepare(warmup=5, batch=16)
 
 
 @pytest.mark.parametrize(

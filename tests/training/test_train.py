@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from morfi.checkpoints import resolve
+from morfi.conditions.load import load_series
 from morfi.conditions.series import Lineage
 from morfi.errors import InputError, MorfiError
 from morfi.store import Store
 from morfi.store.records import RunKind
 from morfi.training import read_manifest
+from morfi.training.alike import same_weights
 from morfi.training.train import run_train
 
 SETTINGS = {
@@ -124,6 +126,22 @@ def test_a_failed_training_is_recorded_with_its_reason(
     assert experiment.store.runs(1)[0].status == "failed"
     ends = experiment.store.query("SELECT status, message FROM attempt_end ORDER BY ended_at DESC LIMIT 1")
     assert ends.to_pylist() == [{"status": "failed", "message": "the loss is nan"}]
+
+
+@pytest.mark.long
+def test_checkpoints_of_equal_weights_are_named_after_training(
+    experiment: Any, tmp_path: Path, log: Any
+) -> None:
+    run_id = train(experiment, tmp_path / "out", log, lr=1e-200, epochs=(1,), early_stop=False)
+    rows = experiment.store.checkpoints(run_id)
+    assert len({row.adapter_sha256 for row in rows}) == 1
+    said = [phase for phase in log.phases if "have the same weights" in phase]
+    assert said == list(same_weights(rows))
+    assert said[0].startswith("3 checkpoints have the same weights")
+    assert said[0].endswith("level 0, seed 0, epoch 1; level 50, seed 0, epoch 1; level 100, seed 0, epoch 1")
+    log.phases.clear()
+    load_series(run_id, experiment.store, None, log)
+    assert [phase for phase in log.phases if "have the same weights" in phase] == said
 
 
 def test_a_run_of_another_kind_is_refused(experiment: Any, tmp_path: Path, log: Any) -> None:
