@@ -13,6 +13,7 @@ from morfi.questions.matching import MATCH_MODES
 
 MAX_SEED = 2**32 - 1  # the largest that numpy, and so vLLM, takes
 
+_SHOWN = 80  # characters of a value in a message
 _EXPECTED = {str: "names", int: "whole numbers", float: "numbers"}
 
 
@@ -126,15 +127,25 @@ def default_text(one: Field[Any]) -> str:
 
 def listed(name: str, text: str, each: type[str] | type[int] | type[float]) -> tuple[Any, ...]:
     """The values between commas in the `text` of an option; raises InputError where there are none such."""
+    expected = f'{name} is "{_short(text)}"; expected {_EXPECTED[each]} between commas'
     # As in CSV, so that a name may hold commas or have blanks around it: '"city, state",P17'.
-    (parts,) = csv.reader([text.replace("\n", " ")], skipinitialspace=True) if text else ([""],)
+    line = text.replace("\r", " ").replace("\n", " ")
+    try:
+        parts = next(csv.reader([line], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise InputError(f"{expected} ({error})") from error
     given = [part.strip() for part in parts]
-    if "" in given:
-        raise InputError(f'{name} is "{text}"; expected names between commas')
+    if not all(given) or not given:
+        raise InputError(expected)
     try:
         return tuple(each(part) for part in given)
     except ValueError as error:
-        raise InputError(f'{name} is "{text}"; expected {_EXPECTED[each]} between commas') from error
+        raise InputError(expected) from error
+
+
+def _short(text: str) -> str:
+    """The text, or its beginning where nobody would read all of it."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def check_match(match: str) -> None:

@@ -271,10 +271,29 @@ def test_lists_between_commas(text: str, each: type[Any], expected: tuple[Any, .
     assert listed("--x", text, each) == expected
 
 
-@pytest.mark.parametrize("text", ["", ",", "1,", " "])
-def test_an_empty_place_in_a_list_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"--x is .*; expected names between commas"):
-        listed("--x", text, str)
+@pytest.mark.parametrize(
+    "text", ["", ",", "1,", " ", "\r", "\n", '"', '"a', '"a"b', '"",a', "x" * 140_000 + ","]
+)
+@pytest.mark.parametrize(("each", "expected"), [(str, "names"), (int, "whole numbers"), (float, "numbers")])
+def test_text_that_is_no_list_is_refused(text: str, each: type[Any], expected: str) -> None:
+    with pytest.raises(InputError, match=f"(?s)--x is .*; expected {expected} between commas") as refusal:
+        listed("--x", text, each)
+    assert len(str(refusal.value)) < 300
+
+
+@given(st.text(alphabet='ab1 ,"\r\n\0', max_size=8) | st.text(max_size=8), st.sampled_from((str, int, float)))
+def test_any_text_is_a_list_without_empty_places_or_refused(text: str, each: type[Any]) -> None:
+    try:
+        found = listed("--x", text, each)
+    except InputError:
+        return
+    assert found
+    assert "" not in found
+
+
+@given(st.lists(st.text(alphabet='ab ,"', min_size=1).map(str.strip).filter(bool), min_size=1))
+def test_quoted_names_are_taken_as_they_are(names: list[str]) -> None:
+    assert listed("--x", ",".join('"' + name.replace('"', '""') + '"' for name in names), str) == tuple(names)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
