@@ -66,15 +66,22 @@ def reading(
 ) -> Iterator[DuckDBPyConnection]:
     """A read-only connection for the length of the block; the file is not made.
 
-    One of an older release is brought up to date first. `confined` shuts the connection off from everything
+    One of an older release is brought up to date first; an empty database is read as a store without rows,
+    and stays empty. `confined` shuts the connection off from everything
     but this database. `say`, here and below, is told that the file is waited for, and by whom it is held.
     """
     if not exists(path):
         raise InputError(f"{path}: no such database; give --db the file that morfi wrote its runs to")
     with _connection(path, lock_timeout_s, say, read_only=True, confined=confined) as connection:
-        if version_of(path, connection) == newest():
+        version = version_of(path, connection)
+        if version == newest():
             yield connection
             return
+    if version == 0:
+        with contextlib.closing(_open(None, read_only=False, confined=confined)) as connection:
+            bring_up_to_date(path, connection)
+            yield connection
+        return
     with _connection(path, lock_timeout_s, say) as connection:
         bring_up_to_date(path, connection)
     with _connection(path, lock_timeout_s, say, read_only=True, confined=confined) as connection:
@@ -190,13 +197,15 @@ def _connection(
         _gate.release()
 
 
-def _open(path: Path, *, read_only: bool, confined: bool) -> DuckDBPyConnection:
+def _open(path: Path | None, *, read_only: bool, confined: bool) -> DuckDBPyConnection:
     import duckdb
 
-    _check_magic(path)
-    # Absolute, so that names such as `md:x` stay names of files.
     config = _CONFINED if confined else _CONFIG
-    connection = duckdb.connect(str(path.absolute()), read_only=read_only, config=config)
+    if path is not None:
+        _check_magic(path)
+    # Absolute, so that names such as `md:x` stay names of files.
+    name = ":memory:" if path is None else str(path.absolute())
+    connection = duckdb.connect(name, read_only=read_only, config=config)
     connection.execute("SET enable_progress_bar = false")  # it would be drawn on standard output
     if confined:
         connection.execute("SET lock_configuration = true")

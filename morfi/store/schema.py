@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 # after. What was stored under a smaller number is not read.
 FIRST = 9
 
+# Everything that somebody made in a database, by kind and name.
+_HELD = (
+    " UNION ALL ".join(
+        f"SELECT '{kind}', {kind}_name FROM duckdb_{kind}s() WHERE NOT internal AND {kind}_name <> 'main'"
+        for kind in ("table", "view", "schema", "function", "type")
+    )
+    + " UNION ALL SELECT 'sequence', sequence_name FROM duckdb_sequences()"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Migration:
@@ -46,13 +55,15 @@ def version_of(path: Path, connection: DuckDBPyConnection) -> int:
     import duckdb
 
     try:
-        found = connection.execute("SELECT coalesce(max(version), 0) FROM schema_migration").fetchall()
-    except duckdb.CatalogException:
-        tables = connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY ALL").fetchall()
-        if tables:
+        found = connection.execute(
+            "SELECT coalesce(max(version::INTEGER), 0) FROM schema_migration"
+        ).fetchall()
+    except (duckdb.CatalogException, duckdb.BinderException, duckdb.ConversionException):
+        held = connection.execute(_HELD).fetchall()
+        if held:
+            kind, name = held[0]
             raise InputError(
-                f"{path}: a DuckDB database, but not morfi's (it holds the table {tables[0][0]}); "
-                "give another --db"
+                f"{path}: a DuckDB database, but not morfi's (it holds the {kind} {name}); give another --db"
             ) from None
         return 0
     version = int(found[0][0])

@@ -258,8 +258,10 @@ class Store:
                 connection, AttemptRecord, "FROM attempt WHERE run_id = ? ORDER BY attempt", [run_id]
             )
 
-    def runs(self, limit: int) -> list[RunSummary]:
-        """The newest `limit` runs, newest first."""
+    def runs(self, limit: int = 20) -> list[RunSummary]:
+        """The newest `limit` runs, newest first; raises InputError for a limit that is no number of runs."""
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 0 < limit < 1 << 63:
+            raise InputError(f"a limit of {limit!r} runs: expected a whole number of at least 1, below 2^63")
         return self._summaries("ORDER BY created_at DESC, run_id DESC LIMIT ?", limit)
 
     def summary(self, run_id: str) -> RunSummary:

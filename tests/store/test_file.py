@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,6 +57,14 @@ def make_foreign(path: Path) -> None:
     connection.close()
 
 
+def foreign(statement: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        with duckdb.connect(str(path)) as connection:
+            connection.execute(statement)
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -67,6 +75,14 @@ def make_foreign(path: Path) -> None:
         (make_headless, "cannot be used as a database"),
         (make_corrupt, "cannot be used as a database"),
         (make_foreign, r"a DuckDB database, but not morfi's \(it holds the table sales\)"),
+        (foreign("CREATE VIEW run AS SELECT 1 AS a"), r"not morfi's \(it holds the view run\)"),
+        (foreign("CREATE SCHEMA own"), r"not morfi's \(it holds the schema own\)"),
+        (foreign("CREATE SEQUENCE numbers"), r"not morfi's \(it holds the sequence numbers\)"),
+        (foreign("CREATE MACRO twice(x) AS 2 * x"), r"not morfi's \(it holds the function twice\)"),
+        (foreign("CREATE MACRO rows() AS TABLE SELECT 1"), r"not morfi's \(it holds the function rows\)"),
+        (foreign("CREATE TYPE mood AS ENUM ('a')"), r"not morfi's \(it holds the type mood\)"),
+        (foreign("CREATE TABLE schema_migration (x INTEGER)"), "holds the table schema_migration"),
+        (foreign("CREATE VIEW schema_migration AS SELECT 'x' AS version"), "holds the view schema_migration"),
     ],
 )
 def test_an_unfit_file_is_refused_in_one_line_and_left_alone(
@@ -122,6 +138,18 @@ def test_an_empty_duckdb_database_becomes_a_store(tmp_path: Path) -> None:
     duckdb.connect(str(tmp_path / "new.duckdb")).close()
     Store(tmp_path / "new.duckdb").begin_run(run_record(), {"test": QUESTIONS})
     assert Store(tmp_path / "new.duckdb").run("last") == run_record()
+
+
+def test_reading_an_empty_database_finds_nothing_and_leaves_it_empty(tmp_path: Path) -> None:
+    store = Store(tmp_path / "new.duckdb")
+    duckdb.connect(str(store.path)).close()
+    before = store.path.read_bytes()
+    assert store.runs() == []
+    assert store.latest_run("f") is None
+    assert store.query("SELECT count(*) AS n FROM samples").to_pylist() == [{"n": 0}]
+    with pytest.raises(InputError, match="COPY is not allowed"):
+        store.query("COPY run TO '/tmp/rows.csv'")
+    assert store.path.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["md:morfi", ":memory:", "s3:x.duckdb", "a b'\"; é.db"])

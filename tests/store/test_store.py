@@ -437,3 +437,9 @@ def test_every_type_of_duckdb_is_shown(read_store: Store) -> None:
 def test_a_moment_is_as_duckdb_writes_it(read_store: Store, expression: str, shown: object) -> None:
     with read_store.query_rows(f'SELECT {expression} AS "x ""y", 2 AS n', as_text=True) as rows:
         assert rows.whole().to_pylist() == [{'x "y': shown, "n": 2}]
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1 << 63, 10**30, True, 2.0, "3", None])
+def test_a_limit_that_is_no_number_of_runs_is_refused(store: Store, limit: Any) -> None:
+    with pytest.raises(InputError, match=r"a limit of .* runs: expected a whole number"):
+        store.runs(limit)
