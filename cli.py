@@ -274,12 +274,14 @@ def serve_command(
 
 
 @cli.command("runs")
-@option("--limit", kind=click.IntRange(min=1), default=20, help="How many to list, the newest first.")
+@option("--limit", kind=int, default=20, help="How many to list, the newest first.")
 @common_options
 def runs_command(common: Common, limit: int) -> None:
     """Lists the runs, newest first."""
     from morfi.report.listing import runs_table
+    from morfi.runs.options import check_numbers
 
+    check_numbers({"limit": (limit, 1)})
     runs = common.store.runs(limit)
     common.answer({"runs": [asdict(run) for run in runs]}, runs_table(runs))
 

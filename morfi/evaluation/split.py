@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from morfi.store import Store
     from morfi.terminal import Progress
 
+MAX_PROMPTS = 1000  # of a question
+MAX_SAMPLES = 1000  # of a prompt
 _SHARES = {"train": 0.6, "dev": 0.15, "test": 0.25}  # of --limit, as world-facts has them
 
 
@@ -60,9 +62,9 @@ class SplitConfig:
         check_numbers(
             {
                 "limit": (self.limit, len(SPLITS)),
-                "n-ex": (self.n_ex, 1),
+                "n-ex": (self.n_ex, 1, MAX_PROMPTS),
                 "shots": (self.shots, 0),
-                "samples": (self.samples, 0),
+                "samples": (self.samples, 0, MAX_SAMPLES),
                 "top-k": (self.top_k, 0),
                 "max-tokens": (self.max_tokens, 1),
                 "seed": (self.seed, 0),

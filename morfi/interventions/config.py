@@ -15,6 +15,7 @@ from morfi.training.mixtures import KNOWN_CATEGORIES, UNKNOWN
 
 ALPHAS = (-1.0, -0.6, -0.4, -0.25, 0.25, 0.4, 0.6, 1.0)
 _NAMES = tuple(OPERATIONS)
+MAX_DIRECTIONS = 10_000  # of one kind; all of a run are held at once
 _DEFAULTS: Mapping[Amount, tuple[float, ...]] = {ALPHA: ALPHAS}  # of other amounts there are none
 TRENDS = {"any": (1, -1), "rising": (1,), "falling": (-1,)}
 QUESTIONS = {"known": KNOWN_CATEGORIES, "all": (*KNOWN_CATEGORIES, UNKNOWN)}
@@ -61,8 +62,9 @@ class SteerConfig:
 
     def __post_init__(self) -> None:
         check_match(self.match)
-        least = {"limit": 1, "max_tokens": 1, "batch": 1, "seed": 0, "train_seed": 0}
-        least |= {"top": 0, "controls": 0, "random": 0}
+        least = {"limit": 1, "max_tokens": 1, "batch": 1, "seed": 0, "train_seed": 0, "ids": 0}
+        few = {"top": self.top, "controls": self.controls, "random": self.random}
+        check_numbers({name: (value, 0, MAX_DIRECTIONS) for name, value in few.items()})
         check_numbers({name.replace("_", "-"): (getattr(self, name), low) for name, low in least.items()})
         for name, known in (
             ("op", _NAMES),

@@ -50,8 +50,8 @@ class CaptureConfig:
     engine: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_numbers({"layers": (self.layers, 0), "limit": (self.limit, 1), "seed": (self.seed, 0)})
         Capture(self.layers)
-        check_numbers({"limit": (self.limit, 1), "seed": (self.seed, 0)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 QUESTIONS = ("all", "known", "unknown")
 METHODS = ("fdr", "bootstrap", "page")
 MIN_EXPLAINED = 0.5
+MAX_RESAMPLES = 1_000_000  # their means are held at once
 _RESAMPLING = ("method", "fdr", "bootstrap")
 
 
@@ -52,11 +54,13 @@ class FindConfig(SaeOnRun):
 
     def __post_init__(self) -> None:
         SaeOnRun.__post_init__(self)
-        check_numbers({"resamples": (self.resamples, 1), "seed": (self.seed, 0)})
+        check_numbers({"resamples": (self.resamples, 1, MAX_RESAMPLES), "seed": (self.seed, 0)})
         if self.questions not in QUESTIONS:
             raise InputError(f'--questions "{self.questions}" is none of {", ".join(QUESTIONS)}')
         if self.method not in METHODS:
             raise InputError(f'--method "{self.method}" is none of {", ".join(METHODS)}')
+        if not math.isfinite(self.min_explained) or self.min_explained > 1:
+            raise InputError(f"--min-explained is {self.min_explained:g}; expected a number of at most 1")
         shares = ("fdr", "alpha", "stability", "rho_min", "min_firing", "page_fdr")
         for name in shares:
             if not 0 <= (value := getattr(self, name)) <= 1:

@@ -35,7 +35,7 @@ from morfi.latents.sae_check import measure
 from morfi.questions import load_questions, select, with_splits
 from morfi.questions.prompts import ANSWERED, ASKED, context_for
 from morfi.questions.question import Question
-from morfi.runs.options import OWN_DTYPE, check_numbers, option
+from morfi.runs.options import OWN_DTYPE, check_amount, check_numbers, option
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 QUALITY = "quality.json"
 _DOCUMENT = 5  # questions
+MAX_TOKENS = 10**12
 _BUFFER = 16  # batches that are mixed
 
 
@@ -75,11 +76,12 @@ class SaeTraining:
                 "limit": (self.limit, 1),
                 "d-sae": (self.d_sae, 1),
                 "k": (self.k, 1),
-                "tokens": (self.tokens, 1),
+                "tokens": (self.tokens, 1, MAX_TOKENS),
                 "batch": (self.batch, 1),
                 "seed": (self.seed, 0),
             }
         )
+        check_amount("lr", self.lr, above_zero=True)
 
 
 def configure_sae(given: Mapping[str, Any]) -> SaeTraining:

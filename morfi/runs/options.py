@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
@@ -12,6 +14,9 @@ from morfi.errors import InputError, nearest
 from morfi.questions.matching import MATCH_MODES
 
 MAX_SEED = 2**32 - 1  # the largest that numpy, and so vLLM, takes
+MAX_WHOLE = 10**9  # of every whole number without bounds of its own: fits int32 wherever it is stored
+Whole = int | tuple[int, ...] | None
+Bounded = tuple[Whole, int] | tuple[Whole, int, int]
 
 _SHOWN = 80  # characters of a value in a message
 _EXPECTED = {str: "names", int: "whole numbers", float: "numbers"}
@@ -155,13 +160,26 @@ def check_match(match: str) -> None:
         raise InputError(f'--match is "{match}"; expected one of {", ".join(MATCH_MODES)}.{hint}')
 
 
-def check_numbers(options: Mapping[str, tuple[int | None, int]]) -> None:
-    """Raises InputError for an option under its least value: name to (value or None, least).
+def check_numbers(options: Mapping[str, Bounded]) -> None:
+    """Raises InputError for an option that holds no whole number, or one that is out of bounds.
 
-    A seed has a greatest value as well.
+    By name, (value, least) or (value, least, most): `most` is MAX_WHOLE unless it is given, MAX_SEED for a
+    seed. The value may be a tuple of numbers, or None where the option was not given.
     """
-    for name, (value, least) in options.items():
-        if value is not None and value < least:
-            raise InputError(f"--{name} is {value}; expected at least {least}")
-        if name == "seed" and value is not None and value > MAX_SEED:
-            raise InputError(f"--seed is {value}; expected at most {MAX_SEED}")
+    for name, (value, least, *given) in options.items():
+        most = given[0] if given else MAX_SEED if name == "seed" else MAX_WHOLE
+        for one in value if isinstance(value, tuple) else () if value is None else (value,):
+            if isinstance(one, bool) or not isinstance(one, numbers.Integral):
+                raise InputError(f"--{name} is {one!r}; expected a whole number")
+            if one < least:
+                raise InputError(f"--{name} is {_short(str(one))}; expected at least {least}")
+            if one > most:
+                raise InputError(f"--{name} is {_short(str(one))}; expected at most {most}")
+
+
+def check_amount(name: str, value: float, *, above_zero: bool) -> None:
+    """Raises InputError for an option that is negative, infinite or NaN, or 0 where it must be above."""
+    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
+        raise InputError(
+            f"--{name} is {value:g}; expected {'a number above 0' if above_zero else '0 or more'}"
+        )

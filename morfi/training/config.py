@@ -9,9 +9,11 @@ from typing import Any
 
 from morfi.checkpoints.presets import training_preset
 from morfi.errors import InputError, nearest
-from morfi.runs.options import OWN_DTYPE, check_match, check_numbers, option
+from morfi.runs.options import OWN_DTYPE, check_amount, check_match, check_numbers, option
 
 ALL_LINEAR = "all-linear"
+MAX_RANK = 65_536  # wider than any layer
+MAX_SEEDS = 1000
 SCHEDULES = ("constant", "linear", "cosine")
 DTYPES = ("bfloat16", "float32")
 _PRESET = "the model preset's"
@@ -56,12 +58,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_match(self.match)
-        least = {"rank": 1, "batch": 1, "micro_batch": 1, "warmup": 0, "seeds": 1, "dev_limit": 1}
-        least["max_tokens"] = 1
+        least = {"batch": 1, "micro_batch": 1, "warmup": 0, "dev_limit": 1, "max_tokens": 1, "epochs": 1}
         check_numbers({_option(name): (getattr(self, name), value) for name, value in least.items()})
+        check_numbers({"rank": (self.rank, 1, MAX_RANK), "seeds": (self.seeds, 1, MAX_SEEDS)})
         for name in ("alpha", "lr"):
-            _check_real(name, getattr(self, name), "a number above 0", above_zero=True)
-        _check_real("weight_decay", self.weight_decay, "0 or more", above_zero=False)
+            check_amount(name, getattr(self, name), above_zero=True)
+        check_amount("weight-decay", self.weight_decay, above_zero=False)
         _check_choice("schedule", self.schedule, SCHEDULES)
         if self.dtype is not None:
             _check_choice("dtype", self.dtype, DTYPES)
@@ -116,11 +118,6 @@ def _option(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _check_real(name: str, value: float, expected: str, *, above_zero: bool) -> None:
-    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
-        raise InputError(f"--{_option(name)} is {value}; expected {expected}")
-
-
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(
@@ -130,7 +127,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _check_epochs(epochs: tuple[int, ...]) -> None:
     given = ",".join(map(str, epochs))
-    if not epochs or min(epochs) < 1:
+    if not epochs:
         raise InputError(f"--epochs is {given!r}; expected numbers of at least 1, such as 1,2,5,10")
     if len(set(epochs)) != len(epochs):
         twice = next(epoch for epoch in epochs if epochs.count(epoch) > 1)

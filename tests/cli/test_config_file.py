@@ -182,7 +182,7 @@ def refused(text: str | bytes, tmp_path: Path, *arguments: str) -> str:
         ("find", f"alpha = 1{'0' * 400}", "expected a number"),
         ("serve", "port = 70000", "run.toml, port: 70000 is not in the range"),
         ("export", "format = 'xml'", "run.toml, format: 'xml' is not one of"),
-        ("runs", "limit = 0", "run.toml, limit: 0 is not in the range"),
+        ("runs", "limit = 0", "--limit is 0; expected at least 1"),
         ("eval", "limit", "run.toml is not valid TOML"),
         ("eval", "limit = 3\nlimit = 4", "run.toml is not valid TOML"),
         ("eval", b"ckpt = '\xff'", "run.toml is not valid TOML"),
