@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from morfi.checkpoints import Checkpoint
 from morfi.checkpoints.tokenizer import open_tokenizer, tokenizer_folder
 from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.device import device_name, is_gpu
@@ -22,14 +23,13 @@ from morfi.serve import settings as engine_settings
 from morfi.serve.plugin import finite
 from morfi.serve.plugin.admission import Admission, admission_of
 from morfi.serve.plugin.reports import Report, applied, captured, check_captured, unfit
-from morfi.serve.plugin.requested import OpenShards, Wanted, answer_ids
+from morfi.serve.plugin.requested import OpenShards, Wanted, answer_ids, wanted_of
 from morfi.serve.processes import naming_death, quiet
 from morfi.serve.weights.served import Served, check_swapped, first_refusal
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
-    from morfi.checkpoints import Checkpoint
     from morfi.engine.directions import DecoderRows, Direction, SaeLatents
     from morfi.engine.protocol import StartEngine
 
@@ -79,7 +79,7 @@ class Engine:
                 tokenizer=tokenizer_folder(found, model_dir),
             )
             try:
-                self._llm = LLM(**self._settings)
+                self._llm: Any = LLM(**self._settings)
             except (ValueError, TypeError, RuntimeError, OSError) as error:
                 reason = reason_of(error)
                 raise MorfiError(
@@ -125,7 +125,7 @@ class Engine:
         one succeeds.
         """
         self._served.check_answers()
-        core = self._llm.llm_engine
+        core = self._core
         wanted = self._wanted(prompts, sampling, steering, capture)
         params = self._params_of(wanted)
         place: dict[str, int] = {}
@@ -174,7 +174,7 @@ class Engine:
         """
         if self._shards is not None:
             raise ValueError("shards are being written already")
-        rpc = self._llm.llm_engine.collective_rpc
+        rpc = self._core.collective_rpc
         with whole_folder(folder) as part:
             rpc("morfi_open_shards", args=(str(part.absolute()), shard_bytes))
             self._shards = shards = OpenShards()
@@ -207,7 +207,7 @@ class Engine:
         succeeds.
         """
         arguments = self._served.load_arguments(checkpoint)
-        core = self._llm.llm_engine
+        core = self._core
         if core.has_unfinished_requests():
             raise MorfiError(f"{checkpoint.name} cannot be loaded while requests are running; let them end")
         if refusal := first_refusal(core.collective_rpc("morfi_prepare_weights", kwargs=arguments)):
@@ -220,17 +220,18 @@ class Engine:
 
     def reset_prefix_cache(self) -> None:
         """Forgets every cached prefix, so that what follows does not depend on what came before."""
-        if not self._llm.llm_engine.reset_prefix_cache():
+        if not self._core.reset_prefix_cache():
             raise MorfiError("vLLM did not reset its prefix cache; are requests still running?")
 
     def close(self) -> None:
         """Stops the engine and frees its memory; the engine cannot be used afterwards."""
         from morfi.serve.plugin import operation
 
-        core = self._llm.llm_engine.engine_core
-        core.shutdown()
+        if self._llm is None:
+            return
+        self._core.engine_core.shutdown()
         operation.use(None)  # or the tables and directions of this engine's worker would stay
-        del self._llm
+        self._llm = None
 
     def __enter__(self) -> Self:
         return self
@@ -248,18 +249,11 @@ class Engine:
         capture: Capture | Sequence[Capture | None] | None,
     ) -> list[Wanted]:
         """The steering and capture of each prompt; raises InputError for what this engine cannot do."""
-        check_prompts(prompts, self._settings["max_model_len"])
-        n = len(prompts)
-        samplings = [sampling] * n if isinstance(sampling, Sampling) else sampling
-        captures = [capture] * n if capture is None or isinstance(capture, Capture) else capture
-        steerings = [()] * n if steering is None else [tuple(each) for each in steering]
-        for given, what in ((samplings, "samplings"), (steerings, "steerings"), (captures, "captures")):
-            if len(given) != n:
-                raise ValueError(f"{len(given)} {what} were given for {n} prompts")
-        wanted = [Wanted(*each) for each in zip(samplings, steerings, captures, strict=True)]
-        self._check_seeds(samplings)
+        check_prompts(prompts, self._settings["max_model_len"], self._core.model_config.get_vocab_size())
+        wanted = wanted_of(len(prompts), sampling, steering, capture)
+        self._check_seeds([one.sampling for one in wanted])
         if self._shards is not None:
-            first, self._shards.n_requests = self._shards.n_requests, self._shards.n_requests + n
+            first, self._shards.n_requests = self._shards.n_requests, self._shards.n_requests + len(prompts)
             wanted = [
                 replace(one, shard=first + number) if one.capture is not None else one
                 for number, one in enumerate(wanted)
@@ -293,7 +287,7 @@ class Engine:
         request_ids = [request_id for ids in followed.values() for request_id in ids]
         if not request_ids:
             return {}
-        workers = self._llm.llm_engine.collective_rpc("morfi_take_reports", args=(request_ids,))
+        workers = self._core.collective_rpc("morfi_take_reports", args=(request_ids,))
         of_request = iter([list(reports) for reports in zip(*workers, strict=True)])
         return {index: [next(of_request) for _ in ids] for index, ids in followed.items()}
 
@@ -315,8 +309,15 @@ class Engine:
         return completion
 
     @property
+    def _core(self) -> Any:
+        """vLLM's engine; raises MorfiError after `close`."""
+        if self._llm is None:
+            raise MorfiError("the engine is closed; start another one")
+        return self._llm.llm_engine
+
+    @property
     def _admission(self) -> Admission:
-        return admission_of(self._llm.llm_engine.input_processor)
+        return admission_of(self._core.input_processor)
 
     def _params(self, wanted: Wanted) -> SamplingParams:
         from vllm import SamplingParams
@@ -376,6 +377,8 @@ def start_engine(
     >>> with start_engine(resolve("smollm2"), context=256) as engine:
     ...     answers = engine.generate([[504, 3575, 282]], Sampling(max_tokens=8))
     """
+    if not isinstance(checkpoint, Checkpoint):
+        raise InputError(f"an engine starts on a checkpoint; give resolve({checkpoint!r})")
     unmerged = checkpoint.adapter_dir is not None
     engine = Engine(
         checkpoint.model_dir,

@@ -42,7 +42,7 @@ class Direction:
 
     def __post_init__(self) -> None:
         for name in ("vector", "encoder"):
-            if getattr(self, name) is None:
+            if name == "encoder" and self.encoder is None:
                 continue
             tensor = _numbers(getattr(self, name), f"a direction's {name}")
             object.__setattr__(self, name, tensor)
@@ -164,6 +164,7 @@ def is_numbers(value: object) -> bool:
 
 def _numbers(value: Any, what: str) -> torch.Tensor:
     """`value` as a float32 tensor on the CPU; raises InputError where that is not what it is."""
+    import numpy as np
     import torch
 
     if isinstance(value, list | tuple):
@@ -172,8 +173,11 @@ def _numbers(value: Any, what: str) -> torch.Tensor:
         raise InputError(
             f"{what}: expected a tensor, an array or a list of numbers, got {type(value).__name__}"
         )
+    if isinstance(value, torch.Tensor) and (value.is_meta or value.layout != torch.strided):
+        raise InputError(f"{what}: expected a dense tensor with values, got one that is meta or sparse")
     try:
-        tensor = torch.as_tensor(value)
+        # A copy, because torch refuses negative strides.
+        tensor = torch.as_tensor(value if isinstance(value, torch.Tensor | list) else np.array(value))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{what}: these are not real numbers ({error})") from error
     if tensor.dtype.is_complex or tensor.dtype == torch.bool:

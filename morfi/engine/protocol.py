@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,12 +18,31 @@ if TYPE_CHECKING:
     from morfi.engine.directions import DecoderRows, Direction, SaeLatents
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], context: int) -> None:
-    """Raises InputError for a prompt without tokens, or too many for an answer within `context`."""
+_MOST = 2**31 - 1  # that vLLM's int32 holds
+_MAX_SEED = 2**32 - 1  # the largest that numpy, and so vLLM, takes
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], context: int, n_tokens: int) -> None:
+    """Raises InputError for a prompt without tokens, or too many for an answer within `context`.
+
+    Also for anything in a prompt that is no token id of a vocabulary of `n_tokens`.
+    """
     for number, prompt in enumerate(prompts):
+        place = f"prompt {number} of {len(prompts)}"
+        if not isinstance(prompt, Sequence) or isinstance(prompt, str | bytes):
+            raise InputError(
+                f"{place} is a {type(prompt).__name__}; expected a list of token ids, "
+                "such as load_tokenizer(...).encode gives"
+            )
+        if not all(issubclass(kind, numbers.Integral) for kind in set(map(type, prompt))):
+            wrong = next(token for token in prompt if not isinstance(token, numbers.Integral))
+            raise InputError(f"{place} holds {wrong!r}; expected token ids alone")
+        if prompt and not (min(prompt) >= 0 and max(prompt) < n_tokens):
+            wrong = next(token for token in prompt if not 0 <= token < n_tokens)
+            raise InputError(f"{place} holds the token id {wrong}; expected 0 to {n_tokens - 1}")
         if not 0 < len(prompt) < context:
             raise InputError(
-                f"prompt {number} of {len(prompts)} has {len(prompt)} tokens; give it 1 to {context - 1}, "
+                f"{place} has {len(prompt)} tokens; give it 1 to {context - 1}, "
                 "which leaves room for an answer"
             )
 
@@ -29,6 +50,8 @@ def check_prompts(prompts: Sequence[Sequence[int]], context: int) -> None:
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to continue a prompt: greedy at `temperature` 0; generation ends at a newline or `max_tokens`.
+
+    It ends where the engine's context is full as well. Raises InputError for what could not mean anything.
 
     >>> Sampling(max_tokens=16, temperature=0.5, top_k=40, n=4, seed=1).n
     4
@@ -39,6 +62,28 @@ class Sampling:
     top_k: int = 0
     n: int = 1
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        bounds = {"max_tokens": (1, _MOST), "top_k": (0, _MOST), "n": (1, _MOST), "seed": (0, _MAX_SEED)}
+        for name, (least, most) in bounds.items():
+            value = getattr(self, name)
+            if value is None and name == "seed":
+                continue
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, numbers.Integral)
+                or not least <= int(value) <= most
+            ):
+                raise InputError(
+                    f"sampling {name} is {value!r}; expected a whole number from {least} to {most}"
+                )
+            object.__setattr__(self, name, int(value))
+        value = self.temperature
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+            raise InputError(f"sampling temperature is {value!r}; expected a finite number of 0 or more")
+        object.__setattr__(self, "temperature", float(value))
+        if self.n > 1 and not self.temperature:
+            raise InputError(f"sampling n is {self.n} at temperature 0, where all answers are one; give n=1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,8 @@ class Steering:
     additions sum up; ablations and clamps all see the x from before them, and one latent has one value;
     projections leave nothing along any of their directions, and only what is added comes on top.
     `positions` is "all", "prompt", "generated", "last_prompt", or a tuple of positions and half-open ranges
-    (start, stop), where stop None means to the end. Raises InputError for what could not mean anything.
+    (start, stop), where stop None means to the end; those that a sequence does not have are passed over, and
+    its `Applied` counts none there. Raises InputError for what could not mean anything.
 
     >>> Steering(15, Latent("my-sae", 1234), "clamp", 0.0, positions="generated").operation
     'clamp'
@@ -107,7 +108,8 @@ class Capture:
     """The residual stream after each of `layers`, at `positions`, after any steering there.
 
     With `before` the values from before the steering of that layer are taken instead. Positions as for
-    `Steering`. The last generated token is never put into the model, so there is nothing to capture for it.
+    `Steering`; those that a sequence does not have give no rows. The last generated token is never put into
+    the model, so there is nothing to capture for it.
 
     >>> Capture(layers=(15, 20)).positions
     'last_prompt'
@@ -118,15 +120,17 @@ class Capture:
     before: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layers, tuple) or not self.layers:
-            raise InputError(f"capture needs at least one layer, got {self.layers!r}")
-        layers = tuple(_checked_layer(layer, "capture") for layer in self.layers)
-        object.__setattr__(self, "layers", layers)
-        object.__setattr__(self, "positions", _plain_positions(self.positions))
+        if not isinstance(self.layers, tuple | list | range) or not self.layers:
+            raise InputError(
+                f"capture needs a tuple of one layer or more, such as (15,), got {self.layers!r}"
+            )
         if len(self.layers) > MAX_CAPTURED_LAYERS:
             raise InputError(
                 f"capture names {len(self.layers)} layers, at most {MAX_CAPTURED_LAYERS} are taken at a time"
             )
+        layers = tuple(_checked_layer(layer, "capture") for layer in self.layers)
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "positions", _plain_positions(self.positions))
         if len(set(self.layers)) != len(self.layers):
             raise InputError(f"capture names a layer twice: {list(self.layers)}")
         if not isinstance(self.before, bool):

@@ -29,6 +29,10 @@ class Admission:
 
     def register(self, what: Direction | SaeLatents | DecoderRows) -> str:
         """Registers a direction or SAE that fits the model; returns the name that requests use."""
+        if not isinstance(what, Direction | SaeLatents | DecoderRows):
+            raise InputError(
+                f"a {type(what).__name__} cannot be registered; make a Direction or SaeLatents of it"
+            )
         self._check_width(what)
         return self.registry.add(what)
 

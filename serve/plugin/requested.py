@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from morfi.engine.protocol import Sampling
 from morfi.engine.steering import Capture, Steering
+from morfi.errors import InputError
 
 # In place of True, where reports are to come with a request's last output, and others are kept or are not.
 WITH_END, IN_CORE = "with_end", "in_core"
@@ -24,6 +26,22 @@ class Wanted:
     def is_followed(self) -> bool:
         """Whether anything but plain generation is asked for."""
         return bool(self.steering) or self.capture is not None
+
+
+def wanted_of(
+    n_prompts: int,
+    sampling: Sampling | Sequence[Sampling],
+    steering: Sequence[Sequence[Steering]] | None,
+    capture: Capture | Sequence[Capture | None] | None,
+) -> list[Wanted]:
+    """What each of `n_prompts` is to be done with; raises InputError where the lengths differ."""
+    samplings = [sampling] * n_prompts if isinstance(sampling, Sampling) else sampling
+    captures = [capture] * n_prompts if capture is None or isinstance(capture, Capture) else capture
+    steerings = [()] * n_prompts if steering is None else [tuple(each) for each in steering]
+    for given, what in ((samplings, "samplings"), (steerings, "steerings"), (captures, "captures")):
+        if len(given) != n_prompts:
+            raise InputError(f"{len(given)} {what} were given for {n_prompts} prompts; give one for each")
+    return [Wanted(*each) for each in zip(samplings, steerings, captures, strict=True)]
 
 
 def answer_ids(request_id: str, n: int) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from morfi.engine.protocol import Completion, Sampling
+from morfi.errors import InputError, MorfiError
 from morfi.serve.engine import Engine
 
 CONTEXT = 128
@@ -79,7 +80,7 @@ def test_equal_samplings_share_one_object(
 def test_samplings_that_are_not_one_for_each_prompt_are_refused(
     engine: Engine, prompts: list[list[int]]
 ) -> None:
-    with pytest.raises(ValueError, match=f"2 samplings were given for {len(prompts)} prompts"):
+    with pytest.raises(InputError, match=f"2 samplings were given for {len(prompts)} prompts"):
         engine.generate(prompts, [Sampling()] * 2)
 
 
@@ -88,3 +89,16 @@ def test_progress_counts_every_completion_once(engine: Engine, prompts: list[lis
     wanted = [Sampling(max_tokens=2, temperature=1.0, n=n % 3 + 1) for n in range(12)]
     engine.generate(prompts, wanted, counted.append)
     assert sum(counted) == 24
+
+
+@pytest.mark.parametrize("token", [-1, 10**9])
+def test_a_token_id_that_the_model_has_not_is_refused(engine: Engine, token: int) -> None:
+    with pytest.raises(InputError, match=f"prompt 0 of 1 holds the token id {token}; expected 0 to"):
+        engine.generate([[5, token]], Sampling(max_tokens=1))
+
+
+def test_a_closed_engine_says_so(engine: Engine) -> None:  # the last test of the file
+    engine.close()
+    for use in (lambda: engine.generate([[5]], Sampling()), engine.reset_prefix_cache):
+        with pytest.raises(MorfiError, match="the engine is closed"):
+            use()
