@@ -238,7 +238,7 @@ def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) 
 
 @cli.command("serve", config="morfi.serve.http.launch:ServeConfig")
 @option("--host", default="127.0.0.1", help="Others than this machine need a key.")
-@option("--port", kind=click.IntRange(0, 65535), default=8000)
+@option("--port", kind=click.IntRange(0, 65535), default=8000, help="0 takes a free one.")
 @file_option("--keys", help='File of "user KEY" and "admin KEY".', unset="MORFI_API_KEY and MORFI_ADMIN_KEY")
 @option(
     "--allow-origin",
@@ -392,16 +392,17 @@ def _run() -> int:
     try:
         cli.main(prog_name="morfi", standalone_mode=False)
     except click.ClickException as error:
+        vars(error)["message"] = terminal.in_a_line(error.message)
         error.show()
         return 2
     except MorfiError as error:
-        click.echo(f"morfi: {error}", err=True)
+        click.echo(terminal.in_a_line(f"morfi: {error}"), err=True)
         return error.exit_code
     except OSError as error:  # a disk, a mount, a folder: nothing that a traceback would explain
         if "-v" in sys.argv or "--verbose" in sys.argv:
             traceback.print_exc()
         named = f"{error.filename}: " if error.filename is not None else ""
-        click.echo(f"morfi: {named}{error.strerror or error}", err=True)
+        click.echo(terminal.in_a_line(f"morfi: {named}{error.strerror or error}"), err=True)
         terminal.to_nowhere(
             sys.stdout
         )  # lest Python tries again at its end, and exits with a code of its own

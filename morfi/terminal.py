@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import signal
 import sys
@@ -21,6 +22,7 @@ from typing import IO, Any, Protocol, Self
 
 from morfi.errors import MorfiError, Terminated
 
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _IN_MEMORY = 1 << 24  # bytes of an answer that are kept in memory, not in a temporary file
 _ONE_SIGNAL_S = 2.0  # `timeout` sends its signal to the process and to its group: twice at once
 
@@ -57,7 +59,8 @@ class TerminalProgress:
         """Prints a line: what is done now, and the seconds since the start."""
         if self._bar is not None:
             self._bar.clear()
-        print(f"[{time.monotonic() - self._started:5.1f} s] {text}", file=sys.stderr, flush=True)  # noqa: T201
+        line = in_a_line(f"[{time.monotonic() - self._started:5.1f} s] {text}")
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     def start(self, n_total: int, n_done: int) -> None:
         """Draws the bar at `n_done` of `n_total`."""
@@ -126,6 +129,11 @@ def takes_unicode() -> bool:
     """Whether standard output's encoding can say everything."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return encoding.lower().replace("-", "").replace("_", "").startswith("utf")
+
+
+def in_a_line(text: str) -> str:
+    """The text with its line breaks and other control characters written as escapes."""
+    return _CONTROLS.sub(lambda one: one[0].encode("unicode_escape").decode(), text)
 
 
 @contextlib.contextmanager

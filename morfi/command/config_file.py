@@ -40,8 +40,9 @@ def read_config(
     except OSError as error:
         raise InputError(f"{file}: {error.strerror or error}; give --config a TOML file") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not valid TOML: {reason_of(error)}") from error
-    _check_tables(file, found, commands)
+        reason = "a whole number has thousands of digits" if "string conversion" in str(error) else None
+        raise InputError(f"{file} is not valid TOML: {reason or reason_of(error)}") from error
+    _check_tables(file, found, options, commands)
     own: Any = found
     for word in command.split()[1:]:
         own = own.get(word, {}) if isinstance(own, Mapping) else {}
@@ -55,9 +56,21 @@ def read_config(
     return given
 
 
-def _check_tables(file: Path, found: Mapping[str, Any], commands: Collection[tuple[str, ...]]) -> None:
+def _check_tables(
+    file: Path, found: Mapping[str, Any], options: Collection[str], commands: Collection[tuple[str, ...]]
+) -> None:
     for name, table in found.items():
-        if not isinstance(table, Mapping) or (name,) in commands:
+        if name in options:
+            if isinstance(table, Mapping) and not any(words[0] == name for words in commands):
+                raise InputError(
+                    f"{file}: {name} is a table; it is an option, so give it a value: {name} = ..."
+                )
+            continue
+        if not isinstance(table, Mapping):
+            if any(words[0] == name for words in commands):
+                raise InputError(f"{file}: {name} is {_shown(table)}; expected one table, [{name}]")
+            continue
+        if (name,) in commands:
             continue
         if not any(words[0] == name for words in commands):
             hint = nearest(name, {words[0] for words in commands})

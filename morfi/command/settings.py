@@ -62,6 +62,12 @@ class Setting(click.Option):
         valued = not self.is_flag and isinstance(self.default, str | int | Path)
         return str(self.default) if valued else self._unset
 
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """The value as its type takes it; raises InputError where an empty text stands for one."""
+        if value == "" and self.default != "" and not isinstance(self.type, Listed):
+            raise InputError(f"{self.opts[0]} is empty; give it a value, or leave it out")
+        return super().type_cast_value(ctx, value)
+
     def value_from_envvar(self, ctx: click.Context) -> Any:
         """The environment's value, where a configuration file has none."""
         return None if self.name in (ctx.default_map or {}) else super().value_from_envvar(ctx)
@@ -180,6 +186,9 @@ class Statement(Configured):
             for arg in args
             if not arg.startswith("--") or arg.partition("=")[0] in own or _OPTION.fullmatch(arg)
         ]
+        last = next((one for one in self.get_params(ctx) if options and options[-1] in one.opts), None)
+        if isinstance(last, click.Option) and not last.is_flag:
+            raise click.BadOptionUsage(options[-1], f"Option '{options[-1]}' requires an argument.", ctx)
         return super().parse_args(ctx, [*options, "--", *(arg for arg in args if arg not in options)])
 
 

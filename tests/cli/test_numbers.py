@@ -52,6 +52,7 @@ def refused_in_a_line(ended: Ended) -> str:
     return line
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted({name for name, _, _ in numbers()}))
 def test_no_number_ends_in_a_traceback(run: CommandLine, name: str) -> None:
     for command, option, value in numbers():

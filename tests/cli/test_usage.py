@@ -51,6 +51,12 @@ def test_bad_usage_exits_with_two(run: CommandLine, arguments: tuple[str, ...]) 
         (("--engine", "a=1", "--engine", "a=2"), ('"a" is given twice',)),
         (("--engine", "max_model_len=1000000"), ("max_model_len=1000000", "1 to 512")),
         (("--resume", "eval-2026"), ("no such database",)),
+        (("--split", ""), ("--split is empty",)),
+        (("--data", ""), ("--data is empty",)),
+        (("--db", ""), ("--db is empty",)),
+        (("--config", ""), ("--config is empty",)),
+        (("--base", ""), ("--base is empty",)),
+        (("--data", "a\nb\x1b"), ("a\\nb\\x1b",)),
     ],
 )
 def test_an_option_that_cannot_be_met_is_refused_and_nothing_is_left(
@@ -62,6 +68,12 @@ def test_an_option_that_cannot_be_met_is_refused_and_nothing_is_left(
 ) -> None:
     refused(ask(*options), *parts)
     assert files_under(tmp_path / "here", isolated_cache) == {}
+
+
+def test_sql_asks_for_the_value_of_its_last_option(run: CommandLine) -> None:
+    ended = run("sql", "SELECT 1", "--db")
+    assert (ended.code, ended.out) == (2, "")
+    assert "'--db' requires an argument" in ended.err
 
 
 def test_an_engine_setting_that_vllm_does_not_know_is_refused_with_the_nearest(
