@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -78,44 +79,69 @@ def modules(root: Path) -> dict[str, Path]:
 def room(module: str) -> str:
     """The folder that a module stands in, or its own name where that is morfi/ itself."""
     parts = module.split(".")[1:]
-    if parts[:1] == ["serve"]:
-        return ".".join(parts[:2]) if parts[1:2] and parts[1] in ("plugin", "weights", "http") else "serve"
+    inner = ".".join(parts[:2])
+    if parts[:1] == ["serve"] and (len(parts) > 2 or inner in MAY):
+        return inner
     return parts[0] if parts else "morfi"
 
 
-def imported(path: Path, known: Mapping[str, Path]) -> Iterator[str]:
-    """The modules that a file names in its imports, wherever they stand in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imported(tree: ast.AST, known: Container[str]) -> Iterator[str]:
+    """The modules that a file names in its imports, wherever they stand; what is no module, as written."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            start = f"{'.' * node.level}{node.module or ''}"
             for name in node.names:
-                whole = f"{node.module}.{name.name}"
-                yield whole if whole in known else node.module
+                whole = f"{start}.{name.name}"
+                yield whole if whole in known or (start == "morfi" and name.name != "__version__") else start
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__"):
+                yield str(node.args[0].value)
+
+
+def faults_of(module: str, names: Iterable[str], known: Container[str]) -> Iterator[str]:
+    """What is wrong with the imports of one module."""
+    own = room(module)
+    if own not in MAY and own != "cli":
+        yield f"{module} stands in {own}, which has no line in the table"
+        return
+    for name in sorted(names):
+        package = name.split(".")[0]
+        if package == "":
+            yield f"{module} imports {name}: imports name the whole module"
+        elif package in ("serve", "kernels", "cli"):
+            yield f"{module} imports {name}: it is morfi.{name}"
+        elif package == "morfi" and name not in known and name != "morfi.__version__":
+            yield f"{module} imports {name}: import it from where it stands"
+        elif name in known and own != "cli" and room(name) not in (own, *MAY[own]):
+            yield f"{module} imports {name}: {own} may not import {room(name)}"
+        if package in HEAVY and own not in HEAVY[package]:
+            yield f"{module} imports {package}"
 
 
 def faults(root: Path) -> list[str]:
     """Every import that the table does not allow, and a cycle if there is one."""
     known = modules(root)
-    found, graph = [], dict[str, set[str]]()
+    found, graph = list[str](), dict[str, set[str]]()
     for module, path in known.items():
-        names = set(imported(path, known)) - {module}
+        names = set(imported(_parsed(path.read_bytes()), known)) - {module}
         graph[module] = {name for name in names if name in known}
         if module == "morfi":  # its public face names everything, and loads it late
             graph[module] = set()
             continue
-        for name in sorted(names):
-            own, other = room(module), room(name)
-            heavy = name.split(".")[0]
-            if name in known and module != "morfi.cli" and other not in (own, *MAY[own]):
-                found.append(f"{module} imports {name}: {own} may not import {other}")
-            if heavy in HEAVY and own not in HEAVY[heavy]:
-                found.append(f"{module} imports {heavy}")
+        found += faults_of(module, names, known)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         found.append(f"a cycle: {' <- '.join(error.args[1])}")
     return found
+
+
+@functools.cache
+def _parsed(source: bytes) -> ast.AST:
+    return ast.parse(source)
 
 
 def test_every_import_is_allowed_and_none_leads_back() -> None:
@@ -133,6 +159,16 @@ def test_every_import_is_allowed_and_none_leads_back() -> None:
         ("kernels/sums.py", "def f():\n    from morfi.store import Store", "kernels may not import store"),
         ("serve/plugin/joint.py", "from morfi.serve import engine", "serve.plugin may not import serve"),
         ("morfi/report/tables.py", "import duckdb", "morfi.report.tables imports duckdb"),
+        ("morfi/questions/matching.py", "from ..store import Store", "imports name the whole module"),
+        ("morfi/questions/matching.py", "from . import prompts", "imports name the whole module"),
+        ("morfi/questions/matching.py", "importlib.import_module('morfi.store')", "may not import store"),
+        ("morfi/questions/matching.py", "__import__('duckdb')", "morfi.questions.matching imports duckdb"),
+        ("morfi/runs/life.py", "from morfi import start_engine", "import it from where it stands"),
+        ("morfi/runs/life.py", "from morfi import *", "import it from where it stands"),
+        ("morfi/runs/life.py", "import morfi.__main__", "import it from where it stands"),
+        ("morfi/runs/life.py", "from serve import engine", "it is morfi.serve"),
+        ("morfi/runs/life.py", "import cli", "it is morfi.cli"),
+        ("serve/newroom/a.py", "import vllm", "stands in serve.newroom, which has no line in the table"),
         ("morfi/store/rows.py", "if TYPE_CHECKING:\n    from morfi.store.store import Store", "a cycle"),
     ],
 )
@@ -143,7 +179,9 @@ def test_a_broken_rule_is_found(file: str, line: str, said: str, tmp_path: Path)
         copy.write_bytes(path.read_bytes())
     (tmp_path / "morfi" / "__main__.py").touch()
     broken = tmp_path / file
-    broken.write_text(f"{broken.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
+    broken.parent.mkdir(exist_ok=True)
+    with broken.open("a", encoding="utf-8") as opened:
+        opened.write(f"\n{line}\n")
     assert any(said in fault for fault in faults(tmp_path))
 
 
