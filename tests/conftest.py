@@ -304,6 +304,12 @@ def save_identity_sae(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def save_sae() -> Callable[[Path], Path]:
+    """Saves the SAE of `identity_sae` in a folder."""
+    return save_identity_sae
+
+
 @pytest.fixture
 def find_run(own_experiment: Any, tmp_path: Path, log: Any, identity_sae: Path) -> tuple[Any, str]:
     """A store, and a find run in it, of activations after layer 1; layer 0 was captured too."""

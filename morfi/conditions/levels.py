@@ -31,6 +31,8 @@ class Property:
         return (low, high) if low < high else (low - 1, high + 1)
 
 
+EPOCHS = Property("epochs of training")  # of checkpoints of one level
+NOT_INDEPENDENT = "checkpoints of one training: not independent trainings"
 SHARE_UNKNOWN = Property("share of Unknown in training", "%", (0, 100))  # of what `morfi train` makes
 
 

@@ -214,12 +214,12 @@ def _scan(
     """delta_u at every captured layer but the SAE's, where it is a target anyway when latents are added."""
     if not config.layer_scan:
         return []
-    capture, epochs = found.activations.run, found.activations.epochs
+    capture, axis = found.activations.run, found.activations.axis
     found_at: list[Target] = []
     for layer in sorted(settings_of(capture, CaptureRun).layers):
         if layer == found.layer and config.op == ADD.name:
             continue
-        activations = load_activations(store, capture.run_id, layer, epochs)
+        activations = load_activations(store, capture.run_id, layer, axis)
         there = replace(found, activations=activations)
         norm = there.median_norm(checkpoint.sha256)
         found_at.append(scan_target(activations, position + len(found_at), norm))

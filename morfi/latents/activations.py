@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from morfi.store import Store
 
+LEVEL, EPOCHS = "level", "epochs"  # what an axis goes along
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Residuals:
@@ -30,27 +33,47 @@ class Residuals:
     values: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Some checkpoints of a series in an order: all levels of one epoch setting, or all epochs of one level.
+
+    Along "level", `epochs` is the setting: without it early stopping's if there, else the most epochs. Along
+    "epochs", `at` is the level: without it the highest.
+    """
+
+    along: str = LEVEL
+    epochs: str | None = None
+    at: float | None = None
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Activations:
-    """Residual streams after `layer`: trained checkpoints of one epoch setting, by level and seed."""
+    """Residual streams after `layer`: checkpoints along `axis` in its order, replicates of a place by seed.
+
+    `epochs` is the epoch setting along "level", and that of the last checkpoint along "epochs".
+    """
 
     run: RunRecord
     layer: int
+    axis: Axis
     epochs: str
     questions: tuple[Question, ...]
     residuals: tuple[Residuals, ...]
 
     @property
     def levels(self) -> list[float]:
-        """The level of each of `residuals`."""
-        return [one.condition.level for one in self.residuals]
+        """The number by which each of `residuals` is ordered: its level, or its epochs."""
+        if self.axis.along == LEVEL:
+            return [one.condition.level for one in self.residuals]
+        return [one.condition.epoch for one in self.residuals if one.condition.epoch is not None]
 
 
-def load_activations(store: Store, run_id: str, layer: int, epochs: str | None = None) -> Activations:
-    """The activations of `layer` in the capture `run_id`; `epochs` is an epoch setting of its checkpoints.
+def load_activations(store: Store, run_id: str, layer: int, axis: Axis | None = None) -> Activations:
+    """The activations of `layer` in the capture `run_id`, of the checkpoints along `axis`.
 
-    Without it, early stopping's if there, else the most epochs. Raises InputError for a layer or setting that
-    it does not hold, a run that has not ended, and shards that are missing or not what was written.
+    Raises InputError for a layer, epoch setting or level that it does not hold, checkpoints whose epochs are
+    not known where they are to be ordered by them, a run that has not ended, and shards that are missing or
+    not what was written.
     """
     run = store.run_of_kind(run_id, RunKind.CAPTURE)
     layers = settings_of(run, CaptureRun).layers
@@ -65,15 +88,36 @@ def load_activations(store: Store, run_id: str, layer: int, epochs: str | None =
             f"{run.run_id} holds {len(rows)} of {run.n_planned} checkpoints; give its command "
             "again to finish it"
         )
-    chosen = _setting(run, rows, epochs)
     questions = store.asked(run.run_id)
-    found = {condition_of(row): row for row in rows if row.epoch_setting == chosen}
-    trained = [one for one in found if isinstance(one, Condition)]
+    named = [(condition_of(row), row) for row in rows]
+    trained = {condition: row for condition, row in named if isinstance(condition, Condition)}
+    axis, chosen = _along(run, list(trained), axis or Axis())
     residuals = [
-        Residuals(condition, found[condition], _values(found[condition], condition.label, layer, questions))
-        for condition in sorted(trained, key=lambda one: (one.level, one.seed))
+        Residuals(one, trained[one], _values(trained[one], one.label, layer, questions)) for one in chosen
     ]
-    return Activations(run, layer, chosen, tuple(questions), tuple(residuals))
+    epochs = axis.epochs or chosen[-1].epoch_setting
+    return Activations(run, layer, axis, epochs, tuple(questions), tuple(residuals))
+
+
+def _along(run: RunRecord, trained: Sequence[Condition], axis: Axis) -> tuple[Axis, list[Condition]]:
+    """The axis with what was left open, and its conditions in order."""
+    if axis.along == LEVEL:
+        chosen = _setting(run, {one.epoch_setting for one in trained}, axis.epochs)
+        own = [one for one in trained if one.epoch_setting == chosen]
+        return Axis(LEVEL, chosen), sorted(own, key=lambda one: (one.level, one.seed))
+    held = sorted({one.level for one in trained})
+    if axis.at is not None and axis.at not in held:
+        raise InputError(
+            f"{run.run_id} holds no checkpoints of level {axis.at:g}; it has: {', '.join(map(str, held))}"
+        )
+    at = held[-1] if axis.at is None else held[held.index(axis.at)]  # as the store has it: 100, not 100.0
+    placed: dict[tuple[int, int], Condition] = {}
+    for one in sorted((one for one in trained if one.level == at), key=lambda one: one.epoch_setting):
+        if one.epoch is None:
+            raise InputError(f"{one.label}: its epochs are no number, so it has no place along them")
+        # Of two settings that are one checkpoint, such as early stopping's, the number: it sorts first.
+        placed.setdefault((one.epoch, one.seed), one)
+    return Axis(EPOCHS, at=at), [placed[place] for place in sorted(placed)]
 
 
 def layer_of(store: Store, run_id: str, sae_layer: int | None, given: int | None, sae: str) -> int:
@@ -94,8 +138,7 @@ def layer_of(store: Store, run_id: str, sae_layer: int | None, given: int | None
     return int(held[0])
 
 
-def _setting(run: RunRecord, rows: Sequence[CapturedRow], epochs: str | None) -> str:
-    held = {row.epoch_setting for row in rows if row.epoch_setting is not None}
+def _setting(run: RunRecord, held: AbstractSet[str], epochs: str | None) -> str:
     if epochs is not None:
         if epochs not in held:
             raise InputError(

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from morfi.device import device_name, is_gpu
 from morfi.errors import InputError
 from morfi.files import canonical_sha256
-from morfi.latents.activations import Activations, Residuals, layer_of, load_activations
+from morfi.latents.activations import (
+    EPOCHS,
+    LEVEL,
+    Activations,
+    Axis,
+    Residuals,
+    layer_of,
+    load_activations,
+)
 from morfi.latents.capture import CaptureRun
 from morfi.latents.sae import Sae, load_sae
 from morfi.latents.sae_check import Quality, SaeOnRun, check_explains, measure
@@ -30,6 +38,8 @@ if TYPE_CHECKING:
 
 QUESTIONS = ("all", "known", "unknown")
 METHODS = ("fdr", "bootstrap", "page")
+BOTH = "both"
+ALONG = (LEVEL, EPOCHS, BOTH)
 MIN_EXPLAINED = 0.5
 MAX_RESAMPLES = 1_000_000  # their means are held at once
 _RESAMPLING = ("method", "fdr", "bootstrap")
@@ -39,6 +49,10 @@ _RESAMPLING = ("method", "fdr", "bootstrap")
 class FindConfig(SaeOnRun):
     """Everything that decides what is found; stored with it. The criteria are those of `find_trends`."""
 
+    along: str = option("level; epochs, of one level; or both: latents whose trend holds on both.", LEVEL)
+    at: float | None = option(
+        "The level whose epochs are compared.", None, unset="the highest", when=("along", EPOCHS, BOTH)
+    )
     questions: str = option("all, known or unknown: to the base model.", "all")
     method: str = option("fdr; bootstrap, the paper's; or page: Page's L, question by question.", "fdr")
     resamples: int = option("Bootstrap resamples of the questions.", 1000, when=_RESAMPLING)
@@ -55,10 +69,11 @@ class FindConfig(SaeOnRun):
     def __post_init__(self) -> None:
         SaeOnRun.__post_init__(self)
         check_numbers({"resamples": (self.resamples, 1, MAX_RESAMPLES), "seed": (self.seed, 0)})
-        if self.questions not in QUESTIONS:
-            raise InputError(f'--questions "{self.questions}" is none of {", ".join(QUESTIONS)}')
-        if self.method not in METHODS:
-            raise InputError(f'--method "{self.method}" is none of {", ".join(METHODS)}')
+        for name, known in (("questions", QUESTIONS), ("method", METHODS), ("along", ALONG)):
+            if (given := getattr(self, name)) not in known:
+                raise InputError(f'--{name} "{given}" is none of {", ".join(known)}')
+        if self.at is not None and not math.isfinite(self.at):
+            raise InputError(f"--at is {self.at:g}; expected a number")
         if not math.isfinite(self.min_explained) or self.min_explained > 1:
             raise InputError(f"--min-explained is {self.min_explained:g}; expected a number of at most 1")
         shares = ("fdr", "alpha", "stability", "rho_min", "min_firing", "page_fdr")
@@ -66,10 +81,19 @@ class FindConfig(SaeOnRun):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise InputError(f"--{name.replace('_', '-')} is {value:g}; expected a number from 0 to 1")
 
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """What the checkpoints are compared along."""
+        level, epochs = Axis(LEVEL, self.epochs), Axis(EPOCHS, at=self.at)
+        return {LEVEL: (level,), EPOCHS: (epochs,), BOTH: (level, epochs)}[self.along]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindRun(FindConfig):
-    """The settings that a find run is stored with."""
+    """The settings that a find run is stored with.
+
+    `epochs` is the setting of M_ names: along epochs that of the last checkpoint.
+    """
 
     layer: int
     epochs: str
@@ -80,14 +104,17 @@ class FindRun(FindConfig):
 
 
 def configure_find(given: Mapping[str, Any]) -> FindConfig:
-    """The configuration of the options that were given (those not None), none of them the other method's."""
+    """The configuration of the options that were given (those not None), all of which mean something."""
     config = FindConfig(**{key: value for key, value in given.items() if value is not None})
     for one in fields(config):
         known = option_of(one)
         if known is None or known.when is None or given.get(one.name) is None:
             continue
-        if config.method not in known.when[1:]:
-            raise InputError(f"--{one.name.replace('_', '-')} means nothing to --method {config.method}")
+        other, wanted = str(known.when[0]), known.when[1:]
+        if (value := getattr(config, other)) not in wanted:
+            raise InputError(f"--{one.name.replace('_', '-')} means nothing to --{other} {value}")
+    if config.along == EPOCHS and config.epochs is not None:
+        raise InputError("--epochs means nothing to --along epochs, which compares them all; leave it out")
     return config
 
 
@@ -105,8 +132,15 @@ def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool,
     sae = load_sae(config.sae)
     layer = layer_of(store, config.activations, sae.layer, config.layer, config.sae)
     progress.phase("reading the activations")
-    found = load_activations(store, config.activations, layer, config.epochs)
-    config = replace(config, activations=found.run.run_id, layer=layer, epochs=found.epochs)
+    compared = [load_activations(store, config.activations, layer, axis) for axis in config.axes]
+    found = compared[0]
+    config = replace(
+        config,
+        activations=found.run.run_id,
+        layer=layer,
+        epochs=found.epochs,
+        at=compared[-1].axis.at,
+    )
     captured = settings_of(found.run, CaptureRun)
     kept = {name: getattr(captured, name) for name in ("split_run", "property", "unit")}
     stored = asdict(FindRun(**asdict(config), **kept, sae_sha256=sae.sha256))
@@ -121,21 +155,28 @@ def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool,
         n_planned=sae.encoder.d_sae,
     )
     life = Life(run, store, progress, command).resumed(None if new else "auto")
-    if store.trend_summary(life.run.run_id) is not None:
+    if store.trend_summaries(life.run.run_id):
         return life.run.run_id
     counted = _counted(config, store, found)
-    values = [one.values[counted] for one in found.residuals]
     progress.phase("checking the SAE")
-    qualities = [
-        (one.condition.label, measure(sae, [x])) for one, x in zip(found.residuals, values, strict=True)
-    ]
-    check_explains(qualities, config.min_explained, force=config.force)
+    qualities = _qualities(config, sae, compared, counted)
     progress.phase("looking for trends")
-    progress.start(sae.encoder.d_sae, 0)
-    result = _trends(config, sae, found, counted, values, on_tile=progress.advance)
+    progress.start(sae.encoder.d_sae * len(compared), 0)
+    results = [_trends(config, sae, one, counted, on_tile=progress.advance) for one in compared]
     with life.attempt(started=started, device=device_name()):
-        _add(store, life.run.run_id, found, qualities, result, sae=sae)
+        _add(store, life.run.run_id, list(zip(compared, results, strict=True)), qualities, sae=sae)
     return life.run.run_id
+
+
+def _qualities(
+    config: FindConfig, sae: Sae, compared: Sequence[Activations], counted: list[int]
+) -> dict[str, Quality]:
+    """How well the SAE renders each checkpoint, by its sha256; raises InputError where it does too badly."""
+    every = {one.row.ckpt_sha256: one for axis in compared for one in axis.residuals}
+    found = {sha256: measure(sae, [one.values[counted]]) for sha256, one in every.items()}
+    named = [(one.condition.label, found[sha256]) for sha256, one in every.items()]
+    check_explains(named, config.min_explained, force=config.force)
+    return found
 
 
 def _counted(config: FindConfig, store: Store, found: Activations) -> list[int]:
@@ -160,8 +201,7 @@ def _trends(
     config: FindConfig,
     sae: Sae,
     found: Activations,
-    kept: list[int],
-    values: list[Any],
+    counted: list[int],
     *,
     on_tile: Callable[[int], None],
 ) -> TrendResult:
@@ -169,10 +209,10 @@ def _trends(
     from morfi.latents.trends import find_trends
 
     return find_trends(
-        values,
+        [one.values[counted] for one in found.residuals],
         found.levels,
         sae.encoder,
-        strata=[found.questions[place].relation for place in kept],
+        strata=[found.questions[place].relation for place in counted],
         criteria=Criteria(**{one.name: getattr(config, one.name) for one in fields(Criteria)}),
         method=cast("Method", config.method),
         n_resamples=config.resamples,
@@ -185,42 +225,70 @@ def _trends(
 def _add(
     store: Store,
     run_id: str,
-    found: Activations,
-    qualities: list[tuple[str, Quality]],
-    result: TrendResult,
+    results: Sequence[tuple[Activations, TrendResult]],
+    qualities: Mapping[str, Quality],
     *,
     sae: Sae,
 ) -> None:
-    """Stores all that was found; the summary comes last, for a run without one has not ended."""
-    conditions = [
-        ConditionRow(
-            position,
-            one.condition.level,
-            one.condition.seed,
-            one.row.ckpt_sha256,
-            quality.explained_variance,
-            quality.l0,
+    """Stores all that was found; the summaries come last, for a run without them has not ended."""
+    conditions, rates, summaries = [], [], []
+    for found, result in results:
+        axis = found.axis.along
+        for position, one in enumerate(found.residuals):
+            at, quality = one.condition, qualities[one.row.ckpt_sha256]
+            conditions.append(
+                ConditionRow(
+                    axis,
+                    position,
+                    at.level,
+                    at.seed,
+                    at.epoch_setting,
+                    at.epoch,
+                    one.row.ckpt_sha256,
+                    quality.explained_variance,
+                    quality.l0,
+                )
+            )
+        rates += [FalseDiscoveriesRow(axis, one.s, one.n_found, one.fdr) for one in result.fdr]
+        summaries.append(
+            TrendSummaryRow(
+                axis,
+                result.n_selected,
+                result.n_questions,
+                result.n_firing,
+                result.expected_false,
+                result.smallest_s,
+                result.is_descriptive,
+                sae.sha256,
+                found.layer,
+            )
         )
-        for position, (one, (_, quality)) in enumerate(zip(found.residuals, qualities, strict=True))
-    ]
     store.add(run_id, conditions)
-    store.add(run_id, [FalseDiscoveriesRow(one.s, one.n_found, one.fdr) for one in result.fdr])
-    store.add_latents(run_id, result.latents)
-    summary = TrendSummaryRow(
-        result.n_questions,
-        result.n_firing,
-        result.expected_false,
-        result.smallest_s,
-        result.is_descriptive,
-        sae.sha256,
-        found.layer,
-    )
-    store.add(run_id, [summary])
+    store.add(run_id, rates)
+    store.add_latents(run_id, joined([result.latents for _, result in results]))
+    store.add(run_id, summaries)
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """The latents of a run: those of the first axis, selected where the other agrees, with its trend."""
+    import pyarrow.compute as pc
+
+    first, *others = tables
+    for other in others:
+        agree = pc.equal(first["direction"], other["direction"])
+        selected = pc.and_(pc.and_(first["selected"], other["selected"]), agree)
+        first = first.set_column(first.column_names.index("selected"), "selected", selected)
+        for name, column in (("rho", "rho"), ("s", "s"), ("p", "p_exact"), ("means", "means")):
+            first = first.append_column(f"epochs_{name}", other[column])
+    return first
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Found:
-    """A find run: `latents` holds the columns of `latent_trend`, the selected latents first, by score."""
+    """A find run: `latents` holds the columns of `latent_trend`, the selected latents first, by score.
+
+    Of a run along both axes `activations` are those along the level.
+    """
 
     run: RunRecord
     settings: FindRun
@@ -253,7 +321,7 @@ class Found:
 def load_found(store: Store, run_id: str) -> Found:
     """The find run `run_id`, read back; raises InputError where its SAE or captures are not as they were."""
     run = store.run_of_kind(run_id, RunKind.FIND)
-    if store.trend_summary(run.run_id) is None:
+    if not store.trend_summaries(run.run_id):
         raise InputError(f"{run.run_id} has not ended; give its command again to finish it")
     config = settings_of(run, FindRun)
     sae = load_sae(config.sae)
@@ -262,5 +330,5 @@ def load_found(store: Store, run_id: str) -> Found:
             f"{config.sae} is not the SAE of {run.run_id}: its sha256 is {sae.sha256[:16]}, expected "
             f"{config.sae_sha256[:16]}; bring back that SAE, or run `morfi find` with this one"
         )
-    activations = load_activations(store, config.activations, config.layer, config.epochs)
+    activations = load_activations(store, config.activations, config.layer, config.axes[0])
     return Found(run, config, sae, activations, store.latents(run.run_id))

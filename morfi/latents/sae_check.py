@@ -82,7 +82,7 @@ class SaeOnRun:
     activations: str = run_of("capture")
     sae: str = option("The SAE.", metavar="FOLDER|MODEL|RELEASE:ID")
     layer: int | None = option("The layer to read.", None, unset="the SAE's own")
-    # As `load_activations` takes it.
+    # Along levels, see `Axis`.
     epochs: str | None = option("Epoch setting of the checkpoints.", None, unset="early-stop, else the most")
 
     def __post_init__(self) -> None:
@@ -101,12 +101,12 @@ class Check:
 
 def check(store: Store, config: SaeOnRun) -> Check:
     """Measures an SAE on each condition of a capture run."""
-    from morfi.latents.activations import layer_of, load_activations
+    from morfi.latents.activations import Axis, layer_of, load_activations
     from morfi.latents.sae import load_sae
 
     sae = load_sae(config.sae)
     layer = layer_of(store, config.activations, sae.layer, config.layer, config.sae)
-    found = load_activations(store, config.activations, layer, config.epochs)
+    found = load_activations(store, config.activations, layer, Axis(epochs=config.epochs))
     qualities = [(one.condition.label, measure(sae, [one.values])) for one in found.residuals]
     qualities.append(("all together", measure(sae, [one.values for one in found.residuals])))
     rows = tuple((name, q.n_tokens, q.explained_variance, q.l0, q.n_dead) for name, q in qualities)

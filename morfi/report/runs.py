@@ -86,14 +86,14 @@ def _capture(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
 
 
 def _find(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
-    summary = store.trend_summary(run.run_id)
-    if summary is None:
+    summaries = store.trend_summaries(run.run_id)
+    if not summaries:
         return "not ended; give the command again", {}
     conditions, fdr = store.trend_conditions(run.run_id), store.false_discoveries(run.run_id)
     latents = store.latents(run.run_id, selected=True)
     settings = settings_of(run, FindRun)
-    table = trend_table(summary, conditions, fdr, latents, settings)
-    return table, trend_object(summary, conditions, fdr, latents, settings)
+    table = trend_table(summaries, conditions, fdr, latents, settings)
+    return table, trend_object(summaries, conditions, fdr, latents, settings)
 
 
 def _steer(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:

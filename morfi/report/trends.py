@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from morfi.conditions.levels import Property
+from morfi.conditions.condition import Condition
+from morfi.conditions.levels import NOT_INDEPENDENT, Property
+from morfi.latents.activations import EPOCHS, LEVEL
 from morfi.latents.find import FindRun
 from morfi.report.tables import aligned
 from morfi.store.records import CapturedRow, ConditionRow, FalseDiscoveriesRow, TrendSummaryRow
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from morfi.latents.sae_check import Check
 
 SHOWN = 20  # latents in the table
+_ORDERED = {LEVEL: "levels", EPOCHS: "epochs"}
 
 
 def capture_table(rows: Sequence[CapturedRow], varied: Property) -> str:
@@ -44,7 +47,7 @@ def capture_object(rows: Sequence[CapturedRow]) -> dict[str, Any]:
 
 
 def trend_table(
-    summary: TrendSummaryRow,
+    summaries: Sequence[TrendSummaryRow],
     conditions: Sequence[ConditionRow],
     fdr: Sequence[FalseDiscoveriesRow],
     latents: pa.Table,
@@ -52,22 +55,56 @@ def trend_table(
 ) -> str:
     """The text that `morfi find` ends with; `latents` are the selected ones in order of rank."""
     directions = latents["direction"].to_pylist()
-    explained = [row.explained_variance for row in conditions]
-    lines = [
-        f"layer {summary.layer}, {summary.n_questions} questions, {len(conditions)} conditions of "
-        f"{len({row.level for row in conditions})} levels of {config.property}; the SAE explains "
-        f"{min(explained):.3f} to {max(explained):.3f} of their variance",
-        f"{len(latents)} latents selected, {directions.count(1)} rising and {directions.count(-1)} falling, "
-        f"of {summary.n_firing} that fire; perfect trends that chance alone would give: "
-        f"{summary.expected_false:.2g}",
-    ]
-    lines += _limits(summary, config)
-    if fdr:
-        shown = ", ".join(f"{row.n_found} with |S| >= {row.s}: {row.fdr:.2f}" for row in fdr[:4])
-        lines.append(f"false discovery rate by shuffled levels: {shown}")
-    lines.append(_criteria(config, summary.smallest_s))
-    lines += _ranked(latents, is_page=config.method == "page")
+    n = f"{directions.count(1)} rising and {directions.count(-1)} falling"
+    lines: list[str] = []
+    for summary in summaries:
+        own = [row for row in conditions if row.axis == summary.axis]
+        explained = [row.explained_variance for row in own]
+        passed = (
+            f"{summary.n_selected} latents pass"
+            if len(summaries) > 1
+            else f"{len(latents)} latents selected, {n}"
+        )
+        lines += [
+            f"layer {summary.layer}, {summary.n_questions} questions, {len(own)} conditions of "
+            f"{_places(own, config)}; the SAE explains {min(explained):.3f} to {max(explained):.3f} of their "
+            "variance",
+            f"{passed}, of {summary.n_firing} that fire; perfect trends that chance alone would give: "
+            f"{summary.expected_false:.2g}",
+        ]
+        lines += [NOT_INDEPENDENT] if summary.axis == EPOCHS else []
+        lines += _limits(summary, config)
+        rates = [row for row in fdr if row.axis == summary.axis][:4]
+        if rates:
+            shown = ", ".join(f"{row.n_found} with |S| >= {row.s}: {row.fdr:.2f}" for row in rates)
+            lines.append(f"false discovery rate by shuffled {_ORDERED[summary.axis]}: {shown}")
+        lines.append(_criteria(config, summary.smallest_s))
+    if len(summaries) > 1:
+        shared = ", ".join(_shared(conditions)) or "none"
+        lines.append(
+            f"along both: {len(latents)} latents selected, {n}; the condition on both axes: {shared}"
+        )
+    lines += _ranked(latents, is_page=config.method == "page", is_both=len(summaries) > 1)
     return "\n".join(lines)
+
+
+def _places(rows: Sequence[ConditionRow], config: FindRun) -> str:
+    """What conditions along an axis differ in."""
+    n = len({row.place for row in rows})
+    if rows[0].axis == EPOCHS:
+        at = Property(config.property, config.unit).shown(rows[0].level)
+        return f"{n} numbers of epochs, all of {config.property} {at}"
+    return f"{n} levels of {config.property}"
+
+
+def _shared(conditions: Sequence[ConditionRow]) -> list[str]:
+    """The conditions that lie on both axes, by their labels."""
+    at_level = {row.ckpt_sha256 for row in conditions if row.axis == LEVEL}
+    return [
+        Condition(row.level, row.seed, row.epoch_setting, row.epoch).label
+        for row in conditions
+        if row.axis == EPOCHS and row.ckpt_sha256 in at_level
+    ]
 
 
 def _limits(summary: TrendSummaryRow, config: FindRun) -> list[str]:
@@ -107,18 +144,20 @@ def _criteria(config: FindRun, smallest_s: int | None) -> str:
     )
 
 
-def _ranked(latents: pa.Table, *, is_page: bool) -> list[str]:
+def _ranked(latents: pa.Table, *, is_page: bool, is_both: bool) -> list[str]:
     """The table of the first latents."""
     rows, lines = latents.slice(0, SHOWN).to_pylist(), []
     if rows:
         own = ("page z", "page p") if is_page else ("stability",)
-        header = ("latent", "", "rho", "S", "p", "slope", "score", *own, "firing")
+        other = ("rho, epochs", "S, epochs") if is_both else ()
+        header = ("latent", "", "rho", "S", *other, "p", "slope", "score", *own, "firing")
         body = [
             (
                 str(row["latent"]),
                 {1: "rises", -1: "falls"}.get(row["direction"], "-"),
                 f"{row['rho']:+.2f}",
                 f"{row['s']:+d}",
+                *((f"{row['epochs_rho']:+.2f}", f"{row['epochs_s']:+d}") if is_both else ()),
                 f"{row['p_exact']:.2g}",
                 f"{row['slope']:+.3g}",
                 f"{row['score']:.2f}",
@@ -140,21 +179,28 @@ def _own(row: Mapping[str, Any], *, is_page: bool) -> tuple[str, ...]:
 
 
 def trend_object(
-    summary: TrendSummaryRow,
+    summaries: Sequence[TrendSummaryRow],
     conditions: Sequence[ConditionRow],
     fdr: Sequence[FalseDiscoveriesRow],
     latents: pa.Table,
     config: FindRun,
 ) -> dict[str, Any]:
-    """The object of `morfi find --json`."""
-    return {
-        **asdict(summary),
-        "method": config.method,
-        "n_selected": len(latents),
-        "conditions": [asdict(row) for row in conditions],
-        "fdr": [asdict(row) for row in fdr],
-        "latents": latents.to_pylist(),
-    }
+    """The object of `morfi find --json`; along both axes `other_axis` is as it is along epochs alone."""
+    axes = [
+        {
+            **asdict(summary),
+            "note": NOT_INDEPENDENT if summary.axis == EPOCHS else None,
+            "conditions": [asdict(row) for row in conditions if row.axis == summary.axis],
+            "fdr": [asdict(row) for row in fdr if row.axis == summary.axis],
+        }
+        for summary in summaries
+    ]
+    first = {**axes[0], "method": config.method, "along": config.along, "at": config.at}
+    if len(axes) > 1:
+        first |= {"n_selected": len(latents), "shared": _shared(conditions), "other_axis": axes[1]}
+    # What only a run along both axes has is null in the others.
+    columns = [name for name in latents.column_names if len(axes) > 1 or not name.startswith("epochs_")]
+    return {**first, "latents": latents.select(columns).to_pylist()}
 
 
 def sae_object(sae: Sae) -> dict[str, Any]:

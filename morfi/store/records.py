@@ -260,18 +260,28 @@ class CapturedRow(MeasuredRow):
 class ConditionRow:
     """A condition of a find run, with what its SAE explains of it; `l0` is latents per token."""
 
+    axis: str  # level or epochs
     position: int
     level: float
     seed: int
+    epoch_setting: str
+    epoch: int | None
     ckpt_sha256: str
     explained_variance: float
     l0: float
 
+    @property
+    def place(self) -> float:
+        """The number along the axis."""
+        return self.epoch if self.axis == "epochs" and self.epoch is not None else self.level
+
 
 @dataclass(frozen=True, slots=True)
 class TrendSummaryRow:
-    """The findings of a find run on all latents together, see `morfi.latents.trends.TrendResult`."""
+    """The findings along an axis on all latents together, see `morfi.latents.trends.TrendResult`."""
 
+    axis: str
+    n_selected: int
     n_questions: int
     n_firing: int
     expected_false: float
@@ -285,6 +295,7 @@ class TrendSummaryRow:
 class FalseDiscoveriesRow:
     """The number of latents with |S| of at least `s`, and the share of them expected by chance."""
 
+    axis: str
     s: int
     n_found: int
     fdr: float

@@ -181,39 +181,48 @@ CREATE TABLE captured_checkpoint (
     PRIMARY KEY (run_id, position)
 );
 
--- The conditions that a find run compared, in order of level and seed, and how well its SAE renders them.
+-- The conditions that a find run compared, in order along the axis, level or epochs, and how well its SAE renders
+-- them. A run along both has either's.
 CREATE TABLE trend_condition (
     run_id VARCHAR NOT NULL,
+    axis VARCHAR NOT NULL CHECK (axis IN ('level', 'epochs')),
     position INTEGER NOT NULL,
     level DOUBLE NOT NULL,
     seed BIGINT NOT NULL,
+    epoch_setting VARCHAR NOT NULL,
+    epoch INTEGER,
     ckpt_sha256 VARCHAR NOT NULL,
     explained_variance DOUBLE NOT NULL,
     l0 DOUBLE NOT NULL,
-    PRIMARY KEY (run_id, position)
+    PRIMARY KEY (run_id, axis, position)
 );
 
 CREATE TABLE trend_summary (
-    run_id VARCHAR NOT NULL PRIMARY KEY,
+    run_id VARCHAR NOT NULL,
+    axis VARCHAR NOT NULL,
+    n_selected BIGINT NOT NULL,
     n_questions BIGINT NOT NULL,
     n_firing BIGINT NOT NULL,
     expected_false DOUBLE NOT NULL,
     smallest_s INTEGER,
     is_descriptive BOOLEAN NOT NULL,
     sae_sha256 VARCHAR NOT NULL,
-    layer INTEGER NOT NULL
+    layer INTEGER NOT NULL,
+    PRIMARY KEY (run_id, axis)
 );
 
--- Of the latents with |S| of at least s: how many there are, and the share expected by chance.
+-- Of the latents with |S| of at least s along an axis: how many there are, and the share expected by chance.
 CREATE TABLE false_discoveries (
     run_id VARCHAR NOT NULL,
+    axis VARCHAR NOT NULL,
     s INTEGER NOT NULL,
     n_found BIGINT NOT NULL,
     fdr DOUBLE NOT NULL,
-    PRIMARY KEY (run_id, s)
+    PRIMARY KEY (run_id, axis, s)
 );
 
--- Every latent of a find run's SAE; `means` are its mean activations, by the position of trend_condition.
+-- Every latent of a find run's SAE; `means` are its mean activations, by the position of trend_condition. Of a run along
+-- both axes these columns are the level's, and those that begin with `epochs_` the other's.
 CREATE TABLE latent_trend (
     run_id VARCHAR NOT NULL,
     latent INTEGER NOT NULL,
@@ -230,6 +239,10 @@ CREATE TABLE latent_trend (
     firing FLOAT NOT NULL,
     selected BOOLEAN NOT NULL,
     means FLOAT[] NOT NULL,
+    epochs_rho FLOAT,
+    epochs_s INTEGER,
+    epochs_p DOUBLE,
+    epochs_means FLOAT[],
     PRIMARY KEY (run_id, latent)
 );
 

@@ -331,17 +331,16 @@ class Store:
         return self._made(CapturedRow, "captured_checkpoint", run_id, "position")
 
     def trend_conditions(self, run_id: str) -> list[ConditionRow]:
-        """The conditions of a find run, in the order of its latents' means."""
-        return self._made(ConditionRow, "trend_condition", run_id, "position")
+        """The conditions of a find run, in the order of its latents' means; along both, the levels first."""
+        return self._made(ConditionRow, "trend_condition", run_id, "axis DESC, position")
 
-    def trend_summary(self, run_id: str) -> TrendSummaryRow | None:
-        """The summary of a find run; None before it ended."""
-        found = self._made(TrendSummaryRow, "trend_summary", run_id, "run_id")
-        return found[0] if found else None
+    def trend_summaries(self, run_id: str) -> list[TrendSummaryRow]:
+        """The summary of each axis of a find run, the level's first; none before it ended."""
+        return self._made(TrendSummaryRow, "trend_summary", run_id, "axis DESC")
 
     def false_discoveries(self, run_id: str) -> list[FalseDiscoveriesRow]:
-        """How many latents of a find run have how large an |S|, the largest first."""
-        return self._made(FalseDiscoveriesRow, "false_discoveries", run_id, "s DESC")
+        """How many latents of a find run have how large an |S| along an axis, the largest first."""
+        return self._made(FalseDiscoveriesRow, "false_discoveries", run_id, "axis DESC, s DESC")
 
     def add_latents(self, run_id: str, latents: pa.Table) -> None:
         """Adds the latents of a find run, `morfi.latents.trends.TrendResult.latents`, all or none."""

@@ -93,10 +93,12 @@ class Catalog:
     def chance(self) -> Chance:
         """The trends that chance alone would give."""
         run_id = self.found.run.run_id
-        summary = self.store.trend_summary(run_id)
-        if summary is None:
+        summaries = self.store.trend_summaries(run_id)
+        if not summaries:
             raise InputError(f"{run_id} has not ended; give its command again to finish it")
-        return Chance(summary, tuple(self.store.false_discoveries(run_id)))
+        rates = self.store.false_discoveries(run_id)
+        axis = summaries[0].axis  # of a run along both axes, the level's, as the latents' means are
+        return Chance(summaries[0], tuple(one for one in rates if one.axis == axis))
 
     @property
     def n_selected(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
@@ -187,7 +186,10 @@ def _trends(catalog: Catalog) -> TrendsShown:
         n_firing=summary.n_firing,
         expected_false=summary.expected_false,
         is_descriptive=summary.is_descriptive,
-        false_discoveries=[FalseDiscoveriesShown(**asdict(row)) for row in catalog.chance.false_discoveries],
+        false_discoveries=[
+            FalseDiscoveriesShown(s=row.s, n_found=row.n_found, fdr=row.fdr)
+            for row in catalog.chance.false_discoveries
+        ],
     )
 
 

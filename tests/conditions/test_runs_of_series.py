@@ -13,7 +13,7 @@ from morfi.evaluation.sweep import run_sweep
 from morfi.evaluation.sweep_plan import SweepConfig
 from morfi.interventions import run_steer
 from morfi.interventions.config import SteerConfig
-from morfi.latents.activations import load_activations
+from morfi.latents.activations import Axis, load_activations
 from morfi.latents.capture import CaptureConfig, run_capture
 from morfi.latents.find import FindConfig, run_find
 from morfi.report.pictures import draw
@@ -87,7 +87,7 @@ def test_a_capture_and_its_trends_are_those_of_the_train_run(
         capture(experiment, log, tmp_path / "out", train_run),
         capture(experiment, log, tmp_path / "out", own_series, data=str(data_file)),
     )
-    expected, found = (load_activations(store, run_id, 1, "1") for run_id in runs)
+    expected, found = (load_activations(store, run_id, 1, Axis(epochs="1")) for run_id in runs)
     assert found.questions == expected.questions
     assert found.levels == expected.levels == [0, 50, 100]
     for own, theirs in zip(found.residuals, expected.residuals, strict=True):
@@ -139,7 +139,7 @@ def test_names_are_no_epochs_to_choose_from(
     run_id = capture(experiment, log, file.parent / "out", file, data=str(data_file))
     with pytest.raises(InputError, match=r"several epoch settings.* give --epochs, one of long, short"):
         load_activations(experiment.store, run_id, 1)
-    assert load_activations(experiment.store, run_id, 1, "short").levels == [0, 50]
+    assert load_activations(experiment.store, run_id, 1, Axis(epochs="short")).levels == [0, 50]
 
 
 def test_texts_are_captured_as_they_are(
@@ -166,7 +166,7 @@ def test_texts_are_captured_as_they_are(
         ]
         read = [bytes(token - 3 for token in prompt[1:]) for prompt, _ in experiment.serving.captured]
         assert read == [b"The sky is", b"Once upon a time", b"{odd} braces"]
-        found = load_activations(experiment.store, run_id, 1, "1")
+        found = load_activations(experiment.store, run_id, 1, Axis(epochs="1"))
         assert {one.values.shape for one in found.residuals} == {(3, 8)}
         config = FindConfig(run_id, str(identity_sae), epochs="1", resamples=20)
         assert run_find(config, experiment.store, log, new=False, command="")

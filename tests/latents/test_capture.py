@@ -8,7 +8,7 @@ import pytest
 
 from morfi.conditions.levels import SHARE_UNKNOWN
 from morfi.errors import InputError
-from morfi.latents.activations import layer_of, load_activations
+from morfi.latents.activations import Axis, layer_of, load_activations
 from morfi.latents.capture import CaptureConfig, run_capture
 from morfi.latents.find import FindConfig, configure_find, run_find
 from morfi.report.runs import report_of
@@ -66,14 +66,14 @@ def test_missing_and_altered_shards_are_named(own_experiment: Any, tmp_path: Pat
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(InputError, match=r"worker-00000.safetensors is not what was captured \(M_100"):
-        load_activations(experiment.store, result.run_id, 1, row.epoch_setting)
+        load_activations(experiment.store, result.run_id, 1, Axis(epochs=row.epoch_setting))
     file.unlink()
     with pytest.raises(InputError, match=r"worker-00000.safetensors is missing \(M_100"):
-        load_activations(experiment.store, result.run_id, 1, row.epoch_setting)
+        load_activations(experiment.store, result.run_id, 1, Axis(epochs=row.epoch_setting))
     with pytest.raises(InputError, match="holds layers 0, 1, not 2"):
         load_activations(experiment.store, result.run_id, 2)
     with pytest.raises(InputError, match='no checkpoints of epoch setting "9"'):
-        load_activations(experiment.store, result.run_id, 1, "9")
+        load_activations(experiment.store, result.run_id, 1, Axis(epochs="9"))
     with pytest.raises(InputError, match="after layer 1, not 0"):
         layer_of(experiment.store, result.run_id, 1, 0, "the SAE")
 
@@ -93,8 +93,7 @@ def test_find_ranks_the_latent_that_rises_and_stores_all(
     assert latents[0]["s"] == 3
     assert sorted(latents[0]["means"]) == latents[0]["means"]
     assert len(store.latents(found)) == 16
-    summary = store.trend_summary(found)
-    assert summary is not None
+    (summary,) = store.trend_summaries(found)
     assert summary.is_descriptive
     assert summary.layer == 1
     assert store.summary(found).status == "done"

@@ -129,7 +129,7 @@ def test_lost_questions_need_a_sweep_and_are_those_that_flipped(
 def test_what_chance_gives_is_read_with_the_run(make_catalog: Any, identity_sae: Path) -> None:
     catalog = make_catalog(identity_sae)
     run_id, store = catalog.found.run.run_id, catalog.store
-    assert catalog.chance.summary == store.trend_summary(run_id)
+    assert [catalog.chance.summary] == store.trend_summaries(run_id)
     rates = store.false_discoveries(run_id)
     assert list(catalog.chance.false_discoveries) == rates
     rows = catalog.rows(range(16))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -50,15 +49,14 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
         ("project", None),
     ]
     store = Store(server.made.db)
-    summary = store.trend_summary(server.made.find_run)
+    (summary,) = store.trend_summaries(server.made.find_run)
     rates = store.false_discoveries(server.made.find_run)
-    assert summary is not None
     assert said["trends"] == {
         "n_selected": sum(found.latents["selected"].to_pylist()),
         "n_firing": summary.n_firing,
         "expected_false": summary.expected_false,
         "is_descriptive": summary.is_descriptive,
-        "false_discoveries": [asdict(one) for one in rates],
+        "false_discoveries": [{"s": one.s, "n_found": one.n_found, "fdr": one.fdr} for one in rates],
     }
     assert said["trends"]["false_discoveries"][0]["s"] == 3
     last = found.activations.residuals[-1]
