@@ -37,7 +37,7 @@ def cli() -> None:
 
 @cli.command("eval", config="morfi.evaluation.config:EvalConfig")
 @option("--resume", metavar="RUN|auto", help="Do only what RUN, or the last run of this command, lacks.")
-@option("--show-prompts", kind=click.IntRange(min=1), metavar="N", help="Print N prompts and ask nothing.")
+@option("--show-prompts", kind=click.IntRange(1, 10**9), metavar="N", help="Print N prompts and ask nothing.")
 @common_options
 def eval_command(common: Common, resume: str | None, show_prompts: int | None, **given: Any) -> None:
     """Asks a checkpoint, or a server, closed-book questions and reports its accuracy by relation."""
