@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
 from morfi.conditions.condition import AnyCondition
+from morfi.conditions.levels import EPOCHS, Property
 from morfi.conditions.load import load_series
 from morfi.conditions.series import Series
 from morfi.engine.directions import DecoderRows, SaeLatents
 from morfi.engine.operations import OPERATIONS
 from morfi.errors import InputError
+from morfi.latents.activations import LEVEL
 from morfi.latents.capture import CaptureRun
 from morfi.latents.find import Found, load_found
 from morfi.questions.question import Question
@@ -88,6 +90,11 @@ class Catalog:
     def levels(self) -> list[float]:
         """The level of each condition, in the order of a latent's means."""
         return self.found.activations.levels
+
+    @property
+    def order(self) -> Property:
+        """The numbers in `levels`: of the series' property, or EPOCHS."""
+        return self.series.varied if self.found.activations.axis.along == LEVEL else EPOCHS
 
     @functools.cached_property
     def chance(self) -> Chance:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request
 
 from morfi.conditions.condition import BASE
+from morfi.conditions.levels import EPOCHS
 from morfi.engine.operations import OPERATIONS
 from morfi.engine.steering import NAMED_POSITIONS
 from morfi.errors import InputError
@@ -28,6 +29,7 @@ from morfi.serve.http.shown import (
     Loaded,
     NeighbourRow,
     OperationShown,
+    OrderShown,
     QuestionPage,
     QuestionRow,
     TopQuestionRow,
@@ -67,6 +69,7 @@ def capabilities(raw_request: Request) -> Capabilities:
         operation_words=[OperationShown.of(OPERATIONS[name]) for name in state.operations],
         positions=list(NAMED_POSITIONS),
         levels=catalog.levels,
+        order=OrderShown(name=catalog.order.name, unit=catalog.order.unit, is_level=catalog.order != EPOCHS),
         trends=_trends(catalog),
         prompt=ASKED,
         chat=bool(getattr(state.tokenizer, "chat_template", None)),

@@ -64,6 +64,14 @@ class OperationShown(BaseModel):
         return cls.model_validate(asdict(operation))
 
 
+class OrderShown(BaseModel):
+    """The numbers by which the find run orders checkpoints: levels of a property, or epochs of one level."""
+
+    name: str
+    unit: str | None
+    is_level: bool
+
+
 class Capabilities(BaseModel):
     """The served model, and what may be asked of it."""
 
@@ -81,6 +89,7 @@ class Capabilities(BaseModel):
     operation_words: list[OperationShown]
     positions: list[str]
     levels: list[Level]
+    order: OrderShown
     trends: TrendsShown
     prompt: str
     chat: bool

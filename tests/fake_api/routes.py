@@ -135,6 +135,7 @@ def _capabilities(api: FakeApi) -> dict[str, Any]:
         "operation_words": [OperationShown.of(one).model_dump() for one in OPERATIONS.values()],
         "positions": list(POSITIONS),
         "levels": list(LEVELS),
+        "order": {"name": "share of Unknown in training", "unit": "%", "is_level": True},
         "prompt": "Q: {question}\nA:",
         "chat": False,
         "limits": limits,

@@ -55,7 +55,8 @@ def test_no_prompts_give_no_answers(tiny_models: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(temperature=0.5), Sampling(n=2), [Sampling(), Sampling(max_tokens=3)]]
+    "sampling",
+    [Sampling(temperature=0.5), Sampling(temperature=0.5, n=2), [Sampling(), Sampling(max_tokens=3)]],
 )
 def test_anything_but_one_greedy_answer_is_refused(
     tiny_models: dict[str, Path], sampling: Sampling | list[Sampling]

@@ -36,6 +36,7 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
         "operations": ["add", "ablate", "clamp", "project"],
         "positions": ["all", "prompt", "generated", "last_prompt"],
         "levels": [0, 50, 100],
+        "order": {"name": "share of Unknown in training", "unit": "%", "is_level": True},
         "prompt": "Q: {question}\nA:",
         "chat": True,
         "needs_key": False,

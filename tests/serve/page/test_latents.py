@@ -52,7 +52,7 @@ def test_a_latent_shows_its_trend_statistics_and_neighbours(ready: Callable[...,
     assert sorted(heights, reverse=row["direction"] == "rising") == heights  # y runs downwards
     words = chart.get_attribute("aria-label") or ""
     assert all(f"{level} %" in words for level in LEVELS)
-    assert {"mean activation", "% Unknown in training", "served"} <= set(
+    assert {"mean activation", "share of Unknown in training (%)", "served"} <= set(
         chart.locator("text").all_inner_texts()
     ) | set(chart.locator("text").all_text_contents())
     told = page.locator("#statistics").inner_text()
