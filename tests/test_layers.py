@@ -148,6 +148,7 @@ def test_every_import_is_allowed_and_none_leads_back() -> None:
     assert not faults(ROOT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("file", "line", "said"),
     [

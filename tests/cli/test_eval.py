@@ -71,6 +71,7 @@ def test_a_run_that_fails_exits_with_one_in_one_line_and_resumes_with_auto(
     assert len(serving.batches) == 4
 
 
+@pytest.mark.long
 def test_resume_by_id_needs_no_other_option_and_refuses_one_that_differs(
     ask: Callable[..., Ended], run: CommandLine, serving: Any
 ) -> None:

@@ -95,6 +95,7 @@ def test_characters_beside_a_subject_that_may_be_a_part_of_it_are_named(
     assert find_subjects(texts).cuts == cuts
 
 
+@pytest.mark.long
 def test_many_wordings_without_blanks_take_little_time() -> None:
     draw = random.Random(0)
 

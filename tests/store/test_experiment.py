@@ -51,6 +51,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(tmp_path_factory.mktemp("stores") / "morfi.duckdb")
 
 
+@pytest.mark.long
 @given(verdicts=st.lists(st.booleans(), min_size=N_EX * (1 + SAMPLES), max_size=N_EX * (1 + SAMPLES)))
 @settings(max_examples=25, deadline=None)
 def test_categories_follow_their_definition(shared: Store, verdicts: list[bool]) -> None:

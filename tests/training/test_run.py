@@ -54,6 +54,7 @@ def test_a_checkpoint_does_not_depend_on_later_epochs_or_other_trainings(
     assert long.sha256s[10, 0, "2"] == second.sha256s[10, 0, "2"]
 
 
+@pytest.mark.long
 def test_four_facts_are_memorised_and_measured_as_right(train_tiny: Any, tmp_path: Path) -> None:
     four = train_tiny.facts[:4]
     trained = train_tiny(

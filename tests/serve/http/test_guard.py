@@ -158,6 +158,7 @@ def test_a_large_body_is_refused_with_its_length_said_or_not(served: Served, n: 
     assert served.get(headers=key(served)).status_code == 200
 
 
+@pytest.mark.long
 def test_a_body_that_comes_too_slowly_is_given_up(impatient: Served) -> None:
     head = "".join(f"{name}: {value}\r\n" for name, value in key(impatient).items())
     with impatient.connect() as sock:
@@ -169,6 +170,7 @@ def test_a_body_that_comes_too_slowly_is_given_up(impatient: Served) -> None:
         assert time.monotonic() - begun > IMPATIENT.read_s / 2
 
 
+@pytest.mark.long
 def test_headers_that_come_too_slowly_are_given_up(impatient: Served) -> None:
     with impatient.connect() as sock, impatient.connect() as silent:
         sock.sendall(b"GET /v1/x HTTP/1.1\r\nhost: localhost\r\nx-slow: ")
@@ -176,6 +178,7 @@ def test_headers_that_come_too_slowly_are_given_up(impatient: Served) -> None:
         assert silent.recv(4096) == b""
 
 
+@pytest.mark.long
 def test_a_client_that_does_not_read_is_given_up(impatient: Served) -> None:
     head = "".join(f"{name}: {value}\r\n" for name, value in key(impatient).items())
     before = impatient.app.closed
