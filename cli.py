@@ -26,7 +26,7 @@ from morfi.command.settings import (
     option,
     out_option,
 )
-from morfi.errors import MorfiError, Terminated
+from morfi.errors import FaultsError, MorfiError, Terminated
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -396,7 +396,8 @@ def _run() -> int:
         error.show()
         return 2
     except MorfiError as error:
-        click.echo(terminal.in_a_line(f"morfi: {error}"), err=True)
+        lines = error.lines if isinstance(error, FaultsError) else (str(error),)
+        click.echo("\n  ".join(map(terminal.in_a_line, (f"morfi: {lines[0]}", *lines[1:]))), err=True)
         return error.exit_code
     except OSError as error:  # a disk, a mount, a folder: nothing that a traceback would explain
         if "-v" in sys.argv or "--verbose" in sys.argv:

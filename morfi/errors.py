@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # What pydantic says before the first of the reasons.
 _PREAMBLE = re.compile(r"\d+ validation errors? for ")
@@ -28,6 +28,18 @@ class InputError(MorfiError):
     """
 
     exit_code = 2
+
+
+class FaultsError(InputError):
+    """Everything that is wrong with one input; a command prints a line for each fault below the first.
+
+    >>> raise FaultsError("my-series.toml", ["base is missing", "level is nan; expected a finite number"])
+    """
+
+    def __init__(self, what: str, faults: Sequence[str]) -> None:
+        n = len(faults)
+        self.lines = (f"{what}: {n} fault{'s' if n != 1 else ''}", *faults)
+        super().__init__("\n  ".join(self.lines))
 
 
 class Terminated(KeyboardInterrupt):

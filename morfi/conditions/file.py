@@ -16,7 +16,7 @@ from morfi.checkpoints.presets import PRESETS
 from morfi.conditions.condition import Condition
 from morfi.conditions.levels import Property
 from morfi.conditions.series import Member, Series
-from morfi.errors import InputError, nearest, reason_of
+from morfi.errors import FaultsError, InputError, nearest, reason_of
 from morfi.store.records import exact
 from morfi.terminal import Say
 
@@ -100,7 +100,7 @@ class _Reading:
 
 
 def open_series(file: Path, dtype: str | None, say: Say | None) -> Series:
-    """The series that `file` describes, every checkpoint looked at; raises InputError with all its faults."""
+    """The series that `file` describes, every checkpoint looked at; raises FaultsError, all at once."""
     reading = _Reading(file)
     found = _parsed(file)
     listed = _read(found, reading)
@@ -108,9 +108,7 @@ def open_series(file: Path, dtype: str | None, say: Say | None) -> Series:
     base = _base(reading.text(found, "base", ""), reading, dtype, say)
     members = _members(listed, base, reading, say) if base is not None else {}
     if reading.faults or base is None:
-        n = len(reading.faults)
-        lines = "".join(f"\n  {fault}" for fault in reading.faults)
-        raise InputError(f"{file}: {n} fault{'s' if n > 1 else ''}{lines}")
+        raise FaultsError(str(file), reading.faults)
     return Series(str(file.absolute()), Property(str(varied[0]), varied[1]), base, members, None)
 
 

@@ -91,7 +91,10 @@ def test_a_checkpoint_that_fails_gives_the_table_and_exit_code_1(
         (("mix", "--split", "x", "--levels", "0,0"), "--levels holds 0 more than once"),
         (("mix", "--split", "x", "--known", "Unknown"), '"Unknown" cannot count as Known'),
         (("mix", "--split", "x"), "no such database; give --db"),
-        (("train", "--mix", "x", "--epochs", "1,"), '--epochs is "1,"; expected names between commas'),
+        (
+            ("train", "--mix", "x", "--epochs", "1,"),
+            '--epochs is "1,"; expected whole numbers between commas',
+        ),
         (("train", "--mix", "x"), "no such database"),
         (("sweep", "--ckpts", "x", "--limit", "0"), "--limit is 0; expected at least 1"),
         (("sweep", "--ckpts", "x"), "no such database"),

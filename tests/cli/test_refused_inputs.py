@@ -131,7 +131,7 @@ def test_a_checkpoint_that_cannot_be_served_is_refused_and_nothing_is_left(
     ("ckpt", "parts"),
     [
         ("smolm2", ("smolm2", 'Did you mean "smollm2"?')),
-        ("", ("unknown checkpoint",)),
+        ("", ("--ckpt is empty",)),
         ("./none", ("./none",)),
     ],
 )

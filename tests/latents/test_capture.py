@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from morfi.conditions.levels import SHARE_UNKNOWN
 from morfi.errors import InputError
@@ -178,8 +179,10 @@ def test_a_sae_that_explains_too_little_is_refused_unless_forced(
 ) -> None:
     experiment, run_id = own_experiment
     captured = capture(experiment, run_id, tmp_path / "out", log).run_id
-    config = FindConfig(captured, str(identity_sae), resamples=20, min_explained=1.1)
-    with pytest.raises(InputError, match="of the variance of M_0, seed 0"):
+    weights = load_file(identity_sae / "sae_weights.safetensors")
+    save_file(weights | {"W_dec": weights["W_dec"] / 2}, identity_sae / "sae_weights.safetensors")
+    config = FindConfig(captured, str(identity_sae), resamples=20, min_explained=0.9)
+    with pytest.raises(InputError, match="of the variance of M_100, seed 0"):
         run_find(config, experiment.store, log, new=False, command="morfi find")
     forced = replace(config, force=True)
     assert run_find(forced, experiment.store, log, new=False, command="morfi find")
