@@ -65,12 +65,12 @@ def check_bos(bos: str) -> None:
         )
 
 
-def load_tokenizer(model_dir: Path, bos: str = "auto") -> Any:
-    """The tokenizer of `open_tokenizer`.
+def load_tokenizer(model_dir: Path | str, bos: str = "auto") -> Any:
+    """The tokenizer of `open_tokenizer`; a preset's folder is `resolve(...).model_dir`.
 
     >>> load_tokenizer(resolve("smollm2").model_dir).encode("Q: In which country is Lyon?\\nA:")
     """
-    return open_tokenizer(model_dir, bos).tokenizer
+    return open_tokenizer(Path(model_dir), bos).tokenizer
 
 
 def open_tokenizer(model_dir: Path, bos: str = "auto") -> FolderTokenizer:

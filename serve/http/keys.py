@@ -90,7 +90,8 @@ def _from_file(file: Path) -> dict[str, str]:
         mode = file.stat().st_mode
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--keys {file} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--keys {file} cannot be read: {reason}") from error
     if stat.S_IMODE(mode) & 0o077:
         raise InputError(f"--keys {file} can be read by others; chmod 600 {file}")
     found: dict[str, str] = {}
