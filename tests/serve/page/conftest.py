@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Browser]:
-    """One for all; it takes this machine for the host of a proxy."""
+    """One for a module, for its loop runs while it lives; it takes this machine for the host of a proxy."""
     with page_walk.launched(chromium, f"--host-resolver-rules=MAP {PROXY} 127.0.0.1") as browser:
         yield browser
 
