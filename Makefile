@@ -11,8 +11,9 @@ eval: install
 check: install lint
 	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n auto --maxprocesses 8 -m "not slow and not long and not engine and not browser"
 
+# By two processes, each with engines of its own; the tests of a file share theirs, so they stay together.
 test: install lint
-	$(RUN)python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: install
 	$(RUN)python -m pytest -m slow
