@@ -63,6 +63,35 @@ def eval_command(common: Common, resume: str | None, show_prompts: int | None, *
     common.report(run_id)
 
 
+@cli.command("verify", config="morfi.verification.verify:VerifyConfig")
+@common_options
+def verify_command(common: Common, **given: Any) -> None:
+    """Checks that a checkpoint is answered, steered, captured and swapped here as transformers does it."""
+    from morfi.report.verification import heading, line_text, summary, verification_object
+    from morfi.verification.lines import Line
+    from morfi.verification.verify import Verified, VerifyConfig, fault_of, verify
+
+    config = VerifyConfig(**{k: v for k, v in common.checked(given).items() if v is not None})
+    lines: list[Line] = []
+
+    def found(line: Line) -> None:
+        lines.append(line)
+        common.say(line_text(line))
+
+    with terminal.TerminalProgress() as progress:
+        verified: Verified = verify(
+            config,
+            common.start_engine,
+            progress.phase,
+            on_subject=lambda subject: common.say(heading(subject)),
+            on_line=found,
+        )
+    fault = fault_of(lines)
+    common.answer(verification_object(verified, lines, fault, config.ckpt), summary(lines))
+    if fault is not None:
+        raise MorfiError(fault)
+
+
 @cli.command("split", config="morfi.evaluation.split:SplitConfig")
 @new_option
 @common_options

@@ -61,6 +61,12 @@ class Common:
         with to_reader():
             print(text)  # noqa: T201
 
+    def say(self, text: str) -> None:
+        """Prints a part of the command's answer as soon as it is there, but for --json."""
+        if not self.as_json:
+            with to_reader():
+                print(text)  # noqa: T201
+
     def tell(self, found: dict[str, Any], text: str, kept: str) -> None:
         """As `answer`, of work that is done: where nothing can be printed, a line says where it is `kept`."""
         try:

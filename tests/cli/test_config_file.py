@@ -23,6 +23,7 @@ from morfi.runs.options import default_here, listed, option_of
 COMMANDS = dict(commands_of(cli))
 CONFIGS = {
     "eval": "morfi.evaluation.config:EvalConfig",
+    "verify": "morfi.verification.verify:VerifyConfig",
     "split": "morfi.evaluation.split:SplitConfig",
     "mix": "morfi.training.mixtures:MixConfig",
     "train": "morfi.training.config:TrainConfig",

@@ -1,0 +1,1 @@
+"""Verification: whether an engine answers, steers, captures and swaps as transformers says it must."""

@@ -1,0 +1,100 @@
+"""New weights in the live engine: an adapter loaded and taken out again, against transformers."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from morfi.checkpoints import resolve_live
+from morfi.engine.steering import Capture
+from morfi.verification.differences import Differences
+from morfi.verification.lines import Line, Outcome, attempt, unchecked
+from morfi.verification.reference import Reference, load_reference, reference_of
+from morfi.verification.subject import SEEN, Subject
+from morfi.verification.tolerance import distances
+
+if TYPE_CHECKING:
+    import torch
+
+_NAMES = ("swap: an adapter", "swap: the model again")
+_CHANGE = 0.1  # the length of each matrix's change, over that of the matrix
+
+
+def check_swap(subject: Subject) -> Iterator[Line]:
+    """A random adapter in the live engine as transformers computes the merged weights, then the model again.
+
+    The engine must have been started on `subject.checkpoint`; it serves that again afterwards.
+    """
+    line = attempt(_NAMES[0], _swapped, subject)
+    yield line
+    again = attempt(_NAMES[1], _back, subject)
+    if line.outcome != Outcome.UNCHECKED:
+        yield again
+
+
+def _swapped(subject: Subject) -> Line:
+    base = subject.checkpoint
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            merged = _write_adapter(base.model_dir, base.dtype, Path(folder), subject.device)
+        except ValueError as error:
+            return unchecked(_NAMES[0], f"PEFT makes no adapter of it: {error}")
+        subject.engine.load_checkpoint(resolve_live(folder, base=base))
+    return _compared(subject, _NAMES[0], merged)
+
+
+def _back(subject: Subject) -> Line:
+    subject.engine.load_checkpoint(subject.checkpoint)
+    return _compared(subject, _NAMES[1], subject.reference)
+
+
+def _compared(subject: Subject, name: str, reference: Reference) -> Line:
+    """What the engine serves now, against `reference`."""
+    last = subject.n_layers - 1
+    capture = [Capture((last,), "all")] * len(subject.prompts)
+    found, moved = Differences(subject.tolerance), 0.0
+    answers = subject.ask(subject.prompts, capture=capture)
+    for number, (prompt, answer) in enumerate(zip(subject.prompts, answers, strict=True)):
+        streams = reference.run((*prompt, *answer.token_ids[:-1]))
+        found.take_captured(answer.captured[0], streams.after)
+        found.take_tokens(answer, streams.logits, len(prompt), f"answer {number}")
+        rows = streams.after[last][: len(prompt)]
+        moved = max(moved, float(distances(rows, subject.streams[number].after[last]).max()))
+    if reference is not subject.reference and moved < SEEN * subject.tolerance.streams[last]:
+        return unchecked(name, "the adapter changes the streams by less than rounding does")
+    return found.line(name)
+
+
+def _write_adapter(model_dir: Path, dtype: str, folder: Path, device: str) -> Reference:
+    """Writes a random LoRA adapter of every linear layer; the reference is the model merged with it.
+
+    Merged in float32 and rounded once. Raises ValueError for a model of which PEFT can make none.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    model = load_reference(model_dir, "float32").model
+    draw = torch.Generator().manual_seed(0)
+    settings = LoraConfig(r=4, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of unusual forms, which are refused by name later
+        tuned = get_peft_model(model, settings)
+        for module in tuned.modules():
+            if hasattr(module, "lora_B") and hasattr(module, "base_layer"):
+                _fill(module, draw)
+        tuned.save_pretrained(folder)
+        return reference_of(tuned.merge_and_unload().to(getattr(torch, dtype)).eval().to(device))
+
+
+def _fill(module: Any, draw: torch.Generator) -> None:
+    """Gives a layer's adapter random numbers whose product has _CHANGE of the length of its weight."""
+    import torch
+
+    a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+    for part in (a, b):
+        part.copy_(torch.randn(part.shape, generator=draw))
+    wanted = _CHANGE * float(module.base_layer.weight.norm())
+    b.mul_(wanted / max(float((b @ a).norm()), 1e-30))
