@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import string
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from morfi.errors import InputError, nearest
+from morfi.errors import InputError, nearest, reason_of
 from morfi.questions.answer_rule import ARTICLES, answer_key
 from morfi.questions.folding import folded, is_unspaced
 from morfi.questions.question import Question
 
 MATCH_MODES = ("squad", "answer", "strict", "contains")
+REGEX = "regex:"  # and a pattern: a further rule, by which an answer has a form whatever is accepted
+MATCH_RULES = f"{', '.join(MATCH_MODES)}, or {REGEX}PATTERN"  # for messages
 
 
 class _WithoutPunctuation(dict[int, int | None]):
@@ -52,14 +55,17 @@ def normalise(text: str) -> str:
 
 
 def is_correct(answer: str, accepted: Sequence[str], mode: str) -> bool:
-    """Whether `answer` is one of `accepted` by the rule `mode`, one of MATCH_MODES.
+    """Whether `answer` is one of `accepted` by the rule `mode`, one of MATCH_MODES, or matches its pattern.
 
     `squad` and `answer` compare what `normalise` and `answer_key` make of both, `strict` the texts without
     the blanks around them; `contains` asks whether an accepted answer stands in `answer` as whole words (see
     `holds`), or equals it as in `squad`. An accepted answer of which a rule leaves nothing ("!!!") is
-    compared as in `strict`, for nothing would equal every other nothing, and stand in every text.
+    compared as in `strict`, for nothing would equal every other nothing, and stand in every text. After REGEX
+    the pattern has to match the whole answer, without the blanks around it, and `accepted` does not matter.
     Raises InputError for an unknown mode.
     """
+    if (pattern := pattern_of(mode)) is not None:
+        return pattern.fullmatch(answer.strip()) is not None
     form = form_of(mode)
     stripped, own = answer.strip(), form(answer)
     for candidate in accepted:
@@ -74,11 +80,24 @@ def is_correct(answer: str, accepted: Sequence[str], mode: str) -> bool:
 
 def form_of(mode: str) -> Callable[[str], str]:
     """The function from a text to what the rule `mode` compares; raises InputError for an unknown mode."""
+    if pattern_of(mode) is not None:
+        return str.strip
     if mode not in MATCH_MODES:
         hint = nearest(mode, MATCH_MODES)
-        raise InputError(f'unknown way to match "{mode}"; expected one of {", ".join(MATCH_MODES)}.{hint}')
+        raise InputError(f'unknown way to match "{mode}"; expected one of {MATCH_RULES}.{hint}')
     forms: dict[str, Callable[[str], str]] = {"strict": str.strip, "answer": answer_key}
     return forms.get(mode, normalise)
+
+
+@lru_cache
+def pattern_of(mode: str) -> re.Pattern[str] | None:
+    """The pattern of a rule that begins with REGEX, else None; raises InputError where it is none."""
+    if not mode.startswith(REGEX):
+        return None
+    try:
+        return re.compile(mode.removeprefix(REGEX))
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InputError(f'"{mode}" holds no regular expression: {reason_of(error)}') from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +222,8 @@ def majority_answer(questions: Sequence[Question], mode: str = "squad") -> Major
     """The accepted answer that is right for most of `questions` by the rule `mode`; empty for no questions.
 
     Among equals the one listed first in the questions' own answers wins, then the alphabet, so that
-    neither the order of the questions nor an alias decides.
+    neither the order of the questions nor an alias decides. Where `mode` is a pattern, an answer that
+    matches it is right for all questions.
     """
     form = form_of(mode)
     counts: dict[str, int] = {}
@@ -215,6 +235,8 @@ def majority_answer(questions: Sequence[Question], mode: str = "squad") -> Major
             positions[answer] = positions.get(answer, 0) + position
     if mode == "contains":
         counts = _n_contained(counts, questions)
+    elif (pattern := pattern_of(mode)) is not None:
+        counts = {answer: len(questions) for answer in counts if pattern.fullmatch(answer)}
     if not counts:
         return MajorityAnswer("", 0, 0.0)
     best = min(counts, key=lambda answer: (-counts[answer], positions[answer], answer))

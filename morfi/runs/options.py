@@ -11,7 +11,7 @@ from typing import Any
 
 from morfi.device import is_gpu
 from morfi.errors import InputError, nearest
-from morfi.questions.matching import MATCH_MODES
+from morfi.questions.matching import MATCH_MODES, MATCH_RULES, pattern_of
 
 MAX_SEED = 2**32 - 1  # the largest that numpy, and so vLLM, takes
 MAX_WHOLE = 10**9  # of every whole number without bounds of its own: fits int32 wherever it is stored
@@ -50,7 +50,7 @@ _SHARED = {
     "relations": Option("Between commas, such as P17,P36; '\"a, b\",c' quotes one.", unset="all"),
     "limit": Option("At most this many questions."),
     "shots": Option("Exemplars before each question."),
-    "match": Option("How answers are compared: squad, answer, strict or contains."),
+    "match": Option(f"How answers are judged: {MATCH_RULES}."),
     "max_tokens": Option("Longest answer."),
     "seed": Option("The seed of everything that is drawn at random."),
     "bos": Option("BOS before each prompt: auto, as the model needs it; yes or no."),
@@ -154,10 +154,13 @@ def _short(text: str) -> str:
 
 
 def check_match(match: str) -> None:
-    """Raises InputError for a way of comparing answers that there is not."""
-    if match not in MATCH_MODES:
-        hint = nearest(match, MATCH_MODES)
-        raise InputError(f'--match is "{match}"; expected one of {", ".join(MATCH_MODES)}.{hint}')
+    """Raises InputError for a way of judging answers that there is not."""
+    try:
+        known = match in MATCH_MODES or pattern_of(match) is not None
+    except InputError as error:
+        raise InputError(f"--match {error}") from error
+    if not known:
+        raise InputError(f'--match is "{match}"; expected one of {MATCH_RULES}.{nearest(match, MATCH_MODES)}')
 
 
 def check_numbers(options: Mapping[str, Bounded]) -> None:

@@ -25,6 +25,8 @@ from morfi.questions.matching import (
 )
 from morfi.questions.question import Question
 
+UPPER_CASE = "regex:[^a-z]*[A-Z][^a-z]*"
+
 
 def question(*answers: str, subject: str = "Atlantis", name: str = "1") -> Question:
     return Question(name, "P17", subject, f"In which country is {subject}?", answers)
@@ -280,7 +282,7 @@ def test_equality_goes_both_ways(one: str, other: str) -> None:
             assert is_correct(other, [one], mode)
 
 
-@given(WRITTEN, WRITTEN, st.sampled_from(MATCH_MODES))
+@given(WRITTEN, WRITTEN, st.sampled_from([*MATCH_MODES, "regex:[0-9.]+"]))
 def test_an_answer_is_judged_by_the_rule_of_its_run_and_by_the_two_that_are_stored(
     answer: str, accepted: str, mode: str
 ) -> None:
@@ -332,6 +334,24 @@ def test_strict_implies_squad_implies_contains(answer: str, accepted: list[str])
 )
 def test_verdict_of_each_mode(answer: str, accepted: list[str], verdicts: set[str]) -> None:
     assert {mode for mode in MATCH_MODES if is_correct(answer, accepted, mode)} == verdicts
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("FRANCE", True), (" U.S.A. 1 ", True), ("France", False), ("FRANCe", False), ("1", False), ("", False)],
+)
+def test_a_pattern_judges_the_whole_answer_whatever_is_accepted(answer: str, right: bool) -> None:
+    for accepted in ([], ["France"], [answer]):
+        assert is_correct(answer, accepted, UPPER_CASE) is right
+    assert judge(answer, [answer or "x"], UPPER_CASE).correct_squad is bool(answer)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["[", "(?P<a", "a{9999999999999}", "(" * 3000 + ")" * 3000, "*"], ids=range(5)
+)
+def test_what_is_no_pattern_is_refused(pattern: str) -> None:
+    with pytest.raises(InputError, match="holds no regular expression"):
+        is_correct("x", ["x"], f"regex:{pattern}")
 
 
 @pytest.mark.parametrize("mode", MATCH_MODES)
@@ -397,6 +417,8 @@ def test_majority_answer_counts_a_question_once_for_each_accepted_answer() -> No
         ("squad", [["-5"], ["5"], ["\u22125"]], "5", 3),
         ("contains", [["Korea"], ["South Korea"], ["Peru"]], "south korea", 2),
         ("contains", [["北京"], ["北京市"], ["市"]], "北京市", 3),
+        (UPPER_CASE, [["Peru", "PE"], ["Chad"], ["Chad"]], "PE", 3),
+        (UPPER_CASE, [["Peru"], ["Chad"]], "", 0),
     ],
 )
 def test_the_majority_answer_is_found_by_the_rule_of_the_run(
@@ -416,7 +438,7 @@ def test_majority_answer_of_no_questions_is_empty() -> None:
 @given(
     st.lists(st.lists(st.sampled_from(["USA", "the usa", "France", "Peru", "The"]), min_size=1), max_size=12),
     st.randoms(use_true_random=False),
-    st.sampled_from(MATCH_MODES),
+    st.sampled_from([*MATCH_MODES, UPPER_CASE]),
 )
 def test_majority_share_is_the_accuracy_of_always_giving_it(
     answers: list[list[str]], order: random.Random, mode: str
