@@ -25,6 +25,7 @@ from morfi.command.settings import (
     new_option,
     option,
     out_option,
+    show_prompts_option,
 )
 from morfi.errors import FaultsError, MorfiError, Terminated
 
@@ -37,13 +38,12 @@ def cli() -> None:
 
 @cli.command("eval", config="morfi.evaluation.config:EvalConfig")
 @option("--resume", metavar="RUN|auto", help="Do only what RUN, or the last run of this command, lacks.")
-@option("--show-prompts", kind=click.IntRange(1, 10**9), metavar="N", help="Print N prompts and ask nothing.")
+@show_prompts_option
 @common_options
 def eval_command(common: Common, resume: str | None, show_prompts: int | None, **given: Any) -> None:
     """Asks a checkpoint, or a server, closed-book questions and reports its accuracy by relation."""
     from morfi.evaluation.config import EvalConfig, configure
     from morfi.evaluation.evaluate import run_evaluation, shown_prompts
-    from morfi.report.listing import prompts_text
     from morfi.runs.settings import settings_of
     from morfi.store.records import RunKind
 
@@ -54,8 +54,7 @@ def eval_command(common: Common, resume: str | None, show_prompts: int | None, *
     config = configure(given, stored)
     with terminal.TerminalProgress() as progress:
         if show_prompts is not None:
-            shown = shown_prompts(config, show_prompts, progress)
-            common.answer({"prompts": [asdict(one) for one in shown]}, prompts_text(shown))
+            common.show(shown_prompts(config, show_prompts, progress))
             return
         run_id = run_evaluation(
             config, common.store, common.start_engine, progress, resume=resume, command=common.command
@@ -93,14 +92,18 @@ def verify_command(common: Common, **given: Any) -> None:
 
 
 @cli.command("split", config="morfi.evaluation.split:SplitConfig")
+@show_prompts_option
 @new_option
 @common_options
-def split_command(common: Common, new: bool, **given: Any) -> None:
+def split_command(common: Common, new: bool, show_prompts: int | None, **given: Any) -> None:
     """Sorts questions by what a model knows: HighlyKnown, MaybeKnown, WeaklyKnown, Unknown."""
-    from morfi.evaluation.split import configure_split, run_split
+    from morfi.evaluation.split import configure_split, run_split, shown_split_prompts
 
     config = configure_split(common.checked(given))
     with terminal.TerminalProgress() as progress:
+        if show_prompts is not None:
+            common.show(shown_split_prompts(config, show_prompts, progress))
+            return
         run_id = run_split(
             config, common.store, common.start_engine, progress, new=new, command=common.command
         )
@@ -157,16 +160,23 @@ def conditions_check_command(common: Common, file: Path, dtype: str | None) -> N
 
 
 @cli.command("sweep", config="morfi.evaluation.sweep_plan:SweepConfig")
+@show_prompts_option
 @figure_option
 @new_option
 @common_options
-def sweep_command(common: Common, new: bool, figure: Path | None, **given: Any) -> None:
+def sweep_command(
+    common: Common, new: bool, figure: Path | None, show_prompts: int | None, **given: Any
+) -> None:
     """Asks every checkpoint of a training the same questions through one live engine."""
     from morfi.evaluation.sweep import run_sweep
-    from morfi.evaluation.sweep_plan import configure_sweep
+    from morfi.evaluation.sweep_plan import configure_sweep, prepare_sweep
+    from morfi.questions.prompts import shown
 
     config = configure_sweep(common.checked(given))
     with terminal.TerminalProgress() as progress:
+        if show_prompts is not None:
+            common.show(shown(prepare_sweep(config, common.store, progress).asked, show_prompts))
+            return
         result = run_sweep(
             config, common.store, common.start_engine, progress, new=new, command=common.command
         )

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from morfi.terminal import OutputError, takes_unicode, to_reader
 
 if TYPE_CHECKING:
     from morfi.engine.protocol import StartEngine
+    from morfi.questions.prompts import ShownPrompt
     from morfi.report.runs import Report
     from morfi.store import Store
     from morfi.training.mixtures import Dropped
@@ -66,6 +67,12 @@ class Common:
         if not self.as_json:
             with to_reader():
                 print(text)  # noqa: T201
+
+    def show(self, prompts: Sequence[ShownPrompt]) -> None:
+        """Answers with prompts, of a command that asks nothing."""
+        from morfi.report.listing import prompts_text
+
+        self.answer({"prompts": [asdict(one) for one in prompts]}, prompts_text(prompts))
 
     def tell(self, found: dict[str, Any], text: str, kept: str) -> None:
         """As `answer`, of work that is done: where nothing can be printed, a line says where it is `kept`."""

@@ -216,6 +216,9 @@ def out_option(default: str, text: str) -> Decorator:
 
 
 new_option = option("--new", is_flag=True, help="Start a new run even where one is there.")
+show_prompts_option = option(
+    "--show-prompts", kind=click.IntRange(1, 10**9), metavar="N", help="Print N prompts and ask nothing."
+)
 figure_option = file_option(
     "--figure", help="The picture, written as PNG and SVG.", unset="RUN.png and RUN.svg beside the database"
 )

@@ -57,6 +57,11 @@ class Endpoint:
         sha256 = canonical_sha256(known)
         return Checkpoint(self.model, _NO_FOLDER, sha256, self.model, sha256, None, "")
 
+    @property
+    def begins(self) -> str:
+        """What is said when it is asked."""
+        return f"asking {self.model} at {self.url}"
+
     @contextlib.contextmanager
     def start(
         self,

@@ -8,14 +8,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from morfi.checkpoints.tokenizer import check_bos
-from morfi.endpoint.address import Limits, check_url
+from morfi.endpoint.address import Limits
 from morfi.errors import InputError
+from morfi.evaluation.how import (
+    HOW,
+    SENT_TOGETHER,
+    check_limits,
+    check_server,
+    check_words,
+    limits_of,
+    wording_of,
+)
 from morfi.questions.prompts import Wording
-from morfi.questions.templates import FIELDS, read_template
 from morfi.runs.options import check_match, check_numbers, name_of, option, sized_here, stored_together
-
-HOW = ("concurrency", "timeout", "retries")  # which change no answer: a resumed run may have others
-_SENT_TOGETHER = 256  # of which an error loses those that were answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class EvalConfig:
     relations: tuple[str, ...] = ()
     limit: int | None = option("At most this many questions, the same number of each relation.", None)
     shots: int = 4
-    chat: bool = option("Use the checkpoint's chat template.", False, off="no-chat")
+    chat: bool = False
     match: str = "squad"
     max_tokens: int = 16
     seed: int = 0
@@ -39,27 +44,20 @@ class EvalConfig:
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     batch: int = stored_together(when=("endpoint", None))  # the prefix cache starts empty for each batch
-    endpoint: str | None = option(
-        "OpenAI-compatible server to ask in place of --ckpt, such as http://host:8000/v1.",
-        None,
-        metavar="URL",
-    )
+    endpoint: str | None = None
     served: str | None = option("The server's name for the model.", None, name="model", metavar="NAME")
-    concurrency: int | None = option("Requests to the server at once.", None, unset="32")
-    timeout: float | None = option("Seconds for the server to answer one.", None, unset="120")
-    retries: int | None = option("Times that a request is sent again.", None, unset="6")
-    prompt_template: str | None = option(
-        f"Jinja file for the text of a prompt, of {FIELDS}.", None, metavar="FILE"
-    )
-    system: str | None = option("Text of the system before a chat.", None, metavar="TEXT")
+    concurrency: int | None = None
+    timeout: float | None = None
+    retries: int | None = None
+    prompt_template: str | None = None
+    system: str | None = None
 
     def __post_init__(self) -> None:
         self._check_asked()
-        self._check_system()
+        check_words(chat=self.chat, system=self.system, bos=self.bos)
         check_match(self.match)
         check_bos(self.bos)
-        if self.chat and self.bos != "auto":
-            raise InputError(f"--bos {self.bos} with --chat: the chat template writes BOS; leave --bos out")
+        check_limits(self.concurrency, self.timeout, self.retries)
         check_numbers(
             {
                 "limit": (self.limit, 1),
@@ -67,53 +65,39 @@ class EvalConfig:
                 "max-tokens": (self.max_tokens, 1),
                 "seed": (self.seed, 0),
                 "batch": (self.batch, 1),
-                "concurrency": (self.concurrency, 1),
-                "retries": (self.retries, 0),
             }
         )
-        if self.timeout is not None and not 0 < self.timeout < float("inf"):
-            raise InputError(f"--timeout is {self.timeout}; expected a number of seconds")
 
     @property
     def wording(self) -> Wording:
         """How questions are worded; reads the template."""
-        path = self.prompt_template
-        return Wording(self.chat, self.system, None if path is None else read_template(path))
+        return wording_of(chat=self.chat, system=self.system, prompt_template=self.prompt_template)
 
     @property
     def limits(self) -> Limits:
         """How the server is asked."""
-        given = {"concurrency": self.concurrency, "timeout_s": self.timeout, "retries": self.retries}
-        return Limits(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-
-    def _check_system(self) -> None:
-        if self.system is None:
-            return
-        if not self.chat:
-            raise InputError("--system without --chat: only a chat has a text of the system; give --chat")
-        is_unicode = not any("\ud800" <= one <= "\udfff" for one in self.system)
-        if not self.system.strip() or not is_unicode:
-            raise InputError(f"--system is {self.system!r}; expected a text")
+        return limits_of(self.concurrency, self.timeout, self.retries)
 
     def _check_asked(self) -> None:
         """Raises InputError unless either a checkpoint or a server is given, with the options of that one."""
-        of_server = {name: getattr(self, name) for name in ("served", *HOW)}
-        if self.endpoint is None:
-            if self.ckpt is None:
-                raise InputError(
-                    "--ckpt is missing: give a preset (smollm2), a model or adapter folder, or a hub id; or "
-                    "--endpoint and --model for a server"
-                )
-            for name, value in of_server.items():
-                if value is not None:
-                    raise InputError(f"{_typed(name)} without --endpoint; give the URL of a server as well")
-            return
-        local = {"ckpt": self.ckpt, "base": self.base, "dtype": self.dtype, "engine": self.engine or None}
-        for name, value in (local | {"bos": None if self.bos == "auto" else self.bos}).items():
-            if value is not None:
-                raise InputError(f"{_typed(name)} with --endpoint: that is the server's; leave it out")
-        check_url(self.endpoint)
-        if not self.served:
+        if self.endpoint is None and self.ckpt is None:
+            raise InputError(
+                "--ckpt is missing: give a preset (smollm2), a model or adapter folder, or a hub id; or "
+                "--endpoint and --model for a server"
+            )
+        bos = None if self.bos == "auto" else self.bos
+        check_server(
+            self.endpoint,
+            {"model": self.served, **{name: getattr(self, name) for name in HOW}},
+            {
+                "ckpt": self.ckpt,
+                "base": self.base,
+                "dtype": self.dtype,
+                "engine": self.engine or None,
+                "bos": bos,
+            },
+        )
+        if self.endpoint is not None and not self.served:
             raise InputError("--model is missing: give the server's name for the model with --endpoint")
 
 
@@ -124,7 +108,7 @@ def configure(given: Mapping[str, Any], stored: EvalConfig | None) -> EvalConfig
     """
     options = {key: value for key, value in given.items() if value is not None}
     if stored is None:
-        sized = {"batch": _SENT_TOGETHER} if "endpoint" in options else sized_here(EvalConfig)
+        sized = {"batch": SENT_TOGETHER} if "endpoint" in options else sized_here(EvalConfig)
         return EvalConfig(**{**sized, **options})
     # Where the same files are now; that they are the same is checked by their content.
     files = ("ckpt", "base", "data", "prompt_template")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from morfi.checkpoints import resolve
 from morfi.engine.protocol import StartEngine
 from morfi.errors import InputError
-from morfi.evaluation.config import HOW, EvalConfig
+from morfi.evaluation.config import EvalConfig
+from morfi.evaluation.how import HOW, endpoint_of
 from morfi.questions import UNSPLIT, QuestionSet, load_questions, select
 from morfi.questions.exemplars import choose_shots
-from morfi.questions.prompts import prompted, worded
+from morfi.questions.prompts import ShownPrompt, prompted, shown, worded
 from morfi.runs.answering import Answering, Task, answer, fingerprint_of
 from morfi.runs.baselines import baselines_of
 from morfi.runs.life import STARTING
@@ -38,15 +39,6 @@ _CHOOSE_ONLY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ShownPrompt:
-    """A prompt as a person looks at it; without tokens where the tokenizer is a server's."""
-
-    question_id: str
-    prompt: str
-    n_tokens: int | None
-
-
 def run_evaluation(
     config: EvalConfig,
     store: Store,
@@ -69,21 +61,18 @@ def run_evaluation(
 
 def shown_prompts(config: EvalConfig, n: int, progress: Progress) -> list[ShownPrompt]:
     """The first `n` prompts of `config`; nothing is asked, nor a server whether it is there."""
-    asked = prepare(config, progress, _endpoint(config, progress, reached=False)).prompts[:n]
-    is_counted = config.endpoint is None
-    return [
-        ShownPrompt(one.question.id, one.text, len(one.token_ids) if is_counted else None) for one in asked
-    ]
+    return shown(prepare(config, progress, _endpoint(config, progress, reached=False)).prompted, n)
 
 
 def _endpoint(config: EvalConfig, progress: Progress, *, reached: bool = True) -> Endpoint | None:
-    """The server that is asked in place of a checkpoint; `reached` or as it is named."""
-    if config.endpoint is None or config.served is None:
-        return None
-    from morfi.endpoint.engine import Endpoint, find_endpoint
-
-    find = find_endpoint if reached else Endpoint.unreached
-    return find(config.endpoint, config.served, chat=config.chat, limits=config.limits, say=progress.phase)
+    return endpoint_of(
+        config.endpoint,
+        config.served,
+        chat=config.chat,
+        limits=config.limits,
+        progress=progress,
+        reached=reached,
+    )
 
 
 def prepare(config: EvalConfig, progress: Progress, endpoint: Endpoint | None = None) -> Task:
@@ -135,7 +124,7 @@ def prepare(config: EvalConfig, progress: Progress, endpoint: Endpoint | None = 
         fingerprint=fingerprint_of(decided, checkpoint, data, asked.prompts),
         again="morfi eval --resume {run_id} --db {db}",
         baselines=baselines_of({split: chosen.scored}, config.match),
-        begins=STARTING if endpoint is None else f"asking {endpoint.model} at {endpoint.url}",
+        begins=STARTING if endpoint is None else endpoint.begins,
     )
 
 

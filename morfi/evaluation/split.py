@@ -6,31 +6,57 @@ each one greedy answer and `samples` sampled ones. The store's view `knowledge` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from morfi.checkpoints import resolve
+from morfi.checkpoints import Checkpoint, resolve
 from morfi.checkpoints.tokenizer import check_bos
 from morfi.engine.protocol import StartEngine
 from morfi.errors import InputError
 from morfi.evaluation.config import EvalConfig
+from morfi.evaluation.how import (
+    HOW,
+    SENT_TOGETHER,
+    check_limits,
+    check_server,
+    check_words,
+    endpoint_of,
+    limits_of,
+    wording_of,
+)
 from morfi.questions import SPLITS, Families, QuestionSet, load_questions, select, with_splits
 from morfi.questions.exemplars import Shots, draw_shots, n_sets
-from morfi.questions.prompts import Prompt, Prompted, prompted
+from morfi.questions.prompts import Prompt, Prompted, ShownPrompt, prompted, shown, worded
 from morfi.questions.question import Question
 from morfi.runs.answering import Answering, Task, answer, fingerprint_of
 from morfi.runs.baselines import baselines_of
+from morfi.runs.life import STARTING
 from morfi.runs.options import check_match, check_numbers, option, sized_here
 from morfi.runs.settings import to_store
 from morfi.store.records import RunKind
 
 if TYPE_CHECKING:
+    from morfi.endpoint.address import Limits
+    from morfi.endpoint.engine import Endpoint
     from morfi.store import Store
     from morfi.terminal import Progress
 
 MAX_PROMPTS = 1000  # of a question
 MAX_SAMPLES = 1000  # of a prompt
+# What they choose is in the prompts and the checkpoint, or changes no answer.
+_CHOOSE_ONLY = (
+    "model",
+    "base",
+    "relations",
+    "limit",
+    "bos",
+    "endpoint",
+    "chat",
+    "prompt_template",
+    "system",
+    *HOW,
+)
 _SHARES = {"train": 0.6, "dev": 0.15, "test": 0.25}  # of --limit, as world-facts has them
 
 
@@ -38,7 +64,7 @@ _SHARES = {"train": 0.6, "dev": 0.15, "test": 0.25}  # of --limit, as world-fact
 class SplitConfig:
     """Everything that decides what a split run finds; stored with it."""
 
-    model: str = option("Preset, model folder or hub id whose knowledge is measured.")
+    model: str = option("Preset, model folder or hub id; with --endpoint the server's name for it.")
     base: str | None = option("The base model, when --model is a LoRA adapter.", None)
     data: str = option("As for eval; without splits, train, dev and test are made by subject.", "world-facts")
     relations: tuple[str, ...] = ()
@@ -55,10 +81,20 @@ class SplitConfig:
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     batch: int = option("Prompts answered and stored together.", 32, unset="by the machine's size")
+    endpoint: str | None = None
+    concurrency: int | None = None
+    timeout: float | None = None
+    retries: int | None = None
+    chat: bool = False
+    prompt_template: str | None = None
+    system: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_asked()
+        check_words(chat=self.chat, system=self.system, bos=self.bos)
         check_match(self.match)
         check_bos(self.bos)
+        check_limits(self.concurrency, self.timeout, self.retries)
         check_numbers(
             {
                 "limit": (self.limit, len(SPLITS)),
@@ -76,6 +112,20 @@ class SplitConfig:
         if self.shots == 0 and self.n_ex > 1:
             raise InputError("--shots 0 makes all prompts of a question the same; give --n-ex 1 as well")
 
+    @property
+    def limits(self) -> Limits:
+        """How the server is asked."""
+        return limits_of(self.concurrency, self.timeout, self.retries)
+
+    def _check_asked(self) -> None:
+        """Raises InputError for options of a server without one, and for those of a model here with one."""
+        bos = None if self.bos == "auto" else self.bos
+        check_server(
+            self.endpoint,
+            {name: getattr(self, name) for name in HOW},
+            {"base": self.base, "dtype": self.dtype, "engine": self.engine or None, "bos": bos},
+        )
+
 
 def configure_split(given: Mapping[str, Any]) -> SplitConfig:
     """The configuration of the options that were given (those not None), the rest by the machine's size.
@@ -85,7 +135,8 @@ def configure_split(given: Mapping[str, Any]) -> SplitConfig:
     options = {key: value for key, value in given.items() if value is not None}
     config = SplitConfig(**{**sized_here(SplitConfig), **options})
     if "batch" not in options:
-        config = replace(config, batch=max(32, sized_here(EvalConfig)["batch"] // (1 + config.samples)))
+        together = sized_here(EvalConfig)["batch"] if config.endpoint is None else SENT_TOGETHER
+        config = replace(config, batch=max(32, together // (1 + config.samples)))
     return config
 
 
@@ -102,39 +153,47 @@ def run_split(
 
     Goes on with the newest run that would give the same rows, unless `new`. `command` is recorded.
     """
-    task = prepare_split(config, progress)
-    resume = None if new else "auto"
-    return answer(task, store, start_engine, progress, resume=resume, command=command).run_id
+    endpoint = _endpoint(config, progress)
+    task = prepare_split(config, progress, endpoint)
+    start, resume = start_engine if endpoint is None else endpoint.start, None if new else "auto"
+    return answer(task, store, start, progress, resume=resume, command=command).run_id
 
 
-def prepare_split(config: SplitConfig, progress: Progress) -> Task:
-    """The task of `config`: every question of every split with its `n_ex` prompts."""
+def shown_split_prompts(config: SplitConfig, n: int, progress: Progress) -> list[ShownPrompt]:
+    """The first `n` prompts of `config`; nothing is asked, nor a server whether it is there."""
+    return shown(prepare_split(config, progress, _endpoint(config, progress, reached=False)).prompted, n)
+
+
+def _endpoint(config: SplitConfig, progress: Progress, *, reached: bool = True) -> Endpoint | None:
+    return endpoint_of(
+        config.endpoint,
+        config.model,
+        chat=config.chat,
+        limits=config.limits,
+        progress=progress,
+        reached=reached,
+    )
+
+
+def prepare_split(config: SplitConfig, progress: Progress, endpoint: Endpoint | None = None) -> Task:
+    """The task of `config`: every question of every split with its `n_ex` prompts.
+
+    They are for the model of `endpoint`, else for the checkpoint, which is resolved.
+    """
     progress.phase(f"reading {config.data}")
     data = with_splits(load_questions(config.data))
     for note in (*data.notes, *_shared_between(data)):
         progress.phase(note)
     questions = chosen_questions(data, config)
     split_of = {question.id: split for split, chosen in questions.items() for question in chosen}
-    checkpoint = resolve(config.model, base=config.base, dtype=config.dtype, say=progress.phase)
     shots = [
         one
         for split, chosen in questions.items()
         for one in _shots(data, split, chosen, config, progress=progress)
     ]
-    asked = _together(
-        prompted(
-            shots,
-            checkpoint,
-            config.engine,
-            max_tokens=config.max_tokens,
-            bos=config.bos,
-            progress=progress,
-        ),
-        split_of,
-    )
-    decided = asdict(config)
-    for name_only in ("model", "base", "relations", "limit", "bos"):
-        del decided[name_only]  # what they choose is in the prompts
+    checkpoint, asked = _asked(config, shots, endpoint, progress)
+    asked = _together(asked, split_of)
+    decided = {name: value for name, value in asdict(config).items() if name not in _CHOOSE_ONLY}
     return Task(
         kind=RunKind.SPLIT,
         config=to_store(config),
@@ -155,6 +214,26 @@ def prepare_split(config: SplitConfig, progress: Progress) -> Task:
         fingerprint=fingerprint_of(decided, checkpoint, data, asked.prompts),
         again="the same command",
         baselines=baselines_of(chosen_questions(data, replace(config, limit=None)), config.match),
+        begins=STARTING if endpoint is None else endpoint.begins,
+    )
+
+
+def _asked(
+    config: SplitConfig, shots: Sequence[Shots], endpoint: Endpoint | None, progress: Progress
+) -> tuple[Checkpoint, Prompted]:
+    """What is asked, a checkpoint or the model of a server, and its prompts."""
+    wording = wording_of(chat=config.chat, system=config.system, prompt_template=config.prompt_template)
+    if endpoint is not None:
+        return endpoint.checkpoint, worded(shots, wording)
+    checkpoint = resolve(config.model, base=config.base, dtype=config.dtype, say=progress.phase)
+    return checkpoint, prompted(
+        shots,
+        checkpoint,
+        config.engine,
+        max_tokens=config.max_tokens,
+        bos=config.bos,
+        progress=progress,
+        wording=wording,
     )
 
 

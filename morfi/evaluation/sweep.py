@@ -93,6 +93,7 @@ def _record(plan: Plan) -> RunRecord:
         bos=plan.asked.bos,
         seed=plan.answering.seed,
         n_planned=len(plan.series.conditions),
+        prompt=plan.asked.form,
         ckpt=plan.config.ckpts,
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from morfi.conditions.asking import source_of
 from morfi.conditions.load import load_series
 from morfi.conditions.series import Series
+from morfi.evaluation.how import check_words, wording_of
 from morfi.questions import QuestionSet, select
 from morfi.questions.exemplars import no_shots
 from morfi.questions.prompts import Prompted, prompted
@@ -49,9 +50,13 @@ class SweepConfig:
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     batch: int = stored_together()
+    chat: bool = False
+    prompt_template: str | None = None
+    system: str | None = None
 
     def __post_init__(self) -> None:
         check_match(self.match)
+        check_words(chat=self.chat, system=self.system)
         check_numbers(
             {
                 "limit": (self.limit, 1),
@@ -115,9 +120,12 @@ def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan
         max_tokens=config.max_tokens,
         bos=series.bos,
         progress=progress,
+        wording=wording_of(chat=config.chat, system=config.system, prompt_template=config.prompt_template),
     )
     stored = _stored(config, series, split)
     decided = asdict(stored) | {"checkpoints": series.content}
+    for in_prompts in ("chat", "prompt_template", "system"):
+        del decided[in_prompts]
     if series.lineage is None:
         del decided["ckpts"], decided["data"]  # names of files, whose content decides
     return Plan(

@@ -110,6 +110,23 @@ class Prompted:
         return replace(self, prompts=tuple(by_id[question_id] for question_id in question_ids))
 
 
+@dataclass(frozen=True, slots=True)
+class ShownPrompt:
+    """A prompt as a person looks at it; without tokens where the tokenizer is a server's."""
+
+    question_id: str
+    prompt: str
+    n_tokens: int | None
+
+
+def shown(asked: Prompted, n: int) -> list[ShownPrompt]:
+    """The first `n` of the prompts."""
+    return [
+        ShownPrompt(one.question.id, one.text, len(one.token_ids) if asked.context else None)
+        for one in asked.prompts[:n]
+    ]
+
+
 def prompted(
     asked: Sequence[Shots],
     checkpoint: Checkpoint,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from morfi.cache import Entry
-from morfi.evaluation.evaluate import ShownPrompt
+from morfi.questions.prompts import ShownPrompt
 from morfi.report.tables import aligned, percent
 from morfi.store.records import RunSummary
 
@@ -24,7 +24,7 @@ SHOWN_ROWS = 200  # of a query's result as text
 
 
 def prompts_text(prompts: Sequence[ShownPrompt]) -> str:
-    """The prompts of `morfi eval --show-prompts`, each under a line that says whose it is."""
+    """The prompts of `--show-prompts`, each under a line that says whose it is."""
     return "\n\n".join(
         f"--- {one.question_id}{'' if one.n_tokens is None else f', {one.n_tokens} tokens'}\n{one.prompt}"
         for one in prompts

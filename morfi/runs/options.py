@@ -12,6 +12,7 @@ from typing import Any
 from morfi.device import is_gpu
 from morfi.errors import InputError, nearest
 from morfi.questions.matching import MATCH_MODES, MATCH_RULES, pattern_of
+from morfi.questions.templates import FIELDS
 
 MAX_SEED = 2**32 - 1  # the largest that numpy, and so vLLM, takes
 MAX_WHOLE = 10**9  # of every whole number without bounds of its own: fits int32 wherever it is stored
@@ -57,6 +58,13 @@ _SHARED = {
     "dtype": Option("bfloat16, float16 or float32.", unset=OWN_DTYPE),
     "engine": Option("A vLLM engine setting; repeatable.", metavar="KEY=VALUE"),
     "batch": Option("Questions answered and stored together."),
+    "chat": Option("Use the checkpoint's chat template.", off="no-chat"),
+    "endpoint": Option("OpenAI-compatible server to ask, such as http://host:8000/v1.", metavar="URL"),
+    "concurrency": Option("Requests to the server at once.", unset="32"),
+    "timeout": Option("Seconds for the server to answer one.", unset="120"),
+    "retries": Option("Times that a request is sent again.", unset="6"),
+    "prompt_template": Option(f"Jinja file for the text of a prompt, of {FIELDS}.", metavar="FILE"),
+    "system": Option("Text of the system before a chat.", metavar="TEXT"),
 }
 
 

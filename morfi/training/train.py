@@ -12,6 +12,7 @@ from morfi.device import device_name
 from morfi.errors import InputError
 from morfi.files import canonical_sha256
 from morfi.questions import QuestionSet
+from morfi.questions.prompts import ASKED
 from morfi.questions.question import Question
 from morfi.runs.life import Life, new_run
 from morfi.runs.settings import settings_of
@@ -79,6 +80,13 @@ def _train(task: TrainingTask, life: Life, store: Store, progress: Progress) -> 
 def _prepare(given: Mapping[str, Any], mix: RunRecord, store: Store, progress: Progress) -> TrainingTask:
     """The trainings of the mix run on the model whose knowledge was measured."""
     split = store.run_of_kind(settings_of(mix, MixConfig).split_run, RunKind.SPLIT)
+    if split.asked.endpoint is not None:
+        raise InputError(
+            f"{split.run_id} asked {split.ckpt} at {split.asked.endpoint}, whose weights are not here to be "
+            "trained; run `morfi split --model` with a preset, a folder or a hub id"
+        )
+    if split.prompt != ASKED:
+        progress.phase(f"{split.run_id} asked its questions in other words than training does: {ASKED!r}")
     facts = {row.question_id: row for row in store.knowledge(split.run_id)}
     places: dict[int, list[Question]] = {}
     mixed = store.mixtures(mix.run_id)

@@ -88,6 +88,33 @@ def test_prompts_are_shown_and_nothing_is_asked(
     assert not Path("morfi.duckdb").exists()
 
 
+@pytest.mark.long
+def test_prompts_of_split_and_sweep_are_shown_and_nothing_is_asked(
+    *,
+    run: CommandLine,
+    server: ScriptedServer,
+    serving: Any,
+    data_file: Path,
+    tiny_model: Path,
+    own_experiment: tuple[Any, str],
+) -> None:
+    local = run("split", "--model", tiny_model, "--data", data_file, "--n-ex", 1, "--show-prompts", 2)
+    assert local.out.count("---") == 2
+    asked = ("--endpoint", server.url, "--model", MODEL, "--data", data_file, "--n-ex", 1)
+    shown = run("split", *asked, "--show-prompts", 1, "--json").json["prompts"]
+    assert shown[0]["prompt"] in local.out
+    assert (server.received, serving.starts) == ([], [])
+    server.fault = Reply({"error": {"message": f"who is {SECRET}"}}, 401)
+    ended = run("split", *asked)
+    assert (ended.code, ended.out) == (2, "")
+    assert "refuses the key in OPENAI_API_KEY (401: who is ***)" in ended.err.splitlines()[-1]
+    made, train_run = own_experiment
+    db = ("--db", made.store.path)
+    swept = run("sweep", "--ckpts", train_run, *db, "--limit", 2, "--show-prompts", 1)
+    assert swept.out.endswith("\nA:\n")
+    assert "sweep" not in {one["kind"] for one in run("runs", *db, "--json").json["runs"]}
+
+
 def test_a_template_belongs_to_the_run(run: CommandLine, server: ScriptedServer, data_file: Path) -> None:
     own = Path("own.j2")
     own.write_text("{{ question }}\nIn a word:")

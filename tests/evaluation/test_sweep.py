@@ -102,6 +102,25 @@ def test_one_engine_answers_with_every_checkpoint_once(trained: Trained, log: An
     assert log.n_advanced == log.starts[0][0], "an early-stop checkpoint that is answered already counts too"
 
 
+def test_checkpoints_are_asked_by_a_template(trained: Trained, log: Any, tmp_path: Path) -> None:
+    own = tmp_path / "own.j2"
+    own.write_text("{{ relation }}. Q: {{ question }}\nA:")
+    plain = trained.sweep(log, limit=4).run_id
+    run_id = trained.sweep(log, limit=4, prompt_template=str(own)).run_id
+    assert run_id != plain
+    assert trained.sweep(log, limit=4, prompt_template=str(own)).run_id == run_id
+    assert trained.store.run(run_id).prompt == own.read_text()
+    for row in trained.store.sweep(run_id):
+        asked = trained.store.samples(row.eval_run_id).to_pylist()
+        assert {one["prompt"] for one in asked} == {
+            f"{one['relation']}. Q: {one['question']}\nA:" for one in asked
+        }
+    own.write_text("Q: {{ question }}\nA:")
+    assert trained.sweep(log, limit=4, prompt_template=str(own)).run_id != run_id
+    with pytest.raises(InputError, match="has no chat template"):
+        trained.sweep(log, chat=True)
+
+
 def test_accuracies_are_those_of_the_questions_the_base_knew_and_did_not(trained: Trained, log: Any) -> None:
     run_id = trained.sweep(log).run_id
     by_group = {
