@@ -180,18 +180,27 @@ def _base(named: str | None, reading: _Reading, dtype: str | None, say: Say | No
 def _members(
     listed: Sequence[Listed], base: Checkpoint, reading: _Reading, say: Say | None
 ) -> dict[Condition, Member]:
-    members, seen = {}, {base.sha256: "the base "}
+    members: dict[Condition, Member] = {}
+    seen: dict[str, Listed] = {}
     for one in listed:
         path = _place(reading.file, one.path)
         found = _tried(reading, one.where, lambda path=path: resolve_live(path, base=base, say=say))  # type: ignore[misc]
         if found is None:
             continue
-        if found.sha256 in seen:
-            first = seen[found.sha256][:-2] if found.sha256 != base.sha256 else "the base"
-            reading.faults.append(f"{one.where}it is equal to {first} (sha256 {found.sha256[:12]})")
-        seen.setdefault(found.sha256, one.where)
+        first = seen.setdefault(found.sha256, one)
+        if found.sha256 == base.sha256 or not _of_one_training(first, one):
+            equal = "the base" if found.sha256 == base.sha256 else first.where[:-2]
+            reading.faults.append(f"{one.where}it is equal to {equal} (sha256 {found.sha256[:12]})")
         members[one.condition] = Member(path, found.adapter_sha256 or found.sha256, name=one.name)
     return members
+
+
+def _of_one_training(one: Listed, other: Listed) -> bool:
+    """Whether both are one, or states of one training: that of early stopping is that of an epoch as well."""
+    if one is other:
+        return True
+    first, second = one.condition, other.condition
+    return first != second and (first.level, first.seed) == (second.level, second.seed)
 
 
 def _tried(reading: _Reading, where: str, what: Callable[[], Checkpoint]) -> Checkpoint | None:

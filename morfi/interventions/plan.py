@@ -20,7 +20,7 @@ from morfi.interventions.verdicts import Answerer, Arm, n_surviving, rung_sizes
 from morfi.latents.activations import load_activations
 from morfi.latents.capture import CaptureRun
 from morfi.latents.find import Found, load_found
-from morfi.questions import QuestionSet, select
+from morfi.questions import UNSPLIT, QuestionSet, select, with_splits
 from morfi.questions.exemplars import no_shots
 from morfi.questions.prompts import Prompt, Prompted, prompted
 from morfi.questions.question import Question
@@ -238,6 +238,9 @@ def _questions(config: SteerConfig, source: Source, progress: Progress) -> dict[
     """The questions of the two splits, grouped by relation."""
     if source.facts is None and config.questions != "all":
         progress.phase("no split run says what the base model knows: questions of all kinds are asked")
+    if UNSPLIT in source.data.splits:
+        progress.phase(f"{source.data.name} has no splits: it is parted by subject, as `morfi split` does")
+        source = replace(source, data=with_splits(source.data))
     asked = {}
     for split in (config.choose_on, config.report_on):
         own = source.data.splits[source.split(split, split)]

@@ -142,6 +142,20 @@ def test_all_faults_are_said_in_one_go(
     assert len(found) == 9
 
 
+def test_the_checkpoint_of_early_stopping_may_be_that_of_an_epoch(
+    series: Write, adapters: dict[int, Path]
+) -> None:
+    tables = [
+        {"path": adapters[0], "level": 0, "epochs": 1},
+        {"path": adapters[0], "level": 0, "epochs": "early-stop"},
+        {"path": adapters[50], "level": 50, "epochs": 1},
+    ]
+    assert len(open_series(series(tables), None, None).members) == 3
+    found = faults_of(series([*tables, {"path": adapters[0], "level": 0, "epochs": 1, "seed": 1}]))
+    assert len(found) == 1
+    assert "it is equal to checkpoint " in found[0]
+
+
 def test_a_series_needs_two_levels(series: Write, adapters: dict[int, Path]) -> None:
     assert faults_of(series([])) == ["there is no checkpoint; a series has at least two, of different levels"]
     one = {"path": adapters[0], "level": 0.5}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from morfi.checkpoints import resolve_live
 from morfi.errors import InputError
 from morfi.evaluation.sweep import run_sweep
 from morfi.evaluation.sweep_plan import SweepConfig
@@ -16,8 +18,13 @@ from morfi.interventions.config import SteerConfig
 from morfi.latents.activations import Axis, load_activations
 from morfi.latents.capture import CaptureConfig, run_capture
 from morfi.latents.find import FindConfig, run_find
+from morfi.latents.sae_training import SaeTraining, train_sae
+from morfi.questions import load_questions, with_splits
 from morfi.report.pictures import draw
 from morfi.report.runs import report_of
+from morfi.serve.http.catalog import load_catalog
+from morfi.serve.http.launch import chosen
+from morfi.serve.http.questions import captured_questions, known_accuracies, lost_questions
 
 ANSWERS = """
 SELECT s.level, s.seed, s.epoch_setting, s.epoch, s.ckpt_sha256, c.* EXCLUDE (run_id, attempt)
@@ -130,6 +137,52 @@ def test_a_train_run_keeps_its_questions_and_a_series_needs_some(
     assert len(experiment.store.asked(run_id)) == 4
 
 
+def test_an_sae_is_trained_on_the_ends_of_a_series(
+    own_experiment: Any, own_series: Path, data_file: Path, log: Any
+) -> None:
+    experiment, _ = own_experiment
+    small: dict[str, Any] = {"d_sae": 32, "k": 4, "tokens": 640, "batch": 64, "lr": 1e-2}
+    config = SaeTraining(layer=1, ckpts=str(own_series), data=str(data_file), **small)
+    found = train_sae(config, experiment.store, experiment.serving, log)
+    assert len(experiment.serving.loaded) == 2
+    said = [line for line in log.phases if line.startswith(("base", "M_"))]
+    assert said == ["base model", "M_0, seed 0, epoch 1", "M_100, seed 0, epoch 1"]
+    assert train_sae(config, experiment.store, experiment.serving, log) == found
+    text = own_series.read_text()
+    own_series.write_text(text.replace('"level" = 0', '"level" = 70'))  # another end
+    assert train_sae(config, experiment.store, experiment.serving, log).folder != found.folder
+
+
+def test_a_server_shows_a_series(
+    *,
+    own_experiment: Any,
+    own_series: Path,
+    data_file: Path,
+    identity_sae: Path,
+    questions: Any,
+    tmp_path: Path,
+    log: Any,
+) -> None:
+    experiment, _ = own_experiment
+    store = experiment.store
+    run_id = capture(experiment, log, tmp_path / "out", own_series, data=str(data_file))
+    find = FindConfig(run_id, str(identity_sae), resamples=20)
+    catalog = load_catalog(store, run_find(find, store, log, new=False, command=""), None, log)
+    high = "level-100-seed-0-epoch-1"
+    assert list(catalog.checkpoints) == ["base", *(f"level-{n}-seed-0-epoch-1" for n in (0, 50, 100))]
+    assert (catalog.order.name, catalog.order.unit, catalog.levels) == ("dose", "mg", [0, 50, 100])
+    expected = resolve_live(catalog.series.members[catalog.checkpoints[high]].path, base=catalog.series.base)
+    assert catalog.open(high).sha256 == expected.sha256
+    assert chosen("M_100", catalog, None, log)[0] == high
+    assert {one.question.id for one in captured_questions(catalog)} == {one.id for one in questions["dev"]}
+    assert known_accuracies(catalog) == {}
+    with pytest.raises(InputError, match=r"run: morfi sweep --ckpts .*my-series\.toml"):
+        lost_questions(catalog, high)
+    sweep(experiment, log, own_series, data=str(data_file))
+    assert known_accuracies(catalog) == dict.fromkeys(catalog.checkpoints, 0.5)
+    assert lost_questions(catalog, high) == []
+
+
 def test_names_are_no_epochs_to_choose_from(
     own_experiment: Any, series: Callable[..., Path], adapters: dict[int, Path], data_file: Path, log: Any
 ) -> None:
@@ -179,6 +232,8 @@ def test_a_series_is_steered_on_all_questions_of_its_data(
     own_experiment: Any,
     own_series: Path,
     data_file: Path,
+    write_questions: Callable[..., Path],
+    questions: Any,
     identity_sae: Path,
     tmp_path: Path,
     log: Any,
@@ -193,6 +248,16 @@ def test_a_series_is_steered_on_all_questions_of_its_data(
     assert store.splits(steered) == ["dev", "test"]
     assert store.run(steered).config["reference"] == "M_0"
     assert any("questions of all kinds are asked" in phase for phase in log.phases)
+    every = [one for own in questions.values() for one in own]
+    plain = write_questions(tmp_path / "plain.jsonl", {"all": every})
+    run_id = capture(experiment, log, tmp_path / "out", own_series, data=str(plain))
+    found = FindConfig(run_id, str(identity_sae), resamples=20)
+    unsplit = dataclasses.replace(config, latents=run_find(found, store, log, new=False, command=""))
+    steered = run_steer(unsplit, store, serving, log, new=False, command="")
+    asked = with_splits(load_questions(str(plain))).splits
+    assert store.splits(steered) == ["dev", "test"]
+    assert {one.id for one in store.asked(steered)} == {one.id for s in ("dev", "test") for one in asked[s]}
+    assert "plain.jsonl has no splits: it is parted by subject, as `morfi split` does" in log.phases
     own_series.write_text(own_series.read_text().replace('"level" = 50', '"level" = 60'))
     with pytest.raises(InputError, match="names other checkpoints than when it was captured"):
         run_steer(config, store, serving, log, new=True, command="")
