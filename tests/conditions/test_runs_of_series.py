@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from morfi.checkpoints import resolve_live
+from morfi.conditions.condition import Condition
 from morfi.errors import InputError
 from morfi.evaluation.sweep import run_sweep
 from morfi.evaluation.sweep_plan import SweepConfig
@@ -171,7 +172,9 @@ def test_a_server_shows_a_series(
     high = "level-100-seed-0-epoch-1"
     assert list(catalog.checkpoints) == ["base", *(f"level-{n}-seed-0-epoch-1" for n in (0, 50, 100))]
     assert (catalog.order.name, catalog.order.unit, catalog.levels) == ("dose", "mg", [0, 50, 100])
-    expected = resolve_live(catalog.series.members[catalog.checkpoints[high]].path, base=catalog.series.base)
+    condition = catalog.checkpoints[high]
+    assert isinstance(condition, Condition)
+    expected = resolve_live(catalog.series.members[condition].path, base=catalog.series.base)
     assert catalog.open(high).sha256 == expected.sha256
     assert chosen("M_100", catalog, None, log)[0] == high
     assert {one.question.id for one in captured_questions(catalog)} == {one.id for one in questions["dev"]}

@@ -36,7 +36,15 @@ def server(serving: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedSe
 @pytest.fixture
 def asking(server: ScriptedServer, data_file: Path) -> SplitConfig:
     return SplitConfig(
-        MODEL, data=str(data_file), n_ex=2, shots=2, samples=3, batch=5, endpoint=server.url, retries=0
+        MODEL,
+        data=str(data_file),
+        n_ex=2,
+        shots=2,
+        samples=3,
+        batch=5,
+        endpoint=server.url,
+        concurrency=4,
+        retries=0,
     )
 
 
@@ -53,7 +61,7 @@ def test_the_categories_are_those_of_an_engine_that_answers_alike(
     asking: SplitConfig, store: Store, serving: Any, tiny_model: Path, server: ScriptedServer
 ) -> None:
     remote = split(asking, store)
-    here = dataclasses.replace(asking, model=str(tiny_model), endpoint=None, retries=None)
+    here = dataclasses.replace(asking, model=str(tiny_model), endpoint=None, concurrency=None, retries=None)
     local = split(here, store, serving)
     categories = [{row.question_id: row.category for row in store.knowledge(one)} for one in (remote, local)]
     assert categories[0] == categories[1]
@@ -70,12 +78,12 @@ def test_the_categories_are_those_of_an_engine_that_answers_alike(
 def test_a_split_that_a_server_ends_goes_on_to_the_rows_of_an_undisturbed_one(
     asking: SplitConfig, store: Store, server: ScriptedServer, name: str
 ) -> None:
-    asking = dataclasses.replace(asking, limit=12, timeout=0.3 if name == "slow" else None)
+    asking = dataclasses.replace(asking, limit=12)
     whole = facts(store, split(asking, store))
     fault, said = FAULTS[name]
     server.fault, server.fault_from = fault, len(server.asked) + N_TOGETHER + 7
     with pytest.raises(MorfiError, match=said) as caught:
-        split(asking, store, new=True)
+        split(dataclasses.replace(asking, timeout=0.3 if name == "slow" else None), store, new=True)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(server.url)
     stopped = store.runs(1)[0]
@@ -100,10 +108,18 @@ def test_a_chat_is_split_by_turns_and_shown_without_a_server(
 
 
 def test_a_servers_model_cannot_be_trained(
-    asking: SplitConfig, store: Store, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    *,
+    asking: SplitConfig,
+    store: Store,
+    server: ScriptedServer,
+    questions: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / MODEL).mkdir()  # a folder of the model's name is not the server's model
+    every = [question for own in questions.values() for question in own]
+    server.known = {one.text: one.answers[0] for i, one in enumerate(every) if i % 4 < 2}
     run_id = split(asking, store)
     assert settings_of(store.run(run_id), SplitConfig).model == MODEL
     mixed = run_mix(MixConfig(run_id, (0, 100), 4), store, Log(), new=False, command="").run_id
