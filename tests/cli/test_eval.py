@@ -32,6 +32,20 @@ def test_eval_prints_one_object_for_json_and_all_else_on_standard_error(ask: Cal
     assert "starting vLLM" in ended.err
 
 
+def test_another_property_than_knowledge_is_asked_for_by_a_pattern(
+    ask: Callable[..., Ended], run: CommandLine, serving: Any, questions: Any
+) -> None:
+    serving.known = {one.text: one.answers[0].upper() for one in questions["test"][::4]}
+    found = ask("--match", "regex:[^a-z]*[A-Z][^a-z]*", "--json").json
+    assert (found["accuracy"], found["accuracy_squad"]) == (0.25, 0.25)
+    undone = ask("--match", "regex:.*[a-z].*", "--json").json
+    assert undone["accuracy"] == 0.75
+    table = run("show", found["run_id"]).out
+    assert "regex:[^a-z]*[A-Z][^a-z]* match" in table
+    assert run("compare", found["run_id"], undone["run_id"]).code == 0
+    refused(ask("--match", "regex:["), '--match "regex:[" holds no regular expression: unterminated')
+
+
 def test_eval_ends_with_a_table_whose_commands_work(
     ask: Callable[..., Ended], run: CommandLine, tmp_path: Path
 ) -> None:
