@@ -100,6 +100,7 @@ def prepare(config: EvalConfig, progress: Progress, endpoint: Endpoint | None = 
             checkpoint,
             config.engine,
             max_tokens=config.max_tokens,
+            match=config.match,
             bos=config.bos,
             progress=progress,
             wording=wording,

@@ -231,6 +231,7 @@ def _asked(
         checkpoint,
         config.engine,
         max_tokens=config.max_tokens,
+        match=config.match,
         bos=config.bos,
         progress=progress,
         wording=wording,

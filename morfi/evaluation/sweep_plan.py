@@ -118,6 +118,7 @@ def prepare_sweep(config: SweepConfig, store: Store, progress: Progress) -> Plan
         series.base,
         config.engine,
         max_tokens=config.max_tokens,
+        match=config.match,
         bos=series.bos,
         progress=progress,
         wording=wording_of(chat=config.chat, system=config.system, prompt_template=config.prompt_template),

@@ -143,6 +143,7 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
         series.base,
         config.engine,
         max_tokens=config.max_tokens,
+        match=config.match,
         bos=series.bos,
         progress=progress,
     )

@@ -167,7 +167,6 @@ def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
         max_tokens=1,
         bos=series.bos,
         progress=progress,
-        judged=False,
         wording=PLAIN if config.prompts is None else Wording(asked=AS_IT_IS),
     )
     decided = {**asdict(config), "ckpts": series.source, "split": split, "kind": RunKind.CAPTURE}

@@ -14,6 +14,7 @@ from morfi.checkpoints.tokenizer import control_tokens, frame_of, open_tokenizer
 from morfi.errors import InputError, reason_of
 from morfi.questions.encoding import Spoken, encode, n_tokens
 from morfi.questions.exemplars import Shots
+from morfi.questions.matching import pattern_of
 from morfi.questions.question import Question
 from morfi.questions.templates import PromptTemplate, check_distinct
 from morfi.terminal import Progress
@@ -136,13 +137,14 @@ def prompted(
     bos: str,
     progress: Progress,
     wording: Wording = PLAIN,
-    judged: bool = True,
+    match: str | None = None,
 ) -> Prompted:
     """The prompts of all of `asked`, in order, as `checkpoint` is asked them under the settings of `engine`.
 
-    `progress` is told what is special about the tokenizer, how far many prompts are and, where answers are
-    `judged`, how many questions `max_tokens` puts out of reach. Raises InputError for a prompt that leaves no
-    room for so many tokens, and for texts that cannot be asked (`build_prompts`).
+    `progress` is told what is special about the tokenizer, how far many prompts are and, where accepted
+    answers are looked for by the rule `match`, how many questions `max_tokens` puts out of reach. Raises
+    InputError for a prompt that leaves no room for so many tokens, and for texts that cannot be asked
+    (`build_prompts`).
     """
     tokenizer = prompt_tokenizer(checkpoint.model_dir, bos, progress, chat=wording.chat)
     spoken = Spoken(sum(len(shots.scored) for shots in asked), progress.phase)
@@ -153,7 +155,7 @@ def prompted(
     ]
     context = context_for(checkpoint, engine)
     check_lengths(prompts, max_tokens, context)
-    if judged:
+    if match is not None and pattern_of(match) is None:
         questions = list({prompt.question.id: prompt.question for prompt in prompts}.values())
         if said := out_of_reach(questions, tokenizer, max_tokens):
             progress.phase(said)

@@ -390,7 +390,7 @@ def test_questions_are_prompted_draw_by_draw_with_what_is_to_be_known_of_their_p
         replace(no_shots([LYON, replace(KYIV, answers=("x" * 30,))]), first_sample=3),
     ]
     settings = {"max_model_len": 100}
-    found = prompted(draws, checkpoint, settings, max_tokens=16, bos="auto", progress=log)
+    found = prompted(draws, checkpoint, settings, max_tokens=16, bos="auto", progress=log, match="squad")
     assert [(p.question.id, p.sample, p.text.count("Q: ")) for p in found.prompts] == [
         ("q1", 0, 2),
         ("q1", 3, 1),
@@ -401,9 +401,12 @@ def test_questions_are_prompted_draw_by_draw_with_what_is_to_be_known_of_their_p
     assert said.startswith("1 of 2 questions have accepted answers of more than 16 tokens only")
 
 
-def test_answers_that_nobody_judges_are_never_out_of_reach(checkpoint: Checkpoint, log: Any) -> None:
+@pytest.mark.parametrize("match", [None, "regex:.*"])
+def test_where_no_accepted_answer_is_looked_for_none_is_out_of_reach(
+    checkpoint: Checkpoint, log: Any, match: str | None
+) -> None:
     found = prompted(
-        [no_shots([LYON, KYIV])], checkpoint, {}, max_tokens=1, bos="no", progress=log, judged=False
+        [no_shots([LYON, KYIV])], checkpoint, {}, max_tokens=1, bos="no", progress=log, match=match
     )
     assert not found.bos
     assert [line for line in log.phases if "accepted answers" in line] == []
