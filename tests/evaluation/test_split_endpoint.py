@@ -94,6 +94,18 @@ def test_a_split_that_a_server_ends_goes_on_to_the_rows_of_an_undisturbed_one(
     assert facts(store, stopped.run_id) == whole
 
 
+def test_nothing_is_stored_of_a_server_that_is_not_there(
+    asking: SplitConfig, store: Store, server: ScriptedServer
+) -> None:
+    with pytest.raises(InputError, match='has no model "nobody"; it has: tiny'):
+        split(dataclasses.replace(asking, model="nobody"), store)
+    with scripted(ScriptedServer()) as gone:
+        nowhere = dataclasses.replace(asking, endpoint=gone.url)
+    with pytest.raises(MorfiError, match=f"^{gone.url} cannot be reached: .*\\(asked once\\)$"):
+        split(nowhere, store)
+    assert not store.path.exists()
+
+
 def test_a_chat_is_split_by_turns_and_shown_without_a_server(
     asking: SplitConfig, store: Store, server: ScriptedServer
 ) -> None:
