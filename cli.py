@@ -293,16 +293,16 @@ def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) 
     help="The proxy whose X-Forwarded-Host, -Proto and -For are believed.",
 )
 @common_options
-def serve_command(
-    common: Common, ckpt: str, latents: str, dtype: str | None, engine: tuple[str, ...], **where: Any
-) -> None:
-    """Serves a checkpoint over HTTP, OpenAI-compatible and steerable along a find run's latents."""
+def serve_command(common: Common, host: str, port: int, keys: Path | None, **given: Any) -> None:
+    """Serves a checkpoint over HTTP, OpenAI-compatible and steerable along latents and vectors."""
     from morfi.serve.engine import engine_overrides
     from morfi.serve.http.launch import ServeConfig, prepare_server
     from morfi.serve.http.server import Address, run_server
 
-    address = Address.of(**where)
-    config = ServeConfig(ckpt, latents, dtype, engine_overrides(engine, verbose=common.verbose))
+    sites = {name: given.pop(name) for name in ("allow_origin", "trust_forwarded", "root_path")}
+    address = Address.of(host, port, keys, **sites)
+    given["engine"] = engine_overrides(given["engine"], verbose=common.verbose)
+    config = ServeConfig(**given)
     with terminal.TerminalProgress() as progress:
         run_server(
             prepare_server(config, common.store, progress),

@@ -93,7 +93,7 @@ class InProcess:
         self, engine: Engine, catalog: Catalog, ckpt_sha256: str, requests: Sequence[Request]
     ) -> None:
         self._engine = engine
-        unit, sae = catalog.median_norm(ckpt_sha256), engine.register(catalog.directions())
+        unit, sae = catalog.median_norm(ckpt_sha256), engine.register(catalog.sae.directions())
         self._ids = [engine._tokenizer(one.prompt)["input_ids"] for one in requests]
         self._steering = [
             [Steering(catalog.layer, Latent(sae, one.latent), "add", one.alpha * unit)] for one in requests
@@ -167,7 +167,7 @@ async def call_from_64(options: argparse.Namespace, connection: Connection) -> N
     engine = start_async_engine(checkpoint, given | {"disable_log_stats": False})
     if checkpoint.adapter_dir is not None:
         await engine.load_checkpoint(checkpoint)
-    sae = admission_of(engine.input_processor).register(catalog.directions())
+    sae = admission_of(engine.input_processor).register(catalog.sae.directions())
     unit, tokenizer = catalog.median_norm(checkpoint.sha256), engine.get_tokenizer()
     ids = [tokenizer(one.prompt)["input_ids"] for one in requests]
 

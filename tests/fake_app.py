@@ -23,12 +23,16 @@ from vllm.entrypoints.openai.completion.protocol import (
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
 from morfi.conditions.condition import BASE, Condition
-from morfi.errors import MorfiError
+from morfi.engine.directions import Direction
+from morfi.errors import InputError, MorfiError
 from morfi.serve.http import app as app_module
 from morfi.serve.http.gate import Gate, Limits
 from morfi.serve.http.keys import Keys
+from morfi.serve.http.norms import Norms
 from morfi.serve.http.server import Address, frontend_arguments
 from morfi.serve.http.state import ServerState
+from morfi.serve.http.steerable import ServedSae, Steerable
+from morfi.serve.plugin.bank import Registry
 
 GOOD: dict[str, Any] = {"prompt": "Q", "steering": {"latents": [{"id": 3, "alpha": 1.5}]}}
 JSON = {"content-type": "application/json"}
@@ -103,6 +107,39 @@ class FakeServing:
         yield "data: [DONE]\n\n"
 
 
+class FakeSae(ServedSae):
+    """An SAE of 96 latents along one direction, the last of them empty, after layer 1."""
+
+    operations = ("add", "project", "clamp")  # type: ignore[assignment]
+
+
+def make_sae(name: str, layer: int | None = 1) -> FakeSae:
+    import torch
+
+    rows = torch.zeros(96, 4)
+    rows[:95, 0] = 1.5
+    sae = SimpleNamespace(
+        W_dec=rows, encoder=SimpleNamespace(d_sae=96), has_own_latents=False, decoder_rows=lambda: name
+    )
+    return FakeSae(name, sae, f"sha-{name}", layer)  # type: ignore[arg-type]
+
+
+class FakeAdmission:
+    """Takes every SAE under its own name with a "the-" before it, and directions of four numbers."""
+
+    n_layers, d_model = 2, 4
+
+    def __init__(self) -> None:
+        self.registry = Registry()
+
+    def register(self, what: Any) -> str:
+        if not isinstance(what, Direction):
+            return f"the-{what}"
+        if len(what.vector) != self.d_model:
+            raise InputError(f"a direction of {len(what.vector)} numbers")
+        return self.registry.add(what)
+
+
 @dataclass
 class Served:
     """The app, its state, and the fakes in it."""
@@ -150,28 +187,29 @@ def make_served(monkeypatch: pytest.MonkeyPatch) -> Served:
         return SimpleNamespace(sha256={"base": "a", "level-100-seed-0-epoch-1": "b"}[name])
 
     monkeypatch.setattr(app_module, "init_app_state", without_engine)
+    sae = make_sae("sae")
+    base = SimpleNamespace(sha256="a")
     catalog = SimpleNamespace(
+        run_id="find-1",
         layer=1,
-        d_sae=96,
+        sae=sae,
+        series=SimpleNamespace(base=base),
         checkpoints={one.id: one for one in (BASE, Condition(100, 0, "1", 1))},
         open=opened,
         median_norm=lambda sha256: {"a": 2.0, "b": 3.0}[sha256],
-        moved=lambda amounts: abs(sum(amounts.values())),
-        row_norm=lambda latent: 0.0 if latent == 95 else 1.5,
-        experiment=SimpleNamespace(base=SimpleNamespace(sha256="a")),
     )
     engine, serving = FakeEngine(), FakeServing([7])
 
     async def make() -> Served:
         state = ServerState(
             engine=engine,  # type: ignore[arg-type]
-            catalog=catalog,  # type: ignore[arg-type]
+            catalogs={"find-1": catalog},  # type: ignore[dict-item]
+            steerable=Steerable(FakeAdmission(), [sae]),  # type: ignore[arg-type]
+            norms=Norms(engine, [catalog], lambda: ([], "")),  # type: ignore[list-item]
             gate=Gate(Limits(max_requests_in_flight=8, drain_s=0.2)),
             model="tiny",
             served="base",
             served_sha256="a",
-            sae="the-sae",
-            operations=("add", "project", "clamp"),
             tokenizer=None,
             needs_key=False,
         )

@@ -128,7 +128,7 @@ def _setting(one: Field[Any]) -> Setting:
     more: dict[str, Any] = {"metavar": known.metavar, "help": known.help}
     if kind == "bool":
         more |= {"is_flag": True, "default": None}
-    elif kind.startswith("Mapping"):
+    elif kind.startswith("Mapping") or known.repeatable:
         more["multiple"] = True
     else:
         more["type"] = _TYPES[kind]

@@ -28,8 +28,9 @@ class Option:
     """The option of a configuration's field, beside what the field says itself: its name, type and default.
 
     `unset` says what happens without the option where no value does; `cpu` and `gpu` are defaults on such a
-    machine. `off` is the name of a flag that turns it off. With `when`, (field, value, ...), the option
-    decides something, or has this default, only while that other field has one of these values.
+    machine. `off` is the name of a flag that turns it off; a `repeatable` one may be given several times.
+    With `when`, (field, value, ...), the option decides something, or has this default, only while that other
+    field has one of these values.
     """
 
     help: str
@@ -37,6 +38,7 @@ class Option:
     name: str = ""  # the field's, if empty
     metavar: str | None = None
     off: str = ""
+    repeatable: bool = False
     required: bool | None = None  # whether there is no default, if None
     cpu: int | None = None
     gpu: int | None = None

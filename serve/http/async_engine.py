@@ -8,23 +8,27 @@ checked before the last output goes on.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncGenerator, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from morfi.checkpoints import Checkpoint
-from morfi.engine.steering import Steering, to_json
+from morfi.engine.steering import Capture, Captured, Steering, to_json
 from morfi.errors import InputError, MorfiError, reason_of
+from morfi.serve.http.gate import ended
 from morfi.serve.http.line_ends import LineEnds
 from morfi.serve.http.metrics import STEERED_TOKENS, SWAPS
 from morfi.serve.plugin import finite
 from morfi.serve.plugin.admission import unsteerable
-from morfi.serve.plugin.reports import Report, detach, n_changed
+from morfi.serve.plugin.reports import Report, captured, detach, n_changed
 from morfi.serve.plugin.requested import WITH_END, answer_ids
 from morfi.serve.settings import ONE_ENGINE
 from morfi.serve.weights.served import Served, check_swapped, first_refusal
@@ -36,15 +40,21 @@ ABORTED = "abort"  # the finish reason of what `end_running` ended
 
 @dataclass(slots=True)
 class Followed:
-    """One prompt that is steered; once checked, `n_tokens` says how many tokens were, of each answer."""
+    """One prompt that is steered or captured.
+
+    Once checked, `n_tokens` says how many tokens were steered, of each answer, and `captured` holds what was
+    captured of the only one.
+    """
 
     steering: tuple[Steering, ...]
+    capture: Capture | None = None
+    captured: tuple[Captured, ...] = ()
     n_tokens: list[int] = field(default_factory=list)
     request_id: str | None = None  # vLLM's own, as soon as there is one
 
     def attach(self, params: Any) -> Any:
         """`params` (vLLM's `SamplingParams`), with what makes the engine steer and follow the request."""
-        specification = {**to_json(self.steering, None), "report": WITH_END}
+        specification = {**to_json(self.steering, self.capture), "report": WITH_END}
         params.extra_args = {**(params.extra_args or {}), "morfi": specification}
         setattr(params, _FOLLOWED, self)
         return params
@@ -54,12 +64,18 @@ class Followed:
         return [] if self.request_id is None else answer_ids(self.request_id, n)
 
     def check(
-        self, reports: Sequence[Sequence[Report | None]], n_prompt: int, n_output: Sequence[int]
+        self,
+        reports: Sequence[Sequence[Report | None]],
+        n_prompt: int,
+        n_output: Sequence[int],
+        d_model: int,
     ) -> None:
-        """Keeps how many tokens were steered; raises MorfiError unless all that were to be are."""
+        """Keeps what was done; raises MorfiError unless all was that was to be."""
         found = []
         for each, n in zip(reports, n_output, strict=True):
             found.append(n_changed(self.steering, each, n_prompt, n))
+        if self.capture is not None:
+            self.captured = captured(self.capture, reports[0], n_prompt, n_output[0], d_model)
         self.n_tokens = found
 
 
@@ -126,7 +142,7 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
                 if output.finished and not aborted:
                     reports = await self.reports.take(followed.request_ids(n))
                     taken = True
-                    followed.check(reports, n_prompt, n_output)
+                    followed.check(reports, n_prompt, n_output, self.model_config.get_hidden_size())
                     STEERED_TOKENS.inc(sum(followed.n_tokens))
                 yield output
         finally:
@@ -134,6 +150,17 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
             if not taken:
                 # Dropped or failed: nobody will ask for its reports, so workers must not keep them.
                 self.reports.forget(followed.request_ids(n))
+
+    async def capture(self, token_ids: Sequence[int], capture: Capture) -> tuple[Captured, ...]:
+        """The residual streams of a prompt, a record per layer; raises Refused where it is ended early."""
+        followed = Followed((), capture)
+        params = SamplingParams(temperature=0, max_tokens=1, output_kind=RequestOutputKind.FINAL_ONLY)
+        prompt = {"prompt_token_ids": list(token_ids)}
+        async for _ in self.generate(prompt, followed.attach(params), f"capture-{uuid.uuid4().hex}"):
+            pass
+        if not followed.captured:
+            raise ended()
+        return followed.captured
 
     async def end_running(self) -> None:
         """Ends all requests that the engine has now: their last outputs say `ABORTED`."""

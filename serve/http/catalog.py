@@ -1,4 +1,4 @@
-"""The find run that a server shows: latents, with their neighbours and the questions that they fire on."""
+"""A find run that a server shows: latents, and the questions that they fire on."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from morfi.conditions.condition import AnyCondition
 from morfi.conditions.levels import EPOCHS, Property
 from morfi.conditions.load import load_series
 from morfi.conditions.series import Series
-from morfi.engine.directions import DecoderRows, SaeLatents
-from morfi.engine.operations import OPERATIONS
 from morfi.errors import InputError
 from morfi.latents.activations import LEVEL
 from morfi.latents.capture import CaptureRun
 from morfi.latents.find import Found, load_found
 from morfi.questions.question import Question
 from morfi.runs.settings import settings_of
+from morfi.serve.http.steerable import N_SHOWN, ServedSae, name_of
 from morfi.store.records import FalseDiscoveriesRow, TrendSummaryRow
 from morfi.terminal import Progress
 
@@ -29,17 +28,8 @@ if TYPE_CHECKING:
 
     from morfi.store import Store
 
-N_SHOWN = 10  # neighbours and top questions of a latent
 DIRECTIONS = {1: "rising", -1: "falling", 0: "none"}
 _COLUMNS = {"score": "score", "id": "latent", "rho": "rho", "slope": "slope", "firing": "firing"}
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """A latent with its decoder row's cosine to another's."""
-
-    latent: int
-    cosine: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +55,17 @@ class Catalog:
     store: Store
     found: Found
     series: Series
+    sae: ServedSae
     checkpoints: Mapping[str, AnyCondition] = field(init=False)
     _norms: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.checkpoints = {condition.id: condition for condition in self.series.conditions}
+
+    @property
+    def run_id(self) -> str:
+        """The find run."""
+        return self.found.run.run_id
 
     @property
     def layer(self) -> int:
@@ -80,11 +76,6 @@ class Catalog:
     def bos(self) -> str:
         """The --bos with which the base model was asked what it knows, and every prompt since."""
         return self.series.bos
-
-    @property
-    def d_sae(self) -> int:
-        """Number of latents."""
-        return self.found.sae.encoder.d_sae
 
     @property
     def levels(self) -> list[float]:
@@ -99,7 +90,7 @@ class Catalog:
     @functools.cached_property
     def chance(self) -> Chance:
         """The trends that chance alone would give."""
-        run_id = self.found.run.run_id
+        run_id = self.run_id
         summaries = self.store.trend_summaries(run_id)
         if not summaries:
             raise InputError(f"{run_id} has not ended; give its command again to finish it")
@@ -122,32 +113,6 @@ class Catalog:
         if ckpt_sha256 not in self._norms:
             self._norms[ckpt_sha256] = self.found.median_norm(ckpt_sha256)
         return self._norms[ckpt_sha256]
-
-    def row_norm(self, latent: int) -> float:
-        """The length of a latent's decoder row."""
-        return float(self._row_norms[latent])
-
-    def moved(self, amounts: Mapping[int, float]) -> float:
-        """How far the stream is moved by `amounts` along the unit decoder rows of latents, all at once."""
-        rows = self.found.sae.W_dec[list(amounts)].double()
-        units = rows / rows.norm(dim=1, keepdim=True)
-        return float((rows.new_tensor(list(amounts.values())) @ units).norm())
-
-    @functools.cached_property
-    def _row_norms(self) -> Any:
-        """float32 [d_sae]."""
-        return self.found.sae.W_dec.norm(dim=1)
-
-    @property
-    def operations(self) -> tuple[str, ...]:
-        """The operations along its latents."""
-        has_own = self.found.sae.has_own_latents
-        return tuple(one.name for one in OPERATIONS.values() if has_own or not one.needs_latent)
-
-    def directions(self) -> SaeLatents | DecoderRows:
-        """The latents as directions to steer along."""
-        sae = self.found.sae
-        return sae.directions() if sae.has_own_latents else sae.decoder_rows()
 
     def open(self, name: str) -> Checkpoint:
         """The checkpoint of an id; raises InputError for files that are not as they were."""
@@ -186,15 +151,6 @@ class Catalog:
         places = pc.index_in(pa.array(latents, table["latent"].type), table["latent"].combine_chunks())
         return shown(table.take(places))
 
-    def neighbours(self, latent: int) -> list[Neighbour]:
-        """The latents whose decoder rows have the largest cosine with this one's, itself left out."""
-        W_dec = self.found.sae.W_dec
-        lengths = self._row_norms.clamp_min(1e-12)
-        cosines = (W_dec @ W_dec[latent]) / (lengths * lengths[latent])
-        cosines[latent] = -math.inf
-        best = cosines.topk(min(N_SHOWN, len(cosines) - 1))
-        return [Neighbour(*pair) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-
     def top_questions(self, latent: int, ckpt_sha256: str) -> list[TopQuestion]:
         """The questions on which the latent's activation is largest, under this checkpoint.
 
@@ -216,7 +172,7 @@ class Catalog:
 
         from morfi.kernels.encoder import encode_reference
 
-        encoder = self.found.sae.encoder
+        encoder = self.sae.sae.encoder
         if encoder.activation == "topk":
             return torch.cat([encode_reference(rows, encoder)[:, latent] for rows in x.split(256)])
         return encode_reference(x, encoder.select(torch.tensor([latent])))[:, 0]
@@ -228,7 +184,8 @@ def load_catalog(store: Store, run_id: str, dtype: str | None, progress: Progres
     found = load_found(store, run_id)
     captured = settings_of(found.activations.run, CaptureRun)
     series = load_series(captured.ckpts, store, dtype, progress, sha256=captured.series_sha256)
-    catalog = Catalog(store, found, series)
+    sae = ServedSae(name_of(found.settings.sae), found.sae, found.settings.sae_sha256, found.layer)
+    catalog = Catalog(store, found, series, sae)
     _ = catalog.chance  # read now: while a server runs, others write to the store
     return catalog
 

@@ -20,11 +20,11 @@ from morfi.errors import MorfiError
 from morfi.questions.matching import is_correct, parse_answer
 from morfi.questions.prompts import ASKED
 from morfi.serve.http.async_engine import ABORTED, Followed
-from morfi.serve.http.gate import Refused
+from morfi.serve.http.gate import Refused, ended
 from morfi.serve.http.guard import error_object
-from morfi.serve.http.routes import ERRORS, UNBUFFERED, answers, check_generated, ended, enter
+from morfi.serve.http.routes import ERRORS, UNBUFFERED, answers, check_generated, enter
 from morfi.serve.http.state import Planned, ServerState
-from morfi.serve.http.wire import Answer, Compared, Comparison, SteeredAnswer, Steering
+from morfi.serve.http.wire import Answer, Compared, Comparison, SteeredAnswer
 
 router = APIRouter(prefix="/v1/morfi", responses=ERRORS)
 _DEFAULT = -1  # the index of the answer without steering
@@ -63,11 +63,11 @@ class Side:
 async def compare(body: Comparison, raw_request: Request) -> Response:
     """The default answer and one for each strength: greedy, up to the end of the line."""
     state: ServerState = raw_request.app.state.morfi
-    await enter(raw_request, 1 + len(body.strengths), {latent.id for latent in body.latents})
+    await enter(raw_request, 1 + len(body.strengths), body.at(0.0))
     prompt = body.prompt if body.prompt is not None else ASKED.format(question=body.question)
     token_ids = await asyncio.to_thread(_token_ids, state, prompt, body.max_tokens)
     accepted = None if body.question is None else state.accepted(body.question)
-    sides = start(state, body, token_ids, accepted)
+    sides = await start(state, body, token_ids, accepted)
     if body.stream:
         parts = events(sides, state.served)
         return StreamingResponse(parts, headers=UNBUFFERED, media_type="text/event-stream")
@@ -82,15 +82,14 @@ async def compare(body: Comparison, raw_request: Request) -> Response:
     return JSONResponse(found if accepted is None else {**found, "accepted": list(accepted)})
 
 
-def start(
+async def start(
     state: ServerState, body: Comparison, token_ids: Sequence[int], accepted: Sequence[str] | None
 ) -> list[Side]:
     """The sides, the default one first, each with vLLM's outputs to come."""
-    check_generated(body.positions, body.max_tokens)
+    check_generated(body.at(0.0), body.max_tokens)
     sides = [Side(_DEFAULT, None, None, None, accepted)]
     for index, strength in enumerate(body.strengths):
-        latents = [latent.at(strength) for latent in body.latents]
-        planned = state.plan(Steering(latents=latents, positions=body.positions))
+        planned = await state.plan(body.at(strength))
         sides.append(Side(index, strength, planned, Followed(planned.entries), accepted))
     for side in sides:
         # The end of the line is looked for in the text, as a token may hold more than the newline.

@@ -18,7 +18,7 @@ MAX_STRENGTHS = 16  # of one comparison
 class Limits:
     """The limits of a server; a request counts in flight once for every answer that it asks for.
 
-    `max_vectors` are the different latents that all requests in flight may steer along, `max_alpha` is in
+    `max_vectors` are the different directions that all requests in flight may steer along, `max_alpha` is in
     units of the median residual norm.
     """
 
@@ -45,6 +45,12 @@ class Refused(MorfiError):  # noqa: N818 - it is what happens, not what is wrong
         self.status, self.reason, self.param, self.retry_after_s = status, reason, param, retry_after_s
 
 
+def ended() -> Refused:
+    """The response to a request that was ended before its end."""
+    message = "this answer was ended because a checkpoint is being loaded; ask again"
+    return Refused(503, "ended", message, retry_after_s=2)
+
+
 class Gate:
     """Counts what is in flight, refuses what is too much, and keeps all out while weights change."""
 
@@ -52,7 +58,7 @@ class Gate:
         self.limits = limits
         self.n_in_flight = 0
         self.n_waiting = 0
-        self._latents: Counter[int] = Counter()
+        self._along: Counter[str] = Counter()
         self._closed: str | None = None
         self._opened = asyncio.Event()
         self._opened.set()
@@ -61,8 +67,8 @@ class Gate:
 
     @property
     def n_vectors(self) -> int:
-        """Different latents that requests in flight steer along."""
-        return len(self._latents)
+        """Different directions that requests in flight steer along."""
+        return len(self._along)
 
     async def opened(self, n_answers: int) -> None:
         """Waits until nothing keeps requests out; raises Refused where that takes long, or many wait."""
@@ -82,18 +88,18 @@ class Gate:
             self.n_waiting -= n_answers
 
     @contextlib.contextmanager
-    def admitted(self, n_answers: int, latents: Collection[int]) -> Iterator[None]:
+    def admitted(self, n_answers: int, along: Collection[str]) -> Iterator[None]:
         """Counts a request for as long as the block lasts; raises Refused where it cannot come in now."""
-        self._check(n_answers, latents)
+        self._check(n_answers, along)
         self.n_in_flight += n_answers
-        self._latents.update(latents)
+        self._along.update(along)
         self._empty.clear()
         try:
             yield
         finally:
             self.n_in_flight -= n_answers
-            self._latents.subtract(latents)
-            self._latents = +self._latents
+            self._along.subtract(along)
+            self._along = +self._along
             if not self.n_in_flight:
                 self._empty.set()
 
@@ -148,7 +154,7 @@ class Gate:
     def _not_now(self, why: str) -> Refused:
         return Refused(503, "loading", f"{self._closed}, and {why}; try again in a moment", retry_after_s=2)
 
-    def _check(self, n_answers: int, latents: Collection[int]) -> None:
+    def _check(self, n_answers: int, along: Collection[str]) -> None:
         limits = self.limits
         if self._closed is not None:
             raise self._not_now("nothing is let in meanwhile")
@@ -166,12 +172,12 @@ class Gate:
                 f"{limits.max_requests_in_flight}; try again in a moment",
                 retry_after_s=1,
             )
-        n_vectors = len(self._latents.keys() | set(latents))
+        n_vectors = len(self._along.keys() | set(along))
         if n_vectors > limits.max_vectors:
             raise Refused(
                 429,
                 "vectors",
-                f"{n_vectors} different latents would be in use at once, at most {limits.max_vectors} are; "
-                "try again in a moment",
+                f"{n_vectors} different directions would be in use at once, at most {limits.max_vectors} "
+                "are; try again in a moment",
                 retry_after_s=1,
             )

@@ -1,8 +1,8 @@
-"""`morfi serve`: a checkpoint behind an HTTP server, steerable along the latents of a find run."""
+"""`morfi serve`: a checkpoint behind an HTTP server, steerable along latents of SAEs and named vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any
 from morfi.checkpoints import Checkpoint, resolve, resolve_unmerged
 from morfi.checkpoints.presets import PRESETS
 from morfi.conditions.condition import BASE
+from morfi.conditions.series import Series
+from morfi.engine.directions import Direction
 from morfi.errors import InputError
+from morfi.latents.sae import load_sae
 from morfi.questions.prompts import context_for
 from morfi.runs.options import option, run_of
 from morfi.serve.http.catalog import Catalog, load_catalog
+from morfi.serve.http.steerable import ServedSae, name_of
+from morfi.serve.http.vectors import read_vectors
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
@@ -22,10 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """Settings of a server: `ckpt` is a model, or a checkpoint of the train run behind `latents`."""
+    """Settings of a server: `ckpt` is a model, or a checkpoint of the series behind `latents`."""
 
-    ckpt: str = option("M_LEVEL or an id of the train run, a folder, or a preset.")
-    latents: str = run_of("find")
+    ckpt: str = option("A folder or a preset; with --latents also M_LEVEL or an id of their train run.")
+    latents: tuple[str, ...] = run_of("find", default=(), repeatable=True)
+    sae: tuple[str, ...] = option(
+        "An SAE: RELEASE:ID, a folder or a preset.", (), metavar="SAE", repeatable=True
+    )
+    vectors: str | None = option("Named vectors [d_model], in safetensors.", None, metavar="FILE")
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
 
@@ -34,7 +43,9 @@ class ServeConfig:
 class Launch:
     """Everything a server starts from: `checkpoint` under the id `served`, and `model` as clients call it."""
 
-    catalog: Catalog
+    catalogs: tuple[Catalog, ...]
+    saes: tuple[ServedSae, ...]
+    vectors: Mapping[str, Direction]
     checkpoint: Checkpoint
     served: str
     model: str
@@ -42,19 +53,76 @@ class Launch:
     overrides: Mapping[str, Any]
 
     @property
+    def series(self) -> Series | None:
+        """The series behind the find runs, if there are any."""
+        return self.catalogs[0].series if self.catalogs else None
+
+    @property
+    def bos(self) -> str:
+        """The --bos with which the series' checkpoints are asked."""
+        return "auto" if self.series is None else self.series.bos
+
+    @property
     def start(self) -> Checkpoint:
         """What the engine starts on, before it loads `checkpoint`: the base of the series, if it is of it."""
-        base = self.catalog.series.base
-        return base if self.checkpoint.base_sha256 == base.sha256 else self.checkpoint
+        if self.series is None or self.checkpoint.base_sha256 != self.series.base.sha256:
+            return self.checkpoint
+        return self.series.base
 
 
 def prepare_server(config: ServeConfig, store: Store, progress: Progress) -> Launch:
     """The launch of `config`; raises InputError where its checkpoint, or what that rests on, is not there."""
-    catalog = load_catalog(store, config.latents, config.dtype, progress)
-    served, checkpoint = chosen(config.ckpt, catalog, config.dtype, progress)
+    vectors = {} if config.vectors is None else read_vectors(Path(config.vectors))
+    catalogs = _of_one_series([load_catalog(store, run, config.dtype, progress) for run in config.latents])
+    if config.sae:
+        progress.phase("loading the SAEs")
+    saes = _named(catalogs, [_load(source) for source in config.sae])
+    if catalogs:
+        model = catalogs[0].series.base.name
+        served, checkpoint = chosen(config.ckpt, catalogs[0], config.dtype, progress)
+    else:
+        checkpoint = resolve(config.ckpt, dtype=config.dtype, say=progress.phase)
+        model = served = checkpoint.name
     context = context_for(checkpoint, config.engine)
     progress.phase(f"starting vLLM on {checkpoint.name}")
-    return Launch(catalog, checkpoint, served, catalog.series.base.name, context, config.engine)
+    return Launch(catalogs, saes, vectors, checkpoint, served, model, context, config.engine)
+
+
+def _of_one_series(catalogs: Sequence[Catalog]) -> tuple[Catalog, ...]:
+    """The catalogs; raises InputError for a find run that is given twice, and for those of other series."""
+    for place, one in enumerate(catalogs):
+        if one.run_id in [before.run_id for before in catalogs[:place]]:
+            raise InputError(f"--latents {one.run_id} is given twice")
+        first = catalogs[0]
+        if one.series.sha256 != first.series.sha256:
+            raise InputError(
+                f"--latents {first.run_id} is of the checkpoints of {first.series.source}, {one.run_id} of "
+                f"those of {one.series.source}; start a server for each"
+            )
+    return tuple(catalogs)
+
+
+def _load(source: str) -> ServedSae:
+    sae = load_sae(source)
+    return ServedSae(name_of(source), sae, sae.sha256, sae.layer)
+
+
+def _named(catalogs: Sequence[Catalog], given: Sequence[ServedSae]) -> tuple[ServedSae, ...]:
+    """The SAEs of the find runs and of --sae, each once: find runs of one SAE share it from now on.
+
+    Raises InputError where a name stands for two.
+    """
+    known: dict[str, ServedSae] = {}
+    for one in (*(catalog.sae for catalog in catalogs), *given):
+        same = known.setdefault(one.name, one)
+        if same.sha256 != one.sha256 or one.layer not in (None, same.layer):
+            raise InputError(
+                f"two different SAEs are called {one.name} ({same.sae.release}, {one.sae.release}); rename a "
+                "folder, for requests go by the name"
+            )
+    for catalog in catalogs:
+        catalog.sae = known[catalog.sae.name]
+    return tuple(known.values())
 
 
 def chosen(ckpt: str, catalog: Catalog, dtype: str | None, progress: Progress) -> tuple[str, Checkpoint]:

@@ -22,6 +22,7 @@ from morfi.serve.http.shown import (
     CheckpointList,
     CheckpointShown,
     FalseDiscoveriesShown,
+    FindRunShown,
     LatentDetails,
     LatentPage,
     LatentRow,
@@ -32,10 +33,13 @@ from morfi.serve.http.shown import (
     OrderShown,
     QuestionPage,
     QuestionRow,
+    SaeShown,
     TopQuestionRow,
     TrendsShown,
+    VectorShown,
 )
 from morfi.serve.http.state import ServerState
+from morfi.serve.http.steerable import ServedSae, ServedVector
 
 router = APIRouter(prefix="/v1/morfi", responses=ERRORS)
 Limit = Annotated[int, Query(ge=1, le=200)]
@@ -46,6 +50,10 @@ Selected = Literal["true", "false", "any"]
 Sort = Literal["score", "id", "rho", "slope", "firing"]
 
 
+Run = Annotated[str | None, Query(description="A find run; may be left out where there is one.")]
+SaeName = Annotated[str | None, Query(description="An SAE's name; may be left out where there is one.")]
+
+
 # Plain functions: they run in threads, so that they hold up no stream.
 
 
@@ -53,24 +61,21 @@ Sort = Literal["score", "id", "rho", "slope", "firing"]
 def capabilities(raw_request: Request) -> Capabilities:
     """The served model, and what may be asked of it."""
     state = _state(raw_request)
-    catalog, limits = state.catalog, state.gate.limits
+    limits, steerable = state.gate.limits, state.steerable
+    possible = {name for one in steerable.saes.values() for name in one.operations}
+    possible |= set(steerable.vector_operations)
+    words = [OperationShown.of(one) for one in OPERATIONS.values() if one.name in possible]
     return Capabilities(
         model=state.model,
-        base=state.model,
         checkpoint=state.served,
-        find_run=catalog.found.run.run_id,
-        layer=catalog.layer,
-        n_layers=state.engine.model_config.get_total_num_hidden_layers(),
-        d_model=catalog.found.sae.encoder.d_model,
-        d_sae=catalog.d_sae,
-        sae=state.sae_name,
-        median_norm=state.median_norm,
-        operations=list(state.operations),
-        operation_words=[OperationShown.of(OPERATIONS[name]) for name in state.operations],
+        n_layers=steerable.n_layers,
+        d_model=steerable.d_model,
+        saes=[_sae(state, one) for one in steerable.saes.values()],
+        vectors=[vector_shown(one) for one in list(steerable.vectors.values())],
+        find_runs=[_find_run(one) for one in state.catalogs.values()],
+        vector_operations=list(steerable.vector_operations),
+        operation_words=words,
         positions=list(NAMED_POSITIONS),
-        levels=catalog.levels,
-        order=OrderShown(name=catalog.order.name, unit=catalog.order.unit, is_level=catalog.order != EPOCHS),
-        trends=_trends(catalog),
         prompt=ASKED,
         chat=bool(getattr(state.tokenizer, "chat_template", None)),
         limits=LimitsShown(**{name: getattr(limits, name) for name in LimitsShown.model_fields}),
@@ -83,6 +88,7 @@ def capabilities(raw_request: Request) -> Capabilities:
 def latents(
     *,
     raw_request: Request,
+    find_run: Run = None,
     direction: Direction = "any",
     selected: Selected = "any",
     sort: Sort = "score",
@@ -90,26 +96,49 @@ def latents(
     limit: Limit = 20,
     offset: Offset = 0,
 ) -> LatentPage:
-    """The latents of the find run, filtered and sorted."""
-    catalog = _state(raw_request).catalog
+    """The latents of a find run, filtered and sorted."""
+    catalog = _catalog(_state(raw_request), find_run)
     chosen = None if selected == "any" else selected == "true"
     table = catalog.latents(direction=direction, selected=chosen, sort=sort, descending=order == "desc")
     rows = [LatentRow(**catalog.with_chance(row)) for row in shown(table.slice(offset, limit))]
-    return LatentPage(total=len(table), offset=offset, limit=limit, levels=catalog.levels, latents=rows)
+    return LatentPage(
+        find_run=catalog.run_id,
+        total=len(table),
+        offset=offset,
+        limit=limit,
+        levels=catalog.levels,
+        latents=rows,
+    )
 
 
 @router.get("/latents/{latent}")
-def latent_details(raw_request: Request, latent: LatentPath) -> LatentDetails:
-    """One latent: its trend, its decoder's neighbours, and the questions that it fires on most."""
+def latent_details(
+    raw_request: Request, latent: LatentPath, sae: SaeName = None, find_run: Run = None
+) -> LatentDetails:
+    """One latent: its decoder's neighbours, and where there is a find run its trend and questions."""
     state = _state(raw_request)
-    catalog, served, sha256 = state.catalog, state.served, state.served_sha256
-    if latent >= catalog.d_sae:
-        raise Refused(404, "latent", f"latent {latent}: there are the latents 0 to {catalog.d_sae - 1}")
-    neighbours = catalog.neighbours(latent)
+    served, sha256 = state.served, state.served_sha256
+    own, catalog = _of_latent(state, sae, find_run)
+    if latent >= own.d_sae:
+        raise Refused(404, "latent", f"latent {latent}: there are the latents 0 to {own.d_sae - 1}")
+    neighbours = own.neighbours(latent)
+    if catalog is None:
+        alone = [NeighbourRow(id=one.latent, cosine=one.cosine) for one in neighbours]
+        return LatentDetails(
+            id=latent,
+            checkpoint=served,
+            sae=own.name,
+            find_run=None,
+            levels=[],
+            neighbours=alone,
+            top_questions=[],
+        )
     row, *others = catalog.rows([latent, *(one.latent for one in neighbours)])
     return LatentDetails(
         **catalog.with_chance(row),
         checkpoint=served,
+        sae=own.name,
+        find_run=catalog.run_id,
         levels=catalog.levels,
         neighbours=[
             NeighbourRow(
@@ -126,13 +155,19 @@ def latent_details(raw_request: Request, latent: LatentPath) -> LatentDetails:
 
 @router.get("/questions")
 def questions(
-    raw_request: Request, lost: bool = False, limit: Limit = 20, offset: Offset = 0
+    raw_request: Request, find_run: Run = None, lost: bool = False, limit: Limit = 20, offset: Offset = 0
 ) -> QuestionPage:
-    """Questions to try; with `lost` those that M_0 answered right in a sweep and the served one wrong."""
+    """Questions to try; with `lost` those that M_0 answered right in a sweep and the served one wrong.
+
+    Without a find run there are none.
+    """
     state = _state(raw_request)
     served = state.served
+    if not state.catalogs and not lost:
+        return QuestionPage(checkpoint=served, total=0, offset=offset, limit=limit, questions=[])
+    catalog = _catalog(state, find_run)
     try:
-        found = lost_questions(state.catalog, served) if lost else captured_questions(state.catalog)
+        found = lost_questions(catalog, served) if lost else captured_questions(catalog)
     except InputError as error:
         raise Refused(409, "sweep", str(error)) from error
     state.remember(one.question for one in found)
@@ -145,9 +180,14 @@ def questions(
 
 @router.get("/checkpoints")
 def checkpoints(raw_request: Request) -> CheckpointList:
-    """The base model and the checkpoints of the train run behind the find run."""
+    """The base model and the checkpoints of the series behind the find runs; the served one where none is."""
     state = _state(raw_request)
-    accuracies = known_accuracies(state.catalog)
+    catalog = state.catalog
+    if catalog is None:
+        return CheckpointList(
+            served=state.served, checkpoints=[CheckpointShown(id=state.served, name=state.model)]
+        )
+    accuracies = known_accuracies(catalog)
     rows = [
         CheckpointShown(
             id=name,
@@ -157,7 +197,7 @@ def checkpoints(raw_request: Request) -> CheckpointList:
             epochs=condition.epoch_setting,
             accuracy=accuracies.get(name),
         )
-        for name, condition in state.catalog.checkpoints.items()
+        for name, condition in catalog.checkpoints.items()
     ]
     return CheckpointList(served=state.served, checkpoints=rows)
 
@@ -171,7 +211,7 @@ async def load(raw_request: Request, name: str, end_running: bool = False) -> Lo
     state = _state(raw_request)
     if raw_request.scope["morfi.role"] != "admin":
         raise Refused(403, "key", "loading a checkpoint needs the admin key")
-    if name not in state.catalog.checkpoints:
+    if state.catalog is None or name not in state.catalog.checkpoints:
         raise Refused(404, "checkpoint", "there is no such checkpoint; /v1/morfi/checkpoints lists them")
     seconds = await state.load(name, end_running=end_running)
     return Loaded(served=state.served, seconds=seconds)
@@ -182,17 +222,70 @@ def _state(raw_request: Request) -> ServerState:
     return found
 
 
-def _trends(catalog: Catalog) -> TrendsShown:
-    summary = catalog.chance.summary
-    return TrendsShown(
-        n_selected=catalog.n_selected,
-        n_firing=summary.n_firing,
-        expected_false=summary.expected_false,
-        is_descriptive=summary.is_descriptive,
-        false_discoveries=[
-            FalseDiscoveriesShown(s=row.s, n_found=row.n_found, fdr=row.fdr)
-            for row in catalog.chance.false_discoveries
-        ],
+def _catalog(state: ServerState, find_run: str | None, sae: str | None = None) -> Catalog:
+    """The find run of this id, of an SAE, or the only one; raises Refused (404, 422) for none or several."""
+    if find_run is not None:
+        if find_run not in state.catalogs:
+            raise Refused(404, "find_run", "there is no such find run; /v1/morfi/capabilities lists them")
+        return state.catalogs[find_run]
+    found = [one for one in state.catalogs.values() if sae in (None, one.sae.name)]
+    if not found:
+        raise Refused(404, "find_run", "no find run is served; start morfi serve with --latents RUN")
+    if len(found) > 1:
+        names = ", ".join(one.run_id for one in found)
+        raise Refused(422, "find_run", f"there are several find runs; name one in find_run: {names}")
+    return found[0]
+
+
+def _of_latent(state: ServerState, sae: str | None, find_run: str | None) -> tuple[ServedSae, Catalog | None]:
+    """The SAE that a latent's number is of, and the find run that ranks it, if there is one."""
+    if find_run is not None:
+        catalog = _catalog(state, find_run)
+        if sae not in (None, catalog.sae.name):
+            raise Refused(422, "sae", f"{find_run} is about the latents of {catalog.sae.name}")
+        return catalog.sae, catalog
+    own = state.steerable.sae(sae)
+    if not any(one.sae is own for one in state.catalogs.values()):
+        return own, None
+    return own, _catalog(state, None, own.name)
+
+
+def _sae(state: ServerState, one: ServedSae) -> SaeShown:
+    norm = None if one.layer is None else state.norms.known(one.layer, state.served_sha256)
+    return SaeShown(
+        name=one.name,
+        layer=one.layer,
+        d_sae=one.d_sae,
+        operations=list(one.operations),
+        median_norm=None if norm is None else norm.value,
+        norm_from=None if norm is None else norm.source,
+        find_runs=[catalog.run_id for catalog in state.catalogs.values() if catalog.sae is one],
+    )
+
+
+def vector_shown(one: ServedVector) -> VectorShown:
+    """A vector as clients see it."""
+    return VectorShown(name=one.name, sha256=one.sha256, length=one.length)
+
+
+def _find_run(catalog: Catalog) -> FindRunShown:
+    summary, order = catalog.chance.summary, catalog.order
+    return FindRunShown(
+        id=catalog.run_id,
+        sae=catalog.sae.name,
+        layer=catalog.layer,
+        levels=catalog.levels,
+        order=OrderShown(name=order.name, unit=order.unit, is_level=order != EPOCHS),
+        trends=TrendsShown(
+            n_selected=catalog.n_selected,
+            n_firing=summary.n_firing,
+            expected_false=summary.expected_false,
+            is_descriptive=summary.is_descriptive,
+            false_discoveries=[
+                FalseDiscoveriesShown(s=row.s, n_found=row.n_found, fdr=row.fdr)
+                for row in catalog.chance.false_discoveries
+            ],
+        ),
     )
 
 

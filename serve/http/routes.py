@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,10 +16,10 @@ from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from morfi.errors import MorfiError
 from morfi.serve.http.async_engine import ABORTED, Followed
 from morfi.serve.http.bodies import ChatBody, CompletionBody, Sampled, SteeredChat, SteeredCompletion
-from morfi.serve.http.gate import Refused
+from morfi.serve.http.gate import Refused, ended
 from morfi.serve.http.guard import error_object
 from morfi.serve.http.state import Planned, ServerState
-from morfi.serve.http.wire import ErrorAnswer, SteeringApplied
+from morfi.serve.http.wire import ErrorAnswer, Steering, SteeringApplied
 
 router = APIRouter()
 _ERROR = 'data: {"error"'  # how vLLM's part of a stream begins that says what went wrong
@@ -86,7 +86,7 @@ async def generate(
     if isinstance(body, CompletionBody):
         state.check_token_ids(body.token_prompts)
     request = kind(**body.given(), **_bos_once(state, body))
-    planned = follow(state, request, body)
+    planned = await follow(state, request, body)
     serving, handler = create.split(".")
     vllm = getattr(raw_request.app.state, serving)
     vllm.system_fingerprint = state.fingerprint  # nothing else is in flight while checkpoints change
@@ -108,39 +108,40 @@ async def admit(raw_request: Request, body: Sampled, n_answers: int) -> ServerSt
     if body.model not in (None, state.model):
         # Not left to vLLM, which writes what clients say to the log.
         raise Refused(404, "model", f"there is no such model; {state.model} is served", param="model")
-    latents = {latent.id for latent in body.steering.latents} if body.steering else set()
-    await enter(raw_request, n_answers, latents)
+    await enter(raw_request, n_answers, body.steering)
     return state
 
 
-async def enter(raw_request: Request, n_answers: int, latents: Collection[int]) -> None:
+async def enter(raw_request: Request, n_answers: int, steering: Steering | None = None) -> None:
     """Waits for a load that goes on, and counts the request in flight from then on until it is over."""
     state: ServerState = raw_request.app.state.morfi
     await state.gate.opened(n_answers)
-    raw_request.scope["morfi.cleanup"].enter_context(state.gate.admitted(n_answers, latents))
+    along = {state.steerable.key_of(one) for one in steering.entries} if steering else set()
+    raw_request.scope["morfi.cleanup"].enter_context(state.gate.admitted(n_answers, along))
     state.check_answers()
 
 
-def follow(state: ServerState, request: Any, body: Sampled) -> Planned | None:
+async def follow(state: ServerState, request: Any, body: Sampled) -> Planned | None:
     """Gives vLLM's request the body's steering, if any."""
     if body.steering is None:
         return None
-    planned = state.plan(body.steering)
-    check_generated(body.steering.positions, body.most_tokens)
+    check_generated(body.steering, body.most_tokens)
+    planned = await state.plan(body.steering)
     request._steering = planned.entries
     return planned
 
 
-def check_generated(positions: str, max_tokens: int | None) -> None:
+def check_generated(steering: Steering, max_tokens: int | None) -> None:
     """Raises Refused (422) for steering of generated tokens where none is put into the model."""
-    if positions == "generated" and max_tokens in (0, 1):
-        raise Refused(
-            422,
-            "positions",
-            f"of max_tokens {max_tokens} none is generated under steering: the last token is never put into "
-            "the model; give 2 or more",
-            param="steering.positions",
-        )
+    for one in steering.entries:
+        if (one.positions or steering.positions) == "generated" and max_tokens in (0, 1):
+            raise Refused(
+                422,
+                "positions",
+                f"of max_tokens {max_tokens} none is generated under steering: the last token is never put "
+                "into the model; give 2 or more",
+                param="steering.positions",
+            )
 
 
 async def answer(
@@ -179,12 +180,6 @@ async def _continued(first: str, parts: AsyncGenerator[str, None]) -> AsyncGener
             yield part
     finally:
         await parts.aclose()
-
-
-def ended() -> Refused:
-    """The response to a request that was ended before its end."""
-    message = "this answer was ended because a checkpoint is being loaded; ask again"
-    return Refused(503, "ended", message, retry_after_s=2)
 
 
 async def named(parts: AsyncGenerator[str, None], checkpoint: str) -> AsyncIterator[str]:

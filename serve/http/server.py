@@ -83,7 +83,7 @@ def run_server(
         import morfi.serve.cpu_norm  # noqa: F401 - registers what the settings name
     hooks.register()
     checkpoint = launch.start
-    found = open_tokenizer(checkpoint.model_dir, launch.catalog.bos)
+    found = open_tokenizer(checkpoint.model_dir, launch.bos)
     settings = engine_settings.engine_arguments(
         checkpoint.model_dir,
         dtype=checkpoint.dtype,
@@ -151,7 +151,7 @@ async def _serve(job: _Job) -> None:
             await engine.load_checkpoint(launch.checkpoint)
         gate = Gate(job.limits or Limits())
         needs_key = address.keys.needed
-        state = start_state(engine, launch.catalog, gate, launch.model, launch.served, needs_key=needs_key)
+        state = await start_state(engine, launch, gate, needs_key=needs_key)
         args = frontend_arguments(job.settings, address)
         local = is_loopback(address.host)
         app = await make_app(state, args, address.keys, local=local, sites=address.sites)

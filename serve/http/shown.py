@@ -1,4 +1,4 @@
-"""The find run and the served model as /v1/morfi shows them: pydantic models."""
+"""What is served and can be steered along, as /v1/morfi shows it: pydantic models."""
 
 from __future__ import annotations
 
@@ -72,25 +72,50 @@ class OrderShown(BaseModel):
     is_level: bool
 
 
+class SaeShown(BaseModel):
+    """An SAE, and the unit of strengths after its layer: null where it does not say which layer it reads."""
+
+    name: str
+    layer: int | None
+    d_sae: int
+    operations: list[str]
+    median_norm: float | None
+    norm_from: str | None
+    find_runs: list[str]
+
+
+class VectorShown(BaseModel):
+    """A vector to steer along; `length` is what it had, `sha256` that of its numbers in float32."""
+
+    name: str
+    sha256: str
+    length: float
+
+
+class FindRunShown(BaseModel):
+    """A find run: the SAE whose latents it ranks, and by what."""
+
+    id: str
+    sae: str
+    layer: int
+    levels: list[Level]
+    order: OrderShown
+    trends: TrendsShown
+
+
 class Capabilities(BaseModel):
     """The served model, and what may be asked of it."""
 
     model: str
-    base: str
     checkpoint: str
-    find_run: str
-    layer: int
     n_layers: int
     d_model: int
-    d_sae: int
-    sae: str
-    median_norm: float
-    operations: list[str]
+    saes: list[SaeShown]
+    vectors: list[VectorShown]
+    find_runs: list[FindRunShown]
+    vector_operations: list[str]
     operation_words: list[OperationShown]
     positions: list[str]
-    levels: list[Level]
-    order: OrderShown
-    trends: TrendsShown
     prompt: str
     chat: bool
     limits: LimitsShown
@@ -99,25 +124,26 @@ class Capabilities(BaseModel):
 
 
 class LatentRow(BaseModel):
-    """The findings of the find run on a latent."""
+    """The findings of the find run on a latent; nothing but its number where there is no find run."""
 
     id: int
-    direction: Literal["rising", "falling", "none"]
-    selected: bool
-    score: float | None
-    rho: float | None
-    s: int
-    false_discovery_rate: float | None  # of the latents with an |S| as large
-    p: float | None
-    slope: float | None
-    stability: float | None
-    firing: float | None
-    means: list[float | None]
+    direction: Literal["rising", "falling", "none"] = "none"
+    selected: bool = False
+    score: float | None = None
+    rho: float | None = None
+    s: int | None = None
+    false_discovery_rate: float | None = None  # of the latents with an |S| as large
+    p: float | None = None
+    slope: float | None = None
+    stability: float | None = None
+    firing: float | None = None
+    means: list[float | None] = []
 
 
 class LatentPage(BaseModel):
     """Some latents of `total`; `levels` are those of their means."""
 
+    find_run: str
     total: int
     offset: int
     limit: int
@@ -130,8 +156,8 @@ class NeighbourRow(BaseModel):
 
     id: int
     cosine: float
-    direction: Literal["rising", "falling", "none"]
-    selected: bool
+    direction: Literal["rising", "falling", "none"] = "none"
+    selected: bool = False
 
 
 class TopQuestionRow(BaseModel):
@@ -148,6 +174,8 @@ class LatentDetails(LatentRow):
     """A latent with what it is close to, and what it fires on most, under the checkpoint."""
 
     checkpoint: str
+    sae: str
+    find_run: str | None
     levels: list[Level]
     neighbours: list[NeighbourRow]
     top_questions: list[TopQuestionRow]
@@ -179,10 +207,10 @@ class CheckpointShown(BaseModel):
 
     id: str
     name: str
-    level: Level | None
-    seed: int | None
-    epochs: str | None
-    accuracy: float | None
+    level: Level | None = None
+    seed: int | None = None
+    epochs: str | None = None
+    accuracy: float | None = None
 
 
 class CheckpointList(BaseModel):

@@ -1,4 +1,4 @@
-"""The state that the routes share: the engine, the find run's catalog, and which checkpoint is served."""
+"""The state that the routes share: the engine, what can be steered along, and which checkpoint is served."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import PurePath
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm.exceptions import VLLMError
 
 from morfi.checkpoints.tokenizer import load_tokenizer
-from morfi.engine.operations import OPERATIONS
-from morfi.engine.steering import Latent as SaeLatent
 from morfi.engine.steering import Steering as Entry
 from morfi.engine.strengths import steering_of
 from morfi.errors import InputError, MorfiError
+from morfi.questions.load import load_questions
+from morfi.questions.prompts import ASKED
 from morfi.questions.question import Question
 from morfi.serve.http.async_engine import Followed, SteeringLLM
 from morfi.serve.http.gate import Gate, Refused
-from morfi.serve.http.questions import asked_questions
-from morfi.serve.http.wire import AppliedLatent, Latent, Positions, Steering, SteeringApplied
+from morfi.serve.http.norms import N_MEASURED, Norms
+from morfi.serve.http.questions import asked_questions, captured_questions
+from morfi.serve.http.steerable import Along, Steerable, size_of
+from morfi.serve.http.wire import AppliedLatent, AppliedVector, Latent, Steering, SteeringApplied, Vector
 from morfi.serve.plugin.admission import admission_of
 
 if TYPE_CHECKING:
+    from morfi.conditions.series import Series
     from morfi.serve.http.catalog import Catalog
+    from morfi.serve.http.launch import Launch
 
 NOTHING = (
     "where n_tokens is 0 the answer is the unsteered model's: strength 0, a latent that does not fire, or no "
@@ -40,9 +43,8 @@ class Planned:
     """A checked steering: the entries for the engine, and what the answer will say of them."""
 
     entries: tuple[Entry, ...]
-    positions: Positions
     latents: list[AppliedLatent]
-    layer: int
+    vectors: list[AppliedVector]
     checkpoint: str
 
     def applied(self, followed: Sequence[Followed]) -> SteeringApplied:
@@ -52,35 +54,39 @@ class Planned:
             raise MorfiError("the workers have not reported what they steered; the answer is not given")
         return SteeringApplied(
             note=None if all(n_tokens) else NOTHING,
-            layer=self.layer,
-            positions=self.positions,
             checkpoint=self.checkpoint,
             latents=self.latents,
+            vectors=self.vectors,
             n_tokens=n_tokens,
         )
 
 
 @dataclass(eq=False)
 class ServerState:
-    """Everything behind the routes; `sae` is the name of the catalog's SAE in the engine."""
+    """Everything behind the routes; `catalogs` are the find runs, by id, all of one series of checkpoints."""
 
     engine: SteeringLLM
-    catalog: Catalog
+    catalogs: dict[str, Catalog]
+    steerable: Steerable
+    norms: Norms
     gate: Gate
     model: str
     served: str  # id of the checkpoint that is served
     served_sha256: str
-    sae: str
-    operations: tuple[str, ...]
     tokenizer: Any
     needs_key: bool
     backend: str = "morfi"  # what vLLM calls itself in its answers
     answers: dict[str, tuple[str, ...]] = field(default_factory=dict)  # accepted, by question
 
     @property
-    def sae_name(self) -> str:
-        """The name of the find run's SAE, without the folder it lies in."""
-        return PurePath(self.catalog.found.settings.sae).name
+    def catalog(self) -> Catalog | None:
+        """The first of the find runs, whose series is that of all; None where there is none."""
+        return next(iter(self.catalogs.values()), None)
+
+    @property
+    def series(self) -> Series | None:
+        """The series of checkpoints behind the find runs; None where there is none."""
+        return None if self.catalog is None else self.catalog.series
 
     def remember(self, questions: Iterable[Question]) -> None:
         """Takes note of what is right for these questions; those of the same words are one."""
@@ -94,77 +100,40 @@ class ServerState:
 
     @property
     def can_load(self) -> bool:
-        """Whether the catalog's checkpoints fit the model that the engine was started on."""
-        return self.engine.served.started_on == self.catalog.series.base.sha256
+        """Whether there are checkpoints that fit the model that the engine was started on."""
+        return self.series is not None and self.engine.served.started_on == self.series.base.sha256
 
-    @property
-    def median_norm(self) -> float:
-        """The unit of strengths, for the checkpoint that is served."""
-        return self.catalog.median_norm(self.served_sha256)
-
-    def plan(self, steering: Steering) -> Planned:
+    async def plan(self, steering: Steering) -> Planned:
         """The engine's entries for a steering; raises Refused (422) for what cannot be done here."""
-        if steering.layer is not None and steering.layer != self.catalog.layer:
+        found = [self.steerable.find(one, steering.layer) for one in steering.entries]
+        norms = {}
+        for layer in sorted({along.layer for along in found}):
+            norms[layer] = (await self.norms.of(layer, self.served_sha256)).value
+        size, where = size_of(steering, found, norms)
+        limit = self.gate.limits.max_alpha
+        if not size <= limit * (1 + 1e-6):  # at the limit, rounding errors are no reason
             raise Refused(
                 422,
-                "layer",
-                f"layer {steering.layer}: the latents of this find run are steered after layer "
-                f"{self.catalog.layer}",
-                param="steering.layer",
-            )
-        for latent in steering.latents:
-            self._check(latent)
-        self._check_size(steering)
-        entries = tuple(self._entry(latent, steering.positions) for latent in steering.latents)
-        latents = [
-            AppliedLatent(**latent.model_dump(exclude={"op"}), op=latent.operation, strength=entry.strength)
-            for latent, entry in zip(steering.latents, entries, strict=True)
-        ]
-        return Planned(entries, steering.positions, latents, self.catalog.layer, self.served)
-
-    def _check(self, latent: Latent) -> None:
-        """Raises Refused (422) for a latent that there is not, or that this cannot be done with."""
-        catalog = self.catalog
-        if latent.id >= catalog.d_sae:
-            raise _unfit("latent", f"latent {latent.id}: there are the latents 0 to {catalog.d_sae - 1}")
-        if not catalog.row_norm(latent.id):
-            raise _unfit("latent", f"latent {latent.id} has an empty decoder row; it leads nowhere")
-        if latent.operation not in self.operations:
-            possible = ", ".join(self.operations)
-            raise _unfit("operation", f'"{latent.operation}" cannot be done with this SAE; {possible} can')
-
-    def _entry(self, latent: Latent, positions: Positions) -> Entry:
-        """One latent's steering, as the engine takes it."""
-        return steering_of(
-            self.catalog.layer,
-            SaeLatent(self.sae, latent.id),
-            latent.operation,
-            latent.amount,
-            median_norm=self.median_norm,
-            positions=positions,
-        )
-
-    def _check_size(self, steering: Steering) -> None:
-        """Raises Refused (422) where the latents together would move the stream too far."""
-        unit, limit = self.median_norm, self.gate.limits.max_alpha
-        amounts = {latent.id: 0.0 for latent in steering.latents}
-        values = set()  # of one latent there is one, however often it is given
-        for latent in steering.latents:
-            operation, amount = OPERATIONS[latent.operation], latent.amount or 0.0
-            if operation.is_sum:
-                amounts[latent.id] += amount
-            elif operation.puts_in:
-                values.add((latent.id, amount))
-        for latent_id, value in values:
-            amounts[latent_id] += value * self.catalog.row_norm(latent_id) / unit
-        size = self.catalog.moved(amounts)
-        if not size <= limit * (1 + 1e-6):  # at the limit, rounding errors are no reason
-            which = ", ".join(map(str, amounts))
-            raise _unfit(
                 "alpha",
-                f"latents {which}: together they would move the stream by {size:g} median residual norms; "
-                f"at most {limit:g}",
+                f"{', '.join(one.label for one in steering.entries)}: together they would move the stream by "
+                f"{size:g} median residual norms after layer {where}; at most {limit:g}",
+                param="steering.latents" if steering.latents else "steering.vectors",
             )
+        planned = Planned((), [], [], self.served)
+        entries = []
+        for one, along in zip(steering.entries, found, strict=True):
+            positions = one.positions or steering.positions
+            entry = steering_of(
+                along.layer,
+                along.engine,
+                one.operation,
+                one.amount,
+                median_norm=norms[along.layer],
+                positions=positions,
+            )
+            entries.append(entry)
+            _say(planned, one, along, entry)
+        return replace(planned, entries=tuple(entries))
 
     @property
     def fingerprint(self) -> str:
@@ -182,8 +151,8 @@ class ServerState:
         end = self.engine.end_running if end_running else None
         async with self.gate.closed(f"checkpoint {name} is being loaded", end):
             try:
+                assert self.catalog is not None
                 checkpoint = await asyncio.to_thread(self.catalog.open, name)
-                await asyncio.to_thread(self.catalog.median_norm, checkpoint.sha256)
                 if checkpoint.sha256 != self.engine.served.sha256 or not self.engine.served.answers:
                     await self.engine.load_checkpoint(checkpoint)
             except InputError as error:
@@ -196,7 +165,13 @@ class ServerState:
                 message = f"{name} could not be loaded; the server's log says more"
                 raise Refused(503, "checkpoint", message, retry_after_s=5) from error
             self.served, self.served_sha256 = name, checkpoint.sha256
+            await self.measure(checkpoint.sha256)
         return time.monotonic() - begun
+
+    async def measure(self, sha256: str) -> None:
+        """Measures what is not known of the units at the SAEs' layers, so that no request waits for it."""
+        for layer in {one.layer for one in self.steerable.saes.values() if one.layer is not None}:
+            await self.norms.of(layer, sha256)
 
     def begins_with_bos(self, prompts: Sequence[Any]) -> bool:
         """Whether the prompts that are texts begin with BOS already, so that the tokenizer must add none.
@@ -228,30 +203,52 @@ class ServerState:
             )
 
 
-def _unfit(reason: str, message: str) -> Refused:
-    return Refused(422, reason, message, param="steering.latents")
+def _say(planned: Planned, one: Latent | Vector, along: Along, entry: Entry) -> None:
+    """Adds what an answer will say of one entry."""
+    where = {"layer": along.layer, "positions": entry.positions, "strength": entry.strength}
+    common = {"op": one.operation, "alpha": one.alpha, **where}
+    if isinstance(one, Latent):
+        planned.latents.append(AppliedLatent(id=one.id, sae=along.sae, clamp=one.clamp, **common))
+    else:
+        planned.vectors.append(AppliedVector(vector=one.vector, **common))
 
 
-def start_state(
-    engine: SteeringLLM, catalog: Catalog, gate: Gate, model: str, served: str, *, needs_key: bool
-) -> ServerState:
-    """The state of a server whose engine serves the checkpoint `served`; registers the SAE with it."""
+async def start_state(engine: SteeringLLM, launch: Launch, gate: Gate, *, needs_key: bool) -> ServerState:
+    """The state of a server whose engine serves the checkpoint of `launch`.
+
+    Registers what can be steered along; raises InputError for what does not fit the model.
+    """
     sha256 = engine.served.sha256
     assert sha256 is not None
-    catalog.median_norm(sha256)  # so that no request waits for it
+    steerable = Steerable(admission_of(engine.input_processor), launch.saes)
+    if launch.vectors:
+        steerable.add_vectors(launch.vectors)
+    # vLLM works with its own in other threads.
+    tokenizer = load_tokenizer(engine.served.model_dir, launch.bos)
+
+    def prompts() -> tuple[list[list[int]], str]:
+        if launch.catalogs:
+            source = launch.catalogs[0].run_id
+            asked = [one.question for one in captured_questions(launch.catalogs[0])]
+        else:
+            source = "world-facts"
+            asked = load_questions(source).splits["dev"]
+        texts = [ASKED.format(question=one.text) for one in asked[:N_MEASURED]]
+        return [tokenizer(text)["input_ids"] for text in texts], source
+
     state = ServerState(
         engine=engine,
-        catalog=catalog,
+        catalogs={one.run_id: one for one in launch.catalogs},
+        steerable=steerable,
+        norms=Norms(engine, launch.catalogs, prompts),
         gate=gate,
-        model=model,
-        served=served,
+        model=launch.model,
+        served=launch.served,
         served_sha256=sha256,
-        sae=admission_of(engine.input_processor).register(catalog.directions()),
-        operations=catalog.operations,
-        tokenizer=load_tokenizer(
-            engine.served.model_dir, catalog.bos
-        ),  # vLLM works with its own in other threads
+        tokenizer=tokenizer,
         needs_key=needs_key,
     )
-    state.remember(asked_questions(catalog))
+    await state.measure(sha256)
+    for catalog in launch.catalogs:
+        state.remember(asked_questions(catalog))
     return state

@@ -76,12 +76,21 @@ def _formulas() -> str:
     return f'{"; ".join(parts)}. Default "{ADD.name}", or {", or ".join(others)}.'
 
 
-class _Amounted(Wire):
-    """A latent with an operation and the amounts that people gave for it, under the names of their fields."""
+Layer = Annotated[int, Field(ge=0, lt=1 << 31), WHOLE]
+VectorName = Annotated[str, Field(min_length=1, max_length=128)]
 
-    id: LatentId
+
+class _Amounted(Wire):
+    """A direction with an operation, and the amounts that were given for it under their fields' names."""
+
     op: OperationName | None = Field(default=None, description=_formulas())
-    clamp: Finite | None = Field(default=None, description='The value of the latent for "clamp".')
+    layer: Layer | None = Field(default=None, description="After which decoder layer, from 0.")
+    positions: Positions | None = Field(default=None, description="The steering's, where left out.")
+
+    @property
+    def label(self) -> str:
+        """The direction as messages name it."""
+        raise NotImplementedError
 
     @property
     def operation(self) -> OperationName:
@@ -103,42 +112,107 @@ class _Amounted(Wire):
         found: float | None = getattr(self, field, None)
         return found
 
-
-class Latent(_Amounted):
-    """A latent, and what is done along its decoder row d of unit length; f is its activation."""
-
-    alpha: Finite | None = Field(default=None, description='Strength of "add" in median residual norms.')
-
-    @model_validator(mode="after")
-    def _has_its_strength(self) -> Self:
+    def _check_amounts(self) -> None:
+        """Raises ValueError unless just the amount of the operation is given."""
         taken = OPERATIONS[self.operation].amount
         for amount in AMOUNTS:
             is_given = self._given(amount.field) is not None
             if is_given != (amount == taken):
                 verb = "takes no" if is_given else "needs"
-                raise ValueError(f'latent {self.id}: "{self.operation}" {verb} {amount.field}')
+                raise ValueError(f'{self.label}: "{self.operation}" {verb} {amount.field}')
+
+
+class _OfSae(_Amounted):
+    """A latent of an SAE."""
+
+    id: LatentId
+    sae: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="The SAE's name; may be left out where there is one."
+    )
+    clamp: Finite | None = Field(default=None, description='The value of the latent for "clamp".')
+
+    @property
+    def label(self) -> str:
+        """The latent as messages name it."""
+        return f"latent {self.id}"
+
+
+class _Named(_Amounted):
+    """A vector of the server."""
+
+    vector: VectorName
+
+    @property
+    def label(self) -> str:
+        """The vector as messages name it."""
+        return f'vector "{self.vector}"'
+
+
+class _Strong(_Amounted):
+    """A direction with its own strength."""
+
+    alpha: Finite | None = Field(default=None, description='Strength of "add" in median residual norms.')
+
+    @model_validator(mode="after")
+    def _has_its_strength(self) -> Self:
+        self._check_amounts()
         return self
 
 
-class Steering(Wire):
-    """How a request is steered: all its latents at the same positions, after the layer of the find run."""
+class Latent(_Strong, _OfSae):
+    """A latent, and what is done along its decoder row d of unit length; f is its activation."""
 
-    latents: list[Latent] = Field(min_length=1, max_length=MAX_ENTRIES)
-    positions: Positions = "all"
-    layer: Annotated[int, WHOLE] | None = Field(
-        default=None, description="May be left out: there is only the find run's."
+
+class Vector(_Strong, _Named):
+    """A vector, and what is done along its unit vector d; it has no f."""
+
+
+class _Many(Wire):
+    """Directions that a request names."""
+
+    @model_validator(mode="after")
+    def _names_some(self) -> Self:
+        n = len(self.latents) + len(self.vectors)  # type: ignore[attr-defined]
+        if not 1 <= n <= MAX_ENTRIES:
+            raise ValueError(f"{n} latents and vectors; expected 1 to {MAX_ENTRIES}")
+        return self
+
+
+class Steering(_Many):
+    """How a request is steered: latents and vectors, after the layer and at the positions of each."""
+
+    latents: list[Latent] = Field(default_factory=list, max_length=MAX_ENTRIES)
+    vectors: list[Vector] = Field(default_factory=list, max_length=MAX_ENTRIES)
+    positions: Positions = Field(default="all", description="Of those that name none themselves.")
+    layer: Layer | None = Field(
+        default=None,
+        description="Of those that name none themselves; latents are steered after their SAE's.",
     )
 
+    @property
+    def entries(self) -> list[Latent | Vector]:
+        """All that is steered along."""
+        return [*self.latents, *self.vectors]
 
-class ComparedLatent(_Amounted):
-    """A latent of a comparison, whose alpha is each of the strengths; another amount stays as it is."""
+
+class _Weak(_Amounted):
+    """A direction of a comparison, whose alpha is each of the strengths; another amount stays as it is."""
+
+    @property
+    def _others(self) -> dict[str, Any]:
+        """The fields that are not the alpha, with the operation filled in."""
+        return {**self.model_dump(exclude_none=True), "op": self.operation}
+
+    def _alpha(self, alpha: float) -> dict[str, float]:
+        return {ALPHA.field: alpha} if OPERATIONS[self.operation].amount == ALPHA else {}
+
+
+class ComparedLatent(_Weak, _OfSae):
+    """A latent of a comparison."""
 
     def at(self, alpha: float) -> Latent:
         """The latent at one of the strengths."""
-        amounts = {one.field: self._given(one.field) for one in AMOUNTS if one != ALPHA}
-        if OPERATIONS[self.operation].amount == ALPHA:
-            amounts[ALPHA.field] = alpha
-        return Latent(id=self.id, op=self.operation, **amounts)
+        return Latent(**self._others, **self._alpha(alpha))
 
     @model_validator(mode="after")
     def _has_its_strength(self) -> Self:
@@ -146,18 +220,33 @@ class ComparedLatent(_Amounted):
         return self
 
 
-class Comparison(Body):
+class ComparedVector(_Weak, _Named):
+    """A vector of a comparison."""
+
+    def at(self, alpha: float) -> Vector:
+        """The vector at one of the strengths."""
+        return Vector(**self._others, **self._alpha(alpha))
+
+    @model_validator(mode="after")
+    def _has_its_strength(self) -> Self:
+        self.at(0.0)
+        return self
+
+
+class Comparison(_Many, Body):
     """A prompt answered as it is, and steered at each of some strengths."""
 
     question: str | None = Field(
         default=None, min_length=1, description="Asked in the form of the experiment."
     )
     prompt: str | None = Field(default=None, min_length=1, description="Continued as it is.")
-    latents: list[ComparedLatent] = Field(min_length=1, max_length=MAX_ENTRIES)
+    latents: list[ComparedLatent] = Field(default_factory=list, max_length=MAX_ENTRIES)
+    vectors: list[ComparedVector] = Field(default_factory=list, max_length=MAX_ENTRIES)
     strengths: list[Finite] = Field(
         min_length=1, max_length=MAX_STRENGTHS, description="alpha of each comparison."
     )
     positions: Positions = "all"
+    layer: Layer | None = None
     max_tokens: Annotated[int, Field(ge=1, le=512), WHOLE] = 16
     stream: bool = False
 
@@ -167,28 +256,50 @@ class Comparison(Body):
             raise ValueError("give either question or prompt")
         return self
 
+    def at(self, strength: float) -> Steering:
+        """The steering at one of the strengths."""
+        return Steering(
+            latents=[one.at(strength) for one in self.latents],
+            vectors=[one.at(strength) for one in self.vectors],
+            positions=self.positions,
+            layer=self.layer,
+        )
 
-class AppliedLatent(BaseModel):
-    """The change along one latent; `strength` is in raw units of the residual stream, or of the latent."""
 
-    id: int
+class _Applied(BaseModel):
+    """The change along a direction; `strength` is in raw units of the residual stream, or of the latent."""
+
     op: OperationName
     alpha: float | None = None
-    clamp: float | None = None
+    layer: int
+    positions: Positions
     strength: float
+
+
+class AppliedLatent(_Applied):
+    """The change along one latent."""
+
+    id: int
+    sae: str
+    clamp: float | None = None
+
+
+class AppliedVector(_Applied):
+    """The change along one vector."""
+
+    vector: str
 
 
 class SteeringApplied(BaseModel):
     """The steering that was applied, by the workers' own report.
 
-    `n_tokens` says of each choice at how many tokens the residual stream was changed; `note` is there where
-    that is 0.
+    `n_tokens` says of each choice at how many tokens the residual stream was changed, after any layer; `note`
+    is there where that is 0.
     """
 
-    layer: int
-    positions: Positions
     checkpoint: str
     latents: list[AppliedLatent]
+    vectors: list[AppliedVector]
     n_tokens: list[int]
     note: str | None = None
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from morfi.engine.shards import ShardWriter
-from morfi.engine.steering import Applied, Capture, Captured, Steering, disjoint, n_positions, n_within, spans
+from morfi.engine.steering import Applied, Capture, Captured, Steering, n_positions, spans, within
 from morfi.errors import MorfiError
 from morfi.kernels.residual import UNFIT
 from morfi.serve.plugin.requested import IN_CORE, WITH_END
@@ -153,13 +153,19 @@ def applied(
 def n_changed(
     steering: Sequence[Steering], reports: Sequence[Report | None], n_prompt: int, n_output: int
 ) -> int:
-    """At how many positions any of `steering`, all after one layer, changed it; raises as `applied`."""
+    """At how many positions any of `steering` changed it, after any layer; raises as `applied`."""
     applied(steering, reports, n_prompt, n_output)
     n_computed = n_prompt + n_output - 1
-    report = _reaching(reports, steering[0].layer, n_computed)
-    n_cached = min(report["first"], n_computed)
-    known = [span for one in steering if one.always_changes for span in spans(one.positions, n_prompt)]
-    return int((_changed(report, n_computed) != 0).sum()) + n_within(disjoint(known), n_cached)
+    changed = np.zeros(n_computed, bool)
+    for one in steering:
+        report = _reaching(reports, one.layer, n_computed)
+        first = min(report["first"], n_computed)
+        part = _changed(report, n_computed) != 0
+        changed[first : first + len(part)] |= part
+        if one.always_changes:
+            for start, stop in within(spans(one.positions, n_prompt), 0, first):
+                changed[start:stop] = True
+    return int(changed.sum())
 
 
 def unfit(report: Report, n_computed: int | None = None) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fake_api.api import FakeApi, Refused
-from fake_api.contents import MAX_STRENGTHS, MEDIAN_NORM, POSITIONS
+from fake_api.contents import MAX_STRENGTHS, MEDIAN_NORM, POSITIONS, SAE
 from morfi.engine.operations import OPERATIONS
 from morfi.questions.matching import is_correct
 
@@ -28,17 +28,19 @@ def runs_of(api: FakeApi, body: Mapping[str, Any]) -> list[tuple[float | None, s
     op = latent.get("op", "add")
     if op not in OPERATIONS or (op == "clamp") != ("clamp" in latent) or "alpha" in latent:
         raise Refused(422, f"a latent of a comparison with op {op} is not like this: {latent}")
+    if latent.get("sae") != SAE:
+        raise Refused(422, f"no SAE {latent.get('sae')} is served")
     row = api.latent(latent["id"])
     question = body.get("question") or body["prompt"]
     runs: list[tuple[float | None, str, Any]] = [(None, api.answer(question, None, None), None)]
+    where = {"sae": SAE, "layer": 25, "positions": body.get("positions", "all")}
     for alpha in strengths:
         effect = alpha if op == "add" else -2.0 if row["direction"] == "rising" else 2.0
         number = {"clamp": latent["clamp"]} if op == "clamp" else {"alpha": alpha}
         applied = {
-            "layer": 25,
-            "positions": body.get("positions", "all"),
             "checkpoint": api.served,
-            "latents": [{"id": row["id"], "op": op, **number, "strength": alpha * MEDIAN_NORM}],
+            "latents": [{"id": row["id"], "op": op, **number, "strength": alpha * MEDIAN_NORM, **where}],
+            "vectors": [],
             "n_tokens": [api.n_tokens],
         }
         runs.append((alpha, api.answer(question, effect, row), applied))

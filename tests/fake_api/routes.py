@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 
 from fake_api.api import FakeApi, Refused
 from fake_api.comparison import runs_of, stream
-from fake_api.contents import D_SAE, LEVELS, MAX_STRENGTHS, MEDIAN_NORM, POSITIONS
+from fake_api.contents import D_SAE, FIND_RUN, LEVELS, MAX_STRENGTHS, MEDIAN_NORM, POSITIONS, SAE
 from morfi.engine.operations import OPERATIONS
 from morfi.serve.http.shown import OperationShown
 
@@ -90,6 +90,7 @@ def _add_latents(app: FastAPI, api: FakeApi) -> None:
             for place, one in enumerate(asked)
         ]
         found = {"checkpoint": api.served, "levels": list(LEVELS), "neighbours": near, "top_questions": top}
+        found |= {"sae": SAE, "find_run": FIND_RUN}
         return JSONResponse(row | found)
 
 
@@ -122,24 +123,40 @@ def _capabilities(api: FakeApi) -> dict[str, Any]:
     }
     return {
         "model": api.text("smollm2"),
-        "base": "smollm2",
         "checkpoint": api.served,
-        "find_run": "find-20261124-221618-d96b",
-        "layer": 25,
         "n_layers": 30,
         "d_model": 576,
-        "d_sae": D_SAE,
-        "sae": "sae-smollm2-layer-25",
-        "median_norm": MEDIAN_NORM,
-        "operations": list(OPERATIONS),
+        "saes": [
+            {
+                "name": SAE,
+                "layer": 25,
+                "d_sae": D_SAE,
+                "operations": list(OPERATIONS),
+                "median_norm": MEDIAN_NORM,
+                "norm_from": FIND_RUN,
+                "find_runs": [FIND_RUN],
+            }
+        ],
+        "vectors": [],
+        "find_runs": [_find_run(api)],
+        "vector_operations": ["add", "project"],
         "operation_words": [OperationShown.of(one).model_dump() for one in OPERATIONS.values()],
         "positions": list(POSITIONS),
-        "levels": list(LEVELS),
-        "order": {"name": "share of Unknown in training", "unit": "%", "is_level": True},
         "prompt": "Q: {question}\nA:",
         "chat": False,
         "limits": limits,
         "needs_key": bool(api.user_key),
+        "can_load": api.can_load and (not api.user_key or api.keys_seen[-1] == api.admin_key),
+    }
+
+
+def _find_run(api: FakeApi) -> dict[str, Any]:
+    return {
+        "id": FIND_RUN,
+        "sae": SAE,
+        "layer": 25,
+        "levels": list(LEVELS),
+        "order": {"name": "share of Unknown in training", "unit": "%", "is_level": True},
         "trends": {
             "n_selected": sum(row["selected"] for row in api.latents),
             "n_firing": 300,
@@ -147,7 +164,6 @@ def _capabilities(api: FakeApi) -> dict[str, Any]:
             "is_descriptive": False,
             "false_discoveries": [{"s": 21, "n_found": 48, "fdr": api.fdr}],
         },
-        "can_load": api.can_load and (not api.user_key or api.keys_seen[-1] == api.admin_key),
     }
 
 

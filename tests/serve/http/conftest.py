@@ -77,7 +77,7 @@ def running(
 ) -> Iterator[Running]:
     """A server of server_child.py with these settings."""
     port = free_port()
-    job = {"db": str(made.db), "latents": made.find_run, "port": port, **settings}
+    job = {"db": str(made.db), "latents": [made.find_run], "port": port, **settings}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, str(CHILD), json.dumps(job)],
@@ -133,15 +133,15 @@ def served_model(
     return folder
 
 
-def make_sae(folder: Path) -> Path:
+def make_sae(folder: Path, layer: int = LAYER, seed: int = 3, d_model: int = D_MODEL) -> Path:
     """A random JumpReLU SAE with decoder rows of different lengths."""
     import torch
     from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
     from sae_lens.saes.sae import SAEMetadata
 
-    torch.manual_seed(3)
-    metadata = SAEMetadata(hook_name=f"blocks.{LAYER}.hook_resid_post")
-    made = JumpReLUSAE(JumpReLUSAEConfig(d_in=D_MODEL, d_sae=N_LATENTS, metadata=metadata))
+    torch.manual_seed(seed)
+    metadata = SAEMetadata(hook_name=f"blocks.{layer}.hook_resid_post")
+    made = JumpReLUSAE(JumpReLUSAEConfig(d_in=d_model, d_sae=N_LATENTS, metadata=metadata))
     with torch.no_grad():
         made.W_enc.normal_(std=0.3)
         made.W_dec.normal_()

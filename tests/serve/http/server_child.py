@@ -18,7 +18,8 @@ def main() -> None:
     """Serves what the job, a JSON object, says."""
     job = json.loads(sys.argv[1])
     engine = {"kv_cache_memory_bytes": 1 << 26, **job.get("engine", {})}
-    config = ServeConfig(job.get("ckpt", "M_100"), job["latents"], engine=engine)
+    given = {name: tuple(job[name]) for name in ("latents", "sae") if name in job}
+    config = ServeConfig(job.get("ckpt", "M_100"), **given, vectors=job.get("vectors"), engine=engine)
     with TerminalProgress() as progress:
         run_server(
             prepare_server(config, Store(Path(job["db"])), progress),

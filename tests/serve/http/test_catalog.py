@@ -69,14 +69,14 @@ def test_ids_and_levels_name_checkpoints(make_catalog: Any, identity_sae: Path) 
 @pytest.mark.quick
 def test_neighbours_and_questions_of_a_latent(make_catalog: Any, identity_sae: Path) -> None:
     catalog = make_catalog(identity_sae)
-    assert len(catalog.neighbours(3)) == 10
-    assert catalog.neighbours(3)[-1].cosine == 0
-    assert 11 not in [one.latent for one in catalog.neighbours(3)]  # its negative, at cosine -1
+    assert len(catalog.sae.neighbours(3)) == 10
+    assert catalog.sae.neighbours(3)[-1].cosine == 0
+    assert 11 not in [one.latent for one in catalog.sae.neighbours(3)]  # its negative, at cosine -1
     condition = catalog.found.activations.residuals[-1]
     found = catalog.top_questions(2, condition.row.ckpt_sha256)
     expected = sorted((value for value in condition.values[:, 2].tolist() if value > 0), reverse=True)
     assert [one.activation for one in found] == pytest.approx(expected[:10])
-    assert catalog.operations == ("add", "ablate", "clamp", "project")
+    assert catalog.sae.operations == ("add", "ablate", "clamp", "project")
     rows = catalog.rows([5, 0, 15])
     assert [row["id"] for row in rows] == [5, 0, 15]
     assert rows[1]["direction"] == "rising"
@@ -84,8 +84,8 @@ def test_neighbours_and_questions_of_a_latent(make_catalog: Any, identity_sae: P
 
 def test_topk_latents_are_shown_and_can_be_added(make_catalog: Any, topk_sae: Path) -> None:
     catalog = make_catalog(topk_sae)
-    assert catalog.operations == ("add", "project")
-    direction = catalog.directions().direction(4)
+    assert catalog.sae.operations == ("add", "project")
+    direction = catalog.sae.directions().direction(4)
     assert direction.encoder is None
     assert direction.vector.tolist() == [0, 0, 0, 0, 1, 0, 0, 0]
     condition = catalog.found.activations.residuals[-1]

@@ -35,16 +35,16 @@ def test_a_steered_completion_is_another_and_says_what_was_applied(
     )
     assert "steering_applied" not in (plain.model_extra or {})
     assert steered.choices[0].text != plain.choices[0].text
-    unit = server.get("/v1/morfi/capabilities").json()["median_norm"]
+    (sae,) = server.get("/v1/morfi/capabilities").json()["saes"]
+    unit, own = sae["median_norm"], {"sae": "sae", "layer": 1, "positions": "all"}
     n_computed = N_PROMPT + steered.usage.completion_tokens - 1
     assert applied(steered) == {
-        "layer": 1,
-        "positions": "all",
         "checkpoint": "level-100-seed-0-epoch-early-stop",
         "latents": [
-            {"id": 3, "op": "add", "alpha": 1.5, "strength": pytest.approx(1.5 * unit)},
-            {"id": 40, "op": "ablate", "strength": 0.0},
+            {"id": 3, "op": "add", "alpha": 1.5, "strength": pytest.approx(1.5 * unit), **own},
+            {"id": 40, "op": "ablate", "strength": 0.0, **own},
         ],
+        "vectors": [],
         "n_tokens": [n_computed],
     }
 
@@ -257,7 +257,7 @@ def test_http_gives_what_python_gives(
     unit = catalog.median_norm(checkpoint.sha256)
     overrides = {"kv_cache_memory_bytes": 1 << 24}
     with start_engine(checkpoint, context=256, seed=0, overrides=overrides) as engine:
-        sae = engine.register(catalog.directions())
+        sae = engine.register(catalog.sae.directions())
         steering = [
             [
                 Steering(

@@ -29,6 +29,7 @@ from morfi.serve.plugin.reports import attach, detach
 from morfi.serve.plugin.requested import WITH_END
 
 STEERING = (Steering(1, Latent("sae", 3), "add", 2.0),)
+LATENT = AppliedLatent(id=3, sae="sae", op="add", alpha=1.0, layer=1, positions="all", strength=2.0)
 PARALLEL = {"use_ubatching": False, "decode_context_parallel_size": 1, "data_parallel_size": 1}
 
 
@@ -105,7 +106,10 @@ async def outputs_of(
 
 def follow(followed: Followed, workers: Workers, texts: Any, n: int) -> list[Any]:
     async def run() -> list[Any]:
-        engine: Any = SimpleNamespace(reports=Reports(workers))  # type: ignore[arg-type]
+        engine: Any = SimpleNamespace(
+            reports=Reports(workers),  # type: ignore[arg-type]
+            model_config=SimpleNamespace(get_hidden_size=lambda: 4),
+        )
         found = SteeringLLM._follow(engine, outputs_of(texts, 5), followed, n)
         return [output async for output in found]
 
@@ -225,7 +229,7 @@ def test_reports_of_a_request_that_is_dropped_are_fetched_and_forgotten() -> Non
 
 
 def streamed(parts: Sequence[str], followed: Sequence[Followed], n_answers: int) -> list[str]:
-    planned = Planned(STEERING, "all", [AppliedLatent(id=3, op="add", alpha=1.0, strength=2.0)], 1, "base")
+    planned = Planned(STEERING, [LATENT], [], "base")
 
     async def run() -> list[str]:
         async def given() -> AsyncGenerator[str, None]:

@@ -37,14 +37,14 @@ def test_more_answers_than_fit_at_all_are_no_matter_of_waiting() -> None:
     asyncio.run(run())
 
 
-def test_different_latents_in_flight_are_limited_and_shared_ones_count_once() -> None:
+def test_different_directions_in_flight_are_limited_and_shared_ones_count_once() -> None:
     async def run() -> None:
         gate = Gate(Limits(max_vectors=3))
-        with gate.admitted(1, {1, 2, 3}), gate.admitted(1, {1, 2}):
-            with pytest.raises(Refused) as refused, gate.admitted(1, {3, 4}):
+        with gate.admitted(1, {"1", "2", "3"}), gate.admitted(1, {"1", "2"}):
+            with pytest.raises(Refused) as refused, gate.admitted(1, {"3", "4"}):
                 pass
             assert (refused.value.status, refused.value.reason) == (429, "vectors")
-        with gate.admitted(1, {4, 5, 6}):
+        with gate.admitted(1, {"4", "5", "6"}):
             assert gate.n_vectors == 3
 
     asyncio.run(run())

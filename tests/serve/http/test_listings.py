@@ -25,18 +25,12 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
     said = server.get("/v1/morfi/capabilities").json()
     expected = {
         "model": "tiny",
-        "base": "tiny",
         "checkpoint": M_100,
-        "find_run": server.made.find_run,
-        "layer": 1,
         "n_layers": 2,
         "d_model": 64,
-        "d_sae": 96,
-        "sae": "sae",
-        "operations": ["add", "ablate", "clamp", "project"],
+        "vectors": [],
+        "vector_operations": ["add", "project"],
         "positions": ["all", "prompt", "generated", "last_prompt"],
-        "levels": [0, 50, 100],
-        "order": {"name": "share of Unknown in training", "unit": "%", "is_level": True},
         "prompt": "Q: {question}\nA:",
         "chat": True,
         "needs_key": False,
@@ -49,19 +43,37 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
         ("clamp", {"name": "value", "field": "clamp", "in_norms": False}),
         ("project", None),
     ]
+    last = found.activations.residuals[-1]
+    assert said["saes"] == [
+        {
+            "name": "sae",
+            "layer": 1,
+            "d_sae": 96,
+            "operations": ["add", "ablate", "clamp", "project"],
+            "median_norm": pytest.approx(float(last.values.norm(dim=1).median())),
+            "norm_from": f"{server.made.find_run}, at the last token of each question's prompt",
+            "find_runs": [server.made.find_run],
+        }
+    ]
     store = Store(server.made.db)
     (summary,) = store.trend_summaries(server.made.find_run)
     rates = store.false_discoveries(server.made.find_run)
-    assert said["trends"] == {
+    (run,) = said["find_runs"]
+    assert {name: run[name] for name in ("id", "sae", "layer", "levels")} == {
+        "id": server.made.find_run,
+        "sae": "sae",
+        "layer": 1,
+        "levels": [0, 50, 100],
+    }
+    assert run["order"] == {"name": "share of Unknown in training", "unit": "%", "is_level": True}
+    assert run["trends"] == {
         "n_selected": sum(found.latents["selected"].to_pylist()),
         "n_firing": summary.n_firing,
         "expected_false": summary.expected_false,
         "is_descriptive": summary.is_descriptive,
         "false_discoveries": [{"s": one.s, "n_found": one.n_found, "fdr": one.fdr} for one in rates],
     }
-    assert said["trends"]["false_discoveries"][0]["s"] == 3
-    last = found.activations.residuals[-1]
-    assert said["median_norm"] == pytest.approx(float(last.values.norm(dim=1).median()))
+    assert run["trends"]["false_discoveries"][0]["s"] == 3
     assert set(said["limits"]) == {
         "max_alpha",
         "max_latents",

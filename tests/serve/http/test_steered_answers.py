@@ -14,11 +14,11 @@ from morfi.engine.steering import Steering as Entry
 def test_a_steering_reaches_the_engine_in_raw_units_and_comes_back(served: Served) -> None:
     body = {**GOOD, "seed": 3, "user": "me", "steering": {**GOOD["steering"], "positions": "prompt"}}
     found = served.post("/v1/completions", body).json()
+    latent = {"id": 3, "sae": "sae", "op": "add", "alpha": 1.5, "strength": 3.0}
     assert found["steering_applied"] == {
-        "layer": 1,
-        "positions": "prompt",
         "checkpoint": "base",
-        "latents": [{"id": 3, "op": "add", "alpha": 1.5, "strength": 3.0}],
+        "latents": [{**latent, "layer": 1, "positions": "prompt"}],
+        "vectors": [],
         "n_tokens": [7],
     }
     (followed,) = served.serving.requests[0]._followed

@@ -40,7 +40,7 @@ def test_checkpoints_are_listed_and_loaded(clean: Any) -> None:
         assert load(clean, name)["served"] == name
         capabilities = clean.get("/v1/morfi/capabilities").json()
         assert capabilities["checkpoint"] == name
-        texts[name] = (text(clean, BODY), text(clean, STEERED), capabilities["median_norm"])
+        texts[name] = (text(clean, BODY), text(clean, STEERED), capabilities["saes"][0]["median_norm"])
     assert len(set(texts.values())) == 3
     assert clean.metric("morfi_checkpoint_swaps_total") == n_swaps + 2
     other = clean.post("/v1/completions", STEERED).json()

@@ -1,0 +1,286 @@
+"""What requests may be steered along: latents of SAEs, and vectors, by the names that clients use."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from morfi.checkpoints.presets import PRESETS
+from morfi.engine.directions import DecoderRows, Direction, SaeLatents
+from morfi.engine.operations import OPERATIONS
+from morfi.engine.steering import Latent as SaeLatent
+from morfi.errors import InputError
+from morfi.serve.http.gate import Refused
+from morfi.serve.http.wire import Latent, Steering, Vector
+
+if TYPE_CHECKING:
+    import torch
+
+    from morfi.latents.sae import Sae
+    from morfi.serve.plugin.admission import Admission
+
+N_SHOWN = 10  # neighbours of a latent
+# Which parts of a sequence positions reach, so that what acts at different ones is not added up.
+_PARTS = {"all": {"prompt", "last", "generated"}, "prompt": {"prompt", "last"}, "last_prompt": {"last"}}
+_PARTS |= {"generated": {"generated"}}
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A latent with its decoder row's cosine to another's."""
+
+    latent: int
+    cosine: float
+
+
+@dataclass(eq=False)
+class ServedSae:
+    """An SAE under the `name` that clients use; `layer` is None where nothing says which one it reads."""
+
+    name: str
+    sae: Sae
+    sha256: str
+    layer: int | None
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self.sae.encoder.d_sae
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations along its latents."""
+        has_own = self.sae.has_own_latents
+        return tuple(one.name for one in OPERATIONS.values() if has_own or not one.needs_latent)
+
+    def directions(self) -> SaeLatents | DecoderRows:
+        """The latents as directions to steer along."""
+        return self.sae.directions() if self.sae.has_own_latents else self.sae.decoder_rows()
+
+    def row_norm(self, latent: int) -> float:
+        """The length of a latent's decoder row."""
+        return float(self._row_norms[latent])
+
+    @functools.cached_property
+    def _row_norms(self) -> Any:
+        """float32 [d_sae]."""
+        return self.sae.W_dec.norm(dim=1)
+
+    def neighbours(self, latent: int) -> list[Neighbour]:
+        """The latents whose decoder rows have the largest cosine with this one's, itself left out."""
+        W_dec = self.sae.W_dec
+        lengths = self._row_norms.clamp_min(1e-12)
+        cosines = (W_dec @ W_dec[latent]) / (lengths * lengths[latent])
+        cosines[latent] = -math.inf
+        best = cosines.topk(min(N_SHOWN, len(cosines) - 1))
+        return [Neighbour(*pair) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
+def name_of(source: str) -> str:
+    """The name of an SAE for clients: RELEASE:ID or a preset as it is, a folder without where it lies."""
+    return Path(source).resolve().name if source not in PRESETS and Path(source).is_dir() else source
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ServedVector:
+    """A vector under the `name` that clients use: its direction has length 1, `length` is what it had."""
+
+    name: str
+    sha256: str  # of the numbers as they were given
+    length: float
+    direction: Direction
+
+    @classmethod
+    def of(cls, name: str, given: Direction) -> ServedVector:
+        """The vector of a direction as it was given."""
+        length = float(given.vector.double().norm())
+        return cls(name, given.sha256, length, Direction((given.vector.double() / length).float()))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Along:
+    """A direction that a request names; `engine` is the engine's name of it.
+
+    A value of 1 of its latent moves the stream by `length` along `unit`, float64 [d_model] of length 1.
+    """
+
+    layer: int
+    engine: SaeLatent | str
+    unit: torch.Tensor
+    length: float
+    sae: str | None = None  # of a latent: the SAE's name, with the default filled in
+
+
+class Steerable:
+    """The SAEs and vectors of a server, registered with its engine; vectors may come and go."""
+
+    def __init__(self, admission: Admission, saes: Iterable[ServedSae] = ()) -> None:
+        self._admission = admission
+        self.saes: dict[str, ServedSae] = {}
+        self.vectors: dict[str, ServedVector] = {}
+        self._in_engine: dict[str, str] = {}  # by the SAE's name
+        for one in saes:
+            if one.layer is not None:
+                self._check_layer(one.layer, f"SAE {one.name}")
+            self._in_engine[one.name] = _registered(admission, one.directions(), f"SAE {one.name}")
+            self.saes[one.name] = one
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the model."""
+        return self._admission.n_layers
+
+    @property
+    def d_model(self) -> int:
+        """Width of the model's residual stream."""
+        return self._admission.d_model
+
+    @property
+    def vector_operations(self) -> tuple[str, ...]:
+        """The operations along vectors, which have no activation."""
+        return tuple(one.name for one in OPERATIONS.values() if not one.needs_latent)
+
+    def add_vectors(self, given: Mapping[str, Direction]) -> list[ServedVector]:
+        """Takes vectors in, all or none; raises InputError for a wrong width, and a name that is taken."""
+        for name in given:
+            if name in self.vectors:
+                raise InputError(
+                    f'vector "{name}": the name is taken; release that one first, or give another'
+                )
+        made = [ServedVector.of(name, direction) for name, direction in given.items()]
+        for number, one in enumerate(made):
+            try:
+                _registered(self._admission, one.direction, f'vector "{one.name}"')
+            except InputError:
+                for before in made[:number]:
+                    self._admission.registry.release(before.direction.sha256)
+                raise
+        self.vectors |= {one.name: one for one in made}
+        return made
+
+    def sae(self, name: str | None) -> ServedSae:
+        """The SAE of this name, or the only one; raises Refused (422) where that is not one."""
+        if name is None:
+            if len(self.saes) == 1:
+                return next(iter(self.saes.values()))
+            known = ", ".join(self.saes)
+            message = f"there are several SAEs; name one in sae: {known}" if known else "no SAE is served"
+            raise _unfit("sae", message)
+        if name not in self.saes:
+            raise _unfit("sae", f"no SAE of this name is served; there are: {', '.join(self.saes) or 'none'}")
+        return self.saes[name]
+
+    def find(self, one: Latent | Vector, layer: int | None) -> Along:
+        """The direction that is named, steered after its own layer or `layer`; raises Refused (422) for none.
+
+        Nothing is said of the size of the change.
+        """
+        along = self._latent(one, layer) if isinstance(one, Latent) else self._vector(one, layer)
+        self._check_steered(along.layer, one.label)
+        return along
+
+    def _latent(self, one: Latent, default: int | None) -> Along:
+        try:
+            sae = self.sae(one.sae)
+        except Refused as refused:
+            raise _unfit(refused.reason, f"{one.label}: {refused}") from refused
+        if one.id >= sae.d_sae:
+            raise _unfit("latent", f"{one.label}: there are the latents 0 to {sae.d_sae - 1} of {sae.name}")
+        length = sae.row_norm(one.id)
+        if not length:
+            raise _unfit("latent", f"{one.label} has an empty decoder row; it leads nowhere")
+        _check_operation(one, sae.operations, "this SAE")
+        wanted = one.layer if one.layer is not None else default
+        if sae.layer is None and wanted is None:
+            raise _unfit("layer", f"{one.label}: {sae.name} does not say which layer it reads; give layer")
+        if sae.layer is not None and wanted not in (None, sae.layer):
+            raise _unfit(
+                "layer", f"layer {wanted}: the latents of {sae.name} are steered after layer {sae.layer}"
+            )
+        layer = sae.layer if sae.layer is not None else wanted
+        assert layer is not None
+        unit = sae.sae.W_dec[one.id].double()
+        return Along(
+            layer, SaeLatent(self._in_engine[sae.name], one.id), unit / unit.norm(), length, sae.name
+        )
+
+    def _vector(self, one: Vector, default: int | None) -> Along:
+        found = self.vectors.get(one.vector)
+        if found is None:
+            known = ", ".join(self.vectors) or "none"
+            message = f"{one.label}: there is no such vector; there are: {known[:500]}"
+            raise _unfit("vector", message, "vectors")
+        _check_operation(one, self.vector_operations, "a vector")
+        layer = one.layer if one.layer is not None else default
+        if layer is None:
+            raise _unfit("layer", f"{one.label}: give the layer after which it is steered", "vectors")
+        direction = found.direction
+        return Along(layer, direction.sha256, direction.vector.double(), 1.0)
+
+    def key_of(self, one: Latent | Vector) -> str:
+        """A name for what is steered along, the same for the same direction, or what there is none of."""
+        if isinstance(one, Vector):
+            return one.vector
+        only = next(iter(self.saes)) if len(self.saes) == 1 else ""
+        return f"{one.sae or only}/{one.id}"
+
+    def _check_steered(self, layer: int, what: str) -> None:
+        try:
+            self._check_layer(layer, what)
+        except InputError as error:
+            raise _unfit("layer", str(error)) from error
+
+    def _check_layer(self, layer: int, what: str) -> None:
+        if layer >= self.n_layers:
+            raise InputError(f"{what}: layer {layer}; the model has the layers 0 to {self.n_layers - 1}")
+
+
+def _registered(admission: Admission, what: Direction | SaeLatents | DecoderRows, name: str) -> str:
+    try:
+        return admission.register(what)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _check_operation(one: Latent | Vector, possible: Sequence[str], what: str) -> None:
+    if one.operation not in possible:
+        raise _unfit(
+            "operation",
+            f'{one.label}: "{one.operation}" cannot be done with {what}; {", ".join(possible)} can',
+        )
+
+
+def _unfit(reason: str, message: str, kind: str = "latents") -> Refused:
+    return Refused(422, reason, message, param=f"steering.{kind}")
+
+
+def size_of(steering: Steering, found: Sequence[Along], norms: Mapping[int, float]) -> tuple[float, int]:
+    """How far the directions together move the stream at most, in median norms of a layer, and which layer.
+
+    `found` are those of the steering's entries, in order; of one latent there is one value, however often it
+    is given. What acts after different layers, or at different parts of the sequence, is not added up.
+    """
+    import torch
+
+    largest, where = 0.0, found[0].layer
+    for layer in sorted({along.layer for along in found}):
+        for part in ("prompt", "last", "generated"):
+            total = torch.zeros_like(found[0].unit)
+            values = set()
+            for one, along in zip(steering.entries, found, strict=True):
+                operation, amount = OPERATIONS[one.operation], one.amount or 0.0
+                if along.layer != layer or part not in _PARTS[one.positions or steering.positions]:
+                    continue
+                if operation.is_sum:
+                    total += amount * along.unit
+                elif operation.puts_in and (along.engine, amount) not in values:
+                    values.add((along.engine, amount))
+                    total += amount * along.length / norms[layer] * along.unit
+            size = float(total.norm())
+            if math.isnan(size) or size > largest:  # sums of what is too large are NaN
+                largest, where = math.inf if math.isnan(size) else size, layer
+    return largest, where

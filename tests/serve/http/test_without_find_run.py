@@ -1,0 +1,114 @@
+"""A server over a bare model: SAEs and vectors, mixed in one request, without a find run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_sae
+from safetensors.torch import save_file
+
+from morfi.checkpoints import resolve
+from morfi.engine.directions import Direction
+from morfi.engine.protocol import Sampling
+from morfi.engine.steering import Capture, Latent, Steering
+from morfi.latents.sae import load_sae
+from morfi.questions.load import load_questions
+from morfi.serve.engine import start_engine
+from morfi.serve.http.norms import N_MEASURED
+
+PROMPT = "Q: Which country is Toulouse in?\nA:"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two SAEs after different layers, and a file of vectors."""
+    folder = tmp_path_factory.mktemp("steerable")
+    draw = torch.Generator().manual_seed(0)
+    vectors = {name: torch.randn(64, generator=draw) for name in ("up", "down")}
+    save_file(vectors, folder / "vectors.safetensors")
+    saes = [make_sae(folder / "late"), make_sae(folder / "early", layer=0, seed=4)]
+    return {"sae": list(map(str, saes)), "vectors": str(folder / "vectors.safetensors"), "of": vectors}
+
+
+@pytest.fixture(scope="module")
+def bare(serve_made: Any, served_model: Path, files: dict[str, Any]) -> Iterator[Any]:
+    given = {"sae": files["sae"], "vectors": files["vectors"], "ckpt": str(served_model), "latents": []}
+    with serve_made(**given) as server:
+        yield server
+
+
+def test_capabilities_list_what_can_be_steered_along(bare: Any, files: dict[str, Any]) -> None:
+    said = bare.get("/v1/morfi/capabilities").json()
+    assert [(one["name"], one["layer"], one["find_runs"]) for one in said["saes"]] == [
+        ("late", 1, []),
+        ("early", 0, []),
+    ]
+    assert all("32 questions of world-facts" in one["norm_from"] for one in said["saes"])
+    assert [(one["name"], one["length"]) for one in said["vectors"]] == [
+        (name, pytest.approx(float(vector.norm()))) for name, vector in sorted(files["of"].items())
+    ]
+    assert (said["find_runs"], said["can_load"]) == ([], False)
+    assert bare.get("/v1/morfi/checkpoints").json()["checkpoints"][0]["id"] == said["checkpoint"]
+    assert bare.get("/v1/morfi/questions").json()["questions"] == []
+    for path, status in (("latents", 404), ("questions?lost=true", 404), ("latents/3", 422)):
+        assert bare.get(f"/v1/morfi/{path}").status_code == status
+    details = bare.get("/v1/morfi/latents/3?sae=early").json()
+    assert (details["sae"], details["find_run"], len(details["neighbours"])) == ("early", None, 10)
+
+
+def test_a_mixed_request_gives_what_python_gives(
+    bare: Any, files: dict[str, Any], served_model: Path
+) -> None:
+    steering = {
+        "latents": [{"sae": "late", "id": 3, "alpha": 1.5}, {"sae": "early", "id": 4, "clamp": 3.0}],
+        "vectors": [{"vector": "up", "layer": 0, "alpha": -1.0, "positions": "generated"}],
+        "positions": "prompt",
+    }
+    body = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, "return_token_ids": True}
+    found = bare.post("/v1/completions", {**body, "steering": steering}).json()
+    units = {one["layer"]: one["median_norm"] for one in bare.get("/v1/morfi/capabilities").json()["saes"]}
+    overrides = {"kv_cache_memory_bytes": 1 << 24}
+    with start_engine(resolve(str(served_model)), context=256, seed=0, overrides=overrides) as engine:
+        asked = load_questions("world-facts").splits["dev"][:N_MEASURED]
+        prompts = [engine._tokenizer(f"Q: {one.text}\nA:")["input_ids"] for one in asked]
+        captured = engine.generate(prompts, Sampling(max_tokens=1), capture=Capture((0, 1), "last_prompt"))
+        for layer, unit in units.items():
+            rows = torch.cat([one.captured[layer].values for (one,) in captured])
+            assert unit == pytest.approx(float(rows.norm(dim=1).median()), rel=1e-4)
+        late, early = (engine.register(load_sae(source).directions()) for source in files["sae"])
+        vector = files["of"]["up"].double()
+        up = engine.register(Direction((vector / vector.norm()).float()))
+        entries = [
+            Steering(1, Latent(late, 3), "add", 1.5 * units[1], "prompt"),
+            Steering(0, Latent(early, 4), "clamp", 3.0, "prompt"),
+            Steering(0, up, "add", -1.0 * units[0], "generated"),
+        ]
+        ids = engine._tokenizer(PROMPT)["input_ids"]
+        ((expected,),) = engine.generate([ids], Sampling(max_tokens=8), steering=[entries])
+    choice, applied = found["choices"][0], found["steering_applied"]
+    assert choice["token_ids"][: len(expected.token_ids)] == list(expected.token_ids)
+    assert applied["n_tokens"] == [len(ids) + len(choice["token_ids"]) - 1]
+    assert [one["layer"] for one in (*applied["latents"], *applied["vectors"])] == [1, 0, 0]
+
+
+def test_a_comparison_takes_vectors(bare: Any) -> None:
+    vectors = [{"vector": "up", "layer": 1}]
+    body = {"question": "Where?", "vectors": vectors, "strengths": [-2, 2], "max_tokens": 4}
+    found = bare.post("/v1/morfi/compare", body).json()
+    plain = {"prompt": "Q: Where?\nA:", "max_tokens": 4, "temperature": 0, "stop": "\n"}
+    for side in found["steered"]:
+        steering = {"vectors": [{**vectors[0], "alpha": side["strength"]}]}
+        answer = bare.post("/v1/completions", {**plain, "steering": steering}).json()
+        assert side["text"] == answer["choices"][0]["text"]
+        assert side["steering_applied"] == answer["steering_applied"]
+
+
+def test_a_latent_of_no_sae_in_particular_is_refused(bare: Any) -> None:
+    steering = {"latents": [{"id": 3, "alpha": 1.0}]}
+    answer = bare.post("/v1/completions", {"prompt": PROMPT, "steering": steering})
+    assert answer.status_code == 422
+    assert "name one in sae: late, early" in answer.json()["error"]["message"]
