@@ -26,7 +26,7 @@ from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from morfi import __version__
 from morfi.errors import InputError, MorfiError
-from morfi.serve.http import compare, fields, listings, metrics
+from morfi.serve.http import activations, compare, fields, listings, metrics
 from morfi.serve.http.gate import Refused
 from morfi.serve.http.guard import Guard, error_object, refusal_headers
 from morfi.serve.http.keys import Keys
@@ -69,7 +69,7 @@ async def make_app(
             response_class=route.response_class,
             responses=ERRORS,
         )
-    for own in (router, listings.router, compare.router, own_router):
+    for own in (router, listings.router, compare.router, activations.router, own_router):
         bearer.include_router(own)
     app.include_router(bearer)
     _add_page(app)

@@ -136,6 +136,13 @@ class ChatMessage(Wire):
     content: str | Annotated[list[TextPart], Field(min_length=1)] | None = None
     name: str | None = None
 
+    @property
+    def text(self) -> str:
+        """All of its content."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content or ""
+
     @model_validator(mode="after")
     def _has_content(self) -> Self:
         if self.content is None:

@@ -22,6 +22,7 @@ from morfi.questions.prompts import ASKED
 from morfi.serve.http.async_engine import ABORTED, Followed
 from morfi.serve.http.gate import Refused, ended
 from morfi.serve.http.guard import error_object
+from morfi.serve.http.prompts import check_fits, text_ids
 from morfi.serve.http.routes import ERRORS, UNBUFFERED, answers, check_generated, enter
 from morfi.serve.http.state import Planned, ServerState
 from morfi.serve.http.wire import Answer, Compared, Comparison, SteeredAnswer
@@ -65,7 +66,8 @@ async def compare(body: Comparison, raw_request: Request) -> Response:
     state: ServerState = raw_request.app.state.morfi
     await enter(raw_request, 1 + len(body.strengths), body.at(0.0))
     prompt = body.prompt if body.prompt is not None else ASKED.format(question=body.question)
-    token_ids = await asyncio.to_thread(_token_ids, state, prompt, body.max_tokens)
+    token_ids = await asyncio.to_thread(text_ids, state, prompt)
+    check_fits(state, len(token_ids), body.max_tokens, "prompt")
     accepted = None if body.question is None else state.accepted(body.question)
     sides = await start(state, body, token_ids, accepted)
     if body.stream:
@@ -163,18 +165,3 @@ async def events(sides: Sequence[Side], checkpoint: str) -> AsyncIterator[str]:
 def verdicts(text: str, accepted: Sequence[str]) -> dict[str, bool]:
     """Whether an answer is right, by each of the rules that a run may judge by."""
     return {mode: is_correct(parse_answer(text), accepted, mode) for mode in JUDGED}
-
-
-def _token_ids(state: ServerState, prompt: str, max_tokens: int) -> list[int]:
-    """The prompt as every run of morfi asks it; raises Refused where it does not fit."""
-    add = not state.begins_with_bos([prompt])
-    found: list[int] = state.tokenizer(prompt, add_special_tokens=add)["input_ids"]
-    context = state.engine.model_config.max_model_len
-    if len(found) + max_tokens > context:
-        raise Refused(
-            422,
-            "length",
-            f"{len(found)} tokens and {max_tokens} to generate do not fit in the context of {context}",
-            param="prompt",
-        )
-    return found

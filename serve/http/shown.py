@@ -21,6 +21,7 @@ class LimitsShown(BaseModel):
     max_body_bytes: int
     max_vectors: int
     max_strengths: int
+    max_activation_tokens: int
 
 
 class FalseDiscoveriesShown(BaseModel):

@@ -174,6 +174,20 @@ class Steerable:
             raise _unfit("sae", f"no SAE of this name is served; there are: {', '.join(self.saes) or 'none'}")
         return self.saes[name]
 
+    def read_after(self, name: str | None, given: int | None) -> tuple[ServedSae, int]:
+        """The SAE and the layer after which it reads, `given` where it does not say; raises Refused (422)."""
+        sae = self.sae(name)
+        if sae.layer is None and given is None:
+            raise _unfit("layer", f"{sae.name} does not say which layer it reads; give layer")
+        if sae.layer is not None and given not in (None, sae.layer):
+            raise _unfit(
+                "layer", f"layer {given}: {sae.name} reads after layer {sae.layer}, and is steered there"
+            )
+        layer = given if sae.layer is None else sae.layer
+        assert layer is not None
+        self._check_steered(layer, sae.name)
+        return sae, layer
+
     def find(self, one: Latent | Vector, layer: int | None) -> Along:
         """The direction that is named, steered after its own layer or `layer`; raises Refused (422) for none.
 
@@ -194,15 +208,7 @@ class Steerable:
         if not length:
             raise _unfit("latent", f"{one.label} has an empty decoder row; it leads nowhere")
         _check_operation(one, sae.operations, "this SAE")
-        wanted = one.layer if one.layer is not None else default
-        if sae.layer is None and wanted is None:
-            raise _unfit("layer", f"{one.label}: {sae.name} does not say which layer it reads; give layer")
-        if sae.layer is not None and wanted not in (None, sae.layer):
-            raise _unfit(
-                "layer", f"layer {wanted}: the latents of {sae.name} are steered after layer {sae.layer}"
-            )
-        layer = sae.layer if sae.layer is not None else wanted
-        assert layer is not None
+        _, layer = self.read_after(sae.name, one.layer if one.layer is not None else default)
         unit = sae.sae.W_dec[one.id].double()
         return Along(
             layer, SaeLatent(self._in_engine[sae.name], one.id), unit / unit.norm(), length, sae.name

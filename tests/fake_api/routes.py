@@ -120,6 +120,7 @@ def _capabilities(api: FakeApi) -> dict[str, Any]:
         "max_body_bytes": 1 << 20,
         "max_vectors": 64,
         "max_strengths": MAX_STRENGTHS,
+        "max_activation_tokens": 1024,
     }
     return {
         "model": api.text("smollm2"),

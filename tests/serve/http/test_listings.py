@@ -81,6 +81,7 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
         "max_body_bytes",
         "max_vectors",
         "max_strengths",
+        "max_activation_tokens",
     }
 
 

@@ -49,9 +49,9 @@ def test_each_name_is_found_after_its_own_layer(steerable: Steerable) -> None:
     [
         (latent(), "latent 3: there are several SAEs; name one in sae: a, b, anywhere"),
         (latent(sae="c"), "latent 3: no SAE of this name is served; there are: a, b, anywhere"),
-        (latent(sae="a", layer=0), "layer 0: the latents of a are steered after layer 1"),
-        (latent(sae="anywhere"), "latent 3: anywhere does not say which layer it reads; give layer"),
-        (latent(sae="anywhere", layer=2), "latent 3: layer 2; the model has the layers 0 to 1"),
+        (latent(sae="a", layer=0), "layer 0: a reads after layer 1"),
+        (latent(sae="anywhere"), "anywhere does not say which layer it reads; give layer"),
+        (latent(sae="anywhere", layer=2), "anywhere: layer 2; the model has the layers 0 to 1"),
         (latent(sae="a", id=96), "latent 96: there are the latents 0 to 95 of a"),
         (Vector(vector="down", layer=0, alpha=1.0), 'vector "down": there is no such vector; there are: up'),
         (Vector(vector="up", alpha=1.0), 'vector "up": give the layer after which it is steered'),

@@ -41,6 +41,14 @@ def bare(serve_made: Any, served_model: Path, files: dict[str, Any]) -> Iterator
         yield server
 
 
+@pytest.fixture(scope="module")
+def engine(served_model: Path, *, starts_vllm: None) -> Iterator[Any]:
+    """The same model in this process."""
+    overrides = {"kv_cache_memory_bytes": 1 << 24}
+    with start_engine(resolve(str(served_model)), context=256, seed=0, overrides=overrides) as engine:
+        yield engine
+
+
 def test_capabilities_list_what_can_be_steered_along(bare: Any, files: dict[str, Any]) -> None:
     said = bare.get("/v1/morfi/capabilities").json()
     assert [(one["name"], one["layer"], one["find_runs"]) for one in said["saes"]] == [
@@ -60,9 +68,7 @@ def test_capabilities_list_what_can_be_steered_along(bare: Any, files: dict[str,
     assert (details["sae"], details["find_run"], len(details["neighbours"])) == ("early", None, 10)
 
 
-def test_a_mixed_request_gives_what_python_gives(
-    bare: Any, files: dict[str, Any], served_model: Path
-) -> None:
+def test_a_mixed_request_gives_what_python_gives(bare: Any, files: dict[str, Any], engine: Any) -> None:
     steering = {
         "latents": [{"sae": "late", "id": 3, "alpha": 1.5}, {"sae": "early", "id": 4, "clamp": 3.0}],
         "vectors": [{"vector": "up", "layer": 0, "alpha": -1.0, "positions": "generated"}],
@@ -71,28 +77,77 @@ def test_a_mixed_request_gives_what_python_gives(
     body = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, "return_token_ids": True}
     found = bare.post("/v1/completions", {**body, "steering": steering}).json()
     units = {one["layer"]: one["median_norm"] for one in bare.get("/v1/morfi/capabilities").json()["saes"]}
-    overrides = {"kv_cache_memory_bytes": 1 << 24}
-    with start_engine(resolve(str(served_model)), context=256, seed=0, overrides=overrides) as engine:
-        asked = load_questions("world-facts").splits["dev"][:N_MEASURED]
-        prompts = [engine._tokenizer(f"Q: {one.text}\nA:")["input_ids"] for one in asked]
-        captured = engine.generate(prompts, Sampling(max_tokens=1), capture=Capture((0, 1), "last_prompt"))
-        for layer, unit in units.items():
-            rows = torch.cat([one.captured[layer].values for (one,) in captured])
-            assert unit == pytest.approx(float(rows.norm(dim=1).median()), rel=1e-4)
-        late, early = (engine.register(load_sae(source).directions()) for source in files["sae"])
-        vector = files["of"]["up"].double()
-        up = engine.register(Direction((vector / vector.norm()).float()))
-        entries = [
-            Steering(1, Latent(late, 3), "add", 1.5 * units[1], "prompt"),
-            Steering(0, Latent(early, 4), "clamp", 3.0, "prompt"),
-            Steering(0, up, "add", -1.0 * units[0], "generated"),
-        ]
-        ids = engine._tokenizer(PROMPT)["input_ids"]
-        ((expected,),) = engine.generate([ids], Sampling(max_tokens=8), steering=[entries])
+    asked = load_questions("world-facts").splits["dev"][:N_MEASURED]
+    prompts = [engine._tokenizer(f"Q: {one.text}\nA:")["input_ids"] for one in asked]
+    captured = engine.generate(prompts, Sampling(max_tokens=1), capture=Capture((0, 1), "last_prompt"))
+    for layer, unit in units.items():
+        rows = torch.cat([one.captured[layer].values for (one,) in captured])
+        assert unit == pytest.approx(float(rows.norm(dim=1).median()), rel=1e-4)
+    late, early = (engine.register(load_sae(source).directions()) for source in files["sae"])
+    vector = files["of"]["up"].double()
+    up = engine.register(Direction((vector / vector.norm()).float()))
+    entries = [
+        Steering(1, Latent(late, 3), "add", 1.5 * units[1], "prompt"),
+        Steering(0, Latent(early, 4), "clamp", 3.0, "prompt"),
+        Steering(0, up, "add", -1.0 * units[0], "generated"),
+    ]
+    ids = engine._tokenizer(PROMPT)["input_ids"]
+    ((expected,),) = engine.generate([ids], Sampling(max_tokens=8), steering=[entries])
     choice, applied = found["choices"][0], found["steering_applied"]
     assert choice["token_ids"][: len(expected.token_ids)] == list(expected.token_ids)
     assert applied["n_tokens"] == [len(ids) + len(choice["token_ids"]) - 1]
     assert [one["layer"] for one in (*applied["latents"], *applied["vectors"])] == [1, 0, 0]
+
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is it?"}]
+
+
+@pytest.mark.parametrize("asked", [{"text": PROMPT}, {"messages": CHAT}, {"token_ids": [1, 9, 4, 77]}])
+def test_activations_are_the_encoding_of_what_is_captured(
+    bare: Any, files: dict[str, Any], engine: Any, asked: dict[str, Any]
+) -> None:
+    for sae, layer, source in (("late", 1, files["sae"][0]), ("early", 0, files["sae"][1])):
+        answer = bare.post("/v1/morfi/activations", {**asked, "sae": sae, "top_k": 3})
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        assert (found["sae"], found["layer"]) == (sae, layer)
+        ids = [one["token_id"] for one in found["tokens"]]
+        if "messages" in asked:
+            body = {"messages": CHAT, "max_tokens": 1, "return_token_ids": True}
+            assert ids == bare.post("/v1/chat/completions", body).json()["prompt_token_ids"]
+        elif "text" in asked:
+            assert ids == engine._tokenizer(PROMPT)["input_ids"]
+        ((completion,),) = engine.generate([ids], Sampling(max_tokens=1), capture=Capture((layer,), "all"))
+        expected = load_sae(source).encode(completion.captured[0].values)
+        assert len(found["tokens"]) == len(expected)
+        for one, row in zip(found["tokens"], expected, strict=True):
+            assert one["n_active"] == int((row > 0).sum())
+            best = row.topk(3)
+            assert [latent["id"] for latent in one["latents"]] == best.indices[best.values > 0].tolist()
+            values = [latent["activation"] for latent in one["latents"]]
+            assert values == pytest.approx(best.values[best.values > 0].tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "message"),
+    [
+        ({"text": "x"}, 422, "name one in sae: late, early"),
+        ({"text": "x", "sae": "late", "layer": 0}, 422, "late reads after layer 1"),
+        ({"text": "x", "token_ids": [1], "sae": "late"}, 422, "give one of text, messages and token_ids"),
+        ({"sae": "late"}, 422, "give one of text"),
+        ({"token_ids": [1 << 20], "sae": "late"}, 400, "out of vocabulary"),
+        ({"text": "x" * 1100, "sae": "late"}, 422, "at most 1024 at a time"),
+        ({"text": "x" * 300, "sae": "late"}, 422, "do not fit in the context"),
+        ({"text": "x", "sae": "late", "top_k": 101}, 422, "less than or equal to 100"),
+        ({"text": "x", "sae": "late", "steering": {}}, 422, "not permitted"),
+    ],
+)
+def test_activations_of_what_cannot_be_looked_at_are_refused(
+    bare: Any, asked: dict[str, Any], status: int, message: str
+) -> None:
+    answer = bare.post("/v1/morfi/activations", asked)
+    assert answer.status_code == status, answer.text
+    assert message in answer.json()["error"]["message"]
 
 
 def test_a_comparison_takes_vectors(bare: Any) -> None:
