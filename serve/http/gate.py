@@ -18,11 +18,12 @@ MAX_STRENGTHS = 16  # of one comparison
 class Limits:
     """The limits of a server; a request counts in flight once for every answer that it asks for.
 
-    `max_vectors` are the different directions that all requests in flight may steer along, `max_alpha` is in
-    units of the median residual norm.
+    `max_vectors` are the different directions that all requests in flight may steer along. `max_alpha`, and
+    `large_alpha`, beyond which a request must say that it means it, are in median residual norms.
     """
 
     max_alpha: float = 8.0
+    large_alpha: float = 2.0
     max_latents: int = MAX_ENTRIES
     max_requests_in_flight: int = 256
     max_body_bytes: int = 1 << 20

@@ -27,7 +27,7 @@ UNBUFFERED = {"x-accel-buffering": "no"}  # for nginx, which would hold a stream
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorAnswer, "description": description}
     for code, description in (
-        (400, "What vLLM refuses."),
+        (400, "What vLLM refuses, and large strengths without `allow_large`."),
         (401, "No key, or a wrong one."),
         (403, "A key that may not do this, or a page of another site."),
         (404, "No such thing."),

@@ -16,6 +16,7 @@ class LimitsShown(BaseModel):
     """The limits of the server."""
 
     max_alpha: float
+    large_alpha: float
     max_latents: int
     max_requests_in_flight: int
     max_body_bytes: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from morfi.questions.prompts import ASKED
 from morfi.questions.question import Question
 from morfi.serve.http.async_engine import Followed, SteeringLLM
 from morfi.serve.http.gate import Gate, Refused
-from morfi.serve.http.norms import N_MEASURED, Norms
+from morfi.serve.http.norms import N_MEASURED, Norm, Norms
 from morfi.serve.http.questions import asked_questions, captured_questions
 from morfi.serve.http.steerable import Along, Steerable, size_of
 from morfi.serve.http.wire import AppliedLatent, AppliedVector, Latent, Steering, SteeringApplied, Vector
@@ -104,21 +104,11 @@ class ServerState:
         return self.series is not None and self.engine.served.started_on == self.series.base.sha256
 
     async def plan(self, steering: Steering) -> Planned:
-        """The engine's entries for a steering; raises Refused (422) for what cannot be done here."""
+        """The engine's entries for a steering; raises Refused (400, 422) for what cannot be done here."""
         found = [self.steerable.find(one, steering.layer) for one in steering.entries]
-        norms = {}
-        for layer in sorted({along.layer for along in found}):
-            norms[layer] = (await self.norms.of(layer, self.served_sha256)).value
-        size, where = size_of(steering, found, norms)
-        limit = self.gate.limits.max_alpha
-        if not size <= limit * (1 + 1e-6):  # at the limit, rounding errors are no reason
-            raise Refused(
-                422,
-                "alpha",
-                f"{', '.join(one.label for one in steering.entries)}: together they would move the stream by "
-                f"{size:g} median residual norms after layer {where}; at most {limit:g}",
-                param="steering.latents" if steering.latents else "steering.vectors",
-            )
+        layers = sorted({along.layer for along in found})
+        norms = {layer: await self.norms.of(layer, self.served_sha256) for layer in layers}
+        self._check_size(steering, found, norms)
         planned = Planned((), [], [], self.served)
         entries = []
         for one, along in zip(steering.entries, found, strict=True):
@@ -128,12 +118,31 @@ class ServerState:
                 along.engine,
                 one.operation,
                 one.amount,
-                median_norm=norms[along.layer],
+                median_norm=norms[along.layer].value,
                 positions=positions,
             )
             entries.append(entry)
             _say(planned, one, along, entry)
         return replace(planned, entries=tuple(entries))
+
+    def _check_size(self, steering: Steering, found: Sequence[Along], norms: Mapping[int, Norm]) -> None:
+        """Raises Refused where all together would move the stream too far, or far without saying so."""
+        size, layer = size_of(steering, found, {one: norm.value for one, norm in norms.items()})
+        limits, norm = self.gate.limits, norms[layer]
+        names = ", ".join(dict.fromkeys(one.label for one in steering.entries))
+        param = "steering.latents" if steering.latents else "steering.vectors"
+        moved = f"{names}: together they would move the stream by {size:g} median residual norms after layer {layer}"
+        slack = 1 + 1e-6  # at a limit, rounding errors are no reason
+        if not size <= limits.max_alpha * slack:
+            raise Refused(422, "alpha", f"{moved}; at most {limits.max_alpha:g}", param=param)
+        if size > limits.large_alpha * slack and not steering.allow_large:
+            raise Refused(
+                400,
+                "large",
+                f"{moved}; without allow_large at most {limits.large_alpha:g}, a strength of "
+                f"{limits.large_alpha * norm.value:.4g}: the norm is {norm.value:.4g} ({norm.source})",
+                param=param,
+            )
 
     @property
     def fingerprint(self) -> str:

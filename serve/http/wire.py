@@ -167,6 +167,9 @@ class Vector(_Strong, _Named):
     """A vector, and what is done along its unit vector d; it has no f."""
 
 
+_LARGE = "Whether the stream may be moved by more than two median residual norms."
+
+
 class _Many(Wire):
     """Directions that a request names."""
 
@@ -188,6 +191,7 @@ class Steering(_Many):
         default=None,
         description="Of those that name none themselves; latents are steered after their SAE's.",
     )
+    allow_large: bool = Field(default=False, description=_LARGE)
 
     @property
     def entries(self) -> list[Latent | Vector]:
@@ -247,6 +251,7 @@ class Comparison(_Many, Body):
     )
     positions: Positions = "all"
     layer: Layer | None = None
+    allow_large: bool = Field(default=False, description=_LARGE)
     max_tokens: Annotated[int, Field(ge=1, le=512), WHOLE] = 16
     stream: bool = False
 
@@ -263,6 +268,7 @@ class Comparison(_Many, Body):
             vectors=[one.at(strength) for one in self.vectors],
             positions=self.positions,
             layer=self.layer,
+            allow_large=self.allow_large,
         )
 
 

@@ -22,6 +22,8 @@ def runs_of(api: FakeApi, body: Mapping[str, Any]) -> list[tuple[float | None, s
         raise Refused(422, f"{len(strengths)} strengths; expected 1 to {MAX_STRENGTHS}")
     if not all(math.isfinite(alpha) and abs(alpha) <= api.max_alpha for alpha in strengths):
         raise Refused(422, f"strengths reach from {-api.max_alpha:g} to {api.max_alpha:g}")
+    if any(abs(alpha) > 2 for alpha in strengths) and not body.get("allow_large"):
+        raise Refused(400, "so large a strength needs allow_large")
     if body.get("positions", "all") not in POSITIONS or ("question" in body) == ("prompt" in body):
         raise Refused(422, "give one of question and prompt, and positions that there are")
     (latent,) = body["latents"]

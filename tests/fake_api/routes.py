@@ -115,6 +115,7 @@ def _add_questions(app: FastAPI, api: FakeApi) -> None:
 def _capabilities(api: FakeApi) -> dict[str, Any]:
     limits = {
         "max_alpha": api.max_alpha,
+        "large_alpha": 2.0,
         "max_latents": 8,
         "max_requests_in_flight": 64,
         "max_body_bytes": 1 << 20,

@@ -280,7 +280,7 @@ def test_http_gives_what_python_gives(
             **GREEDY,
             stop="\n",
             extra_body={
-                "steering": {"latents": latents, "positions": positions, "layer": 1},
+                "steering": {"latents": latents, "positions": positions, "layer": 1, "allow_large": True},
                 "return_token_ids": True,
             },
         )
@@ -289,13 +289,16 @@ def test_http_gives_what_python_gives(
 
 
 def test_64_clients_with_different_steerings_each_get_what_they_get_alone(server: Any) -> None:
+    def steering(i: int) -> dict[str, Any]:
+        return {"latents": [{"id": i, "alpha": (-1) ** i * (1 + i % 5)}], "allow_large": True}
+
     bodies = [
         {
             "prompt": f"Q: Which country is Testville {i} in?\nA:",
             "max_tokens": 8,
             "temperature": 0,
             "return_token_ids": True,
-            **({"steering": {"latents": [{"id": i, "alpha": (-1) ** i * (1 + i % 5)}]}} if i % 8 else {}),
+            **({"steering": steering(i)} if i % 8 else {}),
         }
         for i in range(64)
     ]

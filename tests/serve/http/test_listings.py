@@ -76,6 +76,7 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
     assert run["trends"]["false_discoveries"][0]["s"] == 3
     assert set(said["limits"]) == {
         "max_alpha",
+        "large_alpha",
         "max_latents",
         "max_requests_in_flight",
         "max_body_bytes",
@@ -159,6 +160,8 @@ def test_lost_questions_are_those_that_m_0_had_right(server: Any) -> None:
 def test_a_comparison_gives_what_completions_give(server: Any) -> None:
     question, strengths = "Which country is Testville 3 in?", [-4.0, 0.0, 4.0]
     body = {"question": question, "latents": [{"id": 3}, {"id": 5, "clamp": 2.0}], "strengths": strengths}
+    assert server.post("/v1/morfi/compare", body).json()["error"]["type"] == "large"
+    body["allow_large"] = True
     found = server.post("/v1/morfi/compare", body).json()
     prompt = f"Q: {question}\nA:"
     assert (found["prompt"], found["checkpoint"]) == (prompt, M_100)
@@ -169,6 +172,7 @@ def test_a_comparison_gives_what_completions_give(server: Any) -> None:
     assert [side["strength"] for side in found["steered"]] == strengths
     for side in found["steered"]:
         steering = {"latents": [{"id": 3, "alpha": side["strength"]}, {"id": 5, "clamp": 2.0}]}
+        steering["allow_large"] = True
         answer = server.post("/v1/completions", {**plain, "steering": steering}).json()
         assert side["text"] == answer["choices"][0]["text"]
         assert side["steering_applied"] == answer["steering_applied"]

@@ -87,9 +87,27 @@ def test_latents_that_cannot_be_steered_are_refused(served: Served, latent: Any,
     ],
 )
 def test_the_limit_counts_what_is_added_together(served: Served, latents: Any, status: int) -> None:
-    answer = served.post("/v1/completions", {"prompt": "Q", "steering": {"latents": latents}})
+    steering = {"latents": latents, "allow_large": True}
+    answer = served.post("/v1/completions", {"prompt": "Q", "steering": steering})
     assert answer.status_code == status
     assert "together they would move" in answer.text or status == 200
+
+
+@pytest.mark.parametrize(
+    "latents", [[{"id": 3, "alpha": -2.1}], [{"id": 3, "clamp": 3}], [{"id": 3, "alpha": 1.5}] * 2]
+)
+def test_a_large_strength_must_be_meant(served: Served, latents: Any) -> None:
+    steering = {"latents": latents}
+    error = error_of(served.post("/v1/completions", {"prompt": "Q", "steering": steering}), 400)
+    assert error["type"] == "large"
+    for words in (
+        "latent 3: together",
+        "without allow_large at most 2, a strength of 4: the norm is 2 (find-1",
+    ):
+        assert words in error["message"]
+    assert not served.serving.requests
+    steering["allow_large"] = True
+    assert served.post("/v1/completions", {"prompt": "Q", "steering": steering}).status_code == 200
 
 
 def test_an_answer_that_nothing_was_changed_for_says_so(served: Served) -> None:

@@ -73,6 +73,7 @@ def test_a_mixed_request_gives_what_python_gives(bare: Any, files: dict[str, Any
         "latents": [{"sae": "late", "id": 3, "alpha": 1.5}, {"sae": "early", "id": 4, "clamp": 3.0}],
         "vectors": [{"vector": "up", "layer": 0, "alpha": -1.0, "positions": "generated"}],
         "positions": "prompt",
+        "allow_large": True,
     }
     body = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, "return_token_ids": True}
     found = bare.post("/v1/completions", {**body, "steering": steering}).json()
