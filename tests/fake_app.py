@@ -47,6 +47,7 @@ class FakeEngine:
 
     failure: Exception | None = None
     loaded: list[str] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)  # names of vectors
     errored: bool = False
     model_config: Any = None
     served: Any = field(default_factory=lambda: SimpleNamespace(sha256="a", answers=True, started_on="a"))
@@ -56,7 +57,10 @@ class FakeEngine:
 
     async def check_health(self) -> None: ...
 
-    async def collective_rpc(self, method: str) -> list[dict[str, int]]:
+    async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        if method == "morfi_forget":
+            self.forgotten += args
+            return [None]
         assert method == "morfi_slots"
         return [{"n": 8, "used": 3, "followed": 0}]
 
@@ -110,7 +114,7 @@ class FakeServing:
 class FakeSae(ServedSae):
     """An SAE of 96 latents along one direction, the last of them empty, after layer 1."""
 
-    operations = ("add", "project", "clamp")  # type: ignore[assignment]
+    operations = ("add", "project", "clamp")
 
 
 def make_sae(name: str, layer: int | None = 1) -> FakeSae:

@@ -120,7 +120,7 @@ def _token_ids(state: ServerState, body: Asked) -> list[int]:
 def _most_active(sae: ServedSae, x: torch.Tensor, top_k: int) -> Sequence[tuple[int, list[ActiveLatent]]]:
     """Of each row of x [n_tokens, d_model], how many latents fire, and the `top_k` that fire most."""
     found = []
-    for rows in x.split(_CHUNK):
+    for rows in x.split(_CHUNK):  # type: ignore[no-untyped-call]
         values = sae.sae.encode(rows)
         best = values.topk(min(top_k, sae.d_sae), dim=1)
         counts = (values > 0).sum(1).tolist()

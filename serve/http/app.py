@@ -26,7 +26,7 @@ from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from morfi import __version__
 from morfi.errors import InputError, MorfiError
-from morfi.serve.http import activations, compare, fields, listings, metrics
+from morfi.serve.http import activations, compare, fields, listings, metrics, vector_routes
 from morfi.serve.http.gate import Refused
 from morfi.serve.http.guard import Guard, error_object, refusal_headers
 from morfi.serve.http.keys import Keys
@@ -69,8 +69,10 @@ async def make_app(
             response_class=route.response_class,
             responses=ERRORS,
         )
-    for own in (router, listings.router, compare.router, activations.router, own_router):
-        bearer.include_router(own)
+    for room in (listings, compare, activations, vector_routes):
+        bearer.include_router(room.router)
+    bearer.include_router(router)
+    bearer.include_router(own_router)
     app.include_router(bearer)
     _add_page(app)
     _add_error_handlers(app)

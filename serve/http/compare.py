@@ -66,10 +66,14 @@ async def compare(body: Comparison, raw_request: Request) -> Response:
     state: ServerState = raw_request.app.state.morfi
     await enter(raw_request, 1 + len(body.strengths), body.at(0.0))
     prompt = body.prompt if body.prompt is not None else ASKED.format(question=body.question)
+    check_generated(body.at(0.0), body.max_tokens)
     token_ids = await asyncio.to_thread(text_ids, state, prompt)
     check_fits(state, len(token_ids), body.max_tokens, "prompt")
     accepted = None if body.question is None else state.accepted(body.question)
-    sides = await start(state, body, token_ids, accepted)
+    plans = [
+        await state.plan(body.at(strength), raw_request.scope["morfi.cleanup"]) for strength in body.strengths
+    ]
+    sides = start(state, body, token_ids, plans, accepted)
     if body.stream:
         parts = events(sides, state.served)
         return StreamingResponse(parts, headers=UNBUFFERED, media_type="text/event-stream")
@@ -84,14 +88,16 @@ async def compare(body: Comparison, raw_request: Request) -> Response:
     return JSONResponse(found if accepted is None else {**found, "accepted": list(accepted)})
 
 
-async def start(
-    state: ServerState, body: Comparison, token_ids: Sequence[int], accepted: Sequence[str] | None
+def start(
+    state: ServerState,
+    body: Comparison,
+    token_ids: Sequence[int],
+    plans: Sequence[Planned],
+    accepted: Sequence[str] | None,
 ) -> list[Side]:
     """The sides, the default one first, each with vLLM's outputs to come."""
-    check_generated(body.at(0.0), body.max_tokens)
     sides = [Side(_DEFAULT, None, None, None, accepted)]
-    for index, strength in enumerate(body.strengths):
-        planned = await state.plan(body.at(strength))
+    for index, (strength, planned) in enumerate(zip(body.strengths, plans, strict=True)):
         sides.append(Side(index, strength, planned, Followed(planned.entries), accepted))
     for side in sides:
         # The end of the line is looked for in the text, as a token may hold more than the newline.

@@ -30,6 +30,7 @@ class Limits:
     max_vectors: int = 512
     max_strengths: int = MAX_STRENGTHS
     max_activation_tokens: int = 1024  # of one request
+    max_named_vectors: int = 256
     read_s: float = 20.0  # for a request to arrive, headers and body
     stall_s: float = 30.0  # for a client to take a part of its answer
     drain_s: float = 5.0  # for running requests to end before a load

@@ -125,7 +125,7 @@ async def _answered_before(scope: Scope, headers: Headers, sites: Sites, send: S
     found: dict[str, str] | None = None
     if scope["method"] == "OPTIONS" and origin is not None and sites.allows(origin):
         found = {
-            "access-control-allow-methods": "GET, POST",
+            "access-control-allow-methods": "GET, POST, DELETE",
             "access-control-allow-headers": headers.get("access-control-request-headers", ""),
             "access-control-max-age": str(_PREFLIGHT_S),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -86,7 +87,7 @@ async def generate(
     if isinstance(body, CompletionBody):
         state.check_token_ids(body.token_prompts)
     request = kind(**body.given(), **_bos_once(state, body))
-    planned = await follow(state, request, body)
+    planned = await follow(state, request, body, raw_request.scope["morfi.cleanup"])
     serving, handler = create.split(".")
     vllm = getattr(raw_request.app.state, serving)
     vllm.system_fingerprint = state.fingerprint  # nothing else is in flight while checkpoints change
@@ -121,12 +122,12 @@ async def enter(raw_request: Request, n_answers: int, steering: Steering | None 
     state.check_answers()
 
 
-async def follow(state: ServerState, request: Any, body: Sampled) -> Planned | None:
-    """Gives vLLM's request the body's steering, if any."""
+async def follow(state: ServerState, request: Any, body: Sampled, cleanup: ExitStack) -> Planned | None:
+    """Gives vLLM's request the body's steering, if any; `cleanup` is closed at its end."""
     if body.steering is None:
         return None
     check_generated(body.steering, body.most_tokens)
-    planned = await state.plan(body.steering)
+    planned = await state.plan(body.steering, cleanup)
     request._steering = planned.entries
     return planned
 

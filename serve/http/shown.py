@@ -23,6 +23,7 @@ class LimitsShown(BaseModel):
     max_vectors: int
     max_strengths: int
     max_activation_tokens: int
+    max_named_vectors: int
 
 
 class FalseDiscoveriesShown(BaseModel):

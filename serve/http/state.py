@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -103,9 +104,13 @@ class ServerState:
         """Whether there are checkpoints that fit the model that the engine was started on."""
         return self.series is not None and self.engine.served.started_on == self.series.base.sha256
 
-    async def plan(self, steering: Steering) -> Planned:
-        """The engine's entries for a steering; raises Refused (400, 422) for what cannot be done here."""
+    async def plan(self, steering: Steering, cleanup: ExitStack) -> Planned:
+        """The engine's entries for a steering; raises Refused (400, 422) for what cannot be done here.
+
+        Its vectors stay in the engine until `cleanup` is closed, at the end of the request.
+        """
         found = [self.steerable.find(one, steering.layer) for one in steering.entries]
+        cleanup.enter_context(self.steerable.held(found))
         layers = sorted({along.layer for along in found})
         norms = {layer: await self.norms.of(layer, self.served_sha256) for layer in layers}
         self._check_size(steering, found, norms)
@@ -131,15 +136,15 @@ class ServerState:
         limits, norm = self.gate.limits, norms[layer]
         names = ", ".join(dict.fromkeys(one.label for one in steering.entries))
         param = "steering.latents" if steering.latents else "steering.vectors"
-        moved = f"{names}: together they would move the stream by {size:g} median residual norms after layer {layer}"
+        moved = f"{names}: together they would move the stream after layer {layer} by {size:g} of its median"
         slack = 1 + 1e-6  # at a limit, rounding errors are no reason
         if not size <= limits.max_alpha * slack:
-            raise Refused(422, "alpha", f"{moved}; at most {limits.max_alpha:g}", param=param)
+            raise Refused(422, "alpha", f"{moved} norms; at most {limits.max_alpha:g}", param=param)
         if size > limits.large_alpha * slack and not steering.allow_large:
             raise Refused(
                 400,
                 "large",
-                f"{moved}; without allow_large at most {limits.large_alpha:g}, a strength of "
+                f"{moved} norms; without allow_large at most {limits.large_alpha:g}, a strength of "
                 f"{limits.large_alpha * norm.value:.4g}: the norm is {norm.value:.4g} ({norm.source})",
                 param=param,
             )
@@ -214,9 +219,10 @@ class ServerState:
 
 def _say(planned: Planned, one: Latent | Vector, along: Along, entry: Entry) -> None:
     """Adds what an answer will say of one entry."""
-    where = {"layer": along.layer, "positions": entry.positions, "strength": entry.strength}
-    common = {"op": one.operation, "alpha": one.alpha, **where}
+    where: dict[str, Any] = {"layer": along.layer, "positions": entry.positions, "strength": entry.strength}
+    common: dict[str, Any] = {"op": one.operation, "alpha": one.alpha, **where}
     if isinstance(one, Latent):
+        assert along.sae is not None
         planned.latents.append(AppliedLatent(id=one.id, sae=along.sae, clamp=one.clamp, **common))
     else:
         planned.vectors.append(AppliedVector(vector=one.vector, **common))
@@ -229,7 +235,14 @@ async def start_state(engine: SteeringLLM, launch: Launch, gate: Gate, *, needs_
     """
     sha256 = engine.served.sha256
     assert sha256 is not None
-    steerable = Steerable(admission_of(engine.input_processor), launch.saes)
+    forgetting: set[asyncio.Future[Any]] = set()  # nothing else keeps what runs
+
+    def forget(name: str) -> None:
+        task = asyncio.ensure_future(engine.collective_rpc("morfi_forget", args=(name,)))
+        forgetting.add(task)
+        task.add_done_callback(forgetting.discard)
+
+    steerable = Steerable(admission_of(engine.input_processor), launch.saes, forget)
     if launch.vectors:
         steerable.add_vectors(launch.vectors)
     # vLLM works with its own in other threads.
@@ -241,7 +254,7 @@ async def start_state(engine: SteeringLLM, launch: Launch, gate: Gate, *, needs_
             asked = [one.question for one in captured_questions(launch.catalogs[0])]
         else:
             source = "world-facts"
-            asked = load_questions(source).splits["dev"]
+            asked = list(load_questions(source).splits["dev"])
         texts = [ASKED.format(question=one.text) for one in asked[:N_MEASURED]]
         return [tokenizer(text)["input_ids"] for text in texts], source
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,10 +117,20 @@ class Along:
 
 
 class Steerable:
-    """The SAEs and vectors of a server, registered with its engine; vectors may come and go."""
+    """The SAEs and vectors of a server, registered with its engine; vectors may come and go.
 
-    def __init__(self, admission: Admission, saes: Iterable[ServedSae] = ()) -> None:
+    `on_gone` is called with the engine's name of a vector that was released while a request held it, once
+    none does any more.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        saes: Iterable[ServedSae] = (),
+        on_gone: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._admission = admission
+        self.on_gone = on_gone
         self.saes: dict[str, ServedSae] = {}
         self.vectors: dict[str, ServedVector] = {}
         self._in_engine: dict[str, str] = {}  # by the SAE's name
@@ -161,6 +172,27 @@ class Steerable:
                 raise
         self.vectors |= {one.name: one for one in made}
         return made
+
+    def release_vector(self, name: str) -> str | None:
+        """Lets a vector go; the engine's name of it, where nobody holds it any more, and None otherwise."""
+        return self._release(self.vectors.pop(name).direction.sha256)
+
+    @contextlib.contextmanager
+    def held(self, found: Iterable[Along]) -> Iterator[None]:
+        """Keeps the vectors among these directions in the engine while the block lasts, released or not."""
+        held = [one.engine for one in found if isinstance(one.engine, str)]
+        for name in held:
+            self._admission.registry.hold(name)
+        try:
+            yield
+        finally:
+            for name in held:
+                if (gone := self._release(name)) is not None:
+                    self.on_gone(gone)
+
+    def _release(self, name: str) -> str | None:
+        self._admission.registry.release(name)
+        return None if name in self._admission.registry else name
 
     def sae(self, name: str | None) -> ServedSae:
         """The SAE of this name, or the only one; raises Refused (422) where that is not one."""

@@ -34,7 +34,7 @@ def unpacked(data: bytes) -> dict[str, Direction]:
         tensors = load(data)
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"these are not the bytes of a safetensors file ({error})") from error
-    return checked(tensors)
+    return checked(dict(sorted(tensors.items())))
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Direction]:

@@ -207,7 +207,7 @@ class _Weak(_Amounted):
         """The fields that are not the alpha, with the operation filled in."""
         return {**self.model_dump(exclude_none=True), "op": self.operation}
 
-    def _alpha(self, alpha: float) -> dict[str, float]:
+    def _alpha(self, alpha: float) -> dict[str, Any]:
         return {ALPHA.field: alpha} if OPERATIONS[self.operation].amount == ALPHA else {}
 
 

@@ -52,6 +52,13 @@ class Registry:
             raise InputError(f"no direction {name[:80]!r} is registered with this engine; register it first")
         return found
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
+    def hold(self, name: str) -> None:
+        """Registers once more what is registered already."""
+        self._counts[name] += 1
+
     def release(self, name: str) -> None:
         """Undoes one registration; after the last, new requests cannot use it any more.
 
@@ -96,6 +103,15 @@ class Bank:
             self._slots[name] = slot
             self._write(slot, unpack(wanted[name]))
         return {name: self._slots[name] for name in wanted}
+
+    def forget(self, name: str) -> None:
+        """Empties the row of a direction, if it has one; where it is wanted again it is written again."""
+        slot = self._slots.pop(name, None)
+        if slot is None:
+            return
+        for tensor in (self.directions.vectors, self.directions.encoders, self.directions.numbers):
+            tensor[slot] = 0.0
+        self._free.append(slot)
 
     def _write(self, slot: int, direction: Direction) -> None:
         square = float(direction.vector.double().square().sum())

@@ -58,6 +58,12 @@ class Reporting:
         followed = len(state.live) + len(state.ended)
         return {"n": state.bank.n_slots, "used": state.bank.n_used, "followed": followed}
 
+    def morfi_forget(self, name: str) -> None:
+        """Empties the row of a direction in the table of directions."""
+        state: ResidualState | None = self.model_runner.morfi_state
+        if state is not None:
+            state.bank.forget(name)
+
     def morfi_take_reports(
         self, request_ids: list[str], n_computed: list[int] | None = None
     ) -> list[Report | None]:

@@ -122,6 +122,7 @@ def _capabilities(api: FakeApi) -> dict[str, Any]:
         "max_vectors": 64,
         "max_strengths": MAX_STRENGTHS,
         "max_activation_tokens": 1024,
+        "max_named_vectors": 256,
     }
     return {
         "model": api.text("smollm2"),

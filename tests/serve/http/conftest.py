@@ -133,7 +133,13 @@ def served_model(
     return folder
 
 
-def make_sae(folder: Path, layer: int = LAYER, seed: int = 3, d_model: int = D_MODEL) -> Path:
+@pytest.fixture(scope="session", name="make_sae")
+def sae_maker() -> Callable[..., Path]:
+    """Makes SAEs of the served model."""
+    return make_sae
+
+
+def make_sae(folder: Path, layer: int = LAYER, seed: int = 3) -> Path:
     """A random JumpReLU SAE with decoder rows of different lengths."""
     import torch
     from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
@@ -141,7 +147,7 @@ def make_sae(folder: Path, layer: int = LAYER, seed: int = 3, d_model: int = D_M
 
     torch.manual_seed(seed)
     metadata = SAEMetadata(hook_name=f"blocks.{layer}.hook_resid_post")
-    made = JumpReLUSAE(JumpReLUSAEConfig(d_in=d_model, d_sae=N_LATENTS, metadata=metadata))
+    made = JumpReLUSAE(JumpReLUSAEConfig(d_in=D_MODEL, d_sae=N_LATENTS, metadata=metadata))
     with torch.no_grad():
         made.W_enc.normal_(std=0.3)
         made.W_dec.normal_()
@@ -218,6 +224,18 @@ def serve_made(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Callable
     def start(environment: Mapping[str, str] | None = None, **settings: Any) -> Any:
         log = tmp_path_factory.mktemp("server") / "log.txt"
         return running(made, log, settings, environment or {})
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def serve_bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """As `serve_made`, over an empty store."""
+
+    def start(**settings: Any) -> Any:
+        folder = tmp_path_factory.mktemp("bare")
+        made = Made(folder / "morfi.db", "", "", folder / "cache")
+        return running(made, folder / "log.txt", {"latents": [], **settings}, {})
 
     return start
 

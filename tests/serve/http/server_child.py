@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from morfi.serve.http.gate import Limits
 from morfi.serve.http.keys import read_keys
@@ -18,7 +19,7 @@ def main() -> None:
     """Serves what the job, a JSON object, says."""
     job = json.loads(sys.argv[1])
     engine = {"kv_cache_memory_bytes": 1 << 26, **job.get("engine", {})}
-    given = {name: tuple(job[name]) for name in ("latents", "sae") if name in job}
+    given: dict[str, Any] = {name: tuple(job[name]) for name in ("latents", "sae") if name in job}
     config = ServeConfig(job.get("ckpt", "M_100"), **given, vectors=job.get("vectors"), engine=engine)
     with TerminalProgress() as progress:
         run_server(

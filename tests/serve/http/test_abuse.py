@@ -46,9 +46,12 @@ def test_huge_strengths_are_refused(clean: Any) -> None:
         assert f"at most {limit:g}" in error["message"]
         latents = [{"id": 3, "clamp": math.copysign(1e300, value)}]
         refused(clean.post("/v1/completions", {**BODY, "steering": {"latents": latents}}))
-        body = {"prompt": "Q", "latents": [{"id": 3}], "strengths": [0, value]}
-        refused(clean.post("/v1/morfi/compare", body))
-    assert clean.post("/v1/completions", steered(alpha=limit)).status_code == 200
+        compared = {"prompt": "Q", "latents": [{"id": 3}], "strengths": [0, value]}
+        refused(clean.post("/v1/morfi/compare", compared))
+    body: dict[str, Any] = steered(alpha=limit)
+    assert refused(clean.post("/v1/completions", body), 400)["type"] == "large"
+    body["steering"]["allow_large"] = True
+    assert clean.post("/v1/completions", body).status_code == 200
 
 
 def test_ids_that_are_no_latents_are_refused(clean: Any) -> None:

@@ -59,6 +59,8 @@ def test_only_known_routes_are_there_and_the_document_names_what_they_refuse(ser
         "/v1/morfi/checkpoints/{name}/load",
         "/v1/morfi/compare",
         "/v1/morfi/activations",
+        "/v1/morfi/vectors",
+        "/v1/morfi/vectors/{name}",
     }
     for path, methods in document["paths"].items():
         for method, operation in methods.items():

@@ -12,9 +12,9 @@ from morfi.serve.http.gate import Gate, Limits, Refused
 def test_what_is_in_flight_is_counted_until_it_is_over() -> None:
     async def run() -> None:
         gate = Gate(Limits(max_requests_in_flight=4))
-        with gate.admitted(3, {1, 2}):
+        with gate.admitted(3, {"1", "2"}):
             assert (gate.n_in_flight, gate.n_vectors) == (3, 2)
-            with gate.admitted(1, {2, 3}):
+            with gate.admitted(1, {"2", "3"}):
                 assert (gate.n_in_flight, gate.n_vectors) == (4, 3)
                 with (
                     pytest.raises(Refused, match="4 answers are being made") as refused,

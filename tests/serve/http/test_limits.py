@@ -56,6 +56,17 @@ def test_only_the_admin_loads_and_is_told_so(guarded: Any) -> None:
     assert guarded.post(LOAD, headers=admin).json()["served"] == "base"
 
 
+def test_only_the_admin_changes_vectors(guarded: Any) -> None:
+    body, url = {"vectors": {"up": [1.0] * 64}}, "/v1/morfi/vectors"
+    assert guarded.post(url, body).status_code == 403
+    admin = {"authorization": f"Bearer {ADMIN}"}
+    assert guarded.post(url, body, headers=admin).status_code == 200
+    assert [one["name"] for one in guarded.get(url).json()["vectors"]] == ["up"]
+    with guarded.client() as client:
+        assert client.delete(f"{url}/up").status_code == 403
+        assert client.delete(f"{url}/up", headers=admin).status_code == 200
+
+
 def test_more_answers_than_may_be_in_flight_are_told_to_come_again(guarded: Any) -> None:
     long = {**BODY, "n": 4, "max_tokens": 200, "ignore_eos": True, "temperature": 1}
     with ThreadPoolExecutor(1) as pool:

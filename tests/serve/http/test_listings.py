@@ -83,6 +83,7 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
         "max_vectors",
         "max_strengths",
         "max_activation_tokens",
+        "max_named_vectors",
     }
 
 
@@ -159,7 +160,8 @@ def test_lost_questions_are_those_that_m_0_had_right(server: Any) -> None:
 
 def test_a_comparison_gives_what_completions_give(server: Any) -> None:
     question, strengths = "Which country is Testville 3 in?", [-4.0, 0.0, 4.0]
-    body = {"question": question, "latents": [{"id": 3}, {"id": 5, "clamp": 2.0}], "strengths": strengths}
+    latents = [{"id": 3}, {"id": 5, "clamp": 2.0}]
+    body: dict[str, Any] = {"question": question, "latents": latents, "strengths": strengths}
     assert server.post("/v1/morfi/compare", body).json()["error"]["type"] == "large"
     body["allow_large"] = True
     found = server.post("/v1/morfi/compare", body).json()
@@ -171,7 +173,9 @@ def test_a_comparison_gives_what_completions_give(server: Any) -> None:
     assert told == {name: default[name] for name in told}
     assert [side["strength"] for side in found["steered"]] == strengths
     for side in found["steered"]:
-        steering = {"latents": [{"id": 3, "alpha": side["strength"]}, {"id": 5, "clamp": 2.0}]}
+        steering: dict[str, Any] = {
+            "latents": [{"id": 3, "alpha": side["strength"]}, {"id": 5, "clamp": 2.0}]
+        }
         steering["allow_large"] = True
         answer = server.post("/v1/completions", {**plain, "steering": steering}).json()
         assert side["text"] == answer["choices"][0]["text"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,10 @@ from morfi.serve.http.gate import Refused
 from morfi.serve.http.steerable import Steerable, size_of
 from morfi.serve.http.wire import Latent, Steering, Vector
 
-VECTORS: Mapping[str, Direction] = {"up": Direction([0, 3.0, 4.0, 0]), "first": Direction([2.0, 0, 0, 0])}
+VECTORS: Mapping[str, Direction] = {
+    "up": Direction(torch.tensor([0, 3.0, 4.0, 0])),
+    "first": Direction(torch.tensor([2.0, 0, 0, 0])),
+}
 
 
 @pytest.fixture
@@ -35,8 +39,8 @@ def test_each_name_is_found_after_its_own_layer(steerable: Steerable) -> None:
         found = steerable.find(latent(sae=sae), None)
         assert (found.layer, found.engine, found.sae) == (layer, SaeLatent(f"the-{sae}", 3), sae)
         assert found.length == pytest.approx(1.5)
-    for one, layer in ((latent(sae="anywhere", layer=0), None), (latent(sae="anywhere"), 0)):
-        assert steerable.find(one, layer).layer == 0
+    assert steerable.find(latent(sae="anywhere", layer=0), None).layer == 0
+    assert steerable.find(latent(sae="anywhere"), 0).layer == 0
     vector = steerable.find(Vector(vector="up", layer=1, alpha=1.0), 0)
     assert vector.layer == 1
     torch.testing.assert_close(vector.unit, torch.tensor([0, 0.6, 0.8, 0], dtype=torch.float64))
@@ -72,9 +76,12 @@ def test_what_could_mean_two_things_or_none_is_refused(steerable: Steerable, one
 def test_vectors_that_do_not_fit_leave_all_as_it_was(steerable: Steerable) -> None:
     before, known = dict(steerable.vectors), len(steerable._admission.registry)
     for given, message in (
-        ({"new": Direction([1.0, 0, 0, 0]), "narrow": Direction([1.0])}, 'vector "narrow": a direction of 1'),
         (
-            {"new": Direction([1.0, 0, 0, 0]), "up": Direction([1.0, 0, 0, 0])},
+            {"new": Direction(torch.tensor([1.0, 0, 0, 0])), "narrow": Direction(torch.ones(1))},
+            'vector "narrow": a direction of 1',
+        ),
+        (
+            {"new": Direction(torch.tensor([1.0, 0, 0, 0])), "up": Direction(torch.tensor([1.0, 0, 0, 0]))},
             'vector "up": the name is taken',
         ),
     ):
@@ -95,23 +102,26 @@ def sized(steerable: Steerable, steering: Steering) -> tuple[float, int]:
 
 
 def test_the_size_adds_up_what_acts_at_one_place(steerable: Steerable) -> None:
-    first = {"vector": "first", "alpha": 2.0}  # along the same direction as all latents
-    for vector, size, layer in (
+    first: dict[str, Any] = {"vector": "first", "alpha": 2.0}  # along the same direction as all latents
+    cases: list[tuple[dict[str, Any], float, int]] = [
         ({**first, "layer": 1}, 5.0, 1),
         ({**first, "layer": 0}, 3.0, 1),
         ({**first, "layer": 0, "alpha": -4.0}, 4.0, 0),
         ({**first, "layer": 1, "positions": "generated"}, 3.0, 1),
         ({**first, "layer": 1, "positions": "last_prompt"}, 5.0, 1),
         ({"vector": "up", "layer": 1, "alpha": 4.0}, 5.0, 1),
-    ):
+    ]
+    for vector, size, layer in cases:
         steering = Steering(
             latents=[latent(sae="a", alpha=3.0, positions="prompt")], vectors=[Vector(**vector)]
         )
-        assert sized(steerable, steering) == (pytest.approx(size), layer), vector
+        found, where = sized(steerable, steering)
+        assert where == layer, vector
+        assert found == pytest.approx(size), vector
     clamped = Steering(latents=[Latent(id=3, sae="a", clamp=4.0)] * 2)
-    assert sized(steerable, clamped) == (pytest.approx(4.0 * 1.5 / 2.0), 1)
-    beyond = Steering(latents=[latent(sae="a", alpha=1e308), latent(sae="a", id=4, alpha=-1e308)] * 4)
-    assert not sized(steerable, beyond)[0] <= 8
+    assert sized(steerable, clamped)[0] == pytest.approx(4.0 * 1.5 / 2.0)
+    for beyond in ([latent(sae="a", alpha=1e308)] * 2, [Latent(id=3, sae="a", clamp=1.7e308)]):
+        assert sized(steerable, Steering(latents=beyond))[0] == math.inf
 
 
 def test_a_request_may_mix_them(served: Served) -> None:
@@ -120,7 +130,7 @@ def test_a_request_may_mix_them(served: Served) -> None:
     served.state.steerable.add_vectors(VECTORS)
     served.state.norms._measured[0, "a"] = served.state.norms.known(1, "a")  # type: ignore[assignment]
     assert "name one in sae: sae, b" in error_of(served.post("/v1/completions", GOOD), 422)["message"]
-    steering = {
+    steering: dict[str, Any] = {
         "latents": [{"sae": "sae", "id": 3, "alpha": 1.5}, {"sae": "b", "id": 4, "clamp": 2.0}],
         "vectors": [{"vector": "up", "layer": 0, "alpha": -0.5, "positions": "generated"}],
         "positions": "prompt",

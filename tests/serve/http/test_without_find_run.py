@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_sae
 from safetensors.torch import save_file
 
 from morfi.checkpoints import resolve
@@ -24,7 +25,7 @@ PROMPT = "Q: Which country is Toulouse in?\nA:"
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def files(tmp_path_factory: pytest.TempPathFactory, make_sae: Any) -> dict[str, Any]:
     """Two SAEs after different layers, and a file of vectors."""
     folder = tmp_path_factory.mktemp("steerable")
     draw = torch.Generator().manual_seed(0)
@@ -35,9 +36,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def bare(serve_made: Any, served_model: Path, files: dict[str, Any]) -> Iterator[Any]:
-    given = {"sae": files["sae"], "vectors": files["vectors"], "ckpt": str(served_model), "latents": []}
-    with serve_made(**given) as server:
+def bare(serve_bare: Any, served_model: Path, files: dict[str, Any], *, starts_vllm: None) -> Iterator[Any]:
+    with serve_bare(sae=files["sae"], vectors=files["vectors"], ckpt=str(served_model)) as server:
         yield server
 
 
@@ -161,6 +161,35 @@ def test_a_comparison_takes_vectors(bare: Any) -> None:
         answer = bare.post("/v1/completions", {**plain, "steering": steering}).json()
         assert side["text"] == answer["choices"][0]["text"]
         assert side["steering_applied"] == answer["steering_applied"]
+
+
+def test_a_request_on_a_released_vector_ends_as_it_began(bare: Any) -> None:
+    draw = torch.Generator().manual_seed(7)
+    body = {"vectors": {"brief": torch.randn(64, generator=draw).tolist()}}
+    url = "/v1/morfi/vectors"
+    steering = {"vectors": [{"vector": "brief", "layer": 0, "alpha": 1.0}]}
+    asked = {"prompt": PROMPT, "max_tokens": 120, "temperature": 0, "ignore_eos": True, "steering": steering}
+    bare.post(url, body)
+    before = bare.metric("morfi_vector_slots_used")
+    expected = bare.post("/v1/completions", asked).json()["choices"][0]["text"]
+    assert bare.metric("morfi_vector_slots_used") == before + 1
+    parts: list[str] = []
+    with (
+        bare.client() as client,
+        client.stream("POST", "/v1/completions", json={**asked, "stream": True}) as answer,
+    ):
+        for line in answer.iter_lines():
+            if not parts and line:
+                with bare.client() as other:
+                    assert other.delete(f"{url}/brief").status_code == 200
+            if line.startswith("data: {"):
+                parts.append(json.loads(line.removeprefix("data: "))["choices"][0]["text"])
+    assert "".join(parts) == expected
+    assert bare.post("/v1/completions", asked).status_code == 422
+    deadline = time.monotonic() + 10
+    while bare.metric("morfi_vector_slots_used") > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert bare.metric("morfi_vector_slots_used") == before
 
 
 def test_a_latent_of_no_sae_in_particular_is_refused(bare: Any) -> None:
