@@ -48,6 +48,7 @@ class Followed:
 
     steering: tuple[Steering, ...]
     capture: Capture | None = None
+    prompt: tuple[int, ...] | None = None  # the tokens that positions were worked out for
     captured: tuple[Captured, ...] = ()
     n_tokens: list[int] = field(default_factory=list)
     request_id: str | None = None  # vLLM's own, as soon as there is one
@@ -62,6 +63,11 @@ class Followed:
     def request_ids(self, n: int) -> list[str]:
         """vLLM's ids of its answers; none where the request never came to be."""
         return [] if self.request_id is None else answer_ids(self.request_id, n)
+
+    def check_prompt(self, token_ids: Sequence[int]) -> None:
+        """Raises MorfiError where the prompt is another one than positions were worked out for."""
+        if self.prompt is not None and tuple(token_ids) != self.prompt:
+            raise MorfiError("the chat's tokens are not those that its turns were found in: no answer")
 
     def check(
         self,
@@ -135,6 +141,7 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
             async for output in outputs:
                 if output.prompt_token_ids is not None:
                     n_prompt = len(output.prompt_token_ids)
+                    followed.check_prompt(output.prompt_token_ids)
                 for part in output.outputs:
                     n_output[part.index] += len(part.token_ids)
                 # What was ended before its end was not steered to its end, and is not given as an answer.

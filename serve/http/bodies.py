@@ -197,6 +197,7 @@ class SteeredCompletion(CompletionRequest):  # type: ignore[misc]
     """vLLM's request, each of whose prompts is followed; `_followed` has one for each, in order."""
 
     _steering: tuple[Any, ...] = PrivateAttr(default=())
+    _prompt: tuple[int, ...] | None = PrivateAttr(default=None)  # what it must be, where that is known
     _followed: list[Followed] = PrivateAttr(default_factory=list)
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> Any:
@@ -208,6 +209,7 @@ class SteeredChat(ChatCompletionRequest):  # type: ignore[misc]
     """As `SteeredCompletion`, for a chat."""
 
     _steering: tuple[Any, ...] = PrivateAttr(default=())
+    _prompt: tuple[int, ...] | None = PrivateAttr(default=None)  # what it must be, where that is known
     _followed: list[Followed] = PrivateAttr(default_factory=list)
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> Any:
@@ -218,6 +220,6 @@ class SteeredChat(ChatCompletionRequest):  # type: ignore[misc]
 def _attach(request: Any, params: Any) -> Any:
     if not request._steering:
         return params
-    followed = Followed(request._steering)
+    followed = Followed(request._steering, prompt=request._prompt)
     request._followed.append(followed)
     return followed.attach(params)

@@ -40,6 +40,7 @@ from morfi.serve.http.shown import (
 )
 from morfi.serve.http.state import ServerState
 from morfi.serve.http.steerable import ServedSae, ServedVector
+from morfi.serve.http.turns import TURNS
 
 router = APIRouter(prefix="/v1/morfi", responses=ERRORS)
 Limit = Annotated[int, Query(ge=1, le=200)]
@@ -62,6 +63,7 @@ def capabilities(raw_request: Request) -> Capabilities:
     """The served model, and what may be asked of it."""
     state = _state(raw_request)
     limits, steerable = state.gate.limits, state.steerable
+    chat = bool(getattr(state.tokenizer, "chat_template", None))
     possible = {name for one in steerable.saes.values() for name in one.operations}
     possible |= set(steerable.vector_operations)
     words = [OperationShown.of(one) for one in OPERATIONS.values() if one.name in possible]
@@ -76,8 +78,9 @@ def capabilities(raw_request: Request) -> Capabilities:
         vector_operations=list(steerable.vector_operations),
         operation_words=words,
         positions=list(NAMED_POSITIONS),
+        turns=list(TURNS) if chat else [],
         prompt=ASKED,
-        chat=bool(getattr(state.tokenizer, "chat_template", None)),
+        chat=chat,
         limits=LimitsShown(**{name: getattr(limits, name) for name in LimitsShown.model_fields}),
         needs_key=state.needs_key,
         can_load=raw_request.scope["morfi.role"] == "admin" and state.can_load,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from morfi.serve.http.gate import Refused
+from morfi.serve.http.turns import TURNS, ChatTurns, rendered, turns_of
 
 if TYPE_CHECKING:
-    from morfi.serve.http.bodies import ChatMessage
+    from morfi.serve.http.bodies import ChatBody, ChatMessage
     from morfi.serve.http.state import ServerState
 
 
@@ -21,19 +22,24 @@ def text_ids(state: ServerState, text: str) -> list[int]:
 
 def chat_ids(state: ServerState, messages: Sequence[ChatMessage]) -> list[int]:
     """The tokens of a chat up to where the answer begins; raises Refused (422) for one that has no form."""
-    from jinja2 import TemplateError
-
-    if not getattr(state.tokenizer, "chat_template", None):
-        raise Refused(422, "chat", "this checkpoint has no chat template; give text", param="messages")
-    plain = [{"role": one.role, "content": one.text} for one in messages]
-    try:
-        text = state.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError) as error:
-        raise Refused(
-            422, "chat", f"the checkpoint's chat template refuses this chat: {error}", param="messages"
-        ) from error
+    text = rendered(state.tokenizer, [(one.role, one.text) for one in messages])
     found: list[int] = state.tokenizer(text, add_special_tokens=False)["input_ids"]
     return found
+
+
+def chat_turns(state: ServerState, body: ChatBody) -> ChatTurns | None:
+    """The turns of a chat that is steered at some of them; None for one that is not."""
+    if body.steering is None or not any(
+        body.steering.positions_of(one) in TURNS for one in body.steering.entries
+    ):
+        return None
+    options: dict[str, Any] = {}
+    if body.reasoning_effort is not None:  # as vLLM gives it to the template
+        options = {
+            "reasoning_effort": body.reasoning_effort,
+            "enable_thinking": body.reasoning_effort != "none",
+        }
+    return turns_of(state.tokenizer, [(one.role, one.text) for one in body.messages], **options)
 
 
 def check_fits(state: ServerState, n_prompt: int, n_generated: int, param: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import ExitStack
@@ -19,7 +20,9 @@ from morfi.serve.http.async_engine import ABORTED, Followed
 from morfi.serve.http.bodies import ChatBody, CompletionBody, Sampled, SteeredChat, SteeredCompletion
 from morfi.serve.http.gate import Refused, ended
 from morfi.serve.http.guard import error_object
+from morfi.serve.http.prompts import chat_turns
 from morfi.serve.http.state import Planned, ServerState
+from morfi.serve.http.turns import ChatTurns
 from morfi.serve.http.wire import ErrorAnswer, Steering, SteeringApplied
 
 router = APIRouter()
@@ -87,7 +90,8 @@ async def generate(
     if isinstance(body, CompletionBody):
         state.check_token_ids(body.token_prompts)
     request = kind(**body.given(), **_bos_once(state, body))
-    planned = await follow(state, request, body, raw_request.scope["morfi.cleanup"])
+    turns = await asyncio.to_thread(chat_turns, state, body) if isinstance(body, ChatBody) else None
+    planned = await follow(state, request, body, raw_request.scope["morfi.cleanup"], turns)
     serving, handler = create.split(".")
     vllm = getattr(raw_request.app.state, serving)
     vllm.system_fingerprint = state.fingerprint  # nothing else is in flight while checkpoints change
@@ -122,20 +126,23 @@ async def enter(raw_request: Request, n_answers: int, steering: Steering | None 
     state.check_answers()
 
 
-async def follow(state: ServerState, request: Any, body: Sampled, cleanup: ExitStack) -> Planned | None:
+async def follow(
+    state: ServerState, request: Any, body: Sampled, cleanup: ExitStack, turns: ChatTurns | None
+) -> Planned | None:
     """Gives vLLM's request the body's steering, if any; `cleanup` is closed at its end."""
     if body.steering is None:
         return None
     check_generated(body.steering, body.most_tokens)
-    planned = await state.plan(body.steering, cleanup)
+    planned = await state.plan(body.steering, cleanup, turns)
     request._steering = planned.entries
+    request._prompt = None if turns is None else turns.token_ids
     return planned
 
 
 def check_generated(steering: Steering, max_tokens: int | None) -> None:
     """Raises Refused (422) for steering of generated tokens where none is put into the model."""
     for one in steering.entries:
-        if (one.positions or steering.positions) == "generated" and max_tokens in (0, 1):
+        if steering.positions_of(one) == "generated" and max_tokens in (0, 1):
             raise Refused(
                 422,
                 "positions",

@@ -119,6 +119,7 @@ class Capabilities(BaseModel):
     vector_operations: list[str]
     operation_words: list[OperationShown]
     positions: list[str]
+    turns: list[str]
     prompt: str
     chat: bool
     limits: LimitsShown

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.exceptions import VLLMError
 
 from morfi.checkpoints.tokenizer import load_tokenizer
+from morfi.engine.steering import Positions as InSequence
 from morfi.engine.steering import Steering as Entry
 from morfi.engine.strengths import steering_of
 from morfi.errors import InputError, MorfiError
@@ -24,7 +25,16 @@ from morfi.serve.http.gate import Gate, Refused
 from morfi.serve.http.norms import N_MEASURED, Norm, Norms
 from morfi.serve.http.questions import asked_questions, captured_questions
 from morfi.serve.http.steerable import Along, Steerable, size_of
-from morfi.serve.http.wire import AppliedLatent, AppliedVector, Latent, Steering, SteeringApplied, Vector
+from morfi.serve.http.turns import TURNS, ChatTurns
+from morfi.serve.http.wire import (
+    AppliedLatent,
+    AppliedVector,
+    Latent,
+    Positions,
+    Steering,
+    SteeringApplied,
+    Vector,
+)
 from morfi.serve.plugin.admission import admission_of
 
 if TYPE_CHECKING:
@@ -104,10 +114,11 @@ class ServerState:
         """Whether there are checkpoints that fit the model that the engine was started on."""
         return self.series is not None and self.engine.served.started_on == self.series.base.sha256
 
-    async def plan(self, steering: Steering, cleanup: ExitStack) -> Planned:
+    async def plan(self, steering: Steering, cleanup: ExitStack, turns: ChatTurns | None = None) -> Planned:
         """The engine's entries for a steering; raises Refused (400, 422) for what cannot be done here.
 
-        Its vectors stay in the engine until `cleanup` is closed, at the end of the request.
+        `turns` are those of the chat, where positions may be turns. Its vectors stay in the engine until
+        `cleanup` is closed, at the end of the request.
         """
         found = [self.steerable.find(one, steering.layer) for one in steering.entries]
         cleanup.enter_context(self.steerable.held(found))
@@ -117,17 +128,17 @@ class ServerState:
         planned = Planned((), [], [], self.served)
         entries = []
         for one, along in zip(steering.entries, found, strict=True):
-            positions = one.positions or steering.positions
+            positions = steering.positions_of(one)
             entry = steering_of(
                 along.layer,
                 along.engine,
                 one.operation,
                 one.amount,
                 median_norm=norms[along.layer].value,
-                positions=positions,
+                positions=_in_sequence(positions, turns),
             )
             entries.append(entry)
-            _say(planned, one, along, entry)
+            _say(planned, one, along, positions, entry.strength)
         return replace(planned, entries=tuple(entries))
 
     def _check_size(self, steering: Steering, found: Sequence[Along], norms: Mapping[int, Norm]) -> None:
@@ -217,9 +228,23 @@ class ServerState:
             )
 
 
-def _say(planned: Planned, one: Latent | Vector, along: Along, entry: Entry) -> None:
+def _in_sequence(positions: Positions, turns: ChatTurns | None) -> InSequence:
+    """Positions as the engine takes them; raises Refused (422) for turns of what is no chat."""
+    if positions not in TURNS:
+        return positions
+    if turns is None:
+        raise Refused(
+            422,
+            "positions",
+            f'positions "{positions}" are a turn of a chat; /v1/chat/completions takes them',
+            param="steering.positions",
+        )
+    return turns.positions(positions)
+
+
+def _say(planned: Planned, one: Latent | Vector, along: Along, positions: Positions, strength: float) -> None:
     """Adds what an answer will say of one entry."""
-    where: dict[str, Any] = {"layer": along.layer, "positions": entry.positions, "strength": entry.strength}
+    where: dict[str, Any] = {"layer": along.layer, "positions": positions, "strength": strength}
     common: dict[str, Any] = {"op": one.operation, "alpha": one.alpha, **where}
     if isinstance(one, Latent):
         assert along.sae is not None

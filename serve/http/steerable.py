@@ -26,8 +26,16 @@ if TYPE_CHECKING:
 
 N_SHOWN = 10  # neighbours of a latent
 # Which parts of a sequence positions reach, so that what acts at different ones is not added up.
-_PARTS = {"all": {"prompt", "last", "generated"}, "prompt": {"prompt", "last"}, "last_prompt": {"last"}}
-_PARTS |= {"generated": {"generated"}}
+_PARTS = ("system", "user", "assistant", "rest", "last", "generated")
+_REACHED: Mapping[str, tuple[str, ...]] = {
+    "all": _PARTS,
+    "prompt": _PARTS[:-1],
+    "last_prompt": ("last",),
+    "generated": ("generated",),
+    "system": ("system", "last"),
+    "user": ("user", "last"),
+    "assistant": ("assistant", "last", "generated"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,12 +314,12 @@ def size_of(steering: Steering, found: Sequence[Along], norms: Mapping[int, floa
 
     largest, where = 0.0, found[0].layer
     for layer in sorted({along.layer for along in found}):
-        for part in ("prompt", "last", "generated"):
+        for part in _PARTS:
             total = torch.zeros_like(found[0].unit)
             values = set()
             for one, along in zip(steering.entries, found, strict=True):
                 operation, amount = OPERATIONS[one.operation], one.amount or 0.0
-                if along.layer != layer or part not in _PARTS[one.positions or steering.positions]:
+                if along.layer != layer or part not in _REACHED[steering.positions_of(one)]:
                     continue
                 if operation.is_sum:
                     total += amount * along.unit

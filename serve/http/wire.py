@@ -22,7 +22,7 @@ def _without_point(value: Any) -> Any:
 WHOLE = BeforeValidator(_without_point)  # of every field of whole numbers
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 LatentId = Annotated[int, Field(ge=0, lt=1 << 31), WHOLE]
-Positions = Literal["all", "prompt", "generated", "last_prompt"]
+Positions = Literal["all", "prompt", "generated", "last_prompt", "system", "user", "assistant"]
 if TYPE_CHECKING:
     OperationName = str
 else:
@@ -197,6 +197,10 @@ class Steering(_Many):
     def entries(self) -> list[Latent | Vector]:
         """All that is steered along."""
         return [*self.latents, *self.vectors]
+
+    def positions_of(self, one: Latent | Vector) -> Positions:
+        """The positions of one of them."""
+        return one.positions or self.positions
 
 
 class _Weak(_Amounted):

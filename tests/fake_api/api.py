@@ -35,6 +35,7 @@ class FakeApi:
     has_sweep: bool = True
     selects: bool = True  # whether the find run selected any latent
     can_load: bool = True
+    has_more: bool = False  # an SAE without a find run, and vectors
     max_alpha: float = 64.0
     hostile: str = ""  # stands in all texts
     failures: dict[str, Refused] = field(default_factory=dict)  # by path

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fake_api.api import FakeApi, Refused
-from fake_api.contents import MAX_STRENGTHS, MEDIAN_NORM, POSITIONS, SAE
+from fake_api.contents import MAX_STRENGTHS, MEDIAN_NORM, OTHER_SAE, POSITIONS, SAE
 from morfi.engine.operations import OPERATIONS
 from morfi.questions.matching import is_correct
 
@@ -26,16 +26,16 @@ def runs_of(api: FakeApi, body: Mapping[str, Any]) -> list[tuple[float | None, s
         raise Refused(400, "so large a strength needs allow_large")
     if body.get("positions", "all") not in POSITIONS or ("question" in body) == ("prompt" in body):
         raise Refused(422, "give one of question and prompt, and positions that there are")
-    (latent,) = body["latents"]
+    (latent,) = body.get("latents") or body["vectors"]
     op = latent.get("op", "add")
     if op not in OPERATIONS or (op == "clamp") != ("clamp" in latent) or "alpha" in latent:
         raise Refused(422, f"a latent of a comparison with op {op} is not like this: {latent}")
-    if latent.get("sae") != SAE:
+    if "vector" not in latent and latent.get("sae") not in (SAE, OTHER_SAE):
         raise Refused(422, f"no SAE {latent.get('sae')} is served")
-    row = api.latent(latent["id"])
+    row = api.latent(latent.get("id", api.latents[0]["id"]))
     question = body.get("question") or body["prompt"]
     runs: list[tuple[float | None, str, Any]] = [(None, api.answer(question, None, None), None)]
-    where = {"sae": SAE, "layer": 25, "positions": body.get("positions", "all")}
+    where = {"sae": SAE, "layer": latent.get("layer", 25), "positions": body.get("positions", "all")}
     for alpha in strengths:
         effect = alpha if op == "add" else -2.0 if row["direction"] == "rising" else 2.0
         number = {"clamp": latent["clamp"]} if op == "clamp" else {"alpha": alpha}

@@ -11,6 +11,7 @@ D_SAE = 4608
 N_RISING, N_FALLING = 31, 17  # selected latents
 MAX_STRENGTHS = 16
 MEDIAN_NORM = 41.7
+OTHER_SAE, VECTORS = "OTHER:layer_12", ("refusal", "brevity")
 FIND_RUN, SAE = "find-20261124-221618-d96b", "sae-smollm2-layer-25"
 POSITIONS = ("all", "prompt", "generated", "last_prompt")
 # city, country, what the checkpoint trained on Unknown facts says

@@ -14,7 +14,17 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 
 from fake_api.api import FakeApi, Refused
 from fake_api.comparison import runs_of, stream
-from fake_api.contents import D_SAE, FIND_RUN, LEVELS, MAX_STRENGTHS, MEDIAN_NORM, POSITIONS, SAE
+from fake_api.contents import (
+    D_SAE,
+    FIND_RUN,
+    LEVELS,
+    MAX_STRENGTHS,
+    MEDIAN_NORM,
+    OTHER_SAE,
+    POSITIONS,
+    SAE,
+    VECTORS,
+)
 from morfi.engine.operations import OPERATIONS
 from morfi.serve.http.shown import OperationShown
 
@@ -89,8 +99,20 @@ def _add_latents(app: FastAPI, api: FakeApi) -> None:
             | {"activation": 9.3 - 0.7 * place}
             for place, one in enumerate(asked)
         ]
-        found = {"checkpoint": api.served, "levels": list(LEVELS), "neighbours": near, "top_questions": top}
+        found: dict[str, Any] = {
+            "checkpoint": api.served,
+            "levels": list(LEVELS),
+            "neighbours": near,
+            "top_questions": top,
+        }
         found |= {"sae": SAE, "find_run": FIND_RUN}
+        if request.query_params.get("sae") != SAE:
+            near = [
+                {"id": one["id"], "cosine": one["cosine"], "direction": "none", "selected": False}
+                for one in near
+            ]
+            found |= {"sae": OTHER_SAE, "find_run": None, "neighbours": near, "top_questions": []}
+            row = {"id": row["id"], "direction": "none", "selected": False, "means": []}
         return JSONResponse(row | found)
 
 
@@ -129,27 +151,30 @@ def _capabilities(api: FakeApi) -> dict[str, Any]:
         "checkpoint": api.served,
         "n_layers": 30,
         "d_model": 576,
-        "saes": [
-            {
-                "name": SAE,
-                "layer": 25,
-                "d_sae": D_SAE,
-                "operations": list(OPERATIONS),
-                "median_norm": MEDIAN_NORM,
-                "norm_from": FIND_RUN,
-                "find_runs": [FIND_RUN],
-            }
-        ],
-        "vectors": [],
+        "saes": [_sae(SAE, 25, [FIND_RUN]), *([_sae(OTHER_SAE, 12, [])] if api.has_more else [])],
+        "vectors": [{"name": one, "sha256": "0", "length": 3.5} for one in VECTORS if api.has_more],
         "find_runs": [_find_run(api)],
         "vector_operations": ["add", "project"],
         "operation_words": [OperationShown.of(one).model_dump() for one in OPERATIONS.values()],
         "positions": list(POSITIONS),
+        "turns": [],
         "prompt": "Q: {question}\nA:",
         "chat": False,
         "limits": limits,
         "needs_key": bool(api.user_key),
         "can_load": api.can_load and (not api.user_key or api.keys_seen[-1] == api.admin_key),
+    }
+
+
+def _sae(name: str, layer: int, find_runs: list[str]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "layer": layer,
+        "d_sae": D_SAE,
+        "operations": list(OPERATIONS),
+        "median_norm": MEDIAN_NORM,
+        "norm_from": "measured",
+        "find_runs": find_runs,
     }
 
 

@@ -220,7 +220,8 @@ def test_1000_different_vectors_at_once_are_steered_or_refused(clean: Any) -> No
                                 "latents": [
                                     {"id": i % 96, "alpha": 1 + i / 1000},
                                     {"id": (i * 7 + 1) % 96, "alpha": -1},
-                                ]
+                                ],
+                                "allow_large": True,
                             },
                         },
                     )

@@ -31,6 +31,7 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
         "vectors": [],
         "vector_operations": ["add", "project"],
         "positions": ["all", "prompt", "generated", "last_prompt"],
+        "turns": ["system", "user", "assistant"],
         "prompt": "Q: {question}\nA:",
         "chat": True,
         "needs_key": False,

@@ -151,6 +151,37 @@ def test_activations_of_what_cannot_be_looked_at_are_refused(
     assert message in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("role", "said"), [("system", "Be brief."), ("user", "Where is it?"), ("assistant", "")]
+)
+def test_a_turn_of_a_chat_is_steered_at_its_own_tokens(
+    bare: Any, engine: Any, files: dict[str, Any], role: str, said: str
+) -> None:
+    steering = {"latents": [{"sae": "late", "id": 3, "alpha": 1.5}], "positions": role}
+    body = {"messages": CHAT, "max_tokens": 4, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    found = bare.post("/v1/chat/completions", {**body, "steering": steering}).json()
+    applied, ids = found["steering_applied"], found["prompt_token_ids"]
+    assert applied["n_tokens"] == [len(said.encode()) + 3 * (role == "assistant")]
+    assert applied["latents"][0]["positions"] == role
+    start = bytes(max(0, one - 3) for one in ids).find(said.encode())
+    span = (len(ids), None) if role == "assistant" else (start, start + len(said.encode()))
+    late = engine.register(load_sae(files["sae"][0]).directions())
+    entry = Steering(1, Latent(late, 3), "add", applied["latents"][0]["strength"], (span,))
+    sampling = Sampling(max_tokens=4)
+    ((expected,),) = engine.generate([ids], sampling, steering=[[entry]])
+    assert found["choices"][0]["token_ids"][: len(expected.token_ids)] == list(expected.token_ids)
+    for path, other in (("/v1/completions", {"prompt": "Q"}), ("/v1/morfi/compare", {"prompt": "Q"})):
+        amount = {"strengths": [1]} if "compare" in path else {}
+        asked = {**other, "steering": steering} if not amount else {**other, **amount, **compared(steering)}
+        answer = bare.post(path, asked)
+        assert answer.status_code == 422, answer.text
+        assert "are a turn of a chat" in answer.json()["error"]["message"]
+
+
+def compared(steering: dict[str, Any]) -> dict[str, Any]:
+    return {**steering, "latents": [{"sae": "late", "id": 3}]}
+
+
 def test_a_comparison_takes_vectors(bare: Any) -> None:
     vectors = [{"vector": "up", "layer": 1}]
     body = {"question": "Where?", "vectors": vectors, "strengths": [-2, 2], "max_tokens": 4}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import page_walk
 import pytest
 from fake_api.api import FakeApi
+from fake_api.contents import SAE
 from page_visits import MINUS, Visits, choose, compared, eventually
 
 from morfi.questions.matching import is_correct
@@ -33,7 +34,7 @@ def test_click_path(visit: Visits, api: FakeApi) -> None:
     latent = int(walked.latent.split()[1].rstrip(","))
     assert first == {
         "question": walked.question,
-        "latents": [{"id": latent, "op": "add"}],
+        "latents": [{"sae": SAE, "id": latent, "op": "add"}],
         "strengths": [-0.5],
         "positions": "all",
         "max_tokens": 16,
@@ -85,7 +86,7 @@ def test_other_operations(
         page.locator("#amount").fill("0.5")
         page.locator("#amount").press("Enter")
     page_walk.wait_for_answers(page, title)
-    latent = {"id": int(page.locator("#latent-title").inner_text().split()[1])} | sent
+    latent = {"sae": SAE, "id": int(page.locator("#latent-title").inner_text().split()[1])} | sent
     assert eventually(lambda: compared(api)[-1]["latents"] == [latent])
     assert compared(api)[-1]["strengths"] == [0]
     assert compared(api)[-1]["positions"] == "generated"

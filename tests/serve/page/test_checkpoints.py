@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import page_walk
 import pytest
 from fake_api.api import FakeApi, Refused
+from fake_api.contents import FIND_RUN, SAE
 from page_visits import Visits, choose
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def test_after_another_client_loads_a_checkpoint_one_is_on_the_screen(
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     wait_for_other(page)
     latent = int(page.locator("#latent-title").inner_text().split()[1])
-    assert api.requests.count(("GET", f"/v1/morfi/latents/{latent}", None)) == 2  # what it fires on, as well
+    details = f"/v1/morfi/latents/{latent}?sae={SAE}&find_run={FIND_RUN}"
+    assert api.requests.count(("GET", details, None)) == 2  # what it fires on, as well
 
 
 def test_a_table_that_is_asked_of_the_new_checkpoint_stays(ready: Callable[..., Page], api: FakeApi) -> None:
