@@ -12,6 +12,7 @@ from morfi.verification.arithmetic import KNOWN
 from morfi.verification.differences import Differences
 from morfi.verification.lines import Line, attempt, unchecked
 from morfi.verification.subject import SEEN, Prompt, Subject
+from morfi.verification.tolerance import distances, root_mean_square
 
 _CACHE = "prefix cache and steering"
 _BATCH = "mixed batch"
@@ -46,14 +47,14 @@ def _cached(subject: Subject) -> Line:
     first = subject.ask([prompt], [[steering]])[0]
     plain.append(subject.ask([prompt])[0])
     steered = [first, subject.ask([prompt], [[steering]])[0]]
-    found = Differences(subject.tolerance)
+    found = Differences()
     for wanted, answers, what in (
         ((), plain, "the plain answer"),
         ((steering,), steered, "the steered answer"),
     ):
         for number, answer in enumerate(answers):
-            streams = subject.follow(prompt, answer, wanted)
-            found.take_tokens(answer, streams.logits, len(prompt), f"{what}, time {number + 1}")
+            expected = subject.follow(prompt, answer, wanted)
+            found.take_tokens(answer, expected, len(prompt), f"{what}, time {number + 1}")
     made = found.line(_CACHE)
     figures = {**made.figures, "cached": n_cached, "steered_cached": steered[1].n_cached_tokens}
     says = f"{n_cached} tokens cached, steered {steered[1].n_cached_tokens}; {made.says}"
@@ -65,9 +66,9 @@ def _visible(subject: Subject, prompt: Prompt, plain: Completion, n_cached: int)
     operation = next(one for one in OPERATIONS.values() if one.is_sum)
     for amount in _AMOUNTS:
         one = subject.steering(operation, 0, amount=amount, positions=((0, n_cached),))
-        found = Differences(subject.tolerance)
-        found.take_tokens(plain, subject.follow(prompt, plain, [one]).logits, len(prompt), "")
-        if found.gap > SEEN * subject.tolerance.gap:
+        found = Differences()
+        found.take_tokens(plain, subject.follow(prompt, plain, [one]), len(prompt), "")
+        if found.tokens.value > SEEN * found.tokens.allowed:
             return one
     return None
 
@@ -78,15 +79,15 @@ def _mixed(subject: Subject) -> Line:
     capture = [Capture((subject.n_layers - 1,), "prompt")] * len(prompts)
     subject.engine.reset_prefix_cache()
     batch = subject.ask(prompts, steering, capture)
-    found, n_other = Differences(subject.tolerance), 0
+    found, n_other = Differences(), 0
     for number, (prompt, wanted, answer) in enumerate(zip(prompts, steering, batch, strict=True)):
         (alone,) = subject.ask([prompt], [wanted], capture[:1])
-        expected = {alone.captured[0].layer: alone.captured[0].values}
-        found.take_captured(answer.captured[0], expected, f"of request {number} ")
-        if answer.token_ids != alone.token_ids:
-            n_other += 1
-            streams = subject.follow(prompt, answer, wanted)
-            found.take_tokens(answer, streams.logits, len(prompt), f"request {number}")
+        expected = subject.follow(prompt, answer, wanted)
+        (own,), (other,) = answer.captured, alone.captured
+        off = float(root_mean_square(distances(own.values, other.values)))
+        found.take_stream(off, expected.allowed[own.layer], f"of request {number}", len(own.values))
+        found.take_tokens(answer, expected, len(prompt), f"request {number}")
+        n_other += answer.token_ids != alone.token_ids
     made = found.line(_BATCH)
     says = f"{len(prompts)} requests, {n_other} with other tokens than alone; {made.says}"
     return Line(_BATCH, made.outcome, says, {**made.figures, "requests": len(prompts), "other": n_other})

@@ -97,5 +97,6 @@ def _distinct(subject: Subject) -> list[Prompt]:
     """Prompts that differ from their first token on."""
     n = len(subject.prompts)
     return [
-        (number % subject.reference.n_vocab, *subject.prompts[number % n]) for number in range(N_REQUESTS)
+        (number % subject.standard.exact.n_vocab, *subject.prompts[number % n])
+        for number in range(N_REQUESTS)
     ]

@@ -18,8 +18,8 @@ from morfi.engine.steering import Capture, Positions, Steering
 from morfi.errors import InputError
 from morfi.questions import load_questions, select
 from morfi.questions.prompts import zero_shot
-from morfi.verification.reference import Reference, Streams, load_reference
-from morfi.verification.tolerance import Tolerance, tolerance_of
+from morfi.verification.reference import Streams
+from morfi.verification.tolerance import Expected, Standard, load_standard
 
 if TYPE_CHECKING:
     import torch
@@ -27,29 +27,28 @@ if TYPE_CHECKING:
 N_PROMPTS = 8
 N_TOKENS = 8  # of an answer
 LONGEST = 160  # tokens of a prompt whose beginning is cached
-SEEN = 10.0  # times the tolerance that a change must make for a check to see whether it is there
+SEEN = 4.0  # times the tolerance that a change must make for a check to see whether it is there
 
 Prompt = tuple[int, ...]
 
 
 @dataclass(eq=False, slots=True)
 class Subject:
-    """What is verified: `engine` serves `checkpoint`, `reference` is the same model in transformers."""
+    """What is verified: `engine` serves `checkpoint`, `standard` is the same model in transformers."""
 
     engine: Engine
     checkpoint: Checkpoint
-    reference: Reference
+    standard: Standard
     prompts: tuple[Prompt, ...]
-    tolerance: Tolerance
-    streams: tuple[Streams, ...]  # the reference's of the prompts, nothing steered
-    device: str = "cpu"  # the reference's
+    streams: tuple[Streams, ...]  # the standard's of the prompts, nothing steered
+    device: str = "cpu"  # the standard's
     directions: dict[str, Direction] = field(default_factory=dict)
     _names: dict[tuple[int, int, bool], str] = field(default_factory=dict)
 
     @property
     def n_layers(self) -> int:
         """The layers of the model."""
-        return len(self.reference.layers)
+        return len(self.standard.exact.layers)
 
     @property
     def some_layers(self) -> tuple[int, ...]:
@@ -80,10 +79,10 @@ class Subject:
         )
         return [one for (one,) in found]
 
-    def follow(self, prompt: Prompt, answer: Completion, steering: Sequence[Steering] = ()) -> Streams:
-        """The streams of the reference over the tokens of prompt and answer, the last one left out."""
+    def follow(self, prompt: Prompt, answer: Completion, steering: Sequence[Steering] = ()) -> Expected:
+        """The expected streams over the tokens of prompt and answer, the last one left out."""
         tokens = (*prompt, *answer.token_ids[:-1])
-        return self.reference.run(tokens, len(prompt), steering, self.directions)
+        return self.standard.run(tokens, len(prompt), steering, self.directions)
 
     def norm(self, layer: int) -> float:
         """The median length of the residual stream after `layer`, over the prompts."""
@@ -163,19 +162,18 @@ class Subject:
 def open_subject(engine: Engine, checkpoint: Checkpoint) -> Subject:
     """What is verified, of an open engine that was started on `checkpoint` and serves it.
 
-    The reference is loaded on the GPU where the engine has left enough of its memory, else on the CPU.
+    The standard is loaded on the GPU where the engine has left enough of its memory, else on the CPU.
     """
     device = _device(checkpoint)
-    reference = load_reference(checkpoint.model_dir, checkpoint.dtype, device)
+    standard = load_standard(checkpoint.model_dir, checkpoint.dtype, device)
     longest = max(2, (int(engine.settings["max_model_len"]) - N_TOKENS) // 2)
-    prompts = tuple(prompt[:longest] for prompt in prompts_for(checkpoint, reference.n_vocab))
-    tolerance = tolerance_of(reference, checkpoint.model_dir, checkpoint.dtype, prompts, device)
-    streams = tuple(reference.run(prompt) for prompt in prompts)
-    return Subject(engine, checkpoint, reference, prompts, tolerance, streams, device)
+    prompts = tuple(prompt[:longest] for prompt in prompts_for(checkpoint, standard.exact.n_vocab))
+    streams = tuple(standard.exact.run(prompt) for prompt in prompts)
+    return Subject(engine, checkpoint, standard, prompts, streams, device)
 
 
 def _device(checkpoint: Checkpoint) -> str:
-    """The device for the reference, which in float32 is up to twice as large as the model's files."""
+    """The device for the standard, which is up to three times as large as the model's files."""
     import torch
 
     if not is_gpu():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from morfi.checkpoints import resolve_live
 from morfi.engine.steering import Capture
 from morfi.verification.differences import Differences
 from morfi.verification.lines import Line, Outcome, attempt, unchecked
-from morfi.verification.reference import Reference, load_reference, reference_of
+from morfi.verification.reference import load_reference, reference_of
 from morfi.verification.subject import SEEN, Subject
-from morfi.verification.tolerance import distances
+from morfi.verification.tolerance import Standard, distances, root_mean_square
 
 if TYPE_CHECKING:
     import torch
@@ -48,28 +49,28 @@ def _swapped(subject: Subject) -> Line:
 
 def _back(subject: Subject) -> Line:
     subject.engine.load_checkpoint(subject.checkpoint)
-    return _compared(subject, _NAMES[1], subject.reference)
+    return _compared(subject, _NAMES[1], subject.standard)
 
 
-def _compared(subject: Subject, name: str, reference: Reference) -> Line:
-    """What the engine serves now, against `reference`."""
+def _compared(subject: Subject, name: str, standard: Standard) -> Line:
+    """What the engine serves now, against `standard`."""
     last = subject.n_layers - 1
     capture = [Capture((last,), "all")] * len(subject.prompts)
-    found, moved = Differences(subject.tolerance), 0.0
+    found, moved = Differences(), 0.0
     answers = subject.ask(subject.prompts, capture=capture)
     for number, (prompt, answer) in enumerate(zip(subject.prompts, answers, strict=True)):
-        streams = reference.run((*prompt, *answer.token_ids[:-1]))
-        found.take_captured(answer.captured[0], streams.after)
-        found.take_tokens(answer, streams.logits, len(prompt), f"answer {number}")
-        rows = streams.after[last][: len(prompt)]
-        moved = max(moved, float(distances(rows, subject.streams[number].after[last]).max()))
-    if reference is not subject.reference and moved < SEEN * subject.tolerance.streams[last]:
+        expected = standard.run((*prompt, *answer.token_ids[:-1]))
+        found.take_captured(answer.captured[0], expected)
+        found.take_tokens(answer, expected, len(prompt), f"answer {number}")
+        rows, before = expected.streams.after[last][: len(prompt)], subject.streams[number].after[last]
+        moved = max(moved, float(root_mean_square(distances(rows, before))) / expected.allowed[last])
+    if standard is not subject.standard and moved < SEEN:
         return unchecked(name, "the adapter changes the streams by less than rounding does")
     return found.line(name)
 
 
-def _write_adapter(model_dir: Path, dtype: str, folder: Path, device: str) -> Reference:
-    """Writes a random LoRA adapter of every linear layer; the reference is the model merged with it.
+def _write_adapter(model_dir: Path, dtype: str, folder: Path, device: str) -> Standard:
+    """Writes a random LoRA adapter of every linear layer; returns the model merged with it.
 
     Merged in float32 and rounded once. Raises ValueError for a model of which PEFT can make none.
     """
@@ -86,7 +87,11 @@ def _write_adapter(model_dir: Path, dtype: str, folder: Path, device: str) -> Re
             if hasattr(module, "lora_B") and hasattr(module, "base_layer"):
                 _fill(module, draw)
         tuned.save_pretrained(folder)
-        return reference_of(tuned.merge_and_unload().to(getattr(torch, dtype)).eval().to(device))
+        merged = tuned.merge_and_unload().eval().to(device)
+    if dtype == "float32":
+        return Standard(reference_of(merged), None, dtype)
+    rounded = copy.deepcopy(merged).to(getattr(torch, dtype))
+    return Standard(reference_of(merged), reference_of(rounded), dtype)
 
 
 def _fill(module: Any, draw: torch.Generator) -> None:

@@ -91,13 +91,13 @@ def verify(
 
 def _verified(subject: Subject, config: VerifyConfig) -> Verified:
     return Verified(
-        architecture=type(subject.reference.model).__name__,
+        architecture=type(subject.standard.exact.model).__name__,
         dtype=subject.checkpoint.dtype,
         device=subject.engine.device,
         n_layers=subject.n_layers,
         d_model=int(subject.streams[0].after[0].shape[1]),
         engine=config.engine,
-        tolerance=subject.tolerance.says,
+        tolerance=subject.standard.says,
     )
 
 
