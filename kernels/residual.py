@@ -13,12 +13,13 @@ import torch
 import triton
 import triton.language as tl
 
-from morfi.engine.operations import ABLATE, ADD, CLAMP, OPERATIONS, PROJECT
+from morfi.engine.operations import ABLATE, ADD, CLAMP, CLAMP_FIRING, OPERATIONS, PROJECT
 
 # The square of the largest norm of a steered residual stream: the norms of a model sum squares in float32.
 MOST_SQUARE = 1e36
 UNFIT = 1 << 8  # in `changed`: the stream would not have fitted, and is NaN instead
-_ADD, _CLAMP, _PROJECT = (tl.constexpr(one.code) for one in (ADD, CLAMP, PROJECT))
+_ADD, _ABLATE, _PROJECT = (tl.constexpr(one.code) for one in (ADD, ABLATE, PROJECT))
+_CLAMP_FIRING = tl.constexpr(CLAMP_FIRING.code)
 _MOST_SQUARE, _UNFIT = tl.constexpr(MOST_SQUARE), tl.constexpr(UNFIT)
 
 
@@ -105,7 +106,8 @@ def _factor(x, d, operation, strength, numbers, encoder, columns, inside, D: tl.
         unit = tl.maximum(tl.where(tl.load(numbers + _IS_RESCALED) != 0.0, scale, 1.0), 1e-20)
         p = tl.sum(x * w) / unit + tl.load(numbers + _BIAS)
         f = tl.where(p > tl.load(numbers + _THRESHOLD), p, 0.0)
-        target = tl.where(operation == _CLAMP, strength, 0.0)
+        target = tl.where(operation == _ABLATE, 0.0, strength)
+        target = tl.where((operation == _CLAMP_FIRING) & (f == 0.0), f, target)
         factor = (target - f) * unit
     return factor
 
@@ -245,6 +247,7 @@ def factors(
         ADD: strengths * numbers.along,
         ABLATE: -f * unit,
         CLAMP: (strengths - f) * unit,
+        CLAMP_FIRING: torch.where(f > 0, (strengths - f) * unit, 0.0),
         PROJECT: -(x * d).sum(1) * numbers.inverse_square,
     }
     stacked = torch.stack([choices[one] for one in OPERATIONS.values()])
@@ -282,6 +285,7 @@ def residual_reference(
                 ADD: strength * numbers.along,
                 ABLATE: -f * unit,
                 CLAMP: (strength - f) * unit,
+                CLAMP_FIRING: (strength - f) * unit if f > 0 else torch.zeros(()),
                 PROJECT: -(x * d).sum() * numbers.inverse_square,
             }[operation]
             change += factor * d

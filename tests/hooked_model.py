@@ -65,12 +65,13 @@ def added(direction: Direction, strength: float) -> torch.Tensor:
     return strength * (d if direction.encoder is None else d / d.norm())
 
 
-def contribution(direction: Direction, target: float, x: torch.Tensor) -> torch.Tensor:
-    """The change to the residual stream x [d_model] that sets a latent to `target`."""
+def contribution(direction: Direction, one: Steering, x: torch.Tensor) -> torch.Tensor:
+    """The change to the residual stream x [d_model] that sets a latent, in any case or where it fires."""
     assert direction.encoder is not None
     unit = x.norm() / D_MODEL**0.5 if direction.norm_rescaled else torch.tensor(1.0)
     p = (x / unit) @ direction.encoder + direction.bias
     f = p if p > direction.threshold else torch.tensor(0.0)
+    target = 0.0 if one.operation == "clamp_firing" and not f else one.strength
     return (target - f) * unit * direction.vector
 
 
@@ -79,8 +80,8 @@ def steered(served: Served, active: Sequence[tuple[int, Steering]], x: torch.Ten
     before, changes = x.clone(), {}
     named = [(number, one, served.directions[str(one.direction)]) for number, one in active]
     for number, one, direction in named:
-        if one.operation in ("ablate", "clamp"):
-            change = contribution(direction, one.strength, before)
+        if one.does.needs_latent:
+            change = contribution(direction, one, before)
             x += change
             changes[number] = bool(change.any())
     removed = [direction.vector for _, one, direction in named if one.operation == "project"]

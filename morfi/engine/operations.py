@@ -37,6 +37,7 @@ class Operation:
     amount: Amount | None = None
     needs_latent: bool = False  # whether f is read: only a latent with its encoder has one
     is_sum: bool = False  # whether strength * d is added: nothing at 0, and several are one along their sum
+    only_firing: bool = False  # whether nothing changes where f is 0
     puts_in: bool = False  # whether strength * d comes into x, whatever x is
 
 
@@ -57,6 +58,7 @@ ABLATE = Operation(
     says="Takes the latent\u2019s own contribution out.",
     done="ablated",
     needs_latent=True,
+    only_firing=True,
 )
 CLAMP = Operation(
     "clamp",
@@ -75,6 +77,22 @@ PROJECT = Operation(
     says="Takes everything along the latent\u2019s decoder row out.",
     done="projected out",
 )
+CLAMP_FIRING = Operation(
+    "clamp_firing",
+    4,
+    formula="the latent is set to `clamp` where it fires (f > 0), and left as it is elsewhere",
+    says="Sets the latent to a value of its own scale where it fires; elsewhere nothing changes.",
+    done="where it fires, clamped to",
+    amount=VALUE,
+    needs_latent=True,
+    only_firing=True,
+    puts_in=True,
+)
 
-OPERATIONS: Mapping[str, Operation] = {one.name: one for one in (ADD, ABLATE, CLAMP, PROJECT)}
+OPERATIONS: Mapping[str, Operation] = {one.name: one for one in (ADD, ABLATE, CLAMP, PROJECT, CLAMP_FIRING)}
 AMOUNTS = tuple(dict.fromkeys(one.amount for one in OPERATIONS.values() if one.amount is not None))
+
+
+def default_of(amount: Amount) -> Operation:
+    """The operation that is meant where only its amount is given: the first in the table."""
+    return next(one for one in OPERATIONS.values() if one.amount == amount)

@@ -53,11 +53,12 @@ class Steering:
     """One change to the residual stream x after `layer`, at `positions`.
 
     `operation` is a name of `morfi.engine.operations`: "add" (x + strength d), "ablate" (x - f(x) d: the
-    latent's own contribution leaves), "clamp" (x + (strength - f(x)) d: the latent is set to `strength`) or
-    "project" (x without its component along d). `direction` names a registered direction d, or a `Latent` of
-    a registered SAE, which alone has an f. Several steerings of one layer and position act together:
-    additions sum up; ablations and clamps all see the x from before them, and one latent has one value;
-    projections leave nothing along any of their directions, and only what is added comes on top.
+    latent's own contribution leaves), "clamp" (x + (strength - f(x)) d: the latent is set to `strength`),
+    "clamp_firing" (the same, only where f(x) > 0) or "project" (x without its component along d).
+    `direction` names a registered direction d, or a `Latent` of a registered SAE, which alone has an f.
+    Several steerings of one layer and position act together: additions sum up; ablations and clamps all see
+    the x from before them, and one latent has one value; projections leave nothing along any of their
+    directions, and only what is added comes on top.
     `positions` is "all", "prompt", "generated", "last_prompt", or a tuple of positions and half-open ranges
     (start, stop), where stop None means to the end; those that a sequence does not have are passed over, and
     its `Applied` counts none there. Raises InputError for what could not mean anything.

@@ -19,8 +19,8 @@ def steering_of(
     """The steering after `layer` along `direction`, which an engine knows by that name.
 
     `amount` is what `morfi.engine.operations` says: alpha for "add", in units of `median_norm` (the median
-    residual norm at the layer), and the latent's own value for "clamp". Raises InputError where an operation
-    lacks it or takes none.
+    residual norm at the layer), and the latent's own value for what sets it. Raises InputError where an
+    operation lacks it or takes none.
     """
     known = OPERATIONS.get(operation)
     taken = None if known is None else known.amount

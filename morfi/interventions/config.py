@@ -42,7 +42,9 @@ class SteerConfig:
     alphas: tuple[float, ...] | None = option(
         "Strengths to add, in median residual norms.", None, unset=_listed(ALPHAS)
     )
-    values: tuple[float, ...] | None = option("For --op clamp: values that the latents are set to.", None)
+    values: tuple[float, ...] | None = option(
+        "For --op clamp and clamp_firing: values that the latents are set to.", None
+    )
     positions: str = option("all, prompt, generated or last_prompt.", "all")
     choose_on: str = option("The split on which strengths are chosen.", "dev")
     report_on: str = option("The split that is reported.", "test")

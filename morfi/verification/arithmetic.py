@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from morfi.engine.operations import ABLATE, ADD, CLAMP, PROJECT
+from morfi.engine.operations import ABLATE, ADD, CLAMP, CLAMP_FIRING, PROJECT
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TARGETS: Mapping[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
     ABLATE.name: lambda f, _: f * 0,
     CLAMP.name: lambda f, strength: f * 0 + strength,
+    CLAMP_FIRING.name: lambda f, strength: f.where(f == 0, strength),
 }
 KNOWN = frozenset({*TARGETS, ADD.name, PROJECT.name})
 

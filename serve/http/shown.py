@@ -59,6 +59,7 @@ class OperationShown(BaseModel):
     says: str
     done: str
     needs_latent: bool
+    only_firing: bool
     amount: AmountShown | None
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 
-from morfi.engine.operations import ADD, ALPHA, AMOUNTS, OPERATIONS
+from morfi.engine.operations import ADD, ALPHA, AMOUNTS, OPERATIONS, default_of
 from morfi.engine.steering import MAX_ENTRIES
 from morfi.serve.http.fields import Neutral, without_neutral
 from morfi.serve.http.gate import MAX_STRENGTHS
@@ -70,9 +70,7 @@ class Body(Wire):
 def _formulas() -> str:
     """The operations in the words of the schema."""
     parts = [f'"{one.name}": {one.formula}' for one in OPERATIONS.values()]
-    others = [
-        f'"{one.name}" with `{one.amount.field}`' for one in OPERATIONS.values() if one.amount and one != ADD
-    ]
+    others = [f'"{default_of(one).name}" with `{one.field}`' for one in AMOUNTS if one != ALPHA]
     return f'{"; ".join(parts)}. Default "{ADD.name}", or {", or ".join(others)}.'
 
 
@@ -97,10 +95,8 @@ class _Amounted(Wire):
         """The operation, with the default filled in."""
         if self.op is not None:
             return self.op
-        given = [
-            one for one in OPERATIONS.values() if one.amount and self._given(one.amount.field) is not None
-        ]
-        return given[-1].name if given else ADD.name
+        given = [amount for amount in AMOUNTS if self._given(amount.field) is not None]
+        return default_of(given[-1]).name if given else ADD.name
 
     @property
     def amount(self) -> float | None:
@@ -129,7 +125,7 @@ class _OfSae(_Amounted):
     sae: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description="The SAE's name; may be left out where there is one."
     )
-    clamp: Finite | None = Field(default=None, description='The value of the latent for "clamp".')
+    clamp: Finite | None = Field(default=None, description="The value that the latent is set to.")
 
     @property
     def label(self) -> str:

@@ -1,10 +1,10 @@
 """The steerings of one request as what is done at each position: equal ones are one, projections joint.
 
 At a position and layer, x becomes (I - P)(x + sum (t - f(x)) d) + sum s e: P projects on all directions that
-are projected out there, so nothing is left along any; each latent that is ablated (t = 0) or clamped (to t)
-contributes t d in place of f(x) d, and what those do is seen by the projection; what is added comes on top.
-All f are of the x from before. The operation itself only sums changes that see the same x, so P becomes an
-orthonormal basis, and d, where there is a P, (I - P) d.
+are projected out there, so nothing is left along any; each latent that is ablated (t = 0) or clamped (to t,
+in any case or where it fires) contributes t d in place of f(x) d, and what those do is seen by the
+projection; what is added comes on top. All f are of the x from before. The operation itself only sums changes
+that see the same x, so P becomes an orthonormal basis, and d, where there is a P, (I - P) d.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from morfi.engine.directions import Direction, pack, unpack
-from morfi.engine.operations import ABLATE, ADD, CLAMP, PROJECT, Operation
+from morfi.engine.operations import ABLATE, ADD, CLAMP, CLAMP_FIRING, PROJECT, Operation
 from morfi.engine.steering import MAX_ENTRIES, Steering, disjoint, spans
 from morfi.errors import InputError
 
@@ -96,7 +96,8 @@ class _Changes:
     def __init__(self, layer: int) -> None:
         self._layer = layer
         self._added: dict[str, list[tuple[int, float]]] = {}
-        self._set: dict[str, list[tuple[int, float]]] = {}  # latents, and their values
+        # Latents: the steerings that set them, how and to what.
+        self._set: dict[str, tuple[list[int], tuple[Operation, float]]] = {}
         self._projected: dict[str, list[int]] = {}
         self._packed: dict[str, bytes] = {}
 
@@ -106,16 +107,21 @@ class _Changes:
         if one.does == PROJECT:
             self._projected.setdefault(name, []).append(number)
             return
-        if one.does not in (ADD, ABLATE, CLAMP):
+        if one.does == ADD:
+            self._added.setdefault(name, []).append((number, one.strength))
+            return
+        if one.does not in (ABLATE, CLAMP, CLAMP_FIRING):
             raise NotImplementedError(f"what {one.operation} does beside others is not said here")
-        kind = self._added if one.does == ADD else self._set
-        kind.setdefault(name, []).append((number, one.strength))
-        if one.does != ADD and len({strength for _, strength in kind[name]}) > 1:
-            values = " and ".join(f"{strength:g}" for strength in sorted({s for _, s in kind[name]}))
+        # Where a latent does not fire it is 0 already, so that setting it to 0 is ablating it.
+        setting = (one.does, one.strength) if one.strength else (ABLATE, 0.0)
+        numbers, known = self._set.setdefault(name, ([], setting))
+        if known != setting:
+            values = " and ".join(_words(*each) for each in sorted((known, setting), key=lambda two: two[1]))
             raise InputError(
                 f"one latent is to have the values {values} at one position after layer {self._layer} "
                 "(ablated is 0); give it one"
             )
+        numbers.append(number)
 
     def all(self) -> Iterable[tuple[Change, bytes]]:
         """The changes, each with its packed direction."""
@@ -125,25 +131,27 @@ class _Changes:
                 yield (name, ADD, total, _bits(n for n, _ in parts)), self._packed[name]
         projecting = [number for numbers in self._projected.values() for number in numbers]
         removed = tuple(self._packed[name] for name in self._projected)
-        for name, parts in self._set.items():
+        for name, (numbers, (operation, strength)) in self._set.items():
             own, packed = _rest(self._packed[name], removed)
-            strength = parts[0][1]
             if packed is not None:
-                change = (own or name, CLAMP if strength else ABLATE, strength, _bits(n for n, _ in parts))
-                yield change, packed
+                yield (own or name, operation, strength, _bits(numbers)), packed
             elif strength:
                 raise InputError(
                     f"a latent is to have the value {strength:g} after layer {self._layer} where its "
                     "direction is projected out; leave one of the two out"
                 )
             else:  # the projection takes what it contributes
-                projecting += [number for number, _ in parts]
+                projecting += numbers
         if len(removed) == 1:
             (name,) = self._projected
             yield (name, PROJECT, 0.0, _bits(projecting)), removed[0]
             return
         for name, packed in _basis(removed):
             yield (name, PROJECT, 0.0, _bits(projecting)), packed
+
+
+def _words(operation: Operation, strength: float) -> str:
+    return f"{strength:g} where it fires" if operation == CLAMP_FIRING else f"{strength:g}"
 
 
 def _bits(numbers: Iterable[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from morfi.engine.operations import AMOUNTS, OPERATIONS, Operation
+from morfi.engine.operations import AMOUNTS, OPERATIONS, Operation, default_of
 from morfi.interventions.config import SteerConfig
 from morfi.serve.http.wire import AppliedLatent, Latent
 
@@ -31,6 +31,10 @@ def test_a_latent_takes_its_operations_amount_and_no_other(operation: Operation)
         wrong = {} if is_own else {**given, amount.field: 2.0}
         with pytest.raises(ValueError, match=f"{'needs' if is_own else 'takes no'} {amount.field}"):
             Latent.model_validate({"id": 3, "op": operation.name, **wrong})
+
+
+def test_the_first_operation_of_an_amount_is_its_default() -> None:
+    assert [default_of(amount).name for amount in AMOUNTS] == ["add", "clamp"]
 
 
 def test_a_latents_default_operation_is_that_of_its_amount() -> None:

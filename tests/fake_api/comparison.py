@@ -28,7 +28,7 @@ def runs_of(api: FakeApi, body: Mapping[str, Any]) -> list[tuple[float | None, s
         raise Refused(422, "give one of question and prompt, and positions that there are")
     (latent,) = body.get("latents") or body["vectors"]
     op = latent.get("op", "add")
-    if op not in OPERATIONS or (op == "clamp") != ("clamp" in latent) or "alpha" in latent:
+    if op not in OPERATIONS or op.startswith("clamp") != ("clamp" in latent) or "alpha" in latent:
         raise Refused(422, f"a latent of a comparison with op {op} is not like this: {latent}")
     if "vector" not in latent and latent.get("sae") not in (SAE, OTHER_SAE):
         raise Refused(422, f"no SAE {latent.get('sae')} is served")
@@ -38,7 +38,7 @@ def runs_of(api: FakeApi, body: Mapping[str, Any]) -> list[tuple[float | None, s
     where = {"sae": SAE, "layer": latent.get("layer", 25), "positions": body.get("positions", "all")}
     for alpha in strengths:
         effect = alpha if op == "add" else -2.0 if row["direction"] == "rising" else 2.0
-        number = {"clamp": latent["clamp"]} if op == "clamp" else {"alpha": alpha}
+        number = {"clamp": latent["clamp"]} if op.startswith("clamp") else {"alpha": alpha}
         applied = {
             "checkpoint": api.served,
             "latents": [{"id": row["id"], "op": op, **number, "strength": alpha * MEDIAN_NORM, **where}],

@@ -21,9 +21,9 @@ from morfi.interventions.config import ALPHAS
         ({"alphas": ()}, "--alphas is empty"),
         ({"alphas": (1.0, 1.0)}, "--alphas is 1,1; expected each number once"),
         ({"alphas": (1.0,), "op": "clamp", "values": (1.0,)}, "--alphas belongs to --op add, not to clamp"),
-        ({"values": (1.0,)}, "--values belongs to --op clamp, not to add"),
+        ({"values": (1.0,)}, "--values belongs to --op clamp or clamp_firing, not to add"),
         ({"op": "clamp"}, "--op clamp needs --values"),
-        ({"op": "ad"}, '--op "ad" is none of add, ablate, clamp, project. Did you mean "add"'),
+        ({"op": "ad"}, '--op "ad" is none of add, ablate, clamp, project, clamp_firing. Did you mean "add"'),
         ({"positions": "generated", "max_tokens": 1}, "steers nothing with --max-tokens 1"),
         ({"positions": "everywhere"}, "none of all, prompt, generated, last_prompt"),
         ({"questions": "unknown"}, "none of known, all, HighlyKnown"),
@@ -44,5 +44,6 @@ def test_settings_that_mean_nothing_are_refused(options: dict[str, Any], message
 
 def test_strengths_of_each_operation() -> None:
     assert SteerConfig("run", "M_100").amounts == ALPHAS
-    assert SteerConfig("run", "M_100", op="clamp", values=(0.0, 2.0)).amounts == (0.0, 2.0)
+    for op in ("clamp", "clamp_firing"):
+        assert SteerConfig("run", "M_100", op=op, values=(0.0, 2.0)).amounts == (0.0, 2.0)
     assert SteerConfig("run", "M_100", op="ablate").amounts == (0.0,)

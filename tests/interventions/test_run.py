@@ -237,11 +237,11 @@ def test_a_layer_scan_steers_at_every_captured_layer_in_its_own_units(
     assert found.against_delta_u is None
 
 
-@pytest.mark.parametrize("op", ["ablate", "clamp", "project"])
+@pytest.mark.parametrize("op", ["ablate", "clamp", "clamp_firing", "project"])
 def test_other_operations_take_latents_of_the_sae_and_project_out_what_is_none(
     steer: Callable[..., str], store: Store, knowing: Any, op: str
 ) -> None:
-    values = {"values": (0.0, 5.0)} if op == "clamp" else {}
+    values = {"values": (0.0, 5.0)} if op.startswith("clamp") else {}
     found = result(store, steer(op=op, combine=True, ids=(0, 3), **values))
     operations = {one.direction.kind: one.direction.operation for one in found.outcomes}
     assert operations == {

@@ -76,7 +76,7 @@ def test_neighbours_and_questions_of_a_latent(make_catalog: Any, identity_sae: P
     found = catalog.top_questions(2, condition.row.ckpt_sha256)
     expected = sorted((value for value in condition.values[:, 2].tolist() if value > 0), reverse=True)
     assert [one.activation for one in found] == pytest.approx(expected[:10])
-    assert catalog.sae.operations == ("add", "ablate", "clamp", "project")
+    assert catalog.sae.operations == ("add", "ablate", "clamp", "project", "clamp_firing")
     rows = catalog.rows([5, 0, 15])
     assert [row["id"] for row in rows] == [5, 0, 15]
     assert rows[1]["direction"] == "rising"

@@ -43,6 +43,7 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
         ("ablate", None),
         ("clamp", {"name": "value", "field": "clamp", "in_norms": False}),
         ("project", None),
+        ("clamp_firing", {"name": "value", "field": "clamp", "in_norms": False}),
     ]
     last = found.activations.residuals[-1]
     assert said["saes"] == [
@@ -50,7 +51,7 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
             "name": "sae",
             "layer": 1,
             "d_sae": 96,
-            "operations": ["add", "ablate", "clamp", "project"],
+            "operations": ["add", "ablate", "clamp", "project", "clamp_firing"],
             "median_norm": pytest.approx(float(last.values.norm(dim=1).median())),
             "norm_from": f"{server.made.find_run}, at the last token of each question's prompt",
             "find_runs": [server.made.find_run],

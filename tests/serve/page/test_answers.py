@@ -72,6 +72,7 @@ def test_both_answers_grow_together_as_they_stream(ready: Callable[..., Page], a
         ("ablate", {"op": "ablate"}, "Steered, ablated"),
         ("project", {"op": "project"}, "Steered, projected out"),
         ("clamp", {"op": "clamp", "clamp": 0.5}, "Steered, clamped to +0.5"),
+        ("clamp_firing", {"op": "clamp_firing", "clamp": 0.5}, "Steered, where it fires, clamped to +0.5"),
     ],
 )
 def test_other_operations(
@@ -81,8 +82,8 @@ def test_other_operations(
     choose(page)
     page.get_by_text("More").click()
     page.locator("#positions").select_option("generated")
-    page.locator("#op").get_by_text(op).click()
-    if op == "clamp":
+    page.locator("#op").get_by_text(op, exact=True).click()
+    if op.startswith("clamp"):
         page.locator("#amount").fill("0.5")
         page.locator("#amount").press("Enter")
     page_walk.wait_for_answers(page, title)

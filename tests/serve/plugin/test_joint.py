@@ -64,9 +64,10 @@ def value(direction: Direction, x: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 def expected(steering: list[Steering], x: torch.Tensor) -> torch.Tensor:
     """The definition: what latents contribute is set, all projections take their span out, then additions."""
     after = x.clone()
-    values = {one.direction: one.strength for one in steering if one.operation in ("ablate", "clamp")}
-    for name, target in values.items():
+    setting = {one.direction: one for one in steering if one.does.needs_latent}
+    for name, own in setting.items():
         f, unit = value(DIRECTIONS[str(name)], x)
+        target = 0.0 if own.operation == "clamp_firing" and not f else own.strength
         after += (target - f) * unit * DIRECTIONS[str(name)].vector.double()
     removed = [DIRECTIONS[str(one.direction)].vector for one in steering if one.operation == "project"]
     if removed:
@@ -185,7 +186,9 @@ def test_what_a_projection_takes_an_ablation_does_not_bring_back() -> None:
     [
         ([steer("l", "clamp", 2.0), steer("l", "clamp", 3.0)], "the values 2 and 3 at one position"),
         ([steer("l", "clamp", 2.0), steer("l", "ablate", positions=(1,))], "the values 0 and 2"),
+        ([steer("l", "clamp", 2.0), steer("l", "clamp_firing", 2.0)], "the values 2 and 2 where it fires"),
         ([steer("along a", "clamp", 2.0), steer("-2a", "project")], "is projected out"),
+        ([steer("along a", "clamp_firing", 2.0), steer("-2a", "project")], "is projected out"),
         (  # at each of 16 positions another combination
             [
                 steer(name, "project", positions=tuple(p for p in range(16) if p >> number & 1))
@@ -198,6 +201,11 @@ def test_what_a_projection_takes_an_ablation_does_not_bring_back() -> None:
 def test_contradictions_are_refused(steering: list[Steering], message: str) -> None:
     with pytest.raises(InputError, match=message):
         join(steering, PACKED, N_PROMPT)
+
+
+def test_set_to_0_where_it_fires_a_latent_is_ablated() -> None:
+    joint = join([steer("l", "clamp_firing"), steer("l", "ablate"), steer("l", "clamp")], PACKED, N_PROMPT)
+    assert [(one.operation.name, one.users) for one in joint.entries] == [("ablate", 7)]
 
 
 def test_other_values_at_other_positions_are_no_contradiction() -> None:
