@@ -1,0 +1,60 @@
+"""The engine that is verified: on which checkpoint it starts, and for how many tokens."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from morfi.checkpoints import Checkpoint
+from morfi.checkpoints.model_files import open_model
+from morfi.errors import InputError
+from morfi.verification.verify import CONTEXT, VerifyConfig, verify
+
+
+class Started(Exception):  # noqa: N818 - it is what the tests look at
+    """The engine would start."""
+
+    def __init__(self, checkpoint: Checkpoint, **settings: Any) -> None:
+        self.checkpoint, self.settings = checkpoint, settings
+
+
+def start(checkpoint: Checkpoint, **settings: Any) -> Any:
+    raise Started(checkpoint, **settings)
+
+
+def started(config: VerifyConfig) -> Started:
+    with pytest.raises(Started) as found:
+        verify(config, start, lambda _: None, on_subject=lambda _: None, on_line=lambda _: None)
+    return found.value
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("isolated_cache")
+def test_an_adapter_is_verified_as_the_model_that_it_makes(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    settings = LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        get_peft_model(model, settings).save_pretrained(tmp_path / "adapter")
+    checkpoint = started(VerifyConfig(str(tmp_path / "adapter"), dtype="float32")).checkpoint
+    assert checkpoint.adapter_sha256 is None
+    assert checkpoint.sha256 == checkpoint.base_sha256 == open_model(checkpoint.model_dir).sha256()
+    assert checkpoint.sha256 != open_model(tiny_model).sha256()
+    assert checkpoint.dtype == "float32"
+
+
+@pytest.mark.usefixtures("isolated_cache")
+def test_the_context_is_no_longer_than_the_checks_need_it_or_as_it_is_set(tiny_model: Path) -> None:
+    assert started(VerifyConfig(str(tiny_model))).settings["context"] == CONTEXT
+    longer = started(VerifyConfig(str(tiny_model), engine={"max_model_len": 400})).settings
+    assert (longer["context"], longer["overrides"]) == (400, {"max_model_len": 400})
+    with pytest.raises(InputError, match="the model takes 1 to 512 tokens"):
+        started(VerifyConfig(str(tiny_model), engine={"max_model_len": 4000}))
