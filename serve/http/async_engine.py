@@ -8,6 +8,7 @@ checked before the last output goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Container, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from morfi.serve.weights.served import Served, check_swapped, first_refusal
 
 _FOLLOWED = "morfi_followed"
 ENDING_S = 10.0
+_ON_ITS_WAY_S = 0.5
 ABORTED = "abort"  # the finish reason of what `end_running` ended
 
 
@@ -125,6 +127,7 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
         followed: Followed | None = getattr(params, _FOLLOWED, None)
         if followed is not None:
             followed.request_id = queue.request_id
+            self.reports.expect(followed.request_ids(params.n))
         return queue
 
     def _process(self, outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
@@ -210,8 +213,13 @@ class Reports:
     def __init__(self, engine: SteeringLLM) -> None:
         self._engine = engine
         self._came: dict[str, list[Report | None]] = {}  # by request, until they are taken
+        self._expected: set[str] = set()  # requests whose reports will be taken, or forgotten
         self._open: _Round | None = None  # the one that requests may still join
         self._last: asyncio.Task[Any] | None = None
+
+    def expect(self, request_ids: Sequence[str]) -> None:
+        """Keeps the reports of these requests, once they come."""
+        self._expected.update(request_ids)
 
     async def take(self, request_ids: Sequence[str]) -> list[list[Report | None]]:
         """For each request the reports of all workers, which then do not keep them any longer."""
@@ -221,18 +229,35 @@ class Reports:
             start = len(joined.request_ids) - len(missing)
             # One that is cancelled must not take the others' reports with it.
             found = await asyncio.shield(joined.task)
-            self._came |= dict(zip(missing, found[start : start + len(missing)], strict=True))
+            for request_id, fetched in zip(missing, found[start : start + len(missing)], strict=True):
+                # Ended in the text here, and in the same step in the engine core, whose last output has them.
+                if None in fetched:
+                    await self._arrival(request_id)
+                self._came.setdefault(request_id, fetched)
+        self._expected.difference_update(request_ids)
         return [self._came.pop(request_id) for request_id in request_ids]
 
+    async def _arrival(self, request_id: str) -> None:
+        """Waits until a report has come that workers have handed out already; not for long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ON_ITS_WAY_S):
+                while request_id not in self._came:
+                    await asyncio.sleep(0.005)
+
     def collect(self, outputs: Sequence[Any], known: Container[str]) -> None:
-        """Takes the reports out of the engine core's outputs; those of requests not `known` are dropped."""
+        """Takes the reports out of the engine core's outputs; nobody wants those of unknown requests.
+
+        `known` to this process are those whose end it has not found in the text yet.
+        """
         for output in outputs:
             reports = detach(output)
-            if reports is not None and output.request_id in known:
+            wanted = output.request_id in known or output.request_id in self._expected
+            if reports is not None and wanted:
                 self._came[output.request_id] = reports
 
     def forget(self, request_ids: Sequence[str]) -> None:
         """Makes nobody keep reports of these requests, soon."""
+        self._expected.difference_update(request_ids)
         left = [request_id for request_id in request_ids if self._came.pop(request_id, None) is None]
         if left and not self._engine.errored:
             self._join(left)

@@ -125,6 +125,23 @@ def test_a_request_ends_once_all_its_answers_are_reported() -> None:
     assert workers.calls == [["0_r", "1_r"]]
 
 
+def test_a_request_that_ends_in_the_text_and_in_the_core_at_once_has_its_report() -> None:
+    async def run() -> None:
+        workers = Workers({})  # which have handed them out with the last output
+        reports = Reports(workers)  # type: ignore[arg-type]
+        reports.expect(["before", "after", "never"])
+        reports.collect([with_report("before", 3), with_report("unknown", 3)], set())
+        taking = asyncio.ensure_future(reports.take(["before", "after"]))
+        await asyncio.sleep(0.05)
+        reports.collect([with_report("after", 4)], set())
+        assert [one and one["reached"] for _, one in await taking] == [3, 4]
+        reports.forget(["never"])
+        reports.collect([with_report(name, 1) for name in ("before", "never")], set())
+        assert not reports._came
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("reached", [{}, {"r": 5}], ids=["no report", "not to the end"])
 def test_a_request_whose_report_is_missing_or_short_fails(reached: dict[str, int]) -> None:
     followed = Followed(STEERING, request_id="r")
