@@ -136,11 +136,12 @@ def residual_kernel(
     n_rows,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
     N_ENTRIES: tl.constexpr,
     N_CAPTURED: tl.constexpr,
     N_NUMBERS: tl.constexpr,
 ):
-    """One program a token: hidden + residual is its residual stream, hidden takes the change."""
+    """One program a token: hidden + residual, or hidden, is its residual stream; hidden takes the change."""
     number = tl.load(active + layer)
     if number != 0:
         token = tl.program_id(0).to(tl.int64)
@@ -149,7 +150,8 @@ def residual_kernel(
         columns = tl.arange(0, BLOCK)
         inside = columns < D
         h = tl.load(hidden + token * hidden_stride + columns, mask=inside, other=0.0).to(tl.float32)
-        r = tl.load(residual + token * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        two = inside & HAS_RESIDUAL
+        r = tl.load(residual + token * residual_stride + columns, mask=two, other=0.0).to(tl.float32)
         x = h + r
         change = tl.zeros([BLOCK], dtype=tl.float32)
         is_steered = 0
@@ -185,20 +187,20 @@ def residual_kernel(
 
 def residual_(
     hidden: torch.Tensor,
-    residual: torch.Tensor,
+    residual: torch.Tensor | None,
     layer: int,
     tables: Tables,
     directions: Directions,
 ) -> None:
     """Steers `hidden` [n_tokens, d_model] in place and captures, as `tables` say for `layer`.
 
-    A steered token whose stream `hidden` cannot hold, or whose norm float32 cannot square, is made NaN and
-    marked in `changed`.
+    The residual stream is hidden + residual, or hidden where there is no residual. A steered token whose
+    stream `hidden` cannot hold, or whose norm float32 cannot square, is made NaN and marked in `changed`.
     """
     n_tokens, d_model = hidden.shape
     residual_kernel[(n_tokens,)](
         hidden,
-        residual,
+        hidden if residual is None else residual,
         directions.vectors,
         directions.encoders,
         directions.numbers,
@@ -215,10 +217,11 @@ def residual_(
         tables.captured,
         layer,
         hidden.stride(0),
-        residual.stride(0),
+        0 if residual is None else residual.stride(0),
         tables.captured.shape[1],
         D=d_model,
         BLOCK=triton.next_power_of_2(d_model),
+        HAS_RESIDUAL=residual is not None,
         N_ENTRIES=tables.layers.shape[1],
         N_CAPTURED=tables.captured.shape[0],
         N_NUMBERS=len(Numbers._fields),
@@ -256,7 +259,7 @@ def factors(
 
 def residual_reference(
     hidden: torch.Tensor,
-    residual: torch.Tensor,
+    residual: torch.Tensor | None,
     layer: int,
     tables: Tables,
     directions: Directions,
@@ -266,8 +269,9 @@ def residual_reference(
     if not tables.active[layer]:
         return
     tables.ran[layer] = tables.active[layer]
+    rest = torch.zeros_like(hidden) if residual is None else residual
     for token in range(len(hidden)):
-        x = hidden[token].float() + residual[token].float()
+        x = hidden[token].float() + rest[token].float()
         change = torch.zeros_like(x)
         is_steered, done = False, 0
         for entry in range(tables.layers.shape[1]):
@@ -292,12 +296,12 @@ def residual_reference(
             done |= int(tables.users[token, entry]) if factor != 0 else 0
         if is_steered:
             new = (hidden[token].float() + change).to(hidden.dtype)
-            fits = bool((new + residual[token]).float().square().sum() <= MOST_SQUARE)
+            fits = bool((new + rest[token]).float().square().sum() <= MOST_SQUARE)
             if bool((new == hidden[token]).all()):
                 done = 0
             hidden[token] = new if fits else float("nan")
             tables.changed[token] |= done if fits else done | UNFIT
-        after = hidden[token].float() + residual[token].float()
+        after = hidden[token].float() + rest[token].float()
         for place in range(tables.capture_layers.shape[1]):
             if tables.capture_layers[token, place] == layer:
                 tables.captured[place, token] = x if tables.capture_before[token] else after

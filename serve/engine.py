@@ -81,10 +81,10 @@ class Engine:
             try:
                 self._llm: Any = LLM(**self._settings)
             except (ValueError, TypeError, RuntimeError, OSError) as error:
-                reason = reason_of(error)
-                raise MorfiError(
-                    f"vLLM could not start on {model_dir}: {reason} (-v shows vLLM's log)"
-                ) from error
+                said = f"{reason_of(error)} (-v shows vLLM's log)"
+                raise MorfiError(f"vLLM could not start on {model_dir}: {said}") from error
+        if refusal := first_refusal(self._core.collective_rpc("morfi_unsteerable")):
+            self._admission.refusal = refusal
         self._served = Served(model_dir, dtype, started_on=sha256, sha256=sha256)
         self._tokenizer = found.tokenizer
         self._newline_ids = newline_tokens(self._tokenizer)

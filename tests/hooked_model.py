@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from morfi.engine.decoder import layers_of, residual_stream
 from morfi.engine.directions import Direction
 from morfi.engine.operations import OPERATIONS
 from morfi.engine.protocol import Completion, Sampling
@@ -108,13 +109,13 @@ def by_hooks(
     `n_changed` takes, for each steering, the number of positions that it changes.
     """
     n_changed = {} if n_changed is None else n_changed
-    layers = served.reference.model.layers
+    layers = layers_of(served.reference)
     after: dict[int, torch.Tensor] = {}
     before: dict[int, torch.Tensor] = {}
 
     def hook(index: int) -> Callable[..., Any]:
         def steer(module: Any, inputs: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = residual_stream(output)
             before[index] = hidden[0].clone()
             result = hidden.clone()
             for number in [number for number, one in enumerate(steering) if one.layer == index]:

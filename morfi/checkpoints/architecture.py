@@ -160,6 +160,16 @@ def _lora_modules(model: Any) -> Iterator[tuple[str, str]]:
             yield name, "conv1d"
 
 
+def linear_leaves(model: Any) -> list[str]:
+    """The last names of the linear layers of a model, but for its output head.
+
+    What transformers computes without such a layer is not among them, like the experts of some models.
+    """
+    head = _weight_of(model, model.get_output_embeddings())
+    linear = {name for name, kind in _lora_modules(model) if kind != "embedding" and f"{name}.weight" != head}
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
 def _weight_of(model: Any, wanted: Any) -> str | None:
     """The name of the weight of the module `wanted`."""
     return next((f"{name}.weight" for name, module in model.named_modules() if module is wanted), None)

@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor
 
+from morfi.checkpoints.architecture import linear_leaves
 from morfi.training.config import ALL_LINEAR, TrainConfig
 
 _ADAPTER = "default"
@@ -23,15 +24,11 @@ _ADAPTER = "default"
 def attach_lora(base: Any, config: TrainConfig, seed: int) -> Any:
     """`base` as a PEFT model with fresh LoRA matrices drawn from `seed`; only they are trainable."""
     targets: str | list[str] = ALL_LINEAR if config.targets == (ALL_LINEAR,) else list(config.targets)
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        target_modules=targets,
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
-    torch.manual_seed(seed)
-    model = get_peft_model(base, lora)
+    model = _with_lora(base, config, targets, seed)
+    if model.peft_config[_ADAPTER].target_parameters:
+        # Bare parameters, such as those of experts, whose LoRA is not merged: only the linear layers.
+        base = model.unload()
+        model = _with_lora(base, config, linear_leaves(base), seed)
     # Whatever dtype the base has, so that small updates are not lost.
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -40,6 +37,18 @@ def attach_lora(base: Any, config: TrainConfig, seed: int) -> Any:
         if type(module) is LoraLinear and type(module.base_layer) is torch.nn.Linear:
             module.forward = MethodType(_forward, module)
     return model
+
+
+def _with_lora(base: Any, config: TrainConfig, targets: str | list[str], seed: int) -> Any:
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    return get_peft_model(base, lora)
 
 
 def detach_lora(model: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from morfi.engine.decoder import layers_of, residual_stream
 from morfi.engine.steering import Steering, spans, within
 from morfi.verification.arithmetic import steered
 
@@ -66,7 +67,7 @@ class Reference:
             here = [number for number, one in enumerate(steering) if one.layer == layer]
 
             def steer(_module: Any, _inputs: Any, output: Any) -> Any:
-                hidden = output[0] if isinstance(output, tuple) else output
+                hidden = residual_stream(output)
                 x = before[layer] = hidden[0].float().clone()
                 result = x.clone()
                 for numbers, rows in _active({k: steering[k] for k in here}, n_prompt, n):
@@ -110,22 +111,8 @@ def load_reference(model_dir: Path, dtype: str, device: str = "cpu") -> Referenc
 
 
 def reference_of(model: Any) -> Reference:
-    """The reference that a loaded model of transformers is."""
-    return Reference(model, decoder_layers(model))
-
-
-def decoder_layers(model: Any) -> Sequence[Any]:
-    """The modules of a model of transformers whose output after layer L is the residual stream.
-
-    The outermost list of as many modules as the configuration has layers; raises ValueError for none.
-    """
-    from torch.nn import ModuleList
-
-    n_layers = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():  # from the outside in
-        if isinstance(module, ModuleList) and len(module) == n_layers:
-            return list(module)
-    raise ValueError(f"{type(model).__name__} has no list of {n_layers} decoder layers")
+    """The reference that a loaded model of transformers is; raises InputError for one of unknown form."""
+    return Reference(model, list(layers_of(model)))
 
 
 def _active(

@@ -137,7 +137,9 @@ class Subject:
         norm = rows.norm(dim=1, keepdim=True)
         unit = norm / rows.shape[1] ** 0.5 if rescaled else torch.ones_like(norm)
         p = (rows / unit) @ encoder
-        middle = p.median()
+        values = p.unique()  # sorted: no position lies midway between two of them, and rounding moves none
+        half = max(1, len(values) // 2)
+        middle = values[half - 1 : half + 1].mean()
         deviation = float((p - middle).abs().median()) or 1.0
         scale = 0.5 * float((norm / unit).median())
         return Direction(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import resolve_live
+from morfi.checkpoints.architecture import linear_leaves
 from morfi.engine.steering import Capture
 from morfi.verification.differences import Differences
 from morfi.verification.lines import Line, Outcome, attempt, unchecked
@@ -79,10 +80,17 @@ def _write_adapter(model_dir: Path, dtype: str, folder: Path, device: str) -> St
 
     model = load_reference(model_dir, "float32").model
     draw = torch.Generator().manual_seed(0)
-    settings = LoraConfig(r=4, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
+
+    def with_lora(base: Any, targets: str | list[str]) -> Any:
+        settings = LoraConfig(r=4, lora_alpha=4, target_modules=targets, task_type="CAUSAL_LM")
+        return get_peft_model(base, settings)
+
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of unusual forms, which are refused by name later
-        tuned = get_peft_model(model, settings)
+        tuned = with_lora(model, "all-linear")
+        if tuned.peft_config["default"].target_parameters:  # of experts, which are not merged
+            model = tuned.unload()
+            tuned = with_lora(model, linear_leaves(model))
         for module in tuned.modules():
             if hasattr(module, "lora_B") and hasattr(module, "base_layer"):
                 _fill(module, draw)

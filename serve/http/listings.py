@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
@@ -22,7 +21,6 @@ from morfi.serve.http.shown import (
     Capabilities,
     CheckpointList,
     CheckpointShown,
-    DensityShown,
     FalseDiscoveriesShown,
     FindRunShown,
     LatentDetails,
@@ -33,11 +31,9 @@ from morfi.serve.http.shown import (
     NeighbourRow,
     OperationShown,
     OrderShown,
-    QuantileQuestionRow,
     QuestionPage,
     QuestionRow,
     SaeShown,
-    TokenEffectRow,
     TopQuestionRow,
     TrendsShown,
     VectorShown,
@@ -129,21 +125,22 @@ def latent_details(
     if latent >= own.d_sae:
         raise Refused(404, "latent", f"latent {latent}: there are the latents 0 to {own.d_sae - 1}")
     neighbours = own.neighbours(latent)
-    effects = state.unembedding.effects(own.unit(latent))
-    known: dict[str, Any] = {
-        "checkpoint": served,
-        "sae": own.name,
-        "promoted": [TokenEffectRow(**asdict(one)) for one in effects.promoted],
-        "suppressed": [TokenEffectRow(**asdict(one)) for one in effects.suppressed],
-    }
     if catalog is None:
         alone = [NeighbourRow(id=one.latent, cosine=one.cosine) for one in neighbours]
-        return LatentDetails(id=latent, find_run=None, levels=[], neighbours=alone, **known)
+        return LatentDetails(
+            id=latent,
+            checkpoint=served,
+            sae=own.name,
+            find_run=None,
+            levels=[],
+            neighbours=alone,
+            top_questions=[],
+        )
     row, *others = catalog.rows([latent, *(one.latent for one in neighbours)])
-    firing = catalog.firing(latent, sha256)
     return LatentDetails(
         **catalog.with_chance(row),
-        **known,
+        checkpoint=served,
+        sae=own.name,
         find_run=catalog.run_id,
         levels=catalog.levels,
         neighbours=[
@@ -153,13 +150,9 @@ def latent_details(
             for one, other in zip(neighbours, others, strict=True)
         ],
         top_questions=[
-            TopQuestionRow(**_question(one.question), activation=one.activation) for one in firing.top
+            TopQuestionRow(**_question(one.question), activation=one.activation)
+            for one in catalog.top_questions(latent, sha256)
         ],
-        quantile_questions=[
-            QuantileQuestionRow(**_question(one.question), activation=one.activation, quantile=one.quantile)
-            for one in firing.at_quantiles
-        ],
-        density=DensityShown(**asdict(firing.density)),
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from morfi.engine.architectures import ARCHITECTURES
 from morfi.engine.directions import DecoderRows, Direction, SaeLatents, is_numbers, pack
 from morfi.engine.steering import Capture, Steering, from_json, to_json
 from morfi.errors import InputError
@@ -144,11 +143,8 @@ def _named(specification: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Dir
 
 
 def unsteerable(config: Any) -> str | None:
-    """Why the engine of a vLLM configuration cannot steer; None where it can."""
-    architecture = config.model_config.architecture
+    """Why the engine of a vLLM configuration cannot steer, whatever its model; None where it can."""
     parallel = config.parallel_config
-    if architecture not in ARCHITECTURES:
-        return f"{architecture} cannot be steered; {', '.join(sorted(ARCHITECTURES))} can"
     reasons = {
         "speculative decoding": config.speculative_config is not None,
         "two micro-batches a step": parallel.use_ubatching,

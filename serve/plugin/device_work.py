@@ -12,7 +12,7 @@ from morfi.kernels.residual import Directions, Tables, make_tables, residual_
 from morfi.serve.plugin.steps import Steps
 from morfi.serve.plugin.work import LayerWork
 
-Kernel = Callable[[torch.Tensor, torch.Tensor, int, Tables, Directions], None]
+Kernel = Callable[[torch.Tensor, torch.Tensor | None, int, Tables, Directions], None]
 
 
 class DeviceWork:
@@ -81,7 +81,9 @@ class DeviceWork:
             self.tables.active.zero_()
             self._is_active = False
 
-    def run(self, hidden: torch.Tensor, residual: torch.Tensor, layer: int, directions: Directions) -> None:
+    def run(
+        self, hidden: torch.Tensor, residual: torch.Tensor | None, layer: int, directions: Directions
+    ) -> None:
         """The work of one layer: the kernel runs in every step, so that a graph holds it."""
         self._kernel(hidden, residual, layer, self.tables, directions)
 

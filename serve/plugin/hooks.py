@@ -57,6 +57,8 @@ def register() -> None:
         (V2Runner, "prepare_inputs", ("scheduler_output", "batch_req_state"), _prepare_inputs_v2),
         (V2Runner, "execute_model", ("scheduler_output",), _execute_model),
         (V2Runner, "sample_tokens", ("grammar_output",), _sample_tokens),
+        (EngineCore, "_initialize_kv_caches", ("vllm_config",), _initialize_kv_caches),
+        (EngineCore, "preprocess_add_request", ("request",), _preprocess_add_request),
         (EngineCore, "step", (), _step),
         (EngineCore, "step_with_batch_queue", (), _step),
     ]
@@ -65,9 +67,13 @@ def register() -> None:
     finite.compute()
     Reporting.offer(WorkerBase)
     for owner, name, _, wrapper in wraps:
-        original = owner.__dict__[name]
-        if not hasattr(original, _OURS):
-            setattr(owner, name, _wrapped(original, wrapper))
+        _wrap(owner, name, wrapper)
+
+
+def _wrap(owner: type | ModuleType, name: str, wrapper: Callable[..., Any]) -> None:
+    original = owner.__dict__[name]
+    if not hasattr(original, _OURS):
+        setattr(owner, name, _wrapped(original, wrapper))
 
 
 def _wrapped(original: Callable[..., Any], wrapper: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,9 +152,9 @@ def _compute_hash(original: Callable[..., Any], self: Any) -> str:
     # Compiled graphs with the operation in them are not those of a vLLM without it.
     from morfi.engine import operations
     from morfi.kernels import residual
-    from morfi.serve.plugin import decoder_layers, host_work, operation
+    from morfi.serve.plugin import decoder_layers, host_work, operation, structure
 
-    arithmetic = (decoder_layers, operation, host_work, residual, operations)
+    arithmetic = (structure, decoder_layers, operation, host_work, residual, operations)
     source = "".join(map(inspect.getsource, arithmetic))
     return hashlib.sha256(f"{original(self)} {source}".encode()).hexdigest()[:10]
 
@@ -157,9 +163,33 @@ def _load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: A
     from morfi.serve.plugin import operation
     from morfi.serve.plugin.decoder_layers import attach
 
+    _share_classes()
     original(self, *args, **kwargs)
-    self.morfi_state = state = attach(self)
-    operation.use(state)  # before graphs are captured
+    self.morfi_state = self.morfi_refusal = None
+    try:
+        self.morfi_state = attach(self)
+    except InputError as error:  # it is served without
+        architecture = self.vllm_config.model_config.architecture
+        self.morfi_refusal = f"{architecture} cannot be steered or captured: {error}"
+    operation.use(self.morfi_state)  # before graphs are captured
+
+
+def _share_classes() -> None:
+    # Imported by vLLM where it has no model of its own.
+    from vllm.model_executor.models.transformers.base import Base
+
+    decorate = "_decorate_cls_for_torch_compile"
+    _check(Base, decorate, ("cls", "dynamic_arg_dims"))
+    _wrap(Base, decorate, _decorate_class)
+
+
+def _decorate_class(original: Callable[..., Any], self: Any, cls: type, *args: Any, **kwargs: Any) -> None:
+    from morfi.serve.plugin.shared_classes import share
+
+    plain = cls.__init__  # type: ignore[misc]
+    original(self, cls, *args, **kwargs)
+    if cls.__init__ is not plain:  # type: ignore[misc]
+        share(cls, plain)
 
 
 def _prepare_inputs_v1(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -194,7 +224,10 @@ def _execute_model(
     original: Callable[..., Any], self: Any, scheduler_output: Any, *args: Any, **kwargs: Any
 ) -> Any:
     state = _enter(self)
-    if state is None or kwargs.get("dummy_run"):
+    if kwargs.get("dummy_run"):
+        return original(self, scheduler_output, *args, **kwargs)
+    if state is None:
+        _check_none_asks(scheduler_output, self.morfi_refusal)
         return original(self, scheduler_output, *args, **kwargs)
     for request_id in scheduler_output.finished_req_ids:
         state.finish(request_id)
@@ -206,6 +239,13 @@ def _execute_model(
     if state.work or state.shared_layers is not None:
         state.end(_input_ids(self))
     return found
+
+
+def _check_none_asks(scheduler_output: Any, refusal: str | None) -> None:
+    """Raises RuntimeError rather than run unsteered what no one refused."""
+    for new in scheduler_output.scheduled_new_reqs:
+        if new.sampling_params is not None and plain.asks(new.sampling_params.extra_args):
+            raise RuntimeError(refusal)
 
 
 def _sample_tokens(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -222,6 +262,23 @@ def _sample_tokens(original: Callable[..., Any], self: Any, *args: Any, **kwargs
     if getattr(found, "sampled_token_ids", None):  # they are on the host: nothing is waited for
         steps.prove(steps.last)
     return found
+
+
+def _initialize_kv_caches(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    # The workers have the model by now, and no request has come.
+    refusals = self.model_executor.collective_rpc("morfi_unsteerable")
+    self.morfi_refusal = next((one for one in refusals if one is not None), None)
+    return original(self, *args, **kwargs)
+
+
+def _preprocess_add_request(
+    original: Callable[..., Any], self: Any, request: Any, *args: Any, **kwargs: Any
+) -> Any:
+    # Those who call vLLM itself learn only here what the model is made of; vLLM ends the one request.
+    params = request.sampling_params
+    if self.morfi_refusal is not None and params is not None and plain.asks(params.extra_args):
+        raise InputError(self.morfi_refusal)
+    return original(self, request, *args, **kwargs)
 
 
 def _step(original: Callable[..., Any], self: Any) -> Any:

@@ -49,7 +49,9 @@ class HostWork:
         self._kept.clear()
         self._n_calls.clear()
 
-    def run(self, hidden: torch.Tensor, residual: torch.Tensor, layer: int, directions: Directions) -> None:
+    def run(
+        self, hidden: torch.Tensor, residual: torch.Tensor | None, layer: int, directions: Directions
+    ) -> None:
         """The work of one layer, if it has any."""
         tensors = self._tensors.get(layer)
         if tensors is None:
@@ -103,7 +105,11 @@ class HostWork:
         )
 
     def _steer(
-        self, hidden: torch.Tensor, residual: torch.Tensor, tensors: _Tensors, directions: Directions
+        self,
+        hidden: torch.Tensor,
+        residual: torch.Tensor | None,
+        tensors: _Tensors,
+        directions: Directions,
     ) -> None:
         """Adds factors times the directions to their rows of `hidden`, and notes what that changed.
 
@@ -115,7 +121,8 @@ class HostWork:
         where, place = tensors.where, tensors.place
         old = hidden[where]
         new = old.float().index_add(0, place, d * factor[:, None]).to(hidden.dtype)
-        fits = (new + residual[where]).float().square().sum(1) <= MOST_SQUARE
+        stream = new if residual is None else new + residual[where]
+        fits = stream.float().square().sum(1) <= MOST_SQUARE
         done = torch.zeros(len(where), len(_BITS), dtype=torch.int32, device=new.device)
         users = (tensors.users[:, None] >> _BITS.to(new.device) & 1) * (factor != 0)[:, None]
         done.index_add_(0, place, users.int())
@@ -126,7 +133,7 @@ class HostWork:
 
 def _factors(
     hidden: torch.Tensor,
-    residual: torch.Tensor,
+    residual: torch.Tensor | None,
     tensors: _Tensors,
     directions: Directions,
     d: torch.Tensor,
@@ -140,5 +147,6 @@ def _factors(
     return factors(x, d, w, numbers, tensors.operations, tensors.strengths)
 
 
-def _stream(hidden: torch.Tensor, residual: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    return hidden[rows].float() + residual[rows].float()
+def _stream(hidden: torch.Tensor, residual: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
+    found = hidden[rows].float()
+    return found if residual is None else found + residual[rows].float()

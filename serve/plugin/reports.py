@@ -35,6 +35,11 @@ class Reporting:
             if name.startswith("morfi_"):
                 setattr(worker, name, call)
 
+    def morfi_unsteerable(self) -> str | None:
+        """Why this worker's model can be neither steered nor captured; None where it can."""
+        refusal: str | None = self.model_runner.morfi_refusal
+        return refusal
+
     def morfi_open_shards(self, folder: str, shard_bytes: int) -> None:
         """From now on requests that have a number in shards are captured to files in `folder`."""
         state: ResidualState | None = self.model_runner.morfi_state

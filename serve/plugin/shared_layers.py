@@ -81,14 +81,13 @@ class SharedLayers:
         self._attention = attention
         self._builders = builders
         self._plan: Plan | None = None
-        self._positions: torch.Tensor | None = None
         self._reached = -1  # the last layer that ran
         for one in attention:
             one.impl.do_kv_cache_update = self._for_all(one.impl.do_kv_cache_update)
 
     def begin(self, plan: Plan | None) -> None:
         """The plan of the step that follows, None to share nothing."""
-        self._plan, self._positions, self._reached = plan, None, -1
+        self._plan, self._reached = plan, -1
 
     def check(self) -> None:
         """Raises RuntimeError unless the plan of the step was carried out in every layer that it names."""
@@ -99,31 +98,37 @@ class SharedLayers:
             )
 
     def enter(
-        self, layer: int, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """The arguments that the layer gets in place of its own."""
+        self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments that the layer gets in place of its own: only the rows that stay."""
         plan = self._plan
         if plan is None or layer > plan.last:
-            return positions, hidden, residual
+            return args, kwargs
         if layer == 0:
-            if len(hidden) != len(plan.places) or residual is not None:
-                raise RuntimeError(f"a step of {len(plan.places)} rows gave the first layer {len(hidden)}")
-            self._positions, hidden = positions[plan.rows], hidden[plan.rows]
             self._narrow(plan)
-        assert self._positions is not None
-        return self._positions, hidden, residual
 
-    def leave(
-        self, layer: int, hidden: torch.Tensor, residual: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        def narrowed(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or len(value) == len(plan.rows):
+                return value  # as a layer below returned it
+            if len(value) != len(plan.places):
+                raise RuntimeError(f"a step of {len(plan.places)} rows gave layer {layer} {len(value)}")
+            return value[plan.rows]
+
+        return tuple(map(narrowed, args)), {name: narrowed(value) for name, value in kwargs.items()}
+
+    def leave(self, layer: int, output: Any) -> Any:
         """The value that the layer returns in place of what it computed."""
         plan = self._plan
         if plan is None or layer > plan.last:
-            return hidden, residual
+            return output
         if layer != self._reached + 1:
             raise RuntimeError(f"layer {layer} ran after layer {self._reached}")
         self._reached = layer
-        return (hidden[plan.places], residual[plan.places]) if layer == plan.last else (hidden, residual)
+        if layer != plan.last:
+            return output
+        if isinstance(output, torch.Tensor):
+            return output[plan.places]
+        return tuple(one[plan.places] if isinstance(one, torch.Tensor) else one for one in output)
 
     def _for_all(self, update: Callable[..., None]) -> Callable[..., None]:
         """Writes keys and values to the cache of every request, those that were left out included."""

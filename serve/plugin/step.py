@@ -149,8 +149,11 @@ class ResidualState:
             return
         self._host_work.fill(self.work, offset)
 
-    def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor) -> None:
-        """Steers in place the rows whose residual stream is hidden + residual, and keeps what is captured."""
+    def apply(self, layer: int, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """Steers in place the rows of hidden, and keeps what is captured.
+
+        The residual stream is hidden + residual, or hidden alone where there is no residual.
+        """
         work = self._host_work if self.device_work is None else self.device_work
         work.run(hidden, residual, layer, self.bank.directions)
 

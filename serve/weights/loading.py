@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
-from morfi.engine.architectures import ARCHITECTURES
-
 if TYPE_CHECKING:
     import torch
 
+# Of these load_weights does nothing but rename and hand each tensor to its module, so that the tensors of one
+# module can be given to it alone. Any other model goes through vLLM's own reload.
+BY_MODULE = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Gemma2ForCausalLM"})
 _LAYER = re.compile(r".*?\.\d+\.")
 _EXPERTS = re.compile(r".*\.experts\.")
 
@@ -54,6 +55,13 @@ def output_heads(model: torch.nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, ParallelLMHead)]
 
 
+def has_experts(model: torch.nn.Module) -> bool:
+    """Whether vLLM computes a mixture of experts in it, whose weights it packs in its own way."""
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner_interface import MoERunnerInterface
+
+    return any(isinstance(module, MoERunnerInterface) for module in model.modules())
+
+
 def is_tied(model: torch.nn.Module) -> bool:
     """Whether every output head shares its weight with an input embedding, or there is no head at all."""
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -73,7 +81,7 @@ def _is_plain(model: torch.nn.Module) -> bool:
 
     on_cpu = next(model.parameters()).device.type == "cpu"
     is_whole = not any(isinstance(module, PPMissingLayer) for module in model.modules())
-    return on_cpu and is_whole and type(model).__name__ in ARCHITECTURES
+    return on_cpu and is_whole and type(model).__name__ in BY_MODULE
 
 
 def _target(model: Any, name: str) -> str:

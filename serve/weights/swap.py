@@ -9,13 +9,19 @@ from typing import Any
 
 from morfi.cache import Cache
 from morfi.checkpoints.adapters import load_adapter
-from morfi.checkpoints.live import check_live_merge, check_same_form, live_tensors
+from morfi.checkpoints.live import ALONE, are_experts, check_live_merge, check_same_form, live_tensors
 from morfi.checkpoints.lora import Merge, merged_tensors
 from morfi.checkpoints.merge_plan import plan_merge
 from morfi.checkpoints.model_files import ModelFiles, open_model
 from morfi.checkpoints.weights import Weights
 from morfi.errors import InputError
-from morfi.serve.weights.loading import is_tied, load_tensors, loadable_parts, pack_output_heads
+from morfi.serve.weights.loading import (
+    has_experts,
+    is_tied,
+    load_tensors,
+    loadable_parts,
+    pack_output_heads,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,8 @@ class LiveModel:
         """Checks all that can be checked before a weight changes; raises InputError for what does not fit."""
         self.plan = None
         base = open_model(source.base_dir)
+        if source.adapter_dir is not None or source.model_dir is not None:
+            self._check_experts(base)
         if source.adapter_dir is not None or self.dirty:
             _check_unchanged(base, source.base_sha256)
         if source.adapter_dir is None:
@@ -119,6 +127,14 @@ class LiveModel:
         check_same_form(model, base)
         self._check_head(base)
         return model
+
+    def _check_experts(self, base: ModelFiles) -> None:
+        """Raises InputError where the files do not tell experts from what is loaded together with them."""
+        if has_experts(self.runner.get_model()) and not any(map(are_experts, base.weights.tensors)):
+            raise InputError(
+                f"{base.path}: {base.layout.architecture} names its experts like the rest of a layer, and "
+                f"vLLM does not reload them correctly; {ALONE}"
+            )
 
     def _check_head(self, base: ModelFiles) -> None:
         """Raises InputError where the live model has an output head that new weights would not reach."""

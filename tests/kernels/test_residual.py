@@ -25,15 +25,17 @@ def test_the_kernel_equals_its_reference_in_the_interpreter() -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert len(found["changed"]) == 12
+    assert len(found["changed"]) == 18
     assert min(found["changed"]) > 0
     assert found["left"]
 
 
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-@pytest.mark.parametrize("d_model", [576, 4096])
-def test_the_kernel_compiles_ahead_of_time(capability: int, dtype: str, d_model: int) -> None:
+@pytest.mark.parametrize(("d_model", "has_residual"), [(576, True), (4096, True), (768, False)])
+def test_the_kernel_compiles_ahead_of_time(
+    capability: int, dtype: str, d_model: int, *, has_residual: bool
+) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -41,6 +43,7 @@ def test_the_kernel_compiles_ahead_of_time(capability: int, dtype: str, d_model:
     constants = {
         "D": d_model,
         "BLOCK": triton.next_power_of_2(d_model),
+        "HAS_RESIDUAL": has_residual,
         "N_ENTRIES": 8,
         "N_CAPTURED": 2,
         "N_NUMBERS": len(Numbers._fields),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from architectures import ARCHITECTURES, GEMMA, LLAMA_LIKE, VOCABULARY
 
 from morfi.cache import Cache
 from morfi.checkpoints.embedded import embedded_model
@@ -19,47 +20,16 @@ if TYPE_CHECKING:
 
     from morfi.serve.engine import Engine
 
-VOCABULARY = 259  # the bytes and three special tokens; not what vLLM pads to
-LLAMA_LIKE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "max_position_embeddings": 256,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
 FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {**LLAMA_LIKE, "attention_bias": True, "mlp_bias": True}),
+    **ARCHITECTURES,
+    "llama": ARCHITECTURES["LlamaForCausalLM"],
     "llama without biases": ("llama", LLAMA_LIKE),
     "llama-tied": ("llama", {**LLAMA_LIKE, "tie_word_embeddings": True}),
-    "mistral": ("mistral", {**LLAMA_LIKE, "sliding_window": None}),
-    "gemma2": ("gemma2", {**LLAMA_LIKE, "query_pre_attn_scalar": 32, "sliding_window": 16}),
-    "gemma2 without a cap": (
-        "gemma2",
-        {
-            **LLAMA_LIKE,
-            "query_pre_attn_scalar": 32,
-            "sliding_window": 16,
-            "attn_logit_softcapping": None,
-        },
-    ),
-    "mixtral": ("mixtral", {**LLAMA_LIKE, "num_local_experts": 4}),
-    "gpt2": (
-        "gpt2",
-        {
-            "vocab_size": VOCABULARY,
-            "n_embd": 64,
-            "n_layer": 2,
-            "n_head": 2,
-            "n_positions": 256,
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-        },
-    ),
+    "mistral": ARCHITECTURES["MistralForCausalLM"],
+    "gemma2": ("gemma2", GEMMA),
+    "gemma2 without a cap": ARCHITECTURES["Gemma2ForCausalLM"],
+    "mixtral": ARCHITECTURES["MixtralForCausalLM"],
+    "gpt2": ARCHITECTURES["GPT2LMHeadModel"],
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from morfi.training import train_config
 from morfi.training.lora import adapter_tensors, attach_lora, detach_lora, load_adapter_tensors
@@ -86,3 +86,15 @@ def test_only_named_modules_get_lora(tiny_models: dict[str, Path]) -> None:
     model = attach_lora(load(tiny_models["llama"]), config(targets=("q_proj", "v_proj")), seed=0)
     modules = {name.split(".")[-3] for name in adapter_tensors(model)}
     assert modules == {"q_proj", "v_proj"}
+
+
+def test_experts_get_no_lora_for_it_could_not_be_merged() -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4}
+    model = attach_lora(MixtralForCausalLM(MixtralConfig(**sizes, **heads)), config(), seed=0)
+    lora = model.peft_config["default"]
+    assert not lora.target_parameters
+    assert not lora.rank_pattern
+    trained = {name.split(".lora_")[0].rpartition(".")[2] for name in adapter_tensors(model)}
+    assert trained == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert {p.shape[-1] for name, p in model.named_parameters() if "lora_B" in name} == {3}

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from morfi.engine.directions import Direction
 from morfi.engine.steering import Steering
-from morfi.verification.reference import Reference, decoder_layers, load_reference, reference_of
+from morfi.errors import InputError
+from morfi.verification.reference import Reference, load_reference, reference_of
 
 TOKENS = [3, 14, 15, 92, 65, 35]
 
@@ -56,5 +57,5 @@ def test_a_folder_is_loaded_in_the_dtype_that_is_asked_for(tiny_model: Path) -> 
 
 def test_a_model_without_such_a_list_is_named(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference.model.config, "num_hidden_layers", 7)
-    with pytest.raises(ValueError, match="LlamaForCausalLM has no list of 7 decoder layers"):
-        decoder_layers(reference.model)
+    with pytest.raises(InputError, match="LlamaForCausalLM is of no known form: it has 0 lists of 7 layers"):
+        reference_of(reference.model)

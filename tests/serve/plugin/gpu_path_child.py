@@ -51,7 +51,6 @@ def use_gpu_ways() -> None:
         state = attach(runner)
         scheduler = runner.vllm_config.scheduler_config
         if json.loads(os.environ[SWITCHES])["tables"]:
-            assert state is not None
             n_tokens = scheduler.max_num_batched_tokens
             state.device_work = work = DeviceWork(state.layers.stop, n_tokens, state.d_model, runner.device)
             # Triton's kernel, or where nothing is interpreted what it is to do.

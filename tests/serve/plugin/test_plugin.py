@@ -123,12 +123,29 @@ def test_an_error_in_a_layer_fails_the_requests(
 
 @pytest.mark.usefixtures("starts_vllm")
 def test_what_cannot_be_steered_is_refused_by_name(
-    tiny_base: Callable[[str], Path],
+    tiny_base: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from vllm import SamplingParams
+
+    def find(*_: object) -> None:
+        raise InputError("its layers are not in a row")
+
+    monkeypatch.setattr("morfi.serve.plugin.decoder_layers.structure_of", find)
+    refusal = "GPT2LMHeadModel cannot be steered or captured: its layers are not in a row"
     with Engine(tiny_base("gpt2"), dtype="float32", context=64) as engine:
         assert engine.generate([[3, 4, 5]], Sampling(max_tokens=2))[0][0].applied == ()
-        with pytest.raises(InputError, match="GPT2LMHeadModel cannot be steered"):
+        with pytest.raises(InputError, match=refusal):
             engine.generate([[3, 4, 5]], Sampling(), capture=Capture((0,)))
+        # Who calls vLLM itself is told by the engine core.
+        engine._admission.refusal = None
+        asks = SamplingParams(extra_args={"morfi": {"steering": [], "capture": {"layers": [0]}}})
+        with pytest.raises(InputError, match=refusal):
+            engine._llm.generate([{"prompt_token_ids": [3, 4]}], asks, use_tqdm=False)
+        # And should one come through, nothing runs unsteered.
+        worker = engine._core.model_executor.driver_worker.model_runner
+        asking = SimpleNamespace(sampling_params=SimpleNamespace(extra_args={"morfi": {}}))
+        with pytest.raises(RuntimeError, match=refusal):
+            worker.execute_model(SimpleNamespace(scheduled_new_reqs=[asking]))
 
 
 CHILD = """

@@ -48,6 +48,7 @@ def test_a_prefix_that_came_from_the_cache_has_no_equal() -> None:
         ("parallel_config", "pipeline_parallel_size", 2),
         ("", "lora_config", object()),
         ("", "kv_transfer_config", object()),
+        ("structure", "by_rows", False),
         ("", "", None),
     ],
 )
@@ -55,16 +56,18 @@ def test_nothing_is_shared_where_equal_tokens_may_differ(what: str, name: str, v
     prepare_process(gpu=False, verbose=False)
     layers = pytest.importorskip("morfi.serve.plugin.decoder_layers")
     runner = object.__new__(layers.CPUModelRunner)
-    runner.model = SimpleNamespace(model=SimpleNamespace(layers=[]))
     runner.vllm_config = config = SimpleNamespace(
         model_config=SimpleNamespace(enforce_eager=True, enable_prompt_embeds=False),
         parallel_config=SimpleNamespace(pipeline_parallel_size=1),
         lora_config=None,
         kv_transfer_config=None,
     )
-    if name:
+    structure = SimpleNamespace(layers=[], by_rows=True)
+    if what == "structure":
+        setattr(structure, name, value)
+    elif name:
         setattr(getattr(config, what) if what else config, name, value)
-    assert (layers._shared_layers(runner) is None) == bool(name)
+    assert (layers._shared_layers(runner, structure) is None) == bool(name)
 
 
 def test_a_plan_that_was_not_carried_out_is_an_error() -> None:

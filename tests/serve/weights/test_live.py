@@ -47,7 +47,7 @@ def test_vllms_own_reload_gives_the_same_weights(
     for checkpoint in checkpoints:
         live.load_checkpoint(checkpoint)
         by_module.append(raw_logits(live))
-    monkeypatch.setattr(loading, "ARCHITECTURES", frozenset())
+    monkeypatch.setattr(loading, "BY_MODULE", frozenset())
     for checkpoint, expected in zip(checkpoints, by_module, strict=True):
         live.load_checkpoint(checkpoint)
         assert raw_logits(live) == expected
@@ -193,7 +193,7 @@ def test_untying_a_tied_base_is_refused_by_name(
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each of the two ways to load."""
     if request.param == "by vLLM":
-        monkeypatch.setattr(loading, "ARCHITECTURES", frozenset())
+        monkeypatch.setattr(loading, "BY_MODULE", frozenset())
     return str(request.param)
 
 
