@@ -15,7 +15,7 @@ from morfi.engine.directions import Direction
 from morfi.errors import InputError
 from morfi.latents.sae import load_sae
 from morfi.questions.prompts import context_for
-from morfi.runs.options import option, run_of
+from morfi.runs.options import option
 from morfi.serve.http.catalog import Catalog, load_catalog
 from morfi.serve.http.steerable import ServedSae, name_of
 from morfi.serve.http.vectors import read_vectors
@@ -30,9 +30,11 @@ class ServeConfig:
     """Settings of a server: `ckpt` is a model, or a checkpoint of the series behind `latents`."""
 
     ckpt: str = option("A folder or a preset; with --latents also M_LEVEL or an id of their train run.")
-    latents: tuple[str, ...] = run_of("find", default=(), repeatable=True)
+    latents: tuple[str, ...] = option(
+        "A run of `morfi find`; repeatable.", (), metavar="RUN", repeatable=True
+    )
     sae: tuple[str, ...] = option(
-        "An SAE: RELEASE:ID, a folder or a preset.", (), metavar="SAE", repeatable=True
+        "An SAE: RELEASE:ID, a folder or a preset; repeatable.", (), metavar="SAE", repeatable=True
     )
     vectors: str | None = option("Named vectors [d_model], in safetensors.", None, metavar="FILE")
     dtype: str | None = None
