@@ -222,8 +222,8 @@ def majority_answer(questions: Sequence[Question], mode: str = "squad") -> Major
     """The accepted answer that is right for most of `questions` by the rule `mode`; empty for no questions.
 
     Among equals the one listed first in the questions' own answers wins, then the alphabet, so that
-    neither the order of the questions nor an alias decides. Where `mode` is a pattern, an answer that
-    matches it is right for all questions.
+    neither the order of the questions nor an alias decides. Where `mode` is a pattern, an accepted
+    answer that matches it is right for all questions.
     """
     form = form_of(mode)
     counts: dict[str, int] = {}

@@ -427,7 +427,8 @@ def test_majority_share_is_the_accuracy_of_always_giving_it(
     best = majority_answer(rows, mode)
     n_right = sum(is_correct(best.answer, row.answers, mode) for row in rows) if best.answer else 0
     assert best.n == n_right
-    for constant in ("USA", "France", "Peru", "The"):
+    accepted = {answer for some in answers for answer in some}  # of a pattern's, only these are tried
+    for constant in ("USA", "France", "Peru", "The") if mode in MATCH_MODES else accepted:
         assert sum(is_correct(constant, row.answers, mode) for row in rows) <= best.n
     order.shuffle(rows)
     assert majority_answer(rows, mode) == best
