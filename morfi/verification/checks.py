@@ -135,10 +135,11 @@ def _compared(subject: Subject, name: str, steering: Sequence[Sequence[Steering]
 
 
 def _shares(found: Captured, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """For each position that is to be changed, how much of the change was made."""
+    """How much of the change was made, for the half of the positions that are to be changed the most."""
     places = list(found.positions)
     asked = after[places] - before[places]
-    changed = asked.any(1)
+    lengths = asked.norm(dim=1)
+    changed = (lengths > 0) & (lengths >= lengths[lengths > 0].median()) if lengths.any() else lengths > 0
     asked = asked[changed]
     made = found.values[changed] - before[places][changed]
     return (made * asked).sum(1) / asked.square().sum(1)

@@ -43,7 +43,7 @@ class Subject:
     streams: tuple[Streams, ...]  # the standard's of the prompts, nothing steered
     device: str = "cpu"  # the standard's
     directions: dict[str, Direction] = field(default_factory=dict)
-    _names: dict[tuple[int, int, bool], str] = field(default_factory=dict)
+    _names: dict[tuple[int, int, bool, bool], str] = field(default_factory=dict)
 
     @property
     def n_layers(self) -> int:
@@ -105,19 +105,21 @@ class Subject:
         strength = 0.0
         if operation.amount is not None:
             strength = amount * self.norm(layer) if operation.amount.in_norms else amount
-        name = self._direction(layer, number, is_latent=operation.needs_latent)
+        jumps = operation.only_firing and operation.puts_in  # where the latent begins to fire
+        fires = jumps and self.checkpoint.dtype != "float32"
+        name = self._direction(layer, number, is_latent=operation.needs_latent, fires=fires)
         return Steering(layer, name, operation.name, strength, positions)
 
-    def _direction(self, layer: int, number: int, *, is_latent: bool) -> str:
-        key = (layer, number, is_latent)
+    def _direction(self, layer: int, number: int, *, is_latent: bool, fires: bool) -> str:
+        key = (layer, number, is_latent, fires)
         if key not in self._names:
             made = self._make(*key)
             self._names[key] = name = self.engine.register(made)
             self.directions[name] = made
         return self._names[key]
 
-    def _make(self, layer: int, number: int, is_latent: bool) -> Direction:
-        """A direction of unit length, or a latent that fires at about half of the positions.
+    def _make(self, layer: int, number: int, is_latent: bool, fires: bool) -> Direction:
+        """A direction of unit length, or a latent that `fires`, or does at about half of the positions.
 
         Half random, half along the mean stream, so that there is something to project out. Every second
         latent is of an SAE that rescales the stream; its contribution is about half a residual norm. In
@@ -141,6 +143,8 @@ class Subject:
         half = max(1, len(values) // 2)
         middle = values[half - 1 : half + 1].mean()
         deviation = float((p - middle).abs().median()) or 1.0
+        if fires:
+            middle = values[0] - deviation
         scale = 0.5 * float((norm / unit).median())
         return Direction(
             vector * scale,
