@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +33,7 @@ from morfi.serve.http.norms import Norms
 from morfi.serve.http.server import Address, frontend_arguments
 from morfi.serve.http.state import ServerState
 from morfi.serve.http.steerable import ServedSae, Steerable
+from morfi.serve.http.unembedding import Unembedding
 from morfi.serve.plugin.bank import Registry
 
 GOOD: dict[str, Any] = {"prompt": "Q", "steering": {"latents": [{"id": 3, "alpha": 1.5}]}}
@@ -215,6 +217,7 @@ def make_served(monkeypatch: pytest.MonkeyPatch) -> Served:
             served="base",
             served_sha256="a",
             tokenizer=None,
+            unembedding=Unembedding(Path(), None),
             needs_key=False,
         )
         arguments = frontend_arguments({"served_model_name": ["tiny"]}, Address())

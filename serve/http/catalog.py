@@ -25,19 +25,77 @@ from morfi.terminal import Progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import torch
 
     from morfi.store import Store
 
+N_BINS = 20
+QUANTILES = (0.9, 0.75, 0.5, 0.25)
 DIRECTIONS = {1: "rising", -1: "falling", 0: "none"}
 _COLUMNS = {"score": "score", "id": "latent", "rho": "rho", "slope": "slope", "firing": "firing"}
 
 
 @dataclass(frozen=True, slots=True)
-class TopQuestion:
-    """A question and a latent's activation at the last token of its prompt."""
+class ActiveQuestion:
+    """A question and a latent's activation at the last token of its prompt.
+
+    `quantile` is its place among the questions that the latent fires on: 1 is the largest activation.
+    """
 
     question: Question
     activation: float
+    quantile: float
+
+
+@dataclass(frozen=True, slots=True)
+class Density:
+    """How many questions have activations between neighbouring `edges`; those where it is 0 are left out."""
+
+    n_questions: int
+    n_firing: int
+    edges: list[float]
+    counts: list[int]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Firing:
+    """A latent's activation on each question: `values` float32 [n_questions]."""
+
+    values: torch.Tensor
+    questions: Sequence[Question]
+
+    @property
+    def top(self) -> list[ActiveQuestion]:
+        """The questions on which it is largest; those where it is 0 are left out."""
+        return self._ranked()[:N_SHOWN]
+
+    @property
+    def at_quantiles(self) -> list[ActiveQuestion]:
+        """The questions at QUANTILES of those that it fires on, each once."""
+        ranked = self._ranked()
+        places = [round((1 - quantile) * (len(ranked) - 1)) for quantile in QUANTILES]
+        return [ranked[place] for place in dict.fromkeys(places)] if ranked else []
+
+    @property
+    def density(self) -> Density:
+        """A histogram of the activations where it fires."""
+        import torch
+
+        firing = self.values[self.values > 0]
+        if not len(firing):
+            return Density(len(self.values), 0, [], [])
+        counts, edges = torch.histogram(firing, N_BINS, range=(0.0, float(firing.max())))
+        return Density(len(self.values), len(firing), edges.tolist(), counts.int().tolist())
+
+    def _ranked(self) -> list[ActiveQuestion]:
+        n = int((self.values > 0).sum())
+        best = self.values.topk(n)
+        return [
+            ActiveQuestion(self.questions[place], value, 1 - rank / (n - 1) if n > 1 else 1.0)
+            for rank, (place, value) in enumerate(
+                zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            )
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,20 +209,14 @@ class Catalog:
         places = pc.index_in(pa.array(latents, table["latent"].type), table["latent"].combine_chunks())
         return shown(table.take(places))
 
-    def top_questions(self, latent: int, ckpt_sha256: str) -> list[TopQuestion]:
-        """The questions on which the latent's activation is largest, under this checkpoint.
+    def firing(self, latent: int, ckpt_sha256: str) -> Firing:
+        """The latent's activations on the questions, under this checkpoint.
 
-        Under the highest level's where this one was not captured; questions where it is 0 are left out.
+        Under the highest level's where this one was not captured.
         """
         activations = self.found.activations
         residuals = self.found.residuals(ckpt_sha256) or activations.residuals[-1]
-        values = self._activation(latent, residuals.values)
-        best = values.topk(min(N_SHOWN, len(values)))
-        return [
-            TopQuestion(activations.questions[place], value)
-            for place, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            if value > 0
-        ]
+        return Firing(self._activation(latent, residuals.values), activations.questions)
 
     def _activation(self, latent: int, x: Any) -> Any:
         """float32 [n_questions]: one latent's activation on x [n_questions, d_model]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
@@ -21,6 +22,7 @@ from morfi.serve.http.shown import (
     Capabilities,
     CheckpointList,
     CheckpointShown,
+    DensityShown,
     FalseDiscoveriesShown,
     FindRunShown,
     LatentDetails,
@@ -31,9 +33,11 @@ from morfi.serve.http.shown import (
     NeighbourRow,
     OperationShown,
     OrderShown,
+    QuantileQuestionRow,
     QuestionPage,
     QuestionRow,
     SaeShown,
+    TokenEffectRow,
     TopQuestionRow,
     TrendsShown,
     VectorShown,
@@ -125,22 +129,21 @@ def latent_details(
     if latent >= own.d_sae:
         raise Refused(404, "latent", f"latent {latent}: there are the latents 0 to {own.d_sae - 1}")
     neighbours = own.neighbours(latent)
+    effects = state.unembedding.effects(own.unit(latent))
+    known: dict[str, Any] = {
+        "checkpoint": served,
+        "sae": own.name,
+        "promoted": [TokenEffectRow(**asdict(one)) for one in effects.promoted],
+        "suppressed": [TokenEffectRow(**asdict(one)) for one in effects.suppressed],
+    }
     if catalog is None:
         alone = [NeighbourRow(id=one.latent, cosine=one.cosine) for one in neighbours]
-        return LatentDetails(
-            id=latent,
-            checkpoint=served,
-            sae=own.name,
-            find_run=None,
-            levels=[],
-            neighbours=alone,
-            top_questions=[],
-        )
+        return LatentDetails(id=latent, find_run=None, levels=[], neighbours=alone, **known)
     row, *others = catalog.rows([latent, *(one.latent for one in neighbours)])
+    firing = catalog.firing(latent, sha256)
     return LatentDetails(
         **catalog.with_chance(row),
-        checkpoint=served,
-        sae=own.name,
+        **known,
         find_run=catalog.run_id,
         levels=catalog.levels,
         neighbours=[
@@ -150,9 +153,13 @@ def latent_details(
             for one, other in zip(neighbours, others, strict=True)
         ],
         top_questions=[
-            TopQuestionRow(**_question(one.question), activation=one.activation)
-            for one in catalog.top_questions(latent, sha256)
+            TopQuestionRow(**_question(one.question), activation=one.activation) for one in firing.top
         ],
+        quantile_questions=[
+            QuantileQuestionRow(**_question(one.question), activation=one.activation, quantile=one.quantile)
+            for one in firing.at_quantiles
+        ],
+        density=DensityShown(**asdict(firing.density)),
     )
 
 

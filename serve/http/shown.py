@@ -175,15 +175,45 @@ class TopQuestionRow(BaseModel):
     activation: float
 
 
+class QuantileQuestionRow(TopQuestionRow):
+    """A question that a latent fires on, and its place among all of those: 1 is the largest activation."""
+
+    quantile: float
+
+
+class DensityShown(BaseModel):
+    """How many questions have activations between neighbouring `edges`, of those that a latent fires on."""
+
+    n_questions: int
+    n_firing: int
+    edges: list[float]
+    counts: list[int]
+
+
+class TokenEffectRow(BaseModel):
+    """A token, and the change of its logit where the stream moves by its own norm along the decoder row."""
+
+    token_id: int
+    token: str
+    logit: float
+
+
 class LatentDetails(LatentRow):
-    """A latent with what it is close to, and what it fires on most, under the checkpoint."""
+    """A latent with what it is close to, the tokens that it promotes and suppresses, and what it fires on.
+
+    The last under the checkpoint, and only where there is a find run.
+    """
 
     checkpoint: str
     sae: str
     find_run: str | None
     levels: list[Level]
     neighbours: list[NeighbourRow]
-    top_questions: list[TopQuestionRow]
+    promoted: list[TokenEffectRow]
+    suppressed: list[TokenEffectRow]
+    top_questions: list[TopQuestionRow] = []
+    quantile_questions: list[QuantileQuestionRow] = []
+    density: DensityShown | None = None
 
 
 class QuestionRow(BaseModel):

@@ -26,6 +26,7 @@ from morfi.serve.http.norms import N_MEASURED, Norm, Norms
 from morfi.serve.http.questions import asked_questions, captured_questions
 from morfi.serve.http.steerable import Along, Steerable, size_of
 from morfi.serve.http.turns import TURNS, ChatTurns
+from morfi.serve.http.unembedding import Unembedding
 from morfi.serve.http.wire import (
     AppliedLatent,
     AppliedVector,
@@ -85,6 +86,7 @@ class ServerState:
     served: str  # id of the checkpoint that is served
     served_sha256: str
     tokenizer: Any
+    unembedding: Unembedding
     needs_key: bool
     backend: str = "morfi"  # what vLLM calls itself in its answers
     answers: dict[str, tuple[str, ...]] = field(default_factory=dict)  # accepted, by question
@@ -293,6 +295,7 @@ async def start_state(engine: SteeringLLM, launch: Launch, gate: Gate, *, needs_
         served=launch.served,
         served_sha256=sha256,
         tokenizer=tokenizer,
+        unembedding=Unembedding(engine.served.model_dir, tokenizer),
         needs_key=needs_key,
     )
     await state.measure(sha256)

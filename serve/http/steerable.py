@@ -74,6 +74,12 @@ class ServedSae:
         """The length of a latent's decoder row."""
         return float(self._row_norms[latent])
 
+    def unit(self, latent: int) -> torch.Tensor:
+        """A latent's decoder row at length 1, float64 [d_model]; a row of 0 stays one."""
+        row = self.sae.W_dec[latent].double()
+        made: torch.Tensor = row / row.norm().clamp_min(1e-30)
+        return made
+
     @functools.cached_property
     def _row_norms(self) -> Any:
         """float32 [d_sae]."""
@@ -249,10 +255,8 @@ class Steerable:
             raise _unfit("latent", f"{one.label} has an empty decoder row; it leads nowhere")
         _check_operation(one, sae.operations, "this SAE")
         _, layer = self.read_after(sae.name, one.layer if one.layer is not None else default)
-        unit = sae.sae.W_dec[one.id].double()
-        return Along(
-            layer, SaeLatent(self._in_engine[sae.name], one.id), unit / unit.norm(), length, sae.name
-        )
+        own = SaeLatent(self._in_engine[sae.name], one.id)
+        return Along(layer, own, sae.unit(one.id), length, sae.name)
 
     def _vector(self, one: Vector, default: int | None) -> Along:
         found = self.vectors.get(one.vector)

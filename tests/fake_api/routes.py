@@ -106,12 +106,19 @@ def _add_latents(app: FastAPI, api: FakeApi) -> None:
             "top_questions": top,
         }
         found |= {"sae": SAE, "find_run": FIND_RUN}
+        found |= {
+            "promoted": [{"token_id": 1, "token": " Par\n", "logit": 0.5}],
+            "suppressed": [{"token_id": 2, "token": api.text("no"), "logit": -0.5}],
+            "quantile_questions": [top[5] | {"id": "other", "quantile": 0.5}],
+            "density": {"n_questions": 40, "n_firing": 9, "edges": [0, 1, 2], "counts": [6, 3]},
+        }
         if request.query_params.get("sae") != SAE:
             near = [
                 {"id": one["id"], "cosine": one["cosine"], "direction": "none", "selected": False}
                 for one in near
             ]
             found |= {"sae": OTHER_SAE, "find_run": None, "neighbours": near, "top_questions": []}
+            found |= {"quantile_questions": [], "density": None}
             row = {"id": row["id"], "direction": "none", "selected": False, "means": []}
         return JSONResponse(row | found)
 

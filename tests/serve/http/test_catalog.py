@@ -73,10 +73,19 @@ def test_neighbours_and_questions_of_a_latent(make_catalog: Any, identity_sae: P
     assert catalog.sae.neighbours(3)[-1].cosine == 0
     assert 11 not in [one.latent for one in catalog.sae.neighbours(3)]  # its negative, at cosine -1
     condition = catalog.found.activations.residuals[-1]
-    found = catalog.top_questions(2, condition.row.ckpt_sha256)
+    found = catalog.firing(2, condition.row.ckpt_sha256).top
     expected = sorted((value for value in condition.values[:, 2].tolist() if value > 0), reverse=True)
     assert [one.activation for one in found] == pytest.approx(expected[:10])
     assert catalog.sae.operations == ("add", "ablate", "clamp", "project", "clamp_firing")
+    firing = catalog.firing(2, condition.row.ckpt_sha256)
+    assert [one.quantile for one in firing.at_quantiles] == sorted(
+        {one.quantile for one in firing.at_quantiles}, reverse=True
+    )
+    values = {one.question.id: one.activation for one in firing.at_quantiles}
+    assert set(values.values()) <= set(expected)
+    density = firing.density
+    assert (density.n_questions, density.n_firing) == (len(condition.values), len(expected))
+    assert (sum(density.counts), density.edges[-1]) == (len(expected), pytest.approx(expected[0]))
     rows = catalog.rows([5, 0, 15])
     assert [row["id"] for row in rows] == [5, 0, 15]
     assert rows[1]["direction"] == "rising"
@@ -92,7 +101,7 @@ def test_topk_latents_are_shown_and_can_be_added(make_catalog: Any, topk_sae: Pa
     latents = catalog.found.sae.encode(condition.values)
     for latent in range(16):
         expected = sorted((value for value in latents[:, latent].tolist() if value > 0), reverse=True)
-        found = catalog.top_questions(latent, condition.row.ckpt_sha256)
+        found = catalog.firing(latent, condition.row.ckpt_sha256).top
         assert [one.activation for one in found] == pytest.approx(expected[:10])
 
 

@@ -133,6 +133,15 @@ def test_a_latent_comes_with_its_neighbours_and_questions(server: Any, found: Fo
     for one, i in zip(details["top_questions"], best, strict=True):
         assert one["activation"] == pytest.approx(float(activations[i]), rel=1e-4)
         assert one["question"] == questions[i].text
+    firing = sorted((value for value in activations.tolist() if value > 0), reverse=True)
+    density = details["density"]
+    assert (density["n_questions"], density["n_firing"]) == (len(questions), len(firing))
+    assert sum(density["counts"]) == len(firing)
+    for one in details["quantile_questions"]:
+        place = round((1 - one["quantile"]) * (len(firing) - 1))
+        assert one["activation"] == pytest.approx(firing[place], rel=1e-4)
+    for name in ("promoted", "suppressed"):
+        assert len(details[name]) == 10
     assert server.get("/v1/morfi/latents/96").status_code == 404
 
 

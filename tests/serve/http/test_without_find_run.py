@@ -66,6 +66,7 @@ def test_capabilities_list_what_can_be_steered_along(bare: Any, files: dict[str,
         assert bare.get(f"/v1/morfi/{path}").status_code == status
     details = bare.get("/v1/morfi/latents/3?sae=early").json()
     assert (details["sae"], details["find_run"], len(details["neighbours"])) == ("early", None, 10)
+    assert (len(details["promoted"]), details["density"], details["top_questions"]) == (10, None, [])
 
 
 def test_a_mixed_request_gives_what_python_gives(bare: Any, files: dict[str, Any], engine: Any) -> None:

@@ -27,7 +27,8 @@ def test_without_a_sweep_the_questions_say_so_and_the_rest_works(visit: Visits, 
     choose(page)
     page.locator("#source").get_by_text("Top of the latent").click()
     page.locator("#question-list", has_text="activation").wait_for()
-    assert page_walk.rows(page, "question").count() == 10
+    assert page_walk.rows(page, "question").count() == 11  # ten, and one at a quantile
+    page.locator("#question-list", has_text="more than 50.0 % of those that it fires on").wait_for()
 
 
 def test_an_error_stands_where_it_happened_and_can_be_tried_again(

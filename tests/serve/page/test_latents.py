@@ -55,6 +55,11 @@ def test_a_latent_shows_its_trend_statistics_and_neighbours(ready: Callable[...,
     assert {"mean activation", "share of Unknown in training (%)", "served"} <= set(
         chart.locator("text").all_inner_texts()
     ) | set(chart.locator("text").all_text_contents())
+    tokens = page.locator("#tokens").inner_text()
+    assert '" Par\\n"' in tokens
+    assert '"no"' in tokens
+    assert page.locator("#density rect").count() == 2
+    assert page.locator("#density-words").inner_text() == "Fires on 9 of 40 questions, up to 2."
     told = page.locator("#statistics").inner_text()
     assert f"{row['score']:.2f}" in told
     assert f"{100 * row['stability']:.1f} %" in told
