@@ -55,6 +55,8 @@ REQUIRED: Mapping[str, tuple[str, dict[str, Any]]] = {
     "SmolLM3ForCausalLM": ("smollm3", {**GROUPED, "no_rope_layers": [1, 0]}),
 }
 OTHERS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "GemmaForCausalLM": ("gemma", LLAMA_LIKE),
+    "Gemma4ForCausalLM": ("gemma4_text", {**LLAMA_LIKE, "layer_types": ALTERNATING}),
     "CohereForCausalLM": ("cohere", GROUPED),
     # vLLM's window is one longer than transformers': long enough here for neither to end.
     "Cohere2ForCausalLM": ("cohere2", {**GROUPED, "layer_types": ALTERNATING}),
@@ -72,6 +74,20 @@ OTHERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "ArceeForCausalLM": ("arcee", LLAMA_LIKE),
     "Exaone4ForCausalLM": ("exaone4", {**GROUPED, "layer_types": ALTERNATING, "sliding_window": 16}),
     "Ernie4_5ForCausalLM": ("ernie4_5", LLAMA_LIKE),
+    "GraniteMoeForCausalLM": (
+        "granitemoe",
+        {**GROUPED, **SCALED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "Qwen2MoeForCausalLM": (
+        "qwen2_moe",
+        {
+            **GROUPED,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
+    ),
     "HeliumForCausalLM": ("helium", LLAMA_LIKE),
     "SeedOssForCausalLM": ("seed_oss", LLAMA_LIKE),
     "GptOssForCausalLM": (

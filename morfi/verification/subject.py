@@ -139,9 +139,12 @@ class Subject:
         norm = rows.norm(dim=1, keepdim=True)
         unit = norm / rows.shape[1] ** 0.5 if rescaled else torch.ones_like(norm)
         p = (rows / unit) @ encoder
-        values = p.unique()  # sorted: no position lies midway between two of them, and rounding moves none
-        half = max(1, len(values) // 2)
-        middle = values[half - 1 : half + 1].mean()
+        values = p.sort().values
+        inner = values[len(values) // 4 : len(values) - len(values) // 4]
+        widest = (
+            int(inner.diff().argmax()) if len(inner) > 1 else 0
+        )  # of the gaps
+        middle = inner[widest : widest + 2].mean()
         deviation = float((p - middle).abs().median()) or 1.0
         if fires:
             middle = values[0] - deviation

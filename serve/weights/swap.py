@@ -132,7 +132,7 @@ class LiveModel:
         """Raises InputError where the files do not tell experts from what is loaded together with them."""
         if has_experts(self.runner.get_model()) and not any(map(are_experts, base.weights.tensors)):
             raise InputError(
-                f"{base.path}: {base.layout.architecture} names its experts like the rest of a layer, and "
+                f"{base.layout.architecture} names its experts like the rest of a layer, and "
                 f"vLLM does not reload them correctly; {ALONE}"
             )
 
