@@ -141,9 +141,7 @@ class Subject:
         p = (rows / unit) @ encoder
         values = p.sort().values
         inner = values[len(values) // 4 : len(values) - len(values) // 4]
-        widest = (
-            int(inner.diff().argmax()) if len(inner) > 1 else 0
-        )  # of the gaps
+        widest = int(inner.diff().argmax()) if len(inner) > 1 else 0  # of the gaps
         middle = inner[widest : widest + 2].mean()
         deviation = float((p - middle).abs().median()) or 1.0
         if fires:
