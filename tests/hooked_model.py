@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from morfi.engine.decoder import layers_of, residual_stream
 from morfi.engine.directions import Direction
 from morfi.engine.operations import OPERATIONS
 from morfi.engine.protocol import Completion, Sampling
 from morfi.engine.steering import Capture, Steering, n_positions, spans
 from morfi.serve.engine import Engine
 from morfi.serve.plugin.step import ResidualState
+from morfi.verification.reference import reference_of
 
 D_MODEL = 64
 PREFIX = list(range(3, 67))  # two blocks of the CPU's prefix cache
@@ -61,99 +61,28 @@ def serving(base: Path, **overrides: Any) -> Iterator[Served]:
         yield Served(engine, reference, directions, list(directions))
 
 
-def added(direction: Direction, strength: float) -> torch.Tensor:
-    d = direction.vector
-    return strength * (d if direction.encoder is None else d / d.norm())
-
-
-def contribution(direction: Direction, one: Steering, x: torch.Tensor) -> torch.Tensor:
-    """The change to the residual stream x [d_model] that sets a latent, in any case or where it fires."""
-    assert direction.encoder is not None
-    unit = x.norm() / D_MODEL**0.5 if direction.norm_rescaled else torch.tensor(1.0)
-    p = (x / unit) @ direction.encoder + direction.bias
-    f = p if p > direction.threshold else torch.tensor(0.0)
-    target = 0.0 if one.operation == "clamp_firing" and not f else one.strength
-    return (target - f) * unit * direction.vector
-
-
-def steered(served: Served, active: Sequence[tuple[int, Steering]], x: torch.Tensor) -> dict[int, bool]:
-    """Makes of x [d_model] what steerings, by number, do to it, as defined; says which change anything."""
-    before, changes = x.clone(), {}
-    named = [(number, one, served.directions[str(one.direction)]) for number, one in active]
-    for number, one, direction in named:
-        if one.does.needs_latent:
-            change = contribution(direction, one, before)
-            x += change
-            changes[number] = bool(change.any())
-    removed = [direction.vector for _, one, direction in named if one.operation == "project"]
-    if removed:
-        basis = torch.linalg.qr(torch.stack(removed, 1)).Q
-        x -= basis @ (basis.T @ x)
-    for number, one, direction in named:
-        if one.operation == "add":
-            x += added(direction, one.strength)
-        if one.operation in ("add", "project"):
-            changes[number] = one.operation == "project" or one.strength != 0
-    return changes
-
-
 def by_hooks(
     served: Served,
     prompt: Sequence[int],
     steering: Sequence[Steering],
     n_tokens: int,
     n_changed: dict[int, int] | None = None,
-) -> tuple[list[int], list[torch.Tensor], list[torch.Tensor]]:
+) -> tuple[list[int], Sequence[torch.Tensor], Sequence[torch.Tensor]]:
     """Greedy tokens with hooks in transformers, and each layer's residual stream after and before them.
 
     `n_changed` takes, for each steering, the number of positions that it changes.
     """
-    n_changed = {} if n_changed is None else n_changed
-    layers = layers_of(served.reference)
-    after: dict[int, torch.Tensor] = {}
-    before: dict[int, torch.Tensor] = {}
-
-    def hook(index: int) -> Callable[..., Any]:
-        def steer(module: Any, inputs: Any, output: Any) -> Any:
-            hidden = residual_stream(output)
-            before[index] = hidden[0].clone()
-            result = hidden.clone()
-            for number in [number for number, one in enumerate(steering) if one.layer == index]:
-                n_changed[number] = 0
-            for place in range(hidden.shape[1]):
-                active = [
-                    (number, one)
-                    for number, one in enumerate(steering)
-                    if one.layer == index and is_meant(one, place, len(prompt))
-                ]
-                for number, has_changed in steered(served, active, result[0, place]).items():
-                    n_changed[number] += has_changed
-            after[index] = result[0].clone()
-            return (result, *output[1:]) if isinstance(output, tuple) else result
-
-        return steer
-
-    handles = [layer.register_forward_hook(hook(index)) for index, layer in enumerate(layers)]
+    reference = reference_of(served.reference)
     tokens = list(prompt)
     stop_ids = set(served.engine._newline_ids) | {1}
-    try:
-        with torch.no_grad():
-            while True:
-                logits = served.reference(torch.tensor([tokens]), use_cache=False).logits[0, -1]
-                tokens.append(int(logits.argmax()))
-                if len(tokens) == len(prompt) + n_tokens or tokens[-1] in stop_ids:
-                    break
-    finally:
-        for handle in handles:
-            handle.remove()
-    n = len(layers)
-    return tokens[len(prompt) :], [after[i] for i in range(n)], [before[i] for i in range(n)]
-
-
-def is_meant(one: Steering, place: int, n_prompt: int) -> bool:
-    return any(
-        start <= place and (stop is None or place < stop) for start, stop in spans(one.positions, n_prompt)
-    )
+    while True:
+        streams = reference.run(tokens, len(prompt), steering, served.directions)
+        tokens.append(int(streams.logits[-1].argmax()))
+        if len(tokens) == len(prompt) + n_tokens or tokens[-1] in stop_ids:
+            break
+    if n_changed is not None:
+        n_changed |= dict(enumerate(streams.n_changed))
+    return tokens[len(prompt) :], streams.after, streams.before
 
 
 def draw_steering(
