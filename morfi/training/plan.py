@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def prepare_training(config: TrainConfig, data: TrainingData, progress: Progress
     if base.adapter_sha256 is not None:
         raise InputError(f"--model {config.model} is a LoRA adapter; give a full model to train on")
     context = context_limit(base.model_dir) or _CONTEXT
-    _check_targets(config, base)
+    _check_lora(config, base)
     if config.model not in PRESETS:
         progress.phase(
             f"{config.model} has no preset: what was not given is as for models of 8 billion parameters"
@@ -172,15 +172,28 @@ def check_warmup(config: TrainConfig, mixture: Mixture) -> None:
     )
 
 
-def _check_targets(config: TrainConfig, base: Checkpoint) -> None:
-    """Raises InputError for a target that names no module of the model; PEFT passes over it beside others."""
-    if config.targets == (ALL_LINEAR,):
-        return
-    modules = open_model(base.model_dir).layout.modules
-    leaves = sorted({module.rpartition(".")[2] for module in modules})
-    for name in config.targets:
-        if not any(f".{module}".endswith(f".{name}") for module in modules):
-            raise InputError(
-                f"--targets {','.join(config.targets)}: {base.name} has no module {name} to put LoRA on; "
-                f'give "{ALL_LINEAR}" alone, or some of {", ".join(leaves)}.{nearest(name, leaves)}'
-            )
+def _check_lora(config: TrainConfig, base: Checkpoint) -> None:
+    """Raises InputError for a target that names no module, and for a rank above every target's.
+
+    PEFT passes over such a target beside others, and allocates whatever it is asked for.
+    """
+    layout = open_model(base.model_dir).layout
+    chosen = set(layout.modules)
+    if config.targets != (ALL_LINEAR,):
+        chosen = {each for name in config.targets for each in _modules(name, layout.modules, config, base)}
+    shapes = [layout.shapes.get(f"{module}.weight", ()) for module in chosen]
+    if (highest := max((min(shape) for shape in shapes if shape), default=config.rank)) < config.rank:
+        raise InputError(
+            f"--rank {config.rank}: no weight that LoRA is put on has a rank above {highest}; give less"
+        )
+
+
+def _modules(name: str, modules: Collection[str], config: TrainConfig, base: Checkpoint) -> list[str]:
+    found = [module for module in modules if f".{module}".endswith(f".{name}")]
+    if not found:
+        leaves = sorted({module.rpartition(".")[2] for module in modules})
+        raise InputError(
+            f"--targets {','.join(config.targets)}: {base.name} has no module {name} to put LoRA on; "
+            f'give "{ALL_LINEAR}" alone, or some of {", ".join(leaves)}.{nearest(name, leaves)}'
+        )
+    return found

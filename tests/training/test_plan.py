@@ -147,6 +147,17 @@ def test_a_target_that_is_no_module_is_refused_before_anything_is_trained(
     assert train_tiny.prepare(targets=("q_proj", "1.mlp.up_proj")).jobs
 
 
+def test_a_rank_above_every_weights_is_refused(train_tiny: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"--rank 65536: no weight that LoRA is put on has a rank above (\d+)"
+    ) as refused:
+        train_tiny.prepare(rank=65_536)
+    highest = int(str(refused.value).rpartition("above ")[2].partition(";")[0])
+    assert train_tiny.prepare(rank=highest).jobs
+    with pytest.raises(InputError, match="no weight that LoRA is put on"):
+        train_tiny.prepare(rank=highest + 1)
+
+
 def test_an_adapter_or_a_quantised_model_is_no_base(train_tiny: Any, tmp_path: Path) -> None:
     [row] = train_tiny(tmp_path / "run", epochs=(1,), early_stop=False).rows
     with pytest.raises(InputError, match="is a LoRA adapter; give a full model"):
