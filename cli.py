@@ -51,6 +51,7 @@ def eval_command(common: Common, resume: str | None, show_prompts: int | None, *
     named = resume not in (None, "auto")
     earlier = common.store.run_of_kind(str(resume), RunKind.EVAL) if named else None
     stored = None if earlier is None else settings_of(earlier, EvalConfig)
+    resume = resume if earlier is None else earlier.run_id
     config = configure(given, stored)
     with terminal.TerminalProgress() as progress:
         if show_prompts is not None:

@@ -54,7 +54,7 @@ def run_evaluation(
     id of a run. `command` is recorded.
     """
     endpoint = _endpoint(config, progress)
-    task = prepare(config, progress, endpoint)
+    task = prepare(config, progress, endpoint, read_by=None if resume == "auto" else resume)
     start = start_engine if endpoint is None else endpoint.start
     return answer(task, store, start, progress, resume=resume, command=command).run_id
 
@@ -75,13 +75,16 @@ def _endpoint(config: EvalConfig, progress: Progress, *, reached: bool = True) -
     )
 
 
-def prepare(config: EvalConfig, progress: Progress, endpoint: Endpoint | None = None) -> Task:
+def prepare(
+    config: EvalConfig, progress: Progress, endpoint: Endpoint | None = None, *, read_by: str | None = None
+) -> Task:
     """The task of `config`: questions chosen, prompts built and checked.
 
-    They are for the model of `endpoint`, else for the checkpoint, which is resolved.
+    They are for the model of `endpoint`, else for the checkpoint, which is resolved. `read_by` is the run
+    that is resumed, if one is.
     """
     progress.phase(f"reading {config.data}")
-    data = load_questions(config.data)
+    data = load_questions(config.data, read_by=read_by)
     for note in data.notes:
         progress.phase(note)
     split = _split(config, data)

@@ -15,10 +15,11 @@ from morfi.questions.question import Question
 from morfi.questions.sets import SPLITS, UNSPLIT, QuestionSet, answers_of, question_set, shown, text_of
 
 
-def load_questions(source: str) -> QuestionSet:
+def load_questions(source: str, *, read_by: str | None = None) -> QuestionSet:
     """The question set that `source` names: "world-facts", a file (see `formats`), or a folder of P*.json.
 
-    Raises InputError, with file and line, for anything that cannot be read or is not a question.
+    Raises InputError, with file and line, for anything that cannot be read or is not a question. `read_by` is
+    the run that read it before, if one did: the error then says how to name where it is now.
     """
     if source in ("world-facts", world_facts.NAME):
         return world_facts.build()
@@ -39,6 +40,7 @@ def load_questions(source: str) -> QuestionSet:
     raise InputError(
         f'no question file or folder "{source}"{here}; give "world-facts", a file ({READABLE}), or a folder '
         f"of P*.json files.{nearest(source, ['world-facts'])}"
+        + ("" if read_by is None else f" --data says where that of {read_by} is now")
     )
 
 

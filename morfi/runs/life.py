@@ -140,14 +140,14 @@ class Life:
     def resumed(self, resume: str | None) -> Self:
         """The life of the stored run that this one would repeat, if there is one.
 
-        `resume` is None for a new run, "auto" for the newest with the same fingerprint, or the id of a run;
-        InputError says that this is a run of something else.
+        `resume` is None for a new run, "auto" for the newest with the same fingerprint, or names a run as
+        `Store.run_of_kind` takes it; InputError says that this is a run of something else.
         """
         if resume is None:
             return self
         if resume == "auto":
             return replace(self, run=self.store.latest_run(self.run.fingerprint) or self.run)
-        run = self.store.run(resume)
+        run = self.store.run_of_kind(resume, self.run.kind)
         if run.fingerprint != self.run.fingerprint:
             raise InputError(
                 f"run {run.run_id} cannot be resumed: its checkpoint, questions or settings have changed "

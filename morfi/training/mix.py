@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.errors import InputError
@@ -54,12 +53,7 @@ def run_mix(
         raise InputError(f"{split.run_id} is {status}; give its `morfi split` command again to finish it")
     config = replace(config, split_run=split.run_id)
     source = data_now or str(split.asked.data)
-    try:
-        data = with_splits(load_questions(source))
-    except InputError as error:
-        if data_now is not None or Path(source).exists():
-            raise
-        raise InputError(f"{error} --data says where that of {split.run_id} is now") from error
+    data = with_splits(load_questions(source, read_by=split.run_id if data_now is None else None))
     if data.sha256 != split.data_sha256:
         raise InputError(
             f"{source} has changed since {split.run_id}: its sha256 is {data.sha256[:16]}, "

@@ -142,10 +142,14 @@ def test_another_folder_goes_on_with_what_lies_in_the_first(
     # The file moves.
     Path("../q.jsonl").rename("../moved.jsonl")
     refused(run(*mix), str(Path("../q.jsonl").resolve()), f"--data says where that of {split_run} is now")
+    where = f"--data says where that of {run_id} is now"
+    refused(run("eval", "--resume", "last", *there), str(Path("../q.jsonl").resolve()), where)
     again = run(*mix, "--data", "../moved.jsonl")
     assert json.loads(again.out)["run_id"] == json.loads(mixed.out)["run_id"]
-    ended = run("eval", "--resume", run_id, "--data", "../moved.jsonl", "--json", *there)
-    assert ended.code == 0, ended
+    for name in (run_id, "last"):  # the newest run of all is the mix
+        ended = run("eval", "--resume", name, "--data", "../moved.jsonl", "--json", *there)
+        assert ended.code == 0, ended
+        assert json.loads(ended.out)["run_id"] == run_id
     refused(run("eval", "--ckpt", "../model", "--data", "no.jsonl"), f'"no.jsonl" in {Path.cwd()}')
     refused(run("eval", "--resume", split_run, *there), f"{split_run} is a run of `morfi split`")
 
