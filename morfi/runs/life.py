@@ -147,7 +147,7 @@ class Life:
             return self
         if resume == "auto":
             return replace(self, run=self.store.latest_run(self.run.fingerprint) or self.run)
-        run = self.store.run_of_kind(resume, self.run.kind)
+        run = self.store.run_of_kind(resume, RunKind(self.run.kind))
         if run.fingerprint != self.run.fingerprint:
             raise InputError(
                 f"run {run.run_id} cannot be resumed: its checkpoint, questions or settings have changed "

@@ -34,7 +34,7 @@ def prompt_of(question: Question) -> Prompt:
     return Prompt(question, text, tuple(byte + len(SPECIAL) for byte in text.encode()))
 
 
-def prepare(config: EvalConfig, progress: Any, endpoint: Any, *, read_by: str | None) -> Task:
+def prepare(config: EvalConfig, progress: Any, endpoint: Any = None, *, read_by: str | None = None) -> Task:
     prompts = tuple(prompt_of(question) for question in QUESTIONS)
     checkpoint = Checkpoint("slow", Path("slow"), "c" * 64, "slow", "c" * 64, None, "float32")
     data = QuestionSet("facts", "d" * 64, {"all": QUESTIONS})
