@@ -74,6 +74,20 @@ def test_the_stream_is_the_sum_where_only_the_sum_matters(
     assert not found.layers[0]._forward_hooks
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("outlier", [1.0, 300.0])
+def test_a_stream_is_told_bit_for_bit_however_deep_the_model(dtype: torch.dtype, outlier: float) -> None:
+    """What rounds is as it was before: where a sum is left as it was, so is the output."""
+    torch.manual_seed(0)
+    model = Model("sum", n_layers=60).to(dtype)
+    scale = torch.ones(D_MODEL, dtype=dtype)
+    scale[3] = outlier
+    model.layers[0].register_forward_pre_hook(lambda _, args: (args[0], args[1].to(dtype) * scale))
+    found = trial(model)
+    assert torch.equal(found._run(-1.0, 1.0), found._run(0.0, 0.0))
+    assert found.is_sum()
+
+
 def test_two_tensors_that_are_neither_are_no_stream() -> None:
     model = Model("sum")
     model.end = lambda hidden, rest=None: hidden + rest * rest  # type: ignore[method-assign,operator]
