@@ -20,7 +20,7 @@ test: install lint
 	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: install
-	$(RUN)python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2 --dist loadfile -m slow
 
 lint: install
 	$(RUN)ruff check .

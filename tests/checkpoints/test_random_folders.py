@@ -423,8 +423,7 @@ def test_an_engine_serves_the_own_head_of_a_folder_that_claims_a_tie(
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("head", ["as saved", "same", "own"])
-# vLLM changes transformers' own GPT-NeoX for its use: no process can make one after its engine (see above).
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gpt_neox"}))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.usefixtures("starts_vllm")
 def test_an_engine_serves_what_transformers_computes(
     family: str, head: str, tied: bool, make_tokenizer: Any, tmp_path: Path
