@@ -56,6 +56,7 @@ def test_what_cannot_be_asked_is_refused_in_one_line(run: CommandLine, server: S
     assert not Path("morfi.duckdb").exists()
 
 
+@pytest.mark.long
 def test_the_written_configuration_asks_the_same(
     run: CommandLine, server: ScriptedServer, data_file: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_prompts_of_split_and_sweep_are_shown_and_nothing_is_asked(
     assert "sweep" not in {one["kind"] for one in run("runs", *db, "--json").json["runs"]}
 
 
+@pytest.mark.long
 def test_a_template_belongs_to_the_run(run: CommandLine, server: ScriptedServer, data_file: Path) -> None:
     own = Path("own.j2")
     own.write_text("{{ question }}\nIn a word:")

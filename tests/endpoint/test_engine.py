@@ -217,6 +217,7 @@ def test_a_redirect_is_not_followed(server: ScriptedServer, monkeypatch: pytest.
         assert other.received == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fault",
     [

@@ -58,6 +58,7 @@ def not_started(*_: object, **__: object) -> Any:
     raise AssertionError("an engine was started")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("isolated_cache")
 def test_the_rows_are_those_of_an_engine_that_answers_alike(
     asking: EvalConfig, config: EvalConfig, store: Store, serving: Any
@@ -87,6 +88,7 @@ def test_the_run_records_the_server_and_what_it_says_of_the_model(
     assert attempt.device == f"the server at {server.url}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "same"),
     [({"concurrency": 1}, True), ({"timeout": 3.0}, True), ({"retries": 9}, True), ({"chat": True}, False)],
@@ -147,6 +149,7 @@ def test_a_run_that_a_server_ends_goes_on_to_the_rows_of_an_undisturbed_one(
     assert len(server.asked) - n_before == 14
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_ends_a_run_while_the_server_thinks(
     asking: EvalConfig, store: Store, server: ScriptedServer, number: signal.Signals

@@ -24,6 +24,7 @@ from morfi.store import Store
 pytestmark = pytest.mark.usefixtures("isolated_cache")
 
 
+@pytest.mark.long
 def test_the_baseline_does_not_depend_on_the_limit(config: EvalConfig, store: Store, serving: Any) -> None:
     whole, part = (run(dataclasses.replace(config, limit=limit), store, serving) for limit in (None, 4))
     assert store.baselines(part) == store.baselines(whole) != []

@@ -56,6 +56,7 @@ def split(config: SplitConfig, store: Store, engine: Any = not_started, *, new: 
     return run_split(config, store, engine, Log(), new=new, command="morfi split")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("isolated_cache")
 def test_the_categories_are_those_of_an_engine_that_answers_alike(
     asking: SplitConfig, store: Store, serving: Any, tiny_model: Path, server: ScriptedServer

@@ -58,6 +58,7 @@ def test_a_stopped_capture_goes_on_at_the_checkpoint_that_is_missing(
     assert len(experiment.store.captured(result.run_id)) == 7
 
 
+@pytest.mark.long
 @pytest.mark.quick
 def test_missing_and_altered_shards_are_named(own_experiment: Any, tmp_path: Path, log: Any) -> None:
     experiment, run_id = own_experiment

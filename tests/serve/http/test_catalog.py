@@ -66,6 +66,7 @@ def test_ids_and_levels_name_checkpoints(make_catalog: Any, identity_sae: Path) 
     assert catalog.open(M_100).adapter_dir is not None
 
 
+@pytest.mark.long
 @pytest.mark.quick
 def test_neighbours_and_questions_of_a_latent(make_catalog: Any, identity_sae: Path) -> None:
     catalog = make_catalog(identity_sae)
