@@ -80,7 +80,7 @@ class Engine:
             )
             try:
                 self._llm: Any = LLM(**self._settings)
-            except (ValueError, TypeError, RuntimeError, OSError) as error:
+            except Exception as error:  # whatever the loading of a model raises
                 said = f"{reason_of(error)} (-v shows vLLM's log)"
                 raise MorfiError(f"vLLM could not start on {model_dir}: {said}") from error
         if refusal := first_refusal(self._core.collective_rpc("morfi_unsteerable")):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from morfi.engine.protocol import Completion, Sampling, TokenCounts
 from morfi.errors import MorfiError, reason_of
@@ -16,13 +16,16 @@ _LASTING = ("id", "object", "owned_by", "root", "parent", "max_model_len")
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
+_Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
 class _Cached(BaseModel):
-    cached_tokens: int | None = None
+    cached_tokens: _Count | None = None
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int = 0
+    prompt_tokens: _Count
+    completion_tokens: _Count = 0
     prompt_tokens_details: _Cached | None = None
 
 

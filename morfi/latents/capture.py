@@ -94,6 +94,7 @@ def run_capture(
     if store.path.exists():
         store.prepare()
     plan = _prepare(config, store, progress)
+    store.prepare()
     questions = [prompt.question for prompt in plan.asked.prompts]
     life = Life(
         _record(plan, out),

@@ -19,10 +19,11 @@ _TRENDS = {1: "rises", -1: "falls"}
 def steer_table(found: Steered, config: SteerRun) -> str:
     """The text that `morfi steer` ends with."""
     choose_on, report_on = config.choose_on, config.report_on
+    kinds = "all" if config.split_run is None else config.questions
     lines = [
         f"{config.ckpt} steered after layer {found.layer}, --op {config.op}, positions "
         f"{config.positions}; alpha in median residual norms of {config.median_norm:.4g}",
-        f"strengths chosen on {choose_on}, gains reported on {report_on}, {config.questions} questions",
+        f"strengths chosen on {choose_on}, gains reported on {report_on}, {kinds} questions",
         "",
         *_unsteered(found, config),
     ]
@@ -156,7 +157,7 @@ def _groups(found: Steered) -> list[str]:
 def _group(group: Group) -> str:
     spread = ""
     if group.interval is not None:
-        low, high = group.interval.low, group.interval.high
+        low, high = max(group.interval.low, -1.0), min(group.interval.high, 1.0)  # a gain goes no further
         spread = f" (95 % over directions: {_points(low)} to {_points(high)})"
     return f"{_GROUPS[group.kind]}: {group.n}, mean gain {_points(group.gain)} points{spread}"
 

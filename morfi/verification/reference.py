@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.engine.decoder import layers_of, residual_stream
 from morfi.engine.steering import Steering, spans, within
+from morfi.errors import InputError
 from morfi.verification.arithmetic import steered
 
 if TYPE_CHECKING:
@@ -68,6 +69,12 @@ class Reference:
 
             def steer(_module: Any, _inputs: Any, output: Any) -> Any:
                 hidden = residual_stream(output)
+                if hidden.dim() != 3 or len(hidden) != 1:
+                    shape, name = list(hidden.shape), type(self.model).__name__
+                    raise InputError(
+                        f"the layers of {name} hand on {shape}, which is no residual stream; nothing can be "
+                        "compared with it"
+                    )
                 x = before[layer] = hidden[0].float().clone()
                 result = x.clone()
                 for numbers, rows in _active({k: steering[k] for k in here}, n_prompt, n):

@@ -17,12 +17,13 @@ from morfi.serve.http.prompts import chat_ids, check_fits, text_ids
 from morfi.serve.http.routes import ERRORS, enter
 from morfi.serve.http.state import ServerState
 from morfi.serve.http.steerable import ServedSae
+from morfi.serve.http.unique import UniqueKeysRoute
 from morfi.serve.http.wire import WHOLE, Body, Layer
 
 if TYPE_CHECKING:
     import torch
 
-router = APIRouter(prefix="/v1/morfi", responses=ERRORS)
+router = APIRouter(prefix="/v1/morfi", responses=ERRORS, route_class=UniqueKeysRoute)
 MAX_TOP = 100
 _CHUNK = 64  # tokens encoded at a time: a row has all latents
 

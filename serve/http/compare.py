@@ -25,9 +25,10 @@ from morfi.serve.http.guard import error_object
 from morfi.serve.http.prompts import check_fits, text_ids
 from morfi.serve.http.routes import ERRORS, UNBUFFERED, answers, check_generated, enter
 from morfi.serve.http.state import Planned, ServerState
+from morfi.serve.http.unique import UniqueKeysRoute
 from morfi.serve.http.wire import Answer, Compared, Comparison, SteeredAnswer
 
-router = APIRouter(prefix="/v1/morfi", responses=ERRORS)
+router = APIRouter(prefix="/v1/morfi", responses=ERRORS, route_class=UniqueKeysRoute)
 _DEFAULT = -1  # the index of the answer without steering
 JUDGED = ("squad", "answer")  # as every answer that is stored
 

@@ -23,9 +23,10 @@ from morfi.serve.http.guard import error_object
 from morfi.serve.http.prompts import chat_turns
 from morfi.serve.http.state import Planned, ServerState
 from morfi.serve.http.turns import ChatTurns
+from morfi.serve.http.unique import UniqueKeysRoute
 from morfi.serve.http.wire import ErrorAnswer, Steering, SteeringApplied
 
-router = APIRouter()
+router = APIRouter(route_class=UniqueKeysRoute)
 _ERROR = 'data: {"error"'  # how vLLM's part of a stream begins that says what went wrong
 UNBUFFERED = {"x-accel-buffering": "no"}  # for nginx, which would hold a stream back
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -132,17 +133,20 @@ async def follow(
     """Gives vLLM's request the body's steering, if any; `cleanup` is closed at its end."""
     if body.steering is None:
         return None
-    check_generated(body.steering, body.most_tokens)
+    check_generated(body.steering, body.most_tokens, turns)
     planned = await state.plan(body.steering, cleanup, turns)
     request._steering = planned.entries
     request._prompt = None if turns is None else turns.token_ids
     return planned
 
 
-def check_generated(steering: Steering, max_tokens: int | None) -> None:
-    """Raises Refused (422) for steering of generated tokens where none is put into the model."""
+def check_generated(steering: Steering, max_tokens: int | None, turns: ChatTurns | None = None) -> None:
+    """Raises Refused (422) for steering of generated tokens alone where none is put into the model."""
+    generated = ["generated"]
+    if turns is not None and "assistant" not in turns.spans:
+        generated.append("assistant")
     for one in steering.entries:
-        if steering.positions_of(one) == "generated" and max_tokens in (0, 1):
+        if steering.positions_of(one) in generated and max_tokens in (0, 1):
             raise Refused(
                 422,
                 "positions",

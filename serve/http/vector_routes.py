@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
@@ -16,6 +15,7 @@ from morfi.serve.http.listings import vector_shown
 from morfi.serve.http.routes import ERRORS
 from morfi.serve.http.shown import VectorShown
 from morfi.serve.http.state import ServerState
+from morfi.serve.http.unique import loads
 from morfi.serve.http.vectors import checked, unpacked
 from morfi.serve.http.wire import Body, Finite, VectorName
 
@@ -108,6 +108,6 @@ async def _given(raw_request: Request) -> dict[str, Direction]:
 
 def _json(data: bytes) -> Any:
     try:
-        return json.loads(data)
+        return loads(data)
     except (ValueError, RecursionError) as error:
         raise Refused(400, "body", "the body is not JSON") from error

@@ -41,6 +41,7 @@ def structure_of(runner: Any) -> Structure:
     from vllm.model_executor.models.utils import PPMissingLayer
 
     model, config = runner.get_model(), runner.vllm_config.model_config
+    _check_scale(config)
     layers = decoder_layers(model, config.get_total_num_hidden_layers())
     places = [place for place, layer in enumerate(layers) if not isinstance(layer, PPMissingLayer)]
     if not places:
@@ -62,6 +63,15 @@ def structure_of(runner: Any) -> Structure:
         reason = f"{type(error).__name__}: {reason_of(error)}"
         raise InputError(f"a trial of its layers ended with {reason}") from error
     return Structure(layers, own, is_sum, trial.by_rows)
+
+
+def _check_scale(config: Any) -> None:
+    """Raises InputError for a model of DeepSeek's kind in float16, where vLLM divides its residual stream."""
+    factor = getattr(config.hf_text_config, "routed_scaling_factor", None)
+    if config.dtype == torch.float16 and factor not in (None, 1):
+        raise InputError(
+            f"in float16 vLLM computes with its residual stream divided by {factor:g}; give --dtype bfloat16"
+        )
 
 
 def parts(output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from morfi.report.runs import report_of
 from morfi.serve.http.catalog import load_catalog
 from morfi.serve.http.launch import chosen
 from morfi.serve.http.questions import captured_questions, known_accuracies, lost_questions
+from morfi.store import Store
 
 ANSWERS = """
 SELECT s.level, s.seed, s.epoch_setting, s.epoch, s.ckpt_sha256, c.* EXCLUDE (run_id, attempt)
@@ -251,6 +253,10 @@ def test_a_series_is_steered_on_all_questions_of_its_data(
     assert store.splits(steered) == ["dev", "test"]
     assert store.run(steered).config["reference"] == "M_0"
     assert any("questions of all kinds are asked" in phase for phase in log.phases)
+    assert "gains reported on test, all questions" in report_of(store, steered).text
+    # Where no run has been made yet.
+    fresh = SimpleNamespace(store=Store(tmp_path / "new.duckdb"), serving=serving)
+    assert capture(fresh, log, tmp_path / "new", own_series, data=str(data_file)).startswith("capture-")
     every = [one for own in questions.values() for one in own]
     plain = write_questions(tmp_path / "plain.jsonl", {"all": every})
     run_id = capture(experiment, log, tmp_path / "out", own_series, data=str(plain))

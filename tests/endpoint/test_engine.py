@@ -273,6 +273,14 @@ def choice(**changes: object) -> Any:
     return change
 
 
+def usage(**changes: object) -> Any:
+    def change(answer: dict[str, Any]) -> object:
+        answer["usage"] = {"prompt_tokens": 3, "completion_tokens": 2} | changes
+        return answer
+
+    return change
+
+
 def test_an_empty_text_is_an_answer(server: ScriptedServer) -> None:
     server.change = choice(text="")
     with started(found(server)) as engine:
@@ -292,6 +300,11 @@ def test_an_empty_text_is_an_answer(server: ScriptedServer) -> None:
         (choice(text=None), "choice holds no text"),
         (choice(text=3), r"none of OpenAI's API: choices.0.text: Input should be a valid string"),
         (choice(text="\ud800"), "half of a surrogate pair"),
+        (usage(prompt_tokens=2**40), r"none of OpenAI's API: usage.prompt_tokens: Input should be less than"),
+        (
+            usage(completion_tokens=-5),
+            r"none of OpenAI's API: usage.completion_tokens: Input should be greater",
+        ),
         (choice(finish_reason=None), "has no finish_reason"),
         (choice(finish_reason="content_filter"), 'was ended by "content_filter"'),
         (choice(finish_reason="length"), "cut after 2 of 16 tokens: the model's context is full"),

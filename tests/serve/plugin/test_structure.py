@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 
 from morfi.engine.decoder import decoder_layers
 from morfi.errors import InputError
-from morfi.serve.plugin.structure import Trial
+from morfi.serve.plugin.structure import Trial, _check_scale
 
 D_MODEL, N_ROWS = 16, 7
 
@@ -144,6 +146,27 @@ def test_a_tensor_of_other_rows_is_noted() -> None:
     found = trial(model)
     found.is_sum()
     assert not found.by_rows
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "refused"),
+    [
+        (torch.float16, 2.5, True),
+        (torch.float16, 1.0, False),
+        (torch.float16, None, False),
+        (torch.bfloat16, 2.5, False),
+    ],
+)
+def test_a_stream_on_another_scale_is_refused(
+    dtype: torch.dtype, factor: float | None, *, refused: bool
+) -> None:
+    config = SimpleNamespace(dtype=dtype, hf_text_config=SimpleNamespace(routed_scaling_factor=factor))
+    with (
+        pytest.raises(InputError, match=r"divided by 2\.5; give --dtype bfloat16")
+        if refused
+        else nullcontext()
+    ):
+        _check_scale(config)
 
 
 def test_the_outer_list_holds_the_decoder_layers() -> None:
