@@ -75,8 +75,6 @@ class LiveModel:
         """Checks all that can be checked before a weight changes; raises InputError for what does not fit."""
         self.plan = None
         base = open_model(source.base_dir)
-        if source.adapter_dir is not None or source.model_dir is not None:
-            self._check_experts(base)
         if source.adapter_dir is not None or self.dirty:
             _check_unchanged(base, source.base_sha256)
         if source.adapter_dir is None:
@@ -92,7 +90,7 @@ class LiveModel:
             raise InputError(f"{source.adapter_dir} has changed since it was checked; run the command again")
         merge = plan_merge(base, adapter, source.dtype)
         check_live_merge(base, merge)
-        self._check_head(base)
+        self._check_model(base)
         self.plan = Plan(source, base, merge)
 
     def swap(self) -> None:
@@ -125,20 +123,18 @@ class LiveModel:
             return base
         model = open_model(model_dir)
         check_same_form(model, base)
-        self._check_head(base)
+        self._check_model(base)
         return model
 
-    def _check_experts(self, base: ModelFiles) -> None:
-        """Raises InputError where the files do not tell experts from what is loaded together with them."""
-        if has_experts(self.runner.get_model()) and not any(map(are_experts, base.weights.tensors)):
+    def _check_model(self, base: ModelFiles) -> None:
+        """Raises InputError where the live model has parts that new weights would not reach."""
+        model = self.runner.get_model()
+        if has_experts(model) and not any(map(are_experts, base.weights.tensors)):
             raise InputError(
                 f"{base.layout.architecture} names its experts like the rest of a layer, and "
                 f"vLLM does not reload them correctly; {ALONE}"
             )
-
-    def _check_head(self, base: ModelFiles) -> None:
-        """Raises InputError where the live model has an output head that new weights would not reach."""
-        if base.tied and base.output_head in base.weights.tensors and not is_tied(self.runner.get_model()):
+        if base.tied and base.output_head in base.weights.tensors and not is_tied(model):
             raise InputError(
                 f"{base.path} ties its output head to the input embedding, and vLLM keeps {base.output_head} "
                 "apart from it, which new weights would not reach; save the base again without it"
