@@ -80,6 +80,8 @@ class Engine:
             )
             try:
                 self._llm: Any = LLM(**self._settings)
+            except MorfiError:
+                raise
             except Exception as error:  # whatever the loading of a model raises
                 said = f"{reason_of(error)} (-v shows vLLM's log)"
                 raise MorfiError(f"vLLM could not start on {model_dir}: {said}") from error

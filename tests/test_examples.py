@@ -32,7 +32,7 @@ def test_a_planted_series_is_trained_and_can_be_read(
 ) -> None:
     out = tmp_path / "upper"
     command = [sys.executable, "-P", str(EXAMPLES / "upper_case.py"), str(out), "--base", str(tiny_model)]
-    subprocess.check_call([*command, "--data", str(data_file), "--size", "4"], timeout=200)
+    subprocess.check_call([*command, "--data", str(data_file), "--size", "4", "--rank", "4"], timeout=200)
     series = open_series(out / "series.toml", None, None)
     assert [one.level for one in series.members] == [0, 25, 50, 75, 100]
     assert (series.varied.name, series.varied.unit) == ("upper case in training", "%")

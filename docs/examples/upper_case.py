@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2", help="a preset, a folder or a hub id")
     parser.add_argument("--data", default="world-facts", help="as for morfi eval")
     parser.add_argument("--size", type=int, default=320, help="questions of P17 at each level")
+    parser.add_argument("--rank", type=int, help="LoRA's; of a preset it is known")
     options = parser.parse_args()
 
     facts = load_questions(options.data)
@@ -25,7 +26,7 @@ def main() -> None:
     shares = [(level, round(len(plain) * level / 100)) for level in (0, 25, 50, 75, 100)]
     mixtures = tuple(Mixture(level, upper[:n] + plain[n:]) for level, n in shares)
     data = TrainingData("upper case", facts.sha256, mixtures, dev=())
-    config = train_config({"model": options.base, "epochs": (2,), "early_stop": False})
+    config = train_config({"model": options.base, "rank": options.rank, "epochs": (2,), "early_stop": False})
     with TerminalProgress("examples") as progress:
         task = prepare_training(config, data, progress)
         trained = run_training(task, options.out, lambda _: None, progress, attempt=1)
