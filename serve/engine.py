@@ -426,9 +426,7 @@ def _check_known(overrides: Mapping[str, Any]) -> None:
 
 
 def _check_answers(
-    outputs: Sequence[Any],
-    wanted: Sequence[Wanted],
-    reports: Mapping[int, Sequence[Sequence[Report | None]]],
+    outputs: Sequence[Any], wanted: Sequence[Wanted], reports: Mapping[int, Sequence[Sequence[Report | None]]]
 ) -> None:
     """Raises MorfiError for the first request, counted from 0, that vLLM ended without an answer."""
     for index, output in enumerate(outputs):
