@@ -53,7 +53,7 @@ def run_evaluation(
     `resume` is None for a new run, "auto" to go on with the newest run that would give the same rows, or the
     id of a run. `command` is recorded.
     """
-    endpoint = _endpoint(config, progress)
+    endpoint = endpoint_of(config, config.served, progress)
     task = prepare(config, progress, endpoint, read_by=None if resume == "auto" else resume)
     start = start_engine if endpoint is None else endpoint.start
     return answer(task, store, start, progress, resume=resume, command=command).run_id
@@ -61,18 +61,8 @@ def run_evaluation(
 
 def shown_prompts(config: EvalConfig, n: int, progress: Progress) -> list[ShownPrompt]:
     """The first `n` prompts of `config`; nothing is asked, nor a server whether it is there."""
-    return shown(prepare(config, progress, _endpoint(config, progress, reached=False)).prompted, n)
-
-
-def _endpoint(config: EvalConfig, progress: Progress, *, reached: bool = True) -> Endpoint | None:
-    return endpoint_of(
-        config.endpoint,
-        config.served,
-        chat=config.chat,
-        limits=config.limits,
-        progress=progress,
-        reached=reached,
-    )
+    endpoint = endpoint_of(config, config.served, progress, reached=False)
+    return shown(prepare(config, progress, endpoint).prompted, n)
 
 
 def prepare(

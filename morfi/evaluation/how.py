@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from morfi.endpoint.address import Limits, check_url
 from morfi.errors import InputError
@@ -62,13 +62,32 @@ def limits_of(concurrency: int | None, timeout: float | None, retries: int | Non
     return Limits(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
+class AsksServer(Protocol):
+    """The options of a command that may ask a server."""
+
+    @property
+    def endpoint(self) -> str | None:
+        """Its URL."""
+        ...
+
+    @property
+    def chat(self) -> bool:
+        """Whether it is asked by chats."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """How it is asked."""
+        ...
+
+
 def endpoint_of(
-    url: str | None, model: str | None, *, chat: bool, limits: Limits, progress: Progress, reached: bool
+    config: AsksServer, model: str | None, progress: Progress, *, reached: bool = True
 ) -> Endpoint | None:
-    """The server at `url`, where there is one; `reached`, or as it is named."""
-    if url is None or model is None:
+    """The server that `config` names, where it names one; `reached`, or as it is named."""
+    if config.endpoint is None or model is None:
         return None
     from morfi.endpoint.engine import Endpoint, find_endpoint
 
     find = find_endpoint if reached else Endpoint.unreached
-    return find(url, model, chat=chat, limits=limits, say=progress.phase)
+    return find(config.endpoint, model, chat=config.chat, limits=config.limits, say=progress.phase)

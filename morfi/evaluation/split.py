@@ -153,7 +153,7 @@ def run_split(
 
     Goes on with the newest run that would give the same rows, unless `new`. `command` is recorded.
     """
-    endpoint = _endpoint(config, progress)
+    endpoint = endpoint_of(config, config.model, progress)
     task = prepare_split(config, progress, endpoint)
     start, resume = start_engine if endpoint is None else endpoint.start, None if new else "auto"
     return answer(task, store, start, progress, resume=resume, command=command).run_id
@@ -161,18 +161,8 @@ def run_split(
 
 def shown_split_prompts(config: SplitConfig, n: int, progress: Progress) -> list[ShownPrompt]:
     """The first `n` prompts of `config`; nothing is asked, nor a server whether it is there."""
-    return shown(prepare_split(config, progress, _endpoint(config, progress, reached=False)).prompted, n)
-
-
-def _endpoint(config: SplitConfig, progress: Progress, *, reached: bool = True) -> Endpoint | None:
-    return endpoint_of(
-        config.endpoint,
-        config.model,
-        chat=config.chat,
-        limits=config.limits,
-        progress=progress,
-        reached=reached,
-    )
+    endpoint = endpoint_of(config, config.model, progress, reached=False)
+    return shown(prepare_split(config, progress, endpoint).prompted, n)
 
 
 def prepare_split(config: SplitConfig, progress: Progress, endpoint: Endpoint | None = None) -> Task:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from morfi.engine.operations import OPERATIONS
+from morfi.engine.operations import ADD, OPERATIONS
 from morfi.engine.steering import MAX_CAPTURED_LAYERS, MAX_ENTRIES, Capture, Captured, Positions, Steering
 from morfi.verification.arithmetic import KNOWN
 from morfi.verification.differences import Differences
@@ -66,8 +66,7 @@ def _mistaken(found: Captured, expected: Expected) -> str:
 
 
 def _capture_before(subject: Subject) -> Line:
-    adding = next(one for one in OPERATIONS.values() if one.is_sum)
-    steering = [[subject.steering(adding, layer)] for layer in subject.some_layers]
+    steering = [[subject.steering(ADD, layer)] for layer in subject.some_layers]
     prompts = [prompt for prompt, _ in zip(itertools.cycle(subject.prompts), steering, strict=False)]
     captures = [Capture((one.layer,), "all", before=True) for (one,) in steering]
     found = Differences()

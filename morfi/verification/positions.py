@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from morfi.engine.operations import OPERATIONS
+from morfi.engine.operations import ADD
 from morfi.engine.protocol import Completion
 from morfi.engine.steering import NAMED_POSITIONS, Capture, Positions, spans, within
 from morfi.verification.lines import Line, Outcome, attempt, unchecked
@@ -22,10 +22,9 @@ def check_positions(subject: Subject) -> Iterator[Line]:
 
 def _checked(subject: Subject, name: str, positions: Positions) -> Line:
     """The line of requests that are asked twice: captured before the steering, and after it."""
-    operation = next(one for one in OPERATIONS.values() if one.is_sum)
     layer = subject.n_layers // 2
     captures = [Capture((layer,), "all", before=before) for before in (True, False)]
-    wanted = subject.steering(operation, layer, positions=positions)
+    wanted = subject.steering(ADD, layer, positions=positions)
     n_meant, n_looked, wrong = 0, 0, ""
     for prompt in subject.prompts:
         before, after = subject.ask([prompt] * 2, [[wanted]] * 2, captures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from morfi.engine.operations import OPERATIONS
+from morfi.engine.operations import ADD, OPERATIONS
 from morfi.engine.protocol import Completion
 from morfi.engine.steering import Capture, Steering
 from morfi.verification.arithmetic import KNOWN
@@ -63,9 +63,8 @@ def _cached(subject: Subject) -> Line:
 
 def _visible(subject: Subject, prompt: Prompt, plain: Completion, n_cached: int) -> Steering | None:
     """A steering of the first `n_cached` positions under which the plain answer would be wrong."""
-    operation = next(one for one in OPERATIONS.values() if one.is_sum)
     for amount in _AMOUNTS:
-        one = subject.steering(operation, 0, amount=amount, positions=((0, n_cached),))
+        one = subject.steering(ADD, 0, amount=amount, positions=((0, n_cached),))
         found = Differences()
         found.take_tokens(plain, subject.follow(prompt, plain, [one]), len(prompt), "")
         if found.tokens.value > SEEN * found.tokens.allowed:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 
 from morfi.device import is_gpu
-from morfi.engine.operations import OPERATIONS
+from morfi.engine.operations import ADD
 from morfi.engine.steering import Capture, Steering
 from morfi.verification.lines import Line, Outcome, attempt, unchecked
 from morfi.verification.subject import Prompt, Subject
@@ -84,10 +84,9 @@ def _answer(subject: Subject, kind: str) -> None:
     """Answers a batch of one kind, no beginning of which is cached or shared."""
     prompts = _distinct(subject)
     layer = subject.n_layers // 2
-    adding = next(one for one in OPERATIONS.values() if one.is_sum)
     steering: list[Steering] = []
     if kind == "steered":
-        steering = [subject.steering(adding, layer, amount=_TINY)]
+        steering = [subject.steering(ADD, layer, amount=_TINY)]
     capture = Capture((layer,)) if kind == "captured" else None
     subject.engine.reset_prefix_cache()
     subject.ask(prompts, [steering] * len(prompts), [capture] * len(prompts))
