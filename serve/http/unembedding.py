@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morfi.checkpoints.architecture import empty_model
 from morfi.checkpoints.model_files import ModelFiles, open_model
 
 if TYPE_CHECKING:
@@ -49,13 +48,10 @@ class Unembedding:
     def _norm(self) -> torch.nn.Module | None:
         """The final norm as transformers has it, in float32; None where it is not at its usual place."""
         import torch
-        from transformers import AutoConfig
 
         layout = self._files.layout
-        config = AutoConfig.from_pretrained(self._model_dir)
         try:
-            model = empty_model(self._model_dir, config, layout.architecture)
-            norm: torch.nn.Module = model.get_submodule(_NORM)
+            norm: torch.nn.Module = self._files.empty_model().get_submodule(_NORM)
         except AttributeError:
             return None
         names = {name: layout.tensor_of(f"{_NORM}.{name}") for name, _ in norm.named_parameters()}
