@@ -129,7 +129,8 @@ def test_many_questions_are_prepared_quickly_in_little_memory(
             row = {"id": f"q{i}", "relation": f"P{i % 24}", "subject": subject, "answers": [f"Answer {i}"]}
             file.write(json.dumps({**row, "question": f"In which country is {subject} to be found?"}) + "\n")
     code = """
-import resource, sys, time
+import sys, time
+from pathlib import Path
 from morfi.evaluation.config import EvalConfig
 from morfi.evaluation.evaluate import prepare
 class Said:
@@ -137,8 +138,10 @@ class Said:
 import torch, transformers
 begun = time.process_time()
 task = prepare(EvalConfig(sys.argv[1], data=sys.argv[2]), Said())
-used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(len(task.prompts), time.process_time() - begun, used)
+took = time.process_time() - begun
+# Not ru_maxrss: a child process starts with its parent's.
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(len(task.prompts), took, int(status["VmHWM"].split()[0]) / 1024)
 """
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, tiny_model, path],
