@@ -241,10 +241,10 @@ def sae_get_command(common: Common, source: str) -> None:
 def sae_check_command(common: Common, **given: Any) -> None:
     """Shows how much of a model's own activations an SAE explains, its L0 and its dead latents."""
     from morfi.latents.sae_check import SaeOnRun, check
-    from morfi.report.trends import quality_object, quality_table
+    from morfi.report.trends import check_table, quality_object
 
     found = check(common.store, SaeOnRun(**given))
-    common.answer(quality_object(found), quality_table(found.rows, found.d_sae))
+    common.answer(quality_object(found), check_table(found))
 
 
 @cli.command("find", config="morfi.latents.find:FindConfig")

@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
+from morfi.words import counted
+
 # What pydantic says before the first of the reasons.
 _PREAMBLE = re.compile(r"\d+ validation errors? for ")
 
@@ -37,8 +39,7 @@ class FaultsError(InputError):
     """
 
     def __init__(self, what: str, faults: Sequence[str]) -> None:
-        n = len(faults)
-        self.lines = (f"{what}: {n} fault{'s' if n != 1 else ''}", *faults)
+        self.lines = (f"{what}: {counted(len(faults), 'fault')}", *faults)
         super().__init__("\n  ".join(self.lines))
 
 

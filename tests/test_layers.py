@@ -18,12 +18,13 @@ HEAVY = {
     "click": ("cli", "command"),
 }
 # Each room, and those that it may import from besides its own.
-SMALL = ("errors", "terminal", "files", "cache", "device", "statistics")
+SMALL = ("words", "errors", "terminal", "files", "cache", "device", "statistics")
 RECORDS = (*SMALL, "engine", "checkpoints", "questions")
 STORED = (*RECORDS, "store", "runs", "morfi")
 MAY: Mapping[str, tuple[str, ...]] = {
     "morfi": (),
-    "errors": (),
+    "words": (),
+    "errors": ("words",),
     "terminal": ("errors",),
     "files": ("errors",),
     "cache": ("errors", "terminal", "files"),

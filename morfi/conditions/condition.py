@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import overload
 
-from morfi.store.records import CheckpointRow, MeasuredRow
+from morfi.store.records import CheckpointRow, ConditionRow, MeasuredRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +66,18 @@ BASE = BaseModel()
 AnyCondition = BaseModel | Condition
 
 
+def in_order(settings: Iterable[str]) -> list[str]:
+    """Epoch settings without repeats: numbers first, by size, then names."""
+    return sorted(
+        set(settings), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+    )
+
+
 @overload
-def condition_of(row: CheckpointRow) -> Condition: ...
+def condition_of(row: CheckpointRow | ConditionRow) -> Condition: ...
 @overload
 def condition_of(row: MeasuredRow) -> AnyCondition: ...
-def condition_of(row: CheckpointRow | MeasuredRow) -> AnyCondition:
+def condition_of(row: CheckpointRow | ConditionRow | MeasuredRow) -> AnyCondition:
     """The condition that a row of the store is about."""
     if row.level is None or row.seed is None or row.epoch_setting is None:
         return BASE

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from morfi.conditions.condition import Condition, condition_of
+from morfi.conditions.condition import Condition, condition_of, in_order
 from morfi.engine.shards import read_shards
 from morfi.errors import InputError
 from morfi.latents.capture import CaptureRun, file_hashes
 from morfi.questions.question import Question
 from morfi.runs.settings import settings_of
-from morfi.store.records import CapturedRow, RunKind, RunRecord
+from morfi.store.records import EARLY_STOP, CapturedRow, RunKind, RunRecord
+from morfi.words import counted, together
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,14 @@ class Axis:
     at: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A captured checkpoint that has no place on an axis, and why."""
+
+    condition: Condition
+    why: str
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Activations:
     """Residual streams after `layer`: checkpoints along `axis` in its order, replicates of a place by seed.
@@ -59,6 +67,7 @@ class Activations:
     epochs: str
     questions: tuple[Question, ...]
     residuals: tuple[Residuals, ...]
+    left_out: tuple[LeftOut, ...]
 
     @property
     def levels(self) -> list[float]:
@@ -96,13 +105,43 @@ def load_activations(store: Store, run_id: str, layer: int, axis: Axis | None = 
         Residuals(one, trained[one], _values(trained[one], one.label, layer, questions)) for one in chosen
     ]
     epochs = axis.epochs or chosen[-1].epoch_setting
-    return Activations(run, layer, axis, epochs, tuple(questions), tuple(residuals))
+    left = left_out(axis.along, chosen, trained)
+    return Activations(run, layer, axis, epochs, tuple(questions), tuple(residuals), tuple(left))
+
+
+def left_out(along: str, used: Sequence[Condition], held: Iterable[Condition]) -> list[LeftOut]:
+    """The checkpoints of `held` that are not `used` along an axis, each with the reason."""
+    first = used[0]
+    placed = {(one.epoch, one.seed): one for one in used}
+    found = []
+    for one in held:
+        if one in used:
+            continue
+        if along == LEVEL:
+            why = f"a trend along levels is of one epochs setting, here {first.epoch_setting}; see --epochs"
+        elif one.level != first.level:
+            why = f"a trend along epochs is of one level, here {first.level}; see --at"
+        else:
+            why = f"it is {placed[one.epoch, one.seed].label}, which is used"
+        found.append(LeftOut(one, why))
+    return found
+
+
+def left_out_lines(left: Sequence[LeftOut]) -> list[str]:
+    """A line for each reason: how many checkpoints it leaves out, and which."""
+    lines = []
+    for why in dict.fromkeys(one.why for one in left):
+        own = [one.condition for one in left if one.why == why]
+        levels, settings = sorted({one.level for one in own}), in_order(one.epoch_setting for one in own)
+        which = f"levels {together(levels)}, epochs {together(settings)}"
+        lines.append(f"left out: {counted(len(own), 'checkpoint')} ({which}): {why}")
+    return lines
 
 
 def _along(run: RunRecord, trained: Sequence[Condition], axis: Axis) -> tuple[Axis, list[Condition]]:
     """The axis with what was left open, and its conditions in order."""
     if axis.along == LEVEL:
-        chosen = _setting(run, {one.epoch_setting for one in trained}, axis.epochs)
+        chosen = _setting(run, trained, axis.epochs)
         own = [one for one in trained if one.epoch_setting == chosen]
         return Axis(LEVEL, chosen), sorted(own, key=lambda one: (one.level, one.seed))
     held = sorted({one.level for one in trained})
@@ -138,23 +177,35 @@ def layer_of(store: Store, run_id: str, sae_layer: int | None, given: int | None
     return int(held[0])
 
 
-def _setting(run: RunRecord, held: AbstractSet[str], epochs: str | None) -> str:
+def _setting(run: RunRecord, trained: Sequence[Condition], epochs: str | None) -> str:
+    """The epoch setting that is given, else early stopping's, else the most epochs.
+
+    Raises InputError where it is not held, or where none is given and a training lacks the one that would
+    be taken.
+    """
+    held = in_order(one.epoch_setting for one in trained)
     if epochs is not None:
         if epochs not in held:
             raise InputError(
-                f'{run.run_id} holds no checkpoints of epoch setting "{epochs}"; it has: '
-                f"{', '.join(sorted(held))}"
+                f'{run.run_id} holds no checkpoints of epoch setting "{epochs}"; it has: {", ".join(held)}'
             )
         return epochs
-    if "early-stop" in held or len(held) == 1:
-        return "early-stop" if "early-stop" in held else min(held)
     numbers = [name for name in held if name.isdecimal()]
-    if not numbers:
+    if not numbers and len(held) > 1 and EARLY_STOP not in held:
         raise InputError(
             f"{run.run_id} holds several epoch settings, none of them a number; give --epochs, one of "
-            f"{', '.join(sorted(held))}"
+            f"{', '.join(held)}"
         )
-    return max(numbers, key=int)
+    chosen = EARLY_STOP if EARLY_STOP in held else numbers[-1] if numbers else held[0]
+    has = {(one.level, one.seed) for one in trained if one.epoch_setting == chosen}
+    lacking = [one for one in trained if (one.level, one.seed) not in has]
+    if lacking:
+        raise InputError(
+            f"{run.run_id} holds checkpoints of the epochs settings {together(held)}, and of {chosen}, which "
+            f"is taken without --epochs, there is none of {lacking[0].name}, seed {lacking[0].seed}; give "
+            f"--epochs, and what has no such checkpoint is left out"
+        )
+    return chosen
 
 
 def _values(row: CapturedRow, label: str, layer: int, questions: Sequence[Question]) -> torch.Tensor:

@@ -12,6 +12,7 @@ from morfi.runs.options import check_numbers, option, run_of
 if TYPE_CHECKING:
     import torch
 
+    from morfi.latents.activations import LeftOut
     from morfi.latents.sae import Sae
     from morfi.store import Store
 
@@ -97,6 +98,7 @@ class Check:
     layer: int
     d_sae: int
     rows: tuple[tuple[str, int, float, float, int], ...]  # those of all conditions together last
+    left_out: tuple[LeftOut, ...]
 
 
 def check(store: Store, config: SaeOnRun) -> Check:
@@ -110,4 +112,4 @@ def check(store: Store, config: SaeOnRun) -> Check:
     qualities = [(one.condition.label, measure(sae, [one.values])) for one in found.residuals]
     qualities.append(("all together", measure(sae, [one.values for one in found.residuals])))
     rows = tuple((name, q.n_tokens, q.explained_variance, q.l0, q.n_dead) for name, q in qualities)
-    return Check(found.run.run_id, layer, sae.encoder.d_sae, rows)
+    return Check(found.run.run_id, layer, sae.encoder.d_sae, rows, found.left_out)

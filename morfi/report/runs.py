@@ -92,8 +92,9 @@ def _find(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
     conditions, fdr = store.trend_conditions(run.run_id), store.false_discoveries(run.run_id)
     latents = store.latents(run.run_id, selected=True)
     settings = settings_of(run, FindRun)
-    table = trend_table(summaries, conditions, fdr, latents, settings)
-    return table, trend_object(summaries, conditions, fdr, latents, settings)
+    captured = store.captured(settings.activations)
+    table = trend_table(summaries, conditions, fdr, latents, settings, captured=captured)
+    return table, trend_object(summaries, conditions, fdr, latents, settings, captured=captured)
 
 
 def _steer(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:

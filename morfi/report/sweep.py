@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from morfi.conditions.condition import in_order
 from morfi.conditions.levels import Property
 from morfi.report.tables import aligned
 from morfi.store.records import SweepAccuracy
@@ -20,8 +21,7 @@ def groups_of(rows: Iterable[SweepAccuracy]) -> list[str]:
 
 def settings_of(rows: Iterable[SweepAccuracy]) -> list[str]:
     """The epoch settings among `rows`, the base model's left out: numbers first, by size."""
-    found = {row.epoch_setting for row in rows if row.epoch_setting is not None}
-    return sorted(found, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+    return in_order(row.epoch_setting for row in rows if row.epoch_setting is not None)
 
 
 def levels_of(rows: Iterable[SweepAccuracy]) -> list[float]:

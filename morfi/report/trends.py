@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from morfi.conditions.condition import Condition
+from morfi.conditions.condition import Condition, condition_of
 from morfi.conditions.levels import NOT_INDEPENDENT, Property
-from morfi.latents.activations import EPOCHS, LEVEL
+from morfi.latents.activations import EPOCHS, LEVEL, LeftOut, left_out, left_out_lines
 from morfi.latents.find import FindRun
 from morfi.report.tables import aligned
 from morfi.store.records import CapturedRow, ConditionRow, FalseDiscoveriesRow, TrendSummaryRow
@@ -52,13 +52,15 @@ def trend_table(
     fdr: Sequence[FalseDiscoveriesRow],
     latents: pa.Table,
     config: FindRun,
+    *,
+    captured: Sequence[CapturedRow],
 ) -> str:
     """The text that `morfi find` ends with; `latents` are the selected ones in order of rank."""
     directions = latents["direction"].to_pylist()
     n = f"{directions.count(1)} rising and {directions.count(-1)} falling"
     lines: list[str] = []
     for summary in summaries:
-        own = [row for row in conditions if row.axis == summary.axis]
+        own = _along(conditions, summary.axis)
         explained = [row.explained_variance for row in own]
         passed = (
             f"{summary.n_selected} latents pass"
@@ -72,6 +74,7 @@ def trend_table(
             f"{passed}, of {summary.n_firing} that fire; perfect trends that chance alone would give: "
             f"{summary.expected_false:.2g}",
         ]
+        lines += left_out_lines(_left_out(own, captured))
         lines += [NOT_INDEPENDENT] if summary.axis == EPOCHS else []
         lines += _limits(summary, config)
         rates = [row for row in fdr if row.axis == summary.axis][:4]
@@ -94,16 +97,24 @@ def _places(rows: Sequence[ConditionRow], config: FindRun) -> str:
     if rows[0].axis == EPOCHS:
         at = Property(config.property, config.unit).shown(rows[0].level)
         return f"{n} numbers of epochs, all of {config.property} {at}"
-    return f"{n} levels of {config.property}"
+    return f"{n} levels of {config.property}, epochs {rows[0].epoch_setting}"
+
+
+def _along(conditions: Sequence[ConditionRow], axis: str) -> list[ConditionRow]:
+    return [row for row in conditions if row.axis == axis]
+
+
+def _left_out(used: Sequence[ConditionRow], captured: Sequence[CapturedRow]) -> list[LeftOut]:
+    """The captured checkpoints that are not `used` along an axis, the conditions of which these are."""
+    held = [one for one in map(condition_of, captured) if isinstance(one, Condition)]
+    return left_out(used[0].axis, [condition_of(row) for row in used], held)
 
 
 def _shared(conditions: Sequence[ConditionRow]) -> list[str]:
     """The conditions that lie on both axes, by their labels."""
     at_level = {row.ckpt_sha256 for row in conditions if row.axis == LEVEL}
     return [
-        Condition(row.level, row.seed, row.epoch_setting, row.epoch).label
-        for row in conditions
-        if row.axis == EPOCHS and row.ckpt_sha256 in at_level
+        condition_of(row).label for row in conditions if row.axis == EPOCHS and row.ckpt_sha256 in at_level
     ]
 
 
@@ -184,13 +195,16 @@ def trend_object(
     fdr: Sequence[FalseDiscoveriesRow],
     latents: pa.Table,
     config: FindRun,
+    *,
+    captured: Sequence[CapturedRow],
 ) -> dict[str, Any]:
     """The object of `morfi find --json`; along both axes `other_axis` is as it is along epochs alone."""
     axes = [
         {
             **asdict(summary),
             "note": NOT_INDEPENDENT if summary.axis == EPOCHS else None,
-            "conditions": [asdict(row) for row in conditions if row.axis == summary.axis],
+            "conditions": [asdict(row) for row in _along(conditions, summary.axis)],
+            "left_out": [asdict(one) for one in _left_out(_along(conditions, summary.axis), captured)],
             "fdr": [asdict(row) for row in fdr if row.axis == summary.axis],
         }
         for summary in summaries
@@ -214,7 +228,18 @@ def quality_object(found: Check) -> dict[str, Any]:
     """The object of `morfi sae check --json`."""
     names = ("condition", "n_tokens", "explained_variance", "l0", "n_dead")
     named = [dict(zip(names, row, strict=True)) for row in found.rows]
-    return {"run_id": found.run_id, "layer": found.layer, "conditions": named}
+    return {
+        "run_id": found.run_id,
+        "layer": found.layer,
+        "conditions": named,
+        "left_out": list(map(asdict, found.left_out)),
+    }
+
+
+def check_table(found: Check) -> str:
+    """The text of `morfi sae check`: the quality per condition, and which checkpoints it leaves out."""
+    lines = left_out_lines(found.left_out)
+    return "\n".join([quality_table(found.rows, found.d_sae), *([""] if lines else []), *lines])
 
 
 def quality_table(rows: Sequence[tuple[str, int, float, float, int]], d_sae: int) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 from morfi.questions.question import Question
 
+EARLY_STOP = "early-stop"  # the epoch setting of the best epoch on dev
+
 
 def exact(level: float) -> float:
     """The level as a person writes it: a whole number without a fraction."""
@@ -213,7 +215,7 @@ class EpochRow:
 class CheckpointRow:
     """A checkpoint M_level,epoch_setting in the folder `path`, identified by its adapter's sha256.
 
-    `epoch_setting` is the number of an epoch that was asked for, or "early-stop"; `epoch` is the real one.
+    `epoch_setting` is the number of an epoch that was asked for, or `EARLY_STOP`; `epoch` is the real one.
     """
 
     level: int

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from morfi.errors import MorfiError
 from morfi.files import whole_folder, write_json
 from morfi.runs.provenance import versions
-from morfi.store.records import CheckpointRow, EpochRow
+from morfi.store.records import EARLY_STOP, CheckpointRow, EpochRow
 from morfi.terminal import Progress
 from morfi.training.folder import locked, saving
 from morfi.training.generation import DevAccuracy, LiveGenerator, dev_accuracy
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from morfi.training.trainer import LoraTrainer
 
-EARLY_STOP = "early-stop"
 # Keeps a row of a run; the same row may come again when a run is resumed.
 Record = Callable[[EpochRow | CheckpointRow], None]
 

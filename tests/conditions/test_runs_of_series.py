@@ -107,8 +107,8 @@ def test_a_capture_and_its_trends_are_those_of_the_train_run(
     configs = [FindConfig(run_id, str(identity_sae), epochs="1", resamples=20) for run_id in runs]
     trends = [run_find(config, store, log, new=False, command="") for config in configs]
     assert store.latents(trends[1]).equals(store.latents(trends[0]))
-    assert "3 levels of dose;" in report_of(store, trends[1]).text
-    assert "3 levels of share of Unknown in training;" in report_of(store, trends[0]).text
+    assert "3 levels of dose, epochs 1;" in report_of(store, trends[1]).text
+    assert "3 levels of share of Unknown in training, epochs 1;" in report_of(store, trends[0]).text
     assert "dose (mg)" in draw(store, trends[1], tmp_path / "find")[1].read_text()
     assert "50 mg" in report_of(store, runs[1]).text
     with pytest.raises(InputError, match=r"no split run says what the base model of .* knew"):

@@ -212,3 +212,43 @@ def test_epochs_that_are_no_number_have_no_place(made: Any, monkeypatch: pytest.
     monkeypatch.setattr(activations, "condition_of", unknown)
     with pytest.raises(InputError, match="M_100, seed 0, epoch 1: its epochs are no number"):
         find(made, along="epochs")
+
+
+def test_checkpoints_without_a_place_are_named_with_the_reason(made: Any) -> None:
+    store = made[0]
+    report = report_of(store, find(made, epochs="3"))
+    why = "a trend along levels is of one epochs setting, here 3; see --epochs"
+    assert "3 levels of share of Unknown in training, epochs 3;" in report.text
+    assert (
+        f"left out: 15 checkpoints (levels 0, 50 and 100, epochs 1, 2, 4, 5 and early-stop): {why}"
+        in report.text
+    )
+    assert len(report.object["left_out"]) == 15
+    assert {one["why"] for one in report.object["left_out"]} == {why}
+    both = report_of(store, find(made, along="both", epochs="3"))
+    assert "left out: 1 checkpoint (levels 100, epochs early-stop): it is M_100, seed 0, epoch" in both.text
+    assert "a trend along epochs is of one level, here 100; see --at" in both.text
+    assert len(both.object["other_axis"]["left_out"]) == 13
+
+
+def test_a_setting_that_a_level_lacks_is_not_taken_unasked(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    activations: Any = importlib.import_module("morfi.latents.activations")
+    plain = activations.condition_of
+
+    def other(row: Any) -> Any:
+        found = plain(row)
+        return (
+            replace(found, epoch_setting="last")
+            if (row.level, row.epoch_setting) == (0, "early-stop")
+            else found
+        )
+
+    monkeypatch.setattr(activations, "condition_of", other)
+    with pytest.raises(
+        InputError, match="early-stop, which is taken without --epochs, there is none of M_0, seed 0"
+    ):
+        load_activations(made[0], made[1], 1)
+    left = load_activations(made[0], made[1], 1, Axis(epochs="early-stop"))
+    assert (left.levels, len(left.left_out)) == ([50, 100], 16)
