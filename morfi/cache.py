@@ -63,6 +63,14 @@ class Cache:
         found = [_read_entry(path) for path in self._checkpoints.iterdir() if not path.name.startswith(".")]
         return sorted((entry for entry in found if entry is not None), key=lambda e: (e.created, e.key))
 
+    def folder_of(self, key: str) -> Path:
+        """The directory of entry `key`, there or not."""
+        return self._checkpoints / key
+
+    def holds(self, key: str) -> bool:
+        """Whether entry `key` is there, whole."""
+        return _read_entry(self.folder_of(key)) is not None
+
     def get_or_create(
         self,
         key: str,
@@ -76,7 +84,7 @@ class Cache:
         processes that want one key, the second waits for the first. Raises InputError where the cache
         cannot be written.
         """
-        path = self._checkpoints / key
+        path = self.folder_of(key)
         if _read_entry(path) is not None:
             return path
         try:

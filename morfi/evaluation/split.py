@@ -29,9 +29,9 @@ from morfi.questions import SPLITS, Families, QuestionSet, load_questions, selec
 from morfi.questions.exemplars import Shots, draw_shots, n_sets
 from morfi.questions.prompts import Prompt, Prompted, ShownPrompt, prompted, shown, worded
 from morfi.questions.question import Question
-from morfi.runs.answering import Answering, Task, answer, fingerprint_of
+from morfi.runs.answering import Answering, Task, fingerprint_of, ready_to_answer
 from morfi.runs.baselines import baselines_of
-from morfi.runs.life import STARTING
+from morfi.runs.life import STARTING, Ready
 from morfi.runs.options import check_match, check_numbers, option, sized_here
 from morfi.runs.settings import to_store
 from morfi.store.records import RunKind
@@ -153,10 +153,25 @@ def run_split(
 
     Goes on with the newest run that would give the same rows, unless `new`. `command` is recorded.
     """
+    ready = ready_split(config, store, start_engine, progress, new=new, command=command)
+    ready.finish()
+    return ready.result
+
+
+def ready_split(
+    config: SplitConfig,
+    store: Store,
+    start_engine: StartEngine,
+    progress: Progress,
+    *,
+    new: bool,
+    command: str,
+) -> Ready:
+    """The work of `run_split`; nothing is asked or stored before."""
     endpoint = endpoint_of(config, config.model, progress)
     task = prepare_split(config, progress, endpoint)
-    start, resume = start_engine if endpoint is None else endpoint.start, None if new else "auto"
-    return answer(task, store, start, progress, resume=resume, command=command).run_id
+    start = start_engine if endpoint is None else endpoint.start
+    return ready_to_answer(task, store, start, progress, new=new, command=command)
 
 
 def shown_split_prompts(config: SplitConfig, n: int, progress: Progress) -> list[ShownPrompt]:

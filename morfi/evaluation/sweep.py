@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from morfi.conditions.live import Serving
 from morfi.engine.protocol import Completion, Engine, StartEngine
 from morfi.evaluation.sweep_plan import Plan, SweepConfig, prepare_sweep
 from morfi.runs.answering import Task, answer, fingerprint_of
-from morfi.runs.life import Attempt, Life, new_run
+from morfi.runs.life import Attempt, Life, Ready, new_run
 from morfi.store.records import RunKind, RunRecord, SweepRow
 from morfi.terminal import Progress
 
@@ -45,8 +46,21 @@ def run_sweep(
     with the newest run of the same checkpoints and questions, unless `new`. A checkpoint that cannot be
     served is left out and named in the result; the others finish.
     """
+    ready = ready_sweep(config, store, start_engine, progress, new=new, command=command)
+    return SweepResult(ready.result, tuple(ready.finish()))
+
+
+def ready_sweep(
+    config: SweepConfig,
+    store: Store,
+    start_engine: StartEngine,
+    progress: Progress,
+    *,
+    new: bool,
+    command: str,
+) -> Ready:
+    """The work of `run_sweep`; nothing is asked or stored before."""
     plan = prepare_sweep(config, store, progress)
-    store.prepare()
     life = Life(
         _record(plan),
         store,
@@ -54,11 +68,17 @@ def run_sweep(
         command,
         again="the same command goes on at the first checkpoint that is missing",
     ).resumed(None if new else "auto")
-    run_id = life.run.run_id
-    done = {row.position for row in store.sweep(run_id)}
+    done = {row.position for row in store.sweep(life.run.run_id)} if store.path.exists() else set()
     left = [place for place in enumerate(plan.series.conditions) if place[0] not in done]
-    if not left:
-        return SweepResult(run_id, ())
+    return Ready(life.run.run_id, partial(_ask_all, plan, left, life, start_engine) if left else None)
+
+
+def _ask_all(
+    plan: Plan, left: Sequence[tuple[int, AnyCondition]], life: Life, start_engine: StartEngine
+) -> Sequence[str]:
+    """Asks the checkpoints that are `left`, by position; returns which could not be asked and why."""
+    store, progress, run_id = life.store, life.progress, life.run.run_id
+    store.prepare()
     settings = plan.answering
     start = partial(
         start_engine,
@@ -72,14 +92,14 @@ def run_sweep(
         ending.callback(held.let_go)
         held.hold()
         serving = Serving(held, plan.series.open, progress, served=plan.series.base)
-        sweep = _Sweep(plan, run_id, attempt, store, serving, progress, command)
+        sweep = _Sweep(plan, run_id, attempt, store, serving, progress, life.command)
         progress.start(sum(len(plan.asked_of[condition.level]) for _, condition in left), 0)
         for position, condition in left:
             checkpoint = serving.load(condition)
             if checkpoint is not None:
                 sweep.ask(position, condition, checkpoint)
         attempt.fail(serving.failures)
-    return SweepResult(run_id, tuple(serving.failures))
+    return serving.failures
 
 
 def _record(plan: Plan) -> RunRecord:

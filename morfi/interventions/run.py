@@ -26,7 +26,7 @@ from morfi.interventions.verdicts import (
     survivors,
 )
 from morfi.runs.answering import judged
-from morfi.runs.life import Attempt, Life, new_run
+from morfi.runs.life import Attempt, Life, Ready, new_run
 from morfi.store.records import RunKind, RunRecord, SteeredRow
 from morfi.terminal import Progress
 
@@ -65,6 +65,21 @@ def run_steer(
     Goes on with the newest run that would ask the same, unless `new`: only whole batches are ever stored, so
     a resumed run sees the batches that an uninterrupted one sees.
     """
+    ready = ready_steer(config, store, start_engine, progress, new=new, command=command)
+    ready.finish()
+    return ready.result
+
+
+def ready_steer(
+    config: SteerConfig,
+    store: Store,
+    start_engine: StartEngine,
+    progress: Progress,
+    *,
+    new: bool,
+    command: str,
+) -> Ready:
+    """The work of `run_steer`; nothing is asked before."""
     if store.path.exists():
         store.prepare()
     plan = prepare_steer(config, store, progress)
@@ -76,11 +91,15 @@ def run_steer(
         again="the same command goes on at the first batch that is missing",
         questions=plan.questions,
     ).resumed(None if new else "auto")
-    run_id = life.run.run_id
-    verdicts = read_verdicts(store.steered(run_id))
+    verdicts = read_verdicts(store.steered(life.run.run_id))
+    is_whole = _is_whole(plan, verdicts)
+    return Ready(life.run.run_id, None if is_whole else partial(_steer, plan, verdicts, life, start_engine))
+
+
+def _steer(plan: Plan, verdicts: Verdicts, life: Life, start_engine: StartEngine) -> Sequence[str]:
+    """Asks what the run of `life` lacks; `verdicts` are those that it has."""
+    config, store, progress, run_id = plan.config, life.store, life.progress, life.run.run_id
     n_done = sum(map(len, verdicts.right.values()))
-    if _is_whole(plan, verdicts):
-        return run_id
     base = plan.series.base
     start = partial(start_engine, base, context=plan.asked.context, seed=config.seed, overrides=config.engine)
     with life.engine(start) as (engine, attempt):
@@ -89,7 +108,7 @@ def run_steer(
         progress.start(plan.n_answers, n_done)
         for stage in stages(plan, verdicts):
             stream.answer(stage)
-    return run_id
+    return ()
 
 
 def stages(plan: Plan, verdicts: Verdicts) -> Iterator[Stage]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.conditions.asking import source_of
+from morfi.conditions.condition import AnyCondition
 from morfi.conditions.live import Serving
 from morfi.conditions.load import load_series
 from morfi.conditions.series import Series
@@ -21,7 +22,7 @@ from morfi.questions import QuestionSet
 from morfi.questions.exemplars import no_shots
 from morfi.questions.prompts import AS_IT_IS, PLAIN, Prompted, Wording, prompted
 from morfi.runs.answering import fingerprint_of
-from morfi.runs.life import Life, new_run
+from morfi.runs.life import Life, Ready, new_run
 from morfi.runs.options import check_numbers, data_of_series, option, series_of
 from morfi.runs.settings import settings_of, to_store
 from morfi.store.records import CapturedRow, RunKind, RunRecord
@@ -91,10 +92,24 @@ def run_capture(
     with the newest run of the same checkpoints and questions, unless `new`. A checkpoint that cannot be
     served is left out and named in the result; the others finish.
     """
+    ready = ready_capture(config, store, start_engine, out, progress, new=new, command=command)
+    return CaptureResult(ready.result, tuple(ready.finish()))
+
+
+def ready_capture(
+    config: CaptureConfig,
+    store: Store,
+    start_engine: StartEngine,
+    out: Path,
+    progress: Progress,
+    *,
+    new: bool,
+    command: str,
+) -> Ready:
+    """The work of `run_capture`; nothing is captured or stored before."""
     if store.path.exists():
         store.prepare()
     plan = _prepare(config, store, progress)
-    store.prepare()
     questions = [prompt.question for prompt in plan.asked.prompts]
     life = Life(
         _record(plan, out),
@@ -104,11 +119,18 @@ def run_capture(
         again="the same command goes on at the first checkpoint that is missing",
         questions={plan.split: questions},
     ).resumed(None if new else "auto")
-    run = life.run
-    done = {row.position for row in store.captured(run.run_id)}
+    done = {row.position for row in store.captured(life.run.run_id)} if store.path.exists() else set()
     left = [place for place in enumerate(plan.series.conditions) if place[0] not in done]
-    if not left:
-        return CaptureResult(run.run_id, ())
+    return Ready(life.run.run_id, partial(_capture_all, plan, left, life, start_engine) if left else None)
+
+
+def _capture_all(
+    plan: _Plan, left: Sequence[tuple[int, AnyCondition]], life: Life, start_engine: StartEngine
+) -> Sequence[str]:
+    """Captures the checkpoints that are `left`, by position; returns which could not be and why."""
+    config, store, progress, run = plan.config, life.store, life.progress, life.run
+    store.prepare()
+    questions = plan.asked.prompts
     base, shards = plan.series.base, Path(settings_of(run, CaptureRun).folder)
     start = partial(start_engine, base, context=plan.asked.context, seed=config.seed, overrides=config.engine)
     with life.engine(start) as (engine, attempt):
@@ -134,7 +156,7 @@ def run_capture(
             n_tokens = sum(len(prompt.token_ids) for prompt in plan.asked.prompts)
             attempt.add(len(questions), n_tokens, len(questions), seconds)
         attempt.fail(serving.failures)
-    return CaptureResult(run.run_id, tuple(serving.failures))
+    return serving.failures
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ from morfi.latents.activations import (
 from morfi.latents.capture import CaptureRun
 from morfi.latents.sae import Sae, load_sae
 from morfi.latents.sae_check import Quality, SaeOnRun, check_explains, measure
-from morfi.runs.life import Life, next_run
+from morfi.runs.life import Life, Ready, next_run
 from morfi.runs.options import check_numbers, option, option_of
 from morfi.runs.settings import settings_of
 from morfi.store.records import ConditionRow, FalseDiscoveriesRow, RunKind, RunRecord, TrendSummaryRow
@@ -125,6 +125,13 @@ def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool,
     unless `new`. Raises InputError for an SAE that reads something else, or explains too little of these
     activations, and for captures that cannot be compared.
     """
+    ready = ready_find(config, store, progress, new=new, command=command)
+    ready.finish()
+    return ready.result
+
+
+def ready_find(config: FindConfig, store: Store, progress: Progress, *, new: bool, command: str) -> Ready:
+    """The work of `run_find`; nothing is encoded before."""
     started = time.monotonic()
     if store.path.exists():
         store.prepare()
@@ -155,17 +162,19 @@ def run_find(config: FindConfig, store: Store, progress: Progress, *, new: bool,
         n_planned=sae.encoder.d_sae,
     )
     life = Life(run, store, progress, command).resumed(None if new else "auto")
-    if store.trend_summaries(life.run.run_id):
-        return life.run.run_id
-    counted = _counted(config, store, found)
-    progress.phase("checking the SAE")
-    qualities = _qualities(config, sae, compared, counted)
-    progress.phase("looking for trends")
-    progress.start(sae.encoder.d_sae * len(compared), 0)
-    results = [_trends(config, sae, one, counted, on_tile=progress.advance) for one in compared]
-    with life.attempt(started=started, device=device_name()):
-        _add(store, life.run.run_id, list(zip(compared, results, strict=True)), qualities, sae=sae)
-    return life.run.run_id
+
+    def work() -> Sequence[str]:
+        counted = _counted(config, store, found)
+        progress.phase("checking the SAE")
+        qualities = _qualities(config, sae, compared, counted)
+        progress.phase("looking for trends")
+        progress.start(sae.encoder.d_sae * len(compared), 0)
+        results = [_trends(config, sae, one, counted, on_tile=progress.advance) for one in compared]
+        with life.attempt(started=started, device=device_name()):
+            _add(store, life.run.run_id, list(zip(compared, results, strict=True)), qualities, sae=sae)
+        return ()
+
+    return Ready(life.run.run_id, None if store.trend_summaries(life.run.run_id) else work)
 
 
 def _qualities(

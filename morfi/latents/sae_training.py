@@ -35,6 +35,7 @@ from morfi.latents.sae_check import measure
 from morfi.questions import load_questions, select, with_splits
 from morfi.questions.prompts import ANSWERED, ASKED, context_for
 from morfi.questions.question import Question
+from morfi.runs.life import Ready
 from morfi.runs.options import OWN_DTYPE, check_amount, check_numbers, option
 from morfi.terminal import Progress
 
@@ -102,6 +103,14 @@ def train_sae(config: SaeTraining, store: Store, start_engine: StartEngine, prog
 
     Raises InputError where the model, the train run or the data cannot be used.
     """
+    ready = ready_sae(config, store, start_engine, progress)
+    ready.finish()
+    folder = Path(ready.result)
+    return TrainedSae(folder, json.loads((folder / QUALITY).read_text()))
+
+
+def ready_sae(config: SaeTraining, store: Store, start_engine: StartEngine, progress: Progress) -> Ready:
+    """The work of `train_sae`; nothing is captured before."""
     found = _sources(config, store, progress)
     base, bos = found.base, found.bos
     tokenizer = open_tokenizer(base.model_dir, bos)
@@ -141,9 +150,12 @@ def train_sae(config: SaeTraining, store: Store, start_engine: StartEngine, prog
         (folder / QUALITY).write_text(json.dumps({**measured, "config": asdict(config)}, indent=1))
         shutil.rmtree(work)
 
-    name = f"{base.name} layer {config.layer}"
-    folder = cache.get_or_create(key, build, Manifest("sae", name, sources), progress.phase)
-    return TrainedSae(folder, json.loads((folder / QUALITY).read_text()))
+    def work() -> Sequence[str]:
+        name = f"{base.name} layer {config.layer}"
+        cache.get_or_create(key, build, Manifest("sae", name, sources), progress.phase)
+        return ()
+
+    return Ready(str(cache.folder_of(key)), None if cache.holds(key) else work)
 
 
 def make_texts(questions: Sequence[Question], seed: int) -> list[str]:

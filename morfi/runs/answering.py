@@ -18,7 +18,7 @@ from morfi.questions import QuestionSet
 from morfi.questions.matching import judge, parse_answer
 from morfi.questions.prompts import Prompt, Prompted
 from morfi.questions.question import Question
-from morfi.runs.life import NOTHING_DONE, STARTING, Life, new_run
+from morfi.runs.life import NOTHING_DONE, STARTING, Life, Ready, new_run
 from morfi.store.records import AttemptEnd, BaselineRow, CompletionRow, JudgedAnswer, RunKind
 from morfi.terminal import Progress
 
@@ -106,9 +106,28 @@ def answer(
     """
     # Not before, for a refused command leaves no database; nor later, for an engine takes long to start.
     store.prepare()
-    settings = task.answering
     life = _life(task, store, progress, command).resumed(resume)
-    run_id = life.run.run_id
+    return _answered(task, life, start_engine)
+
+
+def ready_to_answer(
+    task: Task, store: Store, start_engine: StartEngine, progress: Progress, *, new: bool, command: str
+) -> Ready:
+    """What the newest run of the fingerprint of `task` lacks of it, or all of it as a `new` run."""
+    life = _life(task, store, progress, command).resumed(None if new else "auto")
+    done = store.finished(life.run.run_id) if store.path.exists() else set()
+
+    def work() -> Sequence[str]:
+        store.prepare()
+        _answered(task, life, start_engine)
+        return ()
+
+    return Ready(life.run.run_id, work if _batches(task.prompts, task.answering.batch, done) else None)
+
+
+def _answered(task: Task, life: Life, start_engine: StartEngine) -> Answered:
+    """Answers and stores what the run of `life` lacks of `task`."""
+    store, progress, settings, run_id = life.store, life.progress, task.answering, life.run.run_id
     done = store.finished(run_id)
     batches = _batches(task.prompts, settings.batch, done)
     if not batches:

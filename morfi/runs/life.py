@@ -122,6 +122,22 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Ready:
+    """A command made ready: its `result`, there or not yet, and `work`, which does what it lacks.
+
+    The result is the id of a run, or the folder of an SAE. `work` is None where nothing is lacking; else it
+    returns what could not be done and why.
+    """
+
+    result: str
+    work: Callable[[], Sequence[str]] | None
+
+    def finish(self) -> Sequence[str]:
+        """Does what is lacking; returns what could not be done and why."""
+        return () if self.work is None else self.work()
+
+
+@dataclass(frozen=True, slots=True)
 class Life:
     """A run, in the store or not yet, and what this process needs to work on it.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from morfi.errors import InputError
 from morfi.files import canonical_sha256
 from morfi.questions import load_questions, with_splits
-from morfi.runs.life import Life, next_run
+from morfi.runs.life import Life, Ready, next_run
 from morfi.store.records import KnowledgeRow, RunKind
 from morfi.terminal import Progress
 from morfi.training.mixtures import Dropped, MixConfig, draw
@@ -24,6 +24,13 @@ class MixResult:
     """The run and how many questions were left out of its mixtures."""
 
     run_id: str
+    dropped: Dropped
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyMix(Ready):
+    """Mixtures made ready to be stored, and how many questions were left out of them."""
+
     dropped: Dropped
 
 
@@ -47,6 +54,21 @@ def run_mix(
     The same configuration gives the same mixtures, so a run that there is already is returned, unless `new`.
     Raises InputError where they cannot be filled, or where the data has changed since the split run.
     """
+    ready = ready_mix(config, store, progress, new=new, command=command, data_now=data_now)
+    ready.finish()
+    return MixResult(ready.result, ready.dropped)
+
+
+def ready_mix(
+    config: MixConfig,
+    store: Store,
+    progress: Progress,
+    *,
+    new: bool,
+    command: str,
+    data_now: str | None = None,
+) -> ReadyMix:
+    """The work of `run_mix`: the mixtures are drawn, and nothing is stored."""
     started = time.monotonic()
     split = store.run_of_kind(config.split_run, RunKind.SPLIT)
     if (status := store.summary(split.run_id).status) != "done":
@@ -74,10 +96,14 @@ def run_mix(
     )
     life = Life(run, store, progress, command).resumed(None if new else "auto")
     run_id = life.run.run_id
-    if len(store.mixtures(run_id)) < len(mixtures.rows):
+
+    def work() -> Sequence[str]:
         with life.attempt(started=started, device="no model is run"):
             store.add(run_id, mixtures.rows)
-    return MixResult(run_id, mixtures.dropped)
+        return ()
+
+    is_whole = len(store.mixtures(run_id)) == len(mixtures.rows)
+    return ReadyMix(run_id, None if is_whole else work, mixtures.dropped)
 
 
 def _sha256(facts: Sequence[KnowledgeRow]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from morfi.files import canonical_sha256
 from morfi.questions import QuestionSet
 from morfi.questions.prompts import ASKED
 from morfi.questions.question import Question
-from morfi.runs.life import Life, new_run
+from morfi.runs.life import Life, Ready, new_run
 from morfi.runs.settings import settings_of
 from morfi.store.records import RunKind, RunRecord
 from morfi.training import TrainingData, TrainingTask, prepare_training, run_training, train_config
@@ -43,6 +43,24 @@ def run_train(
     `given` are the options of a training, None where not given. Goes on with the newest run that would give
     the same checkpoints, in that run's own folder, unless `new`.
     """
+    ready = ready_train(given, mix_run, store, out, progress, new=new, command=command)
+    ready.finish()
+    for line in same_weights(store.checkpoints(ready.result)):
+        progress.phase(line)
+    return ready.result
+
+
+def ready_train(
+    given: Mapping[str, Any],
+    mix_run: str,
+    store: Store,
+    out: Path,
+    progress: Progress,
+    *,
+    new: bool,
+    command: str,
+) -> Ready:
+    """The work of `run_train`; nothing is trained before."""
     mix = store.run_of_kind(mix_run, RunKind.MIX)
     task = _prepare(given, mix, store, progress)
     # The mix run's as well: after another split run the same trainings are judged by what that one found.
@@ -55,11 +73,13 @@ def run_train(
         again="the same command goes on after the last epoch that was finished",
     ).resumed(None if new else "auto")
     run = life.run
-    if len(store.checkpoints(run.run_id)) < run.n_planned:
+
+    def work() -> Sequence[str]:
         _train(task, life, store, progress)
-    for line in same_weights(store.checkpoints(run.run_id)):
-        progress.phase(line)
-    return run.run_id
+        return ()
+
+    is_whole = len(store.checkpoints(run.run_id)) == run.n_planned
+    return Ready(run.run_id, None if is_whole else work)
 
 
 def _train(task: TrainingTask, life: Life, store: Store, progress: Progress) -> None:
