@@ -32,6 +32,16 @@ def is_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def available_memory() -> int | None:
+    """The bytes of main memory that this machine can still give; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
+
+
 def device_name() -> str:
     """The device's marketing name with its core or memory size, for the run's record."""
     import torch

@@ -41,7 +41,6 @@ class Subject:
     standard: Standard
     prompts: tuple[Prompt, ...]
     streams: tuple[Streams, ...]  # the standard's of the prompts, nothing steered
-    device: str = "cpu"  # the standard's
     directions: dict[str, Direction] = field(default_factory=dict)
     _names: dict[tuple[int, int, bool, bool], str] = field(default_factory=dict)
 
@@ -171,16 +170,15 @@ def open_subject(engine: Engine, checkpoint: Checkpoint) -> Subject:
 
     The standard is loaded on the GPU where the engine has left enough of its memory, else on the CPU.
     """
-    device = _device(checkpoint)
-    standard = load_standard(checkpoint.model_dir, checkpoint.dtype, device)
+    standard = load_standard(checkpoint.model_dir, checkpoint.dtype, standard_device(checkpoint))
     longest = max(2, (int(engine.settings["max_model_len"]) - N_TOKENS) // 2)
     prompts = tuple(prompt[:longest] for prompt in prompts_for(checkpoint, standard.exact.n_vocab))
     streams = tuple(standard.exact.run(prompt) for prompt in prompts)
-    return Subject(engine, checkpoint, standard, prompts, streams, device)
+    return Subject(engine, checkpoint, standard, prompts, streams)
 
 
-def _device(checkpoint: Checkpoint) -> str:
-    """The device for the standard, which is up to three times as large as the model's files."""
+def standard_device(checkpoint: Checkpoint) -> str:
+    """The device with room for a standard now: it takes up to three times the size of the model's files."""
     import torch
 
     if not is_gpu():

@@ -1,4 +1,4 @@
-"""New weights in the live engine: an adapter loaded and taken out again, against transformers."""
+"""New weights in the live engine: an adapter, a whole model, and the first again, against transformers."""
 
 from __future__ import annotations
 
@@ -11,46 +11,65 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import resolve_live
 from morfi.checkpoints.architecture import linear_leaves
+from morfi.checkpoints.live import check_same_form
+from morfi.checkpoints.model_files import open_model
 from morfi.engine.steering import Capture
+from morfi.verification.changed_weights import changed_model, lack_of_room
 from morfi.verification.differences import Differences
 from morfi.verification.lines import Line, Outcome, attempt, unchecked
 from morfi.verification.reference import load_reference, reference_of
-from morfi.verification.subject import SEEN, Subject
-from morfi.verification.tolerance import Standard, distances, root_mean_square
+from morfi.verification.subject import SEEN, Subject, standard_device
+from morfi.verification.tolerance import Standard, distances, load_standard, root_mean_square
 
 if TYPE_CHECKING:
     import torch
 
-_NAMES = ("swap: an adapter", "swap: the model again")
+_ADAPTER, _WHOLE, _AGAIN = "swap: an adapter", "swap: whole weights", "swap: the model again"
 _CHANGE = 0.1  # the length of each matrix's change, over that of the matrix
 
 
 def check_swap(subject: Subject) -> Iterator[Line]:
-    """A random adapter in the live engine as transformers computes the merged weights, then the model again.
+    """A random adapter in the live engine, then a whole other model, then the model again.
 
-    The engine must have been started on `subject.checkpoint`; it serves that again afterwards.
+    Each as transformers computes it. The engine must have been started on `subject.checkpoint`; it serves
+    that again afterwards.
     """
-    line = attempt(_NAMES[0], _swapped, subject)
-    yield line
-    again = attempt(_NAMES[1], _back, subject)
-    if line.outcome != Outcome.UNCHECKED:
+    outcomes = []
+    for name, check in ((_ADAPTER, _adapted), (_WHOLE, _whole)):
+        line = attempt(name, check, subject)
+        outcomes.append(line.outcome)
+        yield line
+    again = attempt(_AGAIN, _back, subject)
+    if set(outcomes) != {Outcome.UNCHECKED}:
         yield again
 
 
-def _swapped(subject: Subject) -> Line:
+def _adapted(subject: Subject) -> Line:
     base = subject.checkpoint
     with tempfile.TemporaryDirectory() as folder:
         try:
-            merged = _write_adapter(base.model_dir, base.dtype, Path(folder), subject.device)
+            merged = _write_adapter(base.model_dir, base.dtype, Path(folder), standard_device(base))
         except ValueError as error:
-            return unchecked(_NAMES[0], f"PEFT makes no adapter of it: {error}")
+            return unchecked(_ADAPTER, f"PEFT makes no adapter of it: {error}")
         subject.engine.load_checkpoint(resolve_live(folder, base=base))
-    return _compared(subject, _NAMES[0], merged)
+    return _compared(subject, _ADAPTER, merged)
+
+
+def _whole(subject: Subject) -> Line:
+    base = subject.checkpoint
+    model = open_model(base.model_dir)
+    check_same_form(model, model)  # whether one of this form may be swapped, before any is written
+    if reason := lack_of_room(model, base.dtype):
+        return unchecked(_WHOLE, reason)
+    with changed_model(model) as folder:
+        subject.engine.load_checkpoint(resolve_live(str(folder), base=base))
+        changed = load_standard(folder, base.dtype, standard_device(base))
+    return _compared(subject, _WHOLE, changed)
 
 
 def _back(subject: Subject) -> Line:
     subject.engine.load_checkpoint(subject.checkpoint)
-    return _compared(subject, _NAMES[1], subject.standard)
+    return _compared(subject, _AGAIN, subject.standard)
 
 
 def _compared(subject: Subject, name: str, standard: Standard) -> Line:
@@ -66,7 +85,7 @@ def _compared(subject: Subject, name: str, standard: Standard) -> Line:
         rows, before = expected.streams.after[last][: len(prompt)], subject.streams[number].after[last]
         moved = max(moved, float(root_mean_square(distances(rows, before))) / expected.allowed[last])
     if standard is not subject.standard and moved < SEEN:
-        return unchecked(name, "the adapter changes the streams by less than rounding does")
+        return unchecked(name, "the new weights change the streams by less than rounding does")
     return found.line(name)
 
 

@@ -21,6 +21,7 @@ from morfi.engine.operations import OPERATIONS
 from morfi.engine.steering import Captured
 from morfi.errors import MorfiError
 from morfi.serve.plugin import block_keys, host_work, joint
+from morfi.serve.weights import swap
 from morfi.serve.weights.swap import LiveModel
 from morfi.verification.checks import check_answers, check_capture, check_operations
 from morfi.verification.lines import Line, Outcome
@@ -137,6 +138,28 @@ def a_swap_that_does_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LiveModel, "swap", lambda self: None)
 
 
+def a_whole_model_that_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    right = LiveModel.swap
+
+    def wrong(self: LiveModel) -> None:
+        if self.plan is not None and self.plan.source.model_dir is None:
+            right(self)
+
+    patch.setattr(LiveModel, "swap", wrong)
+
+
+def a_whole_model_without_its_last_norm(patch: pytest.MonkeyPatch) -> None:
+    right = swap.load_tensors
+
+    def wrong(runner: Any, tensors: Any, expected: Any) -> None:
+        norm = runner.get_model().model.norm.weight
+        kept = norm.data.clone()
+        right(runner, tensors, expected)
+        norm.data.copy_(kept)
+
+    patch.setattr(swap, "load_tensors", wrong)
+
+
 def a_row_of_large_batches(patch: pytest.MonkeyPatch) -> None:
     right = host_work.HostWork._steer
 
@@ -169,6 +192,8 @@ def a_row_of_large_batches(patch: pytest.MonkeyPatch) -> None:
             "the steered answer",
         ),
         (a_swap_that_does_nothing, check_swap, "swap: an adapter", "after layer 2"),
+        (a_whole_model_that_is_left_out, check_swap, "swap: whole weights", "after layer 2"),
+        (a_whole_model_without_its_last_norm, check_swap, "swap: whole weights", "tokens by"),
         (a_row_of_large_batches, check_mixed_batch, "mixed batch", "of request"),
     ],
 )
