@@ -82,6 +82,7 @@ def verify_command(common: Common, **given: Any) -> None:
         verified: Verified = verify(
             config,
             common.start_engine,
+            common.time_vllm,
             progress.phase,
             on_subject=lambda subject: common.say(heading(subject)),
             on_line=found,

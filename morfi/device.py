@@ -42,6 +42,17 @@ def available_memory() -> int | None:
     return int(found[0]) * 1024 if found else None
 
 
+def free_memory() -> None:
+    """Gives the device the memory back that this process no longer uses."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def device_name() -> str:
     """The device's marketing name with its core or memory size, for the run's record."""
     import torch

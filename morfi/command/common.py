@@ -15,7 +15,7 @@ from morfi.errors import MorfiError
 from morfi.terminal import OutputError, takes_unicode, to_reader
 
 if TYPE_CHECKING:
-    from morfi.engine.protocol import StartEngine
+    from morfi.engine.protocol import StartEngine, TimeVllm
     from morfi.questions.prompts import ShownPrompt
     from morfi.report.runs import Report
     from morfi.store import Store
@@ -43,6 +43,13 @@ class Common:
         from morfi.serve.engine import start_engine
 
         return functools.partial(start_engine, verbose=self.verbose)
+
+    @property
+    def time_vllm(self) -> TimeVllm:
+        """Starts vLLM without morfi's plugin, which logs only with --verbose."""
+        from morfi.serve.without_plugin import seconds_without_plugin
+
+        return functools.partial(seconds_without_plugin, verbose=self.verbose)
 
     @property
     def command(self) -> str:

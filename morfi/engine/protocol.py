@@ -169,3 +169,20 @@ class StartEngine(Protocol):
     ) -> AbstractContextManager[Engine]:
         """An engine over `checkpoint` for requests of up to `context` tokens."""
         ...
+
+
+class TimeVllm(Protocol):
+    """Makes vLLM answer without morfi: `morfi.serve.without_plugin.seconds_without_plugin`."""
+
+    def __call__(
+        self,
+        checkpoint: Checkpoint,
+        prompts: Sequence[Sequence[int]],
+        *,
+        context: int,
+        overrides: Mapping[str, Any],
+        n_tokens: int,
+        n_rounds: int,
+    ) -> list[float]:
+        """The seconds of each of `n_rounds` in which the batch of `prompts` is answered greedily."""
+        ...

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from morfi.checkpoints import resolve
-from morfi.engine.protocol import StartEngine
+from morfi.device import free_memory
+from morfi.engine.protocol import StartEngine, TimeVllm
 from morfi.questions.prompts import context_for
 from morfi.runs.options import option
 from morfi.terminal import Say
@@ -15,8 +16,8 @@ from morfi.verification.checks import check_answers, check_capture, check_operat
 from morfi.verification.lines import Line, Outcome
 from morfi.verification.positions import check_positions
 from morfi.verification.sharing import check_mixed_batch, check_prefix_cache
-from morfi.verification.speed import check_speed, check_waiting
-from morfi.verification.subject import Subject, open_subject
+from morfi.verification.speed import N_ROUNDS, beside_vllm, check_speed, check_waiting, distinct_prompts
+from morfi.verification.subject import N_TOKENS, Subject, open_subject
 from morfi.verification.swap import check_swap
 
 CONTEXT = 256  # tokens, enough for every check
@@ -61,12 +62,15 @@ class Verified:
 def verify(
     config: VerifyConfig,
     start_engine: StartEngine,
+    time_vllm: TimeVllm,
     say: Say,
     *,
     on_subject: Callable[[Verified], None],
     on_line: Callable[[Line], None],
 ) -> Verified:
     """Makes every check of `config`; `on_line` is given each line as it is found.
+
+    The engine is closed and its memory free before `time_vllm` starts another one.
 
     Raises InputError for a checkpoint or setting that is refused, and MorfiError where the engine does not
     start.
@@ -83,9 +87,21 @@ def verify(
         subject = open_subject(engine, checkpoint)
         verified = _verified(subject, config)
         on_subject(verified)
+        lines = []
         for check in (*EXACT, *MEASURED):
             for line in check(subject):
+                lines.append(line)
                 on_line(line)
+    prompts = distinct_prompts(subject)
+    del engine, subject
+    free_memory()
+    say("starting vLLM without morfi")
+
+    def answer_alone() -> list[float]:
+        n = {"n_tokens": N_TOKENS, "n_rounds": N_ROUNDS}
+        return time_vllm(checkpoint, prompts, context=context, overrides=config.engine, **n)
+
+    on_line(beside_vllm(lines, answer_alone))
     return verified
 
 

@@ -25,7 +25,7 @@ def test_every_weight_is_another_one_and_the_folder_leaves(tiny_model: Path) -> 
     assert not folder.exists()
 
 
-def test_a_lack_of_room_is_said_with_what_is_needed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_room_is_said(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_model(tiny_model)
     assert lack_of_room(model, "float32") is None
     n_weights = sum(model.weights.tensor(name).numel() for name in live_tensors(model))

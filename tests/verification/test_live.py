@@ -16,18 +16,20 @@ import torch
 from command_line import CommandLine
 
 import morfi.serve.engine
-from morfi.checkpoints import resolve
+import morfi.serve.without_plugin
+from morfi.checkpoints import Checkpoint, resolve
 from morfi.engine.operations import OPERATIONS
 from morfi.engine.steering import Captured
 from morfi.errors import MorfiError
 from morfi.serve.plugin import block_keys, host_work, joint
 from morfi.serve.weights import swap
 from morfi.serve.weights.swap import LiveModel
+from morfi.serve.without_plugin import seconds_without_plugin
 from morfi.verification.checks import check_answers, check_capture, check_operations
 from morfi.verification.lines import Line, Outcome
 from morfi.verification.positions import check_positions
 from morfi.verification.sharing import check_mixed_batch, check_prefix_cache
-from morfi.verification.speed import check_speed, check_waiting
+from morfi.verification.speed import beside_vllm, check_speed, check_waiting, distinct_prompts
 from morfi.verification.subject import Subject, open_subject
 from morfi.verification.swap import check_swap
 from morfi.verification.verify import EXACT, Check
@@ -149,7 +151,7 @@ def a_whole_model_that_is_left_out(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_whole_model_without_its_last_norm(patch: pytest.MonkeyPatch) -> None:
-    right = swap.load_tensors
+    right = vars(swap)["load_tensors"]
 
     def wrong(runner: Any, tensors: Any, expected: Any) -> None:
         norm = runner.get_model().model.norm.weight
@@ -220,12 +222,29 @@ def test_other_weights_give_other_answers(subject: Subject) -> None:
 
 def test_speed_is_measured_and_the_gpu_is_missed(subject: Subject) -> None:
     lines = [*check_speed(subject), *check_waiting(subject)]
-    assert [line.name for line in lines] == ["speed: steered", "speed: captured", "synchronising calls"]
-    for line in lines[:2]:
-        assert line.outcome == Outcome.MEASURED
-        assert line.figures["share"] > 0.2
+    names = ["speed: plain", "speed: steered", "speed: captured", "synchronising calls"]
+    assert [line.name for line in lines] == names
+    assert {line.outcome for line in lines[:3]} == {Outcome.MEASURED}
+    assert all(line.figures["share"] > 0.2 for line in lines[1:3])
     if not torch.cuda.is_available():
-        assert (lines[2].outcome, lines[2].says) == (Outcome.UNCHECKED, "because there is no GPU")
+        assert (lines[3].outcome, lines[3].says) == (Outcome.UNCHECKED, "because there is no GPU")
+
+
+def test_vllm_without_morfi_answers_the_same_prompts_in_a_process_of_its_own(subject: Subject) -> None:
+    def alone(checkpoint: Checkpoint, overrides: dict[str, Any]) -> list[float]:
+        prompts = distinct_prompts(subject)
+        return seconds_without_plugin(
+            checkpoint, prompts, context=256, overrides=overrides, n_tokens=8, n_rounds=3
+        )
+
+    lines = list(check_speed(subject))
+    line = beside_vllm(lines, lambda: alone(subject.checkpoint, {}))
+    assert line.outcome == Outcome.MEASURED, line
+    assert set(line.figures) == {"requests_per_s", "plain_share", "steered_share", "captured_share"}
+    assert 0.2 < line.figures["plain_share"] < 5
+    says = beside_vllm(lines, lambda: alone(subject.checkpoint, {"max_num_seqs": "many"})).says
+    assert says.startswith("because vLLM without morfi could not answer: "), says
+    assert beside_vllm([], list).says == "because there is no speed to compare it with"
 
 
 @pytest.fixture
@@ -243,6 +262,9 @@ def run(
 
     monkeypatch.setenv("MORFI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(morfi.serve.engine, "start_engine", start)
+    monkeypatch.setattr(
+        morfi.serve.without_plugin, "seconds_without_plugin", lambda *_, n_rounds, **__: [1.0] * n_rounds
+    )
     return CommandLine(monkeypatch, capfd)
 
 
@@ -256,6 +278,7 @@ def test_the_object_says_what_held_and_nothing_private(run: CommandLine, subject
     assert {"morfi", "torch", "transformers"} <= set(found["versions"])
     names = [line["name"] for line in found["lines"]]
     assert len(set(names)) == len(names)
+    assert names[-1] == "speed: vLLM without morfi"
     text = json.dumps(found)
     for private in (str(folder), folder.parent.name, socket.gethostname(), str(Path.home()), "/tmp"):
         assert private not in text

@@ -26,9 +26,13 @@ def start(checkpoint: Checkpoint, **settings: Any) -> Any:
     raise Started(checkpoint, **settings)
 
 
+def time_vllm(*_: Any, **__: Any) -> list[float]:
+    raise AssertionError("no engine was started")
+
+
 def started(config: VerifyConfig) -> Started:
     with pytest.raises(Started) as found:
-        verify(config, start, lambda _: None, on_subject=lambda _: None, on_line=lambda _: None)
+        verify(config, start, time_vllm, lambda _: None, on_subject=lambda _: None, on_line=lambda _: None)
     return found.value
 
 
