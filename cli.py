@@ -67,6 +67,7 @@ def eval_command(common: Common, resume: str | None, show_prompts: int | None, *
 @common_options
 def verify_command(common: Common, **given: Any) -> None:
     """Checks that a checkpoint is answered, steered, captured and swapped here as transformers does it."""
+    from morfi.report.following import after_verify
     from morfi.report.verification import heading, line_text, summary, verification_object
     from morfi.verification.lines import Line
     from morfi.verification.verify import Verified, VerifyConfig, fault_of, verify
@@ -88,7 +89,8 @@ def verify_command(common: Common, **given: Any) -> None:
             on_line=found,
         )
     fault = fault_of(lines)
-    common.answer(verification_object(verified, lines, fault, config.ckpt), summary(lines))
+    text = summary(lines) if fault else f"{summary(lines)}\n{after_verify(common.store, config.ckpt)}"
+    common.answer(verification_object(verified, lines, fault, config.ckpt), text)
     if fault is not None:
         raise MorfiError(fault)
 
@@ -154,11 +156,13 @@ def conditions_check_command(common: Common, file: Path, dtype: str | None) -> N
     from morfi.conditions.file import open_series
     from morfi.conditions.listing import files_of
     from morfi.report.conditions import conditions_object, conditions_table
+    from morfi.report.following import after_conditions
 
     with terminal.TerminalProgress() as progress:
         series = open_series(file, dtype, progress.phase)
         rows = files_of(series)
-    common.answer(conditions_object(series, rows), conditions_table(series, rows))
+    table, following = conditions_table(series, rows), after_conditions(common.store, str(file))
+    common.answer(conditions_object(series, rows), f"{table}\n\n{following}")
 
 
 @cli.command("sweep", config="morfi.evaluation.sweep_plan:SweepConfig")
@@ -213,6 +217,7 @@ def sae_group() -> None:
 def sae_train_command(common: Common, **given: Any) -> None:
     """Trains an SAE on a model's residual stream with SAELens, once; then it is in the cache."""
     from morfi.latents.sae_training import configure_sae, train_sae
+    from morfi.report.following import after_training
     from morfi.report.trends import quality_table
 
     config = configure_sae(common.checked(given))
@@ -221,7 +226,8 @@ def sae_train_command(common: Common, **given: Any) -> None:
     quality = found.quality
     row = tuple(quality[name] for name in ("n_tokens", "explained_variance", "l0", "n_dead"))
     table = quality_table([("held-out questions", *row)], quality["d_sae"])
-    text = f"{table}\n\nSAE: {found.folder}"
+    following = after_training(common.store, config, str(found.folder))
+    text = f"{table}\n\nSAE: {found.folder}\n{following}"
     common.tell({"sae": str(found.folder), **quality}, text, f"the SAE is in {found.folder}")
 
 
@@ -231,10 +237,13 @@ def sae_train_command(common: Common, **given: Any) -> None:
 def sae_get_command(common: Common, source: str) -> None:
     """Downloads a pretrained SAE: of a model preset, such as llama-3.1-8b, or any release of SAELens."""
     from morfi.latents.sae import load_sae
+    from morfi.report.following import after_fetching
     from morfi.report.trends import sae_object
 
-    found = sae_object(load_sae(source))
-    common.answer(found, "\n".join(f"{name:<11}{value}" for name, value in found.items()))
+    sae = load_sae(source)
+    found = sae_object(sae)
+    lines = [f"{name:<11}{value}" for name, value in found.items()]
+    common.answer(found, "\n".join([*lines, after_fetching(common.store, source, sae.layer)]))
 
 
 @sae_group.command("check", config="morfi.latents.sae_check:SaeOnRun")
@@ -242,10 +251,13 @@ def sae_get_command(common: Common, source: str) -> None:
 def sae_check_command(common: Common, **given: Any) -> None:
     """Shows how much of a model's own activations an SAE explains, its L0 and its dead latents."""
     from morfi.latents.sae_check import SaeOnRun, check
+    from morfi.report.following import after_checking
     from morfi.report.trends import check_table, quality_object
 
-    found = check(common.store, SaeOnRun(**given))
-    common.answer(quality_object(found), check_table(found))
+    config = SaeOnRun(**given)
+    found = check(common.store, config)
+    following = after_checking(common.store, config, found.run_id)
+    common.answer(quality_object(found), f"{check_table(found)}\n\n{following}")
 
 
 @cli.command("find", config="morfi.latents.find:FindConfig")

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from morfi.store import Store
 
 
+def names_file(ckpts: str) -> bool:
+    """Whether the checkpoints are those of a TOML file, not of a train run."""
+    return ckpts.endswith(".toml") or os.path.isfile(ckpts)
+
+
 def load_series(
     ckpts: str, store: Store, dtype: str | None, progress: Progress, *, sha256: str | None = None
 ) -> Series:
@@ -30,7 +35,7 @@ def load_series(
 
     Raises InputError where it is missing or not as it was: for a file, where its `sha256` is another.
     """
-    if not (ckpts.endswith(".toml") or os.path.isfile(ckpts)):
+    if not names_file(ckpts):
         return _trained(ckpts, store, dtype, progress)
     series = open_series(Path(ckpts), dtype, progress.phase)
     if sha256 not in (None, series.sha256):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from morfi.questions import UNSPLIT
@@ -72,8 +70,8 @@ def run_report(store: Store, run_id: str) -> RunReport:
     )
 
 
-def run_table(report: RunReport, database: Path) -> str:
-    """The table that `morfi eval` ends with."""
+def run_table(report: RunReport) -> str:
+    """The table of `morfi eval`."""
     header = ("relation", "n", "accuracy", "95 % interval", "majority", "in subject", "majority answer")
     body = [
         (
@@ -89,8 +87,6 @@ def run_table(report: RunReport, database: Path) -> str:
     ]
     run, summary = report.run, report.summary
     speed = f"{summary.requests_per_s:.1f} requests/s" if summary.requests_per_s else "no timing"
-    where = f" --db {shlex.quote(str(database))}"
-    query = f"FROM samples SELECT question, answer, correct WHERE run_id = '{run.run_id}' LIMIT 5"
     lines = [
         f"{run.ckpt} on {run.data}{_of_split(report)}: {summary.n_done} of {run.n_planned} questions, "
         f"{run.asked.shots}-shot, {run.asked.match} match, {speed}",
@@ -102,9 +98,6 @@ def run_table(report: RunReport, database: Path) -> str:
         *_own_exemplars(report),
         *_in_text(report.n_in_text),
         *answer_lines(report.counts, run.asked.match, run.asked.max_tokens),
-        f"run {run.run_id} ({summary.status}) in {database}",
-        f"  morfi show {run.run_id}{where}",
-        f'  morfi sql "{query}"{where}',
     ]
     return "\n".join(lines)
 

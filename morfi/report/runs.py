@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from morfi.interventions.outcome import steered
 from morfi.latents.find import FindRun
 from morfi.report.answers import answer_lines, answer_object, counts_of
 from morfi.report.evaluation import details_object, run_details, run_object, run_report, run_table
+from morfi.report.following import ending
 from morfi.report.knowledge import knowledge_object, knowledge_table
 from morfi.report.mixtures import mixture_object, mixture_table
 from morfi.report.steering import steer_object, steer_table
@@ -47,7 +47,7 @@ def report_of(store: Store, run_id: str, dropped: Dropped | None = None) -> Repo
             table, found = "\n".join([table, *said]), found | answer_object(counts)
         return _framed(store, run, table, found)
     report = run_report(store, run.run_id)
-    return Report(run_object(report), run_table(report, store.path))
+    return Report(run_object(report), "\n".join([run_table(report), *ending(store, run)]))
 
 
 def details_of(store: Store, run_id: str) -> Report:
@@ -115,16 +115,6 @@ _PARTS: Mapping[str, Callable[[Store, RunRecord], tuple[str, dict[str, Any]]]] =
     }
 )
 _ASKING = (RunKind.SPLIT, RunKind.SWEEP, RunKind.STEER)  # whose answers are stored
-# What a run is for: the command that takes it.
-_NEXT: Mapping[str, str] = MappingProxyType(
-    {
-        RunKind.SPLIT: "mix --split",
-        RunKind.MIX: "train --mix",
-        RunKind.TRAIN: "sweep --ckpts",
-        RunKind.CAPTURE: "find --sae SAE --activations",
-        RunKind.FIND: "steer --ckpt M_100 --latents",
-    }
-)
 _UNITS: Mapping[str, str] = MappingProxyType(
     {
         RunKind.SPLIT: "answers",
@@ -141,11 +131,7 @@ _UNITS: Mapping[str, str] = MappingProxyType(
 def _framed(store: Store, run: RunRecord, table: str, found: Mapping[str, Any]) -> Report:
     """The table between what was done and how to go on."""
     summary = store.summary(run.run_id)
-    where = f" --db {shlex.quote(str(store.path))}"
-    lines = [_headline(run, summary), "", table, "", f"run {run.run_id} ({summary.status}) in {store.path}"]
-    lines.append(f"  morfi show {run.run_id}{where}")
-    if run.kind in _NEXT and summary.status == "done":
-        lines.append(f"  morfi {_NEXT[run.kind]} {run.run_id}{where}")
+    lines = [_headline(run, summary), "", table, "", *ending(store, run)]
     head = {
         "run_id": run.run_id,
         "kind": run.kind,

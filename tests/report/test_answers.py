@@ -48,7 +48,7 @@ def test_the_majority_is_that_of_the_whole_split_whatever_was_asked(
     store: Store, add_run: Callable[..., str]
 ) -> None:
     run_id = add_run(store, "run-a")
-    assert "answer among the questions asked. in" in run_table(run_report(store, run_id), store.path)
+    assert "answer among the questions asked. in" in run_table(run_report(store, run_id))
     store.add(run_id, [BaselineRow("test", "P17", 50, "peru", 20), BaselineRow("test", "P36", 10, "lima", 1)])
     report = run_report(store, run_id)
     assert [(row.majority_answer, row.majority_share) for row in report.relations] == [
@@ -56,4 +56,4 @@ def test_the_majority_is_that_of_the_whole_split_whatever_was_asked(
         ("lima", 0.1),
         ("", (5 * 0.4 + 2 * 0.1) / 7),
     ]
-    assert "frequent answer. in subject" in run_table(report, store.path)
+    assert "frequent answer. in subject" in run_table(report)
