@@ -328,14 +328,16 @@ def serve_command(common: Common, host: str, port: int, keys: Path | None, **giv
 
 @cli.command("runs")
 @option("--limit", kind=int, default=20, help="How many to list, the newest first.")
+@option("--all", "every", is_flag=True, help="Also the evaluations that sweeps have made.")
 @common_options
-def runs_command(common: Common, limit: int) -> None:
-    """Lists the runs, newest first."""
+def runs_command(common: Common, limit: int, every: bool) -> None:
+    """Lists the runs that were started, newest first."""
     from morfi.report.listing import runs_table
     from morfi.runs.options import check_numbers
+    from morfi.store.records import STARTED, RunKind
 
     check_numbers({"limit": (limit, 1)})
-    runs = common.store.runs(limit)
+    runs = common.store.runs(limit, tuple(RunKind) if every else STARTED)
     common.answer({"runs": [asdict(run) for run in runs]}, runs_table(runs))
 
 

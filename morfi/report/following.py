@@ -176,8 +176,8 @@ def _captured(store: Store, wanted: Callable[[RunRecord, CaptureRun], bool]) -> 
     """The newest capture run that is `wanted` and done."""
     if not store.path.exists():
         return None
-    for one in store.runs(_MANY):
-        if one.kind == RunKind.CAPTURE and one.status == "done":
+    for one in store.runs(_MANY, (RunKind.CAPTURE,)):
+        if one.status == "done":
             run = store.run(one.run_id)
             if wanted(run, settings_of(run, CaptureRun)):
                 return run.run_id

@@ -33,6 +33,9 @@ class RunKind(StrEnum):
     STEER = "steer"
 
 
+STARTED = tuple(kind for kind in RunKind if kind != RunKind.SWEEP_EVAL)  # by a person
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """How a run asked its questions, by whatever command.

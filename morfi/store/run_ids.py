@@ -6,18 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from morfi.errors import InputError, nearest
+from morfi.store.records import STARTED
 
 
 def resolve(path: Path, run_id: str, kinds: Mapping[str, str], kind: str | None = None) -> str:
     """The run that `run_id` names in full, by its beginning or as "last", among `kinds` by id, newest first.
 
-    With `kind`, "last" is the newest run of that kind.
+    With `kind`, "last" is the newest run of that kind, else the newest that a person started.
     """
     known = list(kinds)
     if not known:
         raise InputError(f"{path}: holds no runs yet; `morfi eval` makes one")
     if run_id == "last":
-        own = [one for one in known if kind in (None, kinds[one])]
+        wanted = STARTED if kind is None else (kind,)
+        own = [one for one in known if kinds[one] in wanted]
         if not own:
             raise InputError(f"{path}: holds no run of `morfi {kind}` yet; the newest is {known[0]}")
         return own[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -258,19 +258,20 @@ class Store:
                 connection, AttemptRecord, "FROM attempt WHERE run_id = ? ORDER BY attempt", [run_id]
             )
 
-    def runs(self, limit: int = 20) -> list[RunSummary]:
-        """The newest `limit` runs, newest first; raises InputError for a limit that is no number of runs."""
+    def runs(self, limit: int = 20, kinds: Collection[str] = tuple(RunKind)) -> list[RunSummary]:
+        """The newest `limit` runs of these kinds, newest first; raises InputError for no number of runs."""
         if isinstance(limit, bool) or not isinstance(limit, int) or not 0 < limit < 1 << 63:
             raise InputError(f"a limit of {limit!r} runs: expected a whole number of at least 1, below 2^63")
-        return self._summaries("ORDER BY created_at DESC, run_id DESC LIMIT ?", limit)
+        where = "WHERE list_contains(?, kind) ORDER BY created_at DESC, run_id DESC LIMIT ?"
+        return self._summaries(where, list(kinds), limit)
 
     def summary(self, run_id: str) -> RunSummary:
         """The line of `runs` for one run; `run_id` as in `run`."""
         return self._summaries("WHERE run_id = ?", self.run(run_id).run_id)[0]
 
-    def _summaries(self, clause: str, value: str | int) -> list[RunSummary]:
+    def _summaries(self, clause: str, *values: Any) -> list[RunSummary]:
         with self._work.reading() as connection:
-            found = read_records(connection, RunSummary, f"FROM runs {clause}", [value])
+            found = read_records(connection, RunSummary, f"FROM runs {clause}", list(values))
             seen = {held.run_id: lease.is_running(held.process) for held in lease.read_all(connection)}
         # The view knows the clock alone.
         changed: dict[tuple[str, bool | None], str] = {

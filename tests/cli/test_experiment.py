@@ -58,12 +58,10 @@ def test_the_experiment_from_nothing_to_the_picture(
     assert "picture" in run("sweep", "--ckpts", train["run_id"], "--figure", "mine.png").out
     assert Path("mine.svg").exists()
     listed = run("runs", "--json").json["runs"]
-    assert [each["kind"] for each in listed if each["kind"] != "sweep-eval"] == [
-        "sweep",
-        "train",
-        "mix",
-        "split",
-    ]
+    assert [each["kind"] for each in listed] == ["sweep", "train", "mix", "split"]
+    kinds = [each["kind"] for each in run("runs", "--all", "--json").json["runs"]]
+    assert (len(kinds), kinds.count("sweep-eval")) == (7, 3)
+    assert run("show", "last", "--json").json["run_id"] == sweep["run_id"]
 
 
 @pytest.mark.long
