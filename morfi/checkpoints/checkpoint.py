@@ -278,7 +278,7 @@ def _locate(given: str, cache: Cache, say: Say | None, revision: str | None = No
         return path.absolute()
     if given and path.exists():
         raise InputError(f"{given} is a file, expected a model or adapter folder; give the folder it lies in")
-    if _HUB_ID.fullmatch(given):
+    if may_be_on_hub(given):
         return _download(given, revision, say)
     if "/" in given or given.startswith(("~", ".")):
         raise InputError(f"there is no folder {given}; expected a model or adapter folder")
@@ -286,6 +286,11 @@ def _locate(given: str, cache: Cache, say: Say | None, revision: str | None = No
         f'unknown checkpoint "{given}"; expected a preset ({", ".join(PRESETS)}), a folder, or a hub id '
         f"such as {PRESETS['llama-3.1-8b'].model_id}.{nearest(given, PRESETS)}"
     )
+
+
+def may_be_on_hub(given: str) -> bool:
+    """Whether the name has the form of a repository of the hub: one slash, and no dot at its beginning."""
+    return _HUB_ID.fullmatch(given) is not None
 
 
 def _download(model_id: str, revision: str | None, say: Say | None) -> Path:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from morfi.checkpoints import Checkpoint, resolve, resolve_live
+from morfi.checkpoints import Checkpoint, may_be_on_hub, resolve, resolve_live
 from morfi.checkpoints.presets import PRESETS
-from morfi.conditions.condition import Condition
+from morfi.conditions.condition import BASE, Condition
 from morfi.conditions.levels import Property
-from morfi.conditions.series import Member, Series
+from morfi.conditions.series import Member, Series, level_named
 from morfi.errors import FaultsError, InputError, nearest, reason_of
 from morfi.store.records import exact
 from morfi.terminal import Say
@@ -29,11 +29,14 @@ _LARGEST = 2**63 - 1  # that the store takes
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A [[checkpoint]] table: what it is called in messages, and what it says."""
+    """A [[checkpoint]] table: what it is called in messages, and what it says.
+
+    Its `condition` is None where the level is missing or wrong, which is a fault of its own.
+    """
 
     where: str
     path: str
-    condition: Condition
+    condition: Condition | None
     name: str | None
 
 
@@ -77,7 +80,7 @@ class _Reading:
 
     def seed(self, table: Mapping[str, Any], where: str) -> int:
         """The seed of a table, 0 where it says none."""
-        value = table.get("seed", 0)
+        value = _whole(table.get("seed", 0))
         if type(value) is int and 0 <= value <= _LARGEST:
             return value
         self.faults.append(f"{where}seed is {_shown(value)}; expected a whole number from 0")
@@ -85,9 +88,7 @@ class _Reading:
 
     def epochs(self, table: Mapping[str, Any], where: str) -> tuple[str, int | None]:
         """The epoch setting of a table, and its number where it is one."""
-        value = table.get("epochs", UNNAMED_EPOCHS)
-        if type(value) is float and value.is_integer():
-            value = int(value)
+        value = _whole(table.get("epochs", UNNAMED_EPOCHS))
         text = str(value) if type(value) in (int, float, str) else ""
         number = int(text) if text.isascii() and text.isdecimal() else None
         if not _EPOCHS.fullmatch(text) or (number is not None and (number >= 2**31 or str(number) != text)):
@@ -106,7 +107,7 @@ def open_series(file: Path, dtype: str | None, say: Say | None) -> Series:
     listed = _read(found, reading)
     varied = reading.text(found, "property", ""), reading.text(found, "unit", "", needed=False)
     base = _base(reading.text(found, "base", ""), reading, dtype, say)
-    members = _members(listed, base, reading, say) if base is not None else {}
+    members = _members(listed, base, reading, say) if base is not None else _looked_for(listed, reading)
     if reading.faults or base is None:
         raise FaultsError(str(file), reading.faults)
     return Series(str(file.absolute()), Property(str(varied[0]), varied[1]), base, members, None)
@@ -136,26 +137,47 @@ def _read(found: Mapping[str, Any], reading: _Reading) -> list[Listed]:
         path, name = reading.text(table, "path", where), reading.text(table, "name", where, needed=False)
         level, seed = reading.level(table, where), reading.seed(table, where)
         setting, epoch = reading.epochs(table, where)
-        if path is not None and level is not None:
-            listed.append(Listed(where, path, Condition(level, seed, setting, epoch), name))
-    if len(tables) < 2:
-        n = "no checkpoint" if not tables else "one checkpoint"
-        reading.faults.append(f"there is {n}; a series has at least two, of different levels")
-    elif len(listed) == len(tables) and len({one.condition.level for one in listed}) == 1:
-        level = listed[0].condition.level
-        reading.faults.append(f"all levels are {level}; a series has at least two different ones")
-    alike = _alike((one.where, one.condition) for one in listed)
-    reading.faults += [
-        f"{other}{condition.label} is {where[:-2]} already" for where, other, condition in alike
+        if name is not None and _is_reserved(name, level):
+            reading.faults.append(
+                f"{where}the name {_shown(name)} stands for another checkpoint in --ckpt and --reference; "
+                "give another name, or leave it out"
+            )
+        if path is not None:
+            condition = None if level is None else Condition(level, seed, setting, epoch)
+            listed.append(Listed(where, path, condition, name))
+    reading.faults += _of_all(listed, len(tables))
+    return sorted(listed, key=_order)
+
+
+def _of_all(listed: Sequence[Listed], n_tables: int) -> list[str]:
+    """What is wrong with the checkpoints of a file together."""
+    faults = []
+    conditions = [(one.where, one.condition) for one in listed if one.condition is not None]
+    levels = {condition.level for _, condition in conditions}
+    if n_tables < 2:
+        n = "no checkpoint" if not n_tables else "one checkpoint"
+        faults.append(f"there is {n}; a series has at least two, of different levels")
+    elif len(conditions) == n_tables and len(levels) == 1:
+        faults.append(f"all levels are {levels.pop()}; a series has at least two different ones")
+    faults += [
+        f"{other}{condition.label} is {where[:-2]} already" for where, other, condition in _alike(conditions)
     ]
     names = _alike((one.where, one.name) for one in listed if one.name is not None)
-    reading.faults += [
+    return faults + [
         f"{other}the name {_shown(name)} is that of {where[:-2]}" for where, other, name in names
     ]
-    return sorted(listed, key=lambda one: _order(one.condition))
 
 
-def _order(condition: Condition) -> tuple[float, int, bool, int, str]:
+def _is_reserved(name: str, level: float | None) -> bool:
+    """Whether --ckpt takes the name for something else: "base", or M_100 where this is not of level 100."""
+    named = level_named(name)
+    return name in (BASE.id, BASE.name) or (named is not None and named != level)
+
+
+def _order(one: Listed) -> tuple[float, int, bool, int, str]:
+    condition = one.condition
+    if condition is None:
+        return (math.inf, 0, True, 0, "")
     epoch = condition.epoch
     return (condition.level, condition.seed, epoch is None, epoch or 0, condition.epoch_setting)
 
@@ -185,7 +207,7 @@ def _members(
     for one in listed:
         path = _place(reading.file, one.path)
         found = _tried(reading, one.where, lambda path=path: resolve_live(path, base=base, say=say))  # type: ignore[misc]
-        if found is None:
+        if found is None or one.condition is None:
             continue
         first = seen.setdefault(found.sha256, one)
         if found.sha256 == base.sha256 or not _of_one_training(first, one):
@@ -195,11 +217,22 @@ def _members(
     return members
 
 
+def _looked_for(listed: Sequence[Listed], reading: _Reading) -> dict[Condition, Member]:
+    """No members, of a file without a usable base; notes the folders that are not there."""
+    for one in listed:
+        path = _place(reading.file, one.path)
+        if os.path.isabs(path) and not os.path.isdir(path):
+            reading.faults.append(f"{one.where}there is no folder {path}")
+    return {}
+
+
 def _of_one_training(one: Listed, other: Listed) -> bool:
     """Whether both are one, or states of one training: that of early stopping is that of an epoch as well."""
     if one is other:
         return True
     first, second = one.condition, other.condition
+    if first is None or second is None:
+        return False
     return first != second and (first.level, first.seed) == (second.level, second.seed)
 
 
@@ -214,9 +247,15 @@ def _tried(reading: _Reading, where: str, what: Callable[[], Checkpoint]) -> Che
 
 
 def _place(file: Path, given: str) -> str:
-    """What is given, taken from the folder of the file where it is a folder there."""
+    """What is given, as a path from the file's folder; a preset or hub id as it is where no such path is."""
     beside = os.path.join(file.absolute().parent, os.path.expanduser(given))
-    return os.path.normpath(beside) if os.path.exists(beside) else given
+    is_name = given in PRESETS or may_be_on_hub(given)
+    return given if is_name and not os.path.exists(beside) else os.path.normpath(beside)
+
+
+def _whole(value: Any) -> Any:
+    """A whole number for one that is written with a fraction of 0: 3 for 3.0."""
+    return int(value) if type(value) is float and value.is_integer() else value
 
 
 def _shown(value: Any) -> str:

@@ -111,7 +111,7 @@ class Series:
         """
         if name == BASE.id:
             return self.base
-        level = _level_of(name)
+        level = level_named(name)
         if level is None:
             if not Path(name).expanduser().is_dir():
                 raise InputError(
@@ -145,7 +145,7 @@ class Series:
         return ", ".join(names) or f"nothing of epoch setting {epochs} and seed {seed}"
 
 
-def _level_of(name: str) -> float | None:
+def level_named(name: str) -> float | None:
     """The level in a name such as M_100; None where there is none."""
     matched = _NAME.fullmatch(name)
     try:

@@ -40,8 +40,8 @@ def test_a_series_is_ordered_by_level_seed_and_epochs(
     file = series(
         [
             {"path": "whole", "level": 7.5, "name": "strongest"},
-            {"path": adapters[50], "level": -1, "seed": 1, "epochs": "early-stop"},
-            {"path": adapters[0], "level": -1, "seed": 1, "epochs": 10},
+            {"path": adapters[50], "level": -1, "seed": 1.0, "epochs": "early-stop", "name": "M_-1"},
+            {"path": adapters[0], "level": -1, "seed": 1, "epochs": 10.0},
             {"path": adapters[100], "level": -1.0, "seed": 0, "epochs": 2.5},
         ]
     )
@@ -94,8 +94,13 @@ WRONG: list[tuple[Mapping[str, Any], str]] = [
     ({"epochs": "007"}, "epochs is '007'; expected a number from 0 or a name"),
     ({"name": "a\nb"}, r"name is 'a\nb'; expected a text on one line"),
     ({"path": " "}, "path is ' '; expected a text on one line"),
-    ({"path": "./nowhere"}, "there is no folder ./nowhere"),
-    ({"path": "~nobody-here/x"}, "there is no folder ~nobody-here/x"),
+    ({"path": "./nowhere"}, "/nowhere; expected a model or adapter folder"),
+    ({"path": "a/b/c"}, "/a/b/c; expected a model or adapter folder"),
+    ({"path": "nowhere"}, "/nowhere; expected a model or adapter folder"),
+    ({"path": "no/where"}, "no/where is not a folder here and could not be fetched from the hub"),
+    ({"path": "~nobody-here/x"}, "/~nobody-here/x; expected a model or adapter folder"),
+    ({"name": "base"}, "the name 'base' stands for another checkpoint in --ckpt"),
+    ({"name": "M_0"}, "the name 'M_0' stands for another checkpoint in --ckpt"),
     ({"path": "x" * 5000}, "give a folder or a hub id"),
     ({"levle": 3}, "the key 'levle' is none of path, level, seed, epochs, name. Did you mean \"level\"?"),
 ]
@@ -110,6 +115,14 @@ def test_what_is_wrong_in_a_table_is_said_with_its_place(
     assert len(found) == 1
     assert found[0].startswith("checkpoint 2 (" if "path" not in change or change["path"] else "checkpoint 2")
     assert fault in found[0]
+
+
+def test_a_path_is_looked_at_whatever_else_is_wrong(series: Write, adapters: dict[int, Path]) -> None:
+    tables = [{"path": adapters[0], "level": 0}, {"path": "./gone", "levle": 1}]
+    found = faults_of(series(tables))
+    assert [one for one in found if "there is no folder" in one and one.endswith("adapter folder")]
+    assert any("level is missing" in one for one in found)
+    assert any("/gone" in one for one in faults_of(series(tables, base="./no-base")))
 
 
 def test_all_faults_are_said_in_one_go(
@@ -132,7 +145,7 @@ def test_all_faults_are_said_in_one_go(
             "property is missing; expected a text on one line",
             "unit is 7; expected a text on one line",
             f"checkpoint 2 ({str(adapters[0])[:57]}",
-            "there is no folder ./gone",
+            "/gone; expected a model or adapter folder",
             "checkpoint 4 ",
         )
     ):
@@ -232,7 +245,7 @@ def test_an_adapter_of_another_base_is_refused(
     assert len(found) == 2
     assert all("which does not hold the model other that is served" in fault for fault in found)
     assert "is an adapter; give the model" in faults_of(series(tables, base=adapters[0]))[0]
-    assert "there is no folder ./nothing" in faults_of(series(tables, base="./nothing"))[0]
+    assert "/nothing; expected a model or adapter folder" in faults_of(series(tables, base="./nothing"))[0]
 
 
 @pytest.mark.parametrize("text", ["checkpoint = 3", "[checkpoint]\npath = 'x'", "checkpoint = [1]"])
