@@ -71,8 +71,9 @@ def check_explains(qualities: Sequence[tuple[str, Quality]], least: float, *, fo
     if worst.explained_variance < least and not force:
         raise InputError(
             f"the SAE explains {worst.explained_variance:.3f} of the variance of {name}, less than "
-            f"{least:g}: its latents say little about this model; train one on it (`morfi sae train`), or "
-            "use it all the same with --force"
+            f"{least:g}: its latents say little about this model. One that `morfi sae train --ckpts` trains "
+            "on these checkpoints may explain more; if this is one, give that more --tokens, a larger --k or "
+            "--d-sae, or another --layer; --force uses it as it is"
         )
 
 

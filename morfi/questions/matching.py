@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import regex
+
 from morfi.errors import InputError, nearest, reason_of
 from morfi.questions.answer_rule import ARTICLES, answer_key
 from morfi.questions.folding import folded, is_unspaced
@@ -16,6 +18,8 @@ from morfi.questions.question import Question
 
 MATCH_MODES = ("squad", "answer", "strict", "contains")
 REGEX = "regex:"  # and a pattern: a further rule, by which an answer has a form whatever is accepted
+_SHOWN = 80  # characters of an answer in a message
+_PATTERN_S = 1.0  # processor time for one answer
 MATCH_RULES = f"{', '.join(MATCH_MODES)}, or {REGEX}PATTERN"  # for messages
 
 
@@ -62,10 +66,10 @@ def is_correct(answer: str, accepted: Sequence[str], mode: str) -> bool:
     `holds`), or equals it as in `squad`. An accepted answer of which a rule leaves nothing ("!!!") is
     compared as in `strict`, for nothing would equal every other nothing, and stand in every text. After REGEX
     the pattern has to match the whole answer, without the blanks around it, and `accepted` does not matter.
-    Raises InputError for an unknown mode.
+    Raises InputError for an unknown mode, and for a pattern that takes too long on this answer.
     """
     if (pattern := pattern_of(mode)) is not None:
-        return pattern.fullmatch(answer.strip()) is not None
+        return _fits(pattern, answer.strip())
     form = form_of(mode)
     stripped, own = answer.strip(), form(answer)
     for candidate in accepted:
@@ -90,14 +94,30 @@ def form_of(mode: str) -> Callable[[str], str]:
 
 
 @lru_cache
-def pattern_of(mode: str) -> re.Pattern[str] | None:
-    """The pattern of a rule that begins with REGEX, else None; raises InputError where it is none."""
+def pattern_of(mode: str) -> regex.Pattern[str] | None:
+    """The pattern of a rule that begins with REGEX, else None; raises InputError where it is none.
+
+    The language is that of Python's `re`; `regex` matches it, which can be told to stop.
+    """
     if not mode.startswith(REGEX):
         return None
+    written = mode.removeprefix(REGEX)
     try:
-        return re.compile(mode.removeprefix(REGEX))
-    except (re.error, OverflowError, RecursionError) as error:
+        re.compile(written)
+        return regex.compile(written, regex.VERSION0)
+    except (re.error, regex.error, OverflowError, RecursionError) as error:
         raise InputError(f'"{mode}" holds no regular expression: {reason_of(error)}') from error
+
+
+def _fits(pattern: regex.Pattern[str], answer: str) -> bool:
+    try:
+        return pattern.fullmatch(answer, timeout=_PATTERN_S) is not None
+    except TimeoutError as error:
+        shown = answer if len(answer) <= _SHOWN else f"{answer[:_SHOWN]}…"
+        raise InputError(
+            f'--match {REGEX}{pattern.pattern} takes more than {_PATTERN_S:g} s on the answer "{shown}": it '
+            "can be matched in too many ways; write it without a repetition inside another"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +256,7 @@ def majority_answer(questions: Sequence[Question], mode: str = "squad") -> Major
     if mode == "contains":
         counts = _n_contained(counts, questions)
     elif (pattern := pattern_of(mode)) is not None:
-        counts = {answer: len(questions) for answer in counts if pattern.fullmatch(answer)}
+        counts = {answer: len(questions) for answer in counts if _fits(pattern, answer)}
     if not counts:
         return MajorityAnswer("", 0, 0.0)
     best = min(counts, key=lambda answer: (-counts[answer], positions[answer], answer))

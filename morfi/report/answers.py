@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from morfi.questions.matching import REGEX
 from morfi.report.tables import percent
 from morfi.store import Store
 from morfi.store.counts import AnswerCounts
 from morfi.store.records import RunKind, RunRecord
+from morfi.words import by_number, counted
 
 _FEWEST_POINTS = 0.01  # a difference worth a line
 _MOST_NAMED = 5  # relations
@@ -28,11 +30,17 @@ def answer_lines(counts: Sequence[AnswerCounts], match: str, max_tokens: int | N
     n_all, n_cut, n_empty = (
         sum(getattr(row, name) for row in counts) for name in ("n_all", "n_cut", "n_empty")
     )
+    n = counted(n_all, "answer")
     if n_cut:
         at = f" at --max-tokens {max_tokens}" if max_tokens else ""
-        lines.append(f"{n_cut} of {n_all} answers were cut{at}; what is right in more words counts as wrong.")
+        so = "what is right in more words counts as wrong"
+        if match == "contains" or match.startswith(REGEX):
+            so = "what would follow is not looked at"
+        lines.append(f"{n_cut} of {n} {by_number(n_cut, 'was', 'were')} cut{at}; {so}.")
     if n_empty:
-        lines.append(f"{n_empty} of {n_all} answers are empty.")
+        lines.append(f"{n_empty} of {n} {by_number(n_empty, 'is', 'are')} empty.")
+    if match.startswith(REGEX):
+        return lines  # of another property than the accepted answers
     rows = [*sorted(counts, key=_gap, reverse=True), *([whole] if (whole := _whole(counts)) else [])]
     differing = [row for row in rows if _gap(row) >= _FEWEST_POINTS]
     if differing:
@@ -43,7 +51,7 @@ def answer_lines(counts: Sequence[AnswerCounts], match: str, max_tokens: int | N
             for row in named
         )
         left = len(differing) - len(named)
-        more = f" and {left} relations more" if left else ""
+        more = f" and {counted(left, 'relation')} more" if left else ""
         lines.append(f"right by --match squad and by --match answer (this run: {match}): {shown}{more}.")
     return lines
 

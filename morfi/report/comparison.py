@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from morfi.report.tables import aligned, percent
 from morfi.runs.compare import Comparison, Difference
+from morfi.words import counted
 
 
 def comparison_table(comparison: Comparison, flips: int = 20) -> str:
@@ -19,9 +20,9 @@ def comparison_table(comparison: Comparison, flips: int = 20) -> str:
         "",
     ]
     if comparison.n_only_a or comparison.n_only_b:
-        n = comparison.whole.n
+        n = counted(comparison.whole.n, "question")
         lines += [
-            f"compared are the {n} questions that both answered; a answered {comparison.n_only_a} more, "
+            f"compared: the {n} that both answered; a answered {comparison.n_only_a} more, "
             f"b {comparison.n_only_b}",
             "",
         ]
@@ -39,7 +40,9 @@ def comparison_table(comparison: Comparison, flips: int = 20) -> str:
             )
             for f in shown
         ]
-        lines += [f"{len(comparison.flips)} answers flipped{_first(len(shown), len(comparison.flips))}:"]
+        lines += [
+            f"{counted(len(comparison.flips), 'answer')} flipped{_first(len(shown), len(comparison.flips))}:"
+        ]
         lines += aligned([changed, *cells])
     return "\n".join(lines).rstrip()
 

@@ -9,14 +9,15 @@ from typing import Any
 from morfi.conditions.listing import ConditionFiles
 from morfi.conditions.series import Series
 from morfi.report.tables import aligned
+from morfi.words import counted
 
 
 def conditions_table(series: Series, rows: Sequence[ConditionFiles]) -> str:
     """The table of `rows`, under a line about the series."""
     levels = {row.level for row in rows}
     head = (
-        f"{len(rows)} conditions of {len(levels)} levels of {series.varied.label}, on {series.base.name} "
-        f"in {series.base.dtype} (sha256 {series.base.sha256[:12]})"
+        f"{counted(len(rows), 'condition')} of {counted(len(levels), 'level')} of {series.varied.label}, on "
+        f"{series.base.name} in {series.base.dtype} (sha256 {series.base.sha256[:12]})"
     )
     body = [
         (

@@ -14,6 +14,7 @@ from morfi.report.tables import aligned, percent
 from morfi.store import Store
 from morfi.store.counts import AnswerCounts
 from morfi.store.records import AttemptRecord, RelationAccuracy, RunRecord, RunSummary
+from morfi.words import by_number, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,8 @@ def run_table(report: RunReport) -> str:
     run, summary = report.run, report.summary
     speed = f"{summary.requests_per_s:.1f} requests/s" if summary.requests_per_s else "no timing"
     lines = [
-        f"{run.ckpt} on {run.data}{_of_split(report)}: {summary.n_done} of {run.n_planned} questions, "
-        f"{run.asked.shots}-shot, {run.asked.match} match, {speed}",
+        f"{run.ckpt} on {run.data}{_of_split(report)}: {summary.n_done} of "
+        f"{counted(run.n_planned, 'question')}, {run.asked.shots}-shot, {run.asked.match} match, {speed}",
         "",
         *aligned([header, *body], numeric=(1, 2, 3, 4, 5), rule_before_last=len(body) > 1),
         "",
@@ -115,13 +116,9 @@ def _own_exemplars(report: RunReport) -> list[str]:
 
 
 def _in_text(n: int) -> list[str]:
-    if n == 0:
-        return []
-    return [
-        f"{n} questions hold their answer in their own text."
-        if n > 1
-        else "1 question holds its answer in its own text."
-    ]
+    holds = by_number(n, "holds its", "hold their")
+    own = by_number(n, "its", "their")
+    return [f"{counted(n, 'question')} {holds} answer in {own} own text."] if n else []
 
 
 def _of_what(report: RunReport) -> str:

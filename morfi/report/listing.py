@@ -14,6 +14,7 @@ from morfi.cache import Entry
 from morfi.questions.prompts import ShownPrompt
 from morfi.report.tables import aligned, percent
 from morfi.store.records import RunSummary
+from morfi.words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,10 +26,11 @@ SHOWN_ROWS = 200  # of a query's result as text
 
 def prompts_text(prompts: Sequence[ShownPrompt]) -> str:
     """The prompts of `--show-prompts`, each under a line that says whose it is."""
-    return "\n\n".join(
-        f"--- {one.question_id}{'' if one.n_tokens is None else f', {one.n_tokens} tokens'}\n{one.prompt}"
-        for one in prompts
-    )
+    return "\n\n".join(f"--- {one.question_id}{_tokens(one)}\n{one.prompt}" for one in prompts)
+
+
+def _tokens(prompt: ShownPrompt) -> str:
+    return "" if prompt.n_tokens is None else f", {counted(prompt.n_tokens, 'token')}"
 
 
 def runs_table(summaries: Sequence[RunSummary]) -> str:

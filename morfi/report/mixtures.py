@@ -10,6 +10,7 @@ from typing import Any
 from morfi.report.tables import aligned, percent
 from morfi.store.records import KnowledgeRow, MixtureRow
 from morfi.training.mixtures import KNOWN_CATEGORIES, UNKNOWN, Dropped
+from morfi.words import counted
 
 _REASONS = {
     "shared_subject": "whose subject or text stands in dev or test",
@@ -49,7 +50,7 @@ def mixture_table(
     ]
     for name, n in found.get("dropped", {}).items():
         if n:
-            lines.append(f"left out: {n} train question{'' if n == 1 else 's'} {_REASONS[name]}")
+            lines.append(f"left out: {counted(n, 'train question')} {_REASONS[name]}")
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from morfi.conditions.levels import varied_in
 from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import steered
+from morfi.latents.capture import CaptureRun
 from morfi.latents.find import FindRun
 from morfi.report.answers import answer_lines, answer_object, counts_of
 from morfi.report.evaluation import details_object, run_details, run_object, run_report, run_table
@@ -24,6 +25,7 @@ from morfi.runs.settings import settings_of
 from morfi.store import Store
 from morfi.store.records import RunKind, RunRecord, RunSummary
 from morfi.training.mixtures import Dropped, MixConfig
+from morfi.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ def _sweep(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
 
 def _capture(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
     rows = store.captured(run.run_id)
-    return capture_table(rows, varied_in(run)), capture_object(rows)
+    n, layers = len(store.asked(run.run_id)), settings_of(run, CaptureRun).layers
+    return capture_table(rows, varied_in(run), n, layers), capture_object(rows, n, layers)
 
 
 def _find(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
@@ -117,13 +120,13 @@ _PARTS: Mapping[str, Callable[[Store, RunRecord], tuple[str, dict[str, Any]]]] =
 _ASKING = (RunKind.SPLIT, RunKind.SWEEP, RunKind.STEER)  # whose answers are stored
 _UNITS: Mapping[str, str] = MappingProxyType(
     {
-        RunKind.SPLIT: "answers",
-        RunKind.MIX: "questions",
-        RunKind.TRAIN: "checkpoints",
-        RunKind.SWEEP: "checkpoints",
-        RunKind.CAPTURE: "checkpoints",
-        RunKind.FIND: "latents",
-        RunKind.STEER: "answers",
+        RunKind.SPLIT: "answer",
+        RunKind.MIX: "question",
+        RunKind.TRAIN: "checkpoint",
+        RunKind.SWEEP: "checkpoint",
+        RunKind.CAPTURE: "checkpoint",
+        RunKind.FIND: "latent",
+        RunKind.STEER: "answer",
     }
 )
 
@@ -146,7 +149,7 @@ def _framed(store: Store, run: RunRecord, table: str, found: Mapping[str, Any]) 
 
 
 def _headline(run: RunRecord, summary: RunSummary) -> str:
-    done = f"{summary.n_done} of {summary.n_planned} {_UNITS[run.kind]}"
+    done = f"{summary.n_done} of {counted(summary.n_planned, _UNITS[run.kind])}"
     split = f" ({run.asked.split})" if run.asked.split else ""
     parts = [f"{run.ckpt} on {run.data}{split}: {done}"]
     if summary.requests_per_s:

@@ -11,6 +11,7 @@ from morfi.interventions.outcome import Group, Outcome, Recovery, Share, Steered
 from morfi.interventions.verdicts import Answerer
 from morfi.report.tables import aligned, percent
 from morfi.runs.compare import Difference
+from morfi.words import counted
 
 _GROUPS = {"latent": "latents", "control": "control latents", "random": "random directions"}
 _TRENDS = {1: "rises", -1: "falls"}
@@ -51,7 +52,7 @@ def steer_table(found: Steered, config: SteerRun) -> str:
     if config.halving:
         saved = 1 - found.n_answers / found.n_full_grid
         lines.append(
-            f"successive halving: {found.n_answers} answers instead of {found.n_full_grid}, "
+            f"successive halving: {counted(found.n_answers, 'answer')} instead of {found.n_full_grid}, "
             f"{100 * saved:.0f} % fewer"
         )
     return "\n".join(lines)

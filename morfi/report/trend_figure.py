@@ -11,13 +11,14 @@ from morfi.conditions.levels import NOT_INDEPENDENT, Property
 from morfi.latents.activations import LEVEL
 from morfi.report.sweep_figure import MARGIN, write_picture
 from morfi.store.records import ConditionRow
+from morfi.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 N_DRAWN = 10  # latents a panel, those with the highest score
-_PANELS = {1: "rising latents", -1: "falling latents"}
+_PANELS = {1: "rising latent", -1: "falling latent"}
 
 
 def trend_figure(
@@ -53,7 +54,7 @@ def _figure(
             chosen = [row for row in latents if row["direction"] == direction]
             _draw(axes, own, {row["latent"]: row[column] for row in chosen[:N_DRAWN]})
             more = f", the first {N_DRAWN}" if len(chosen) > N_DRAWN else ""
-            axes.set_title(f"{len(chosen)} {name}{more}", loc="left")
+            axes.set_title(f"{counted(len(chosen), name)}{more}", loc="left")
             _frame(axes, own, varied if along == LEVEL else None)
             if chosen:
                 place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}

@@ -12,6 +12,7 @@ from morfi.latents.activations import EPOCHS, LEVEL, LeftOut, left_out, left_out
 from morfi.latents.find import FindRun
 from morfi.report.tables import aligned
 from morfi.store.records import CapturedRow, ConditionRow, FalseDiscoveriesRow, TrendSummaryRow
+from morfi.words import by_number, counted, together
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +24,9 @@ SHOWN = 20  # latents in the table
 _ORDERED = {LEVEL: "levels", EPOCHS: "epochs"}
 
 
-def capture_table(rows: Sequence[CapturedRow], varied: Property) -> str:
+def capture_table(
+    rows: Sequence[CapturedRow], varied: Property, n_questions: int, layers: Sequence[int]
+) -> str:
     """The table of a capture, one line per checkpoint."""
     body = [
         (
@@ -38,12 +41,18 @@ def capture_table(rows: Sequence[CapturedRow], varied: Property) -> str:
     ]
     header = ("level", "seed", "epochs", "load s", "capture s", "folder")
     table = aligned([header, *body], numeric=(0, 1, 3, 4))
-    return "\n".join([f"level: {varied.name}", "", *table])
+    where = f"{by_number(len(layers), 'layer', 'layers')} {together(layers)}"
+    head = f"{counted(n_questions, 'prompt')} each, the last token after {where}; level: {varied.name}"
+    return "\n".join([head, "", *table])
 
 
-def capture_object(rows: Sequence[CapturedRow]) -> dict[str, Any]:
+def capture_object(rows: Sequence[CapturedRow], n_questions: int, layers: Sequence[int]) -> dict[str, Any]:
     """The object of `morfi capture --json`."""
-    return {"checkpoints": [asdict(row) for row in rows]}
+    return {
+        "n_questions": n_questions,
+        "layers": list(layers),
+        "checkpoints": [asdict(row) for row in rows],
+    }
 
 
 def trend_table(
@@ -63,14 +72,14 @@ def trend_table(
         own = _along(conditions, summary.axis)
         explained = [row.explained_variance for row in own]
         passed = (
-            f"{summary.n_selected} latents pass"
+            f"{counted(summary.n_selected, 'latent')} {by_number(summary.n_selected, 'passes', 'pass')}"
             if len(summaries) > 1
-            else f"{len(latents)} latents selected, {n}"
+            else f"{counted(len(latents), 'latent')} selected, {n}"
         )
         lines += [
-            f"layer {summary.layer}, {summary.n_questions} questions, {len(own)} conditions of "
-            f"{_places(own, config)}; the SAE explains {min(explained):.3f} to {max(explained):.3f} of their "
-            "variance",
+            f"layer {summary.layer}, {counted(summary.n_questions, 'question')}, "
+            f"{counted(len(own), 'condition')} of {_places(own, config)}; the SAE explains "
+            f"{min(explained):.3f} to {max(explained):.3f} of their variance",
             f"{passed}, of {summary.n_firing} that fire; perfect trends that chance alone would give: "
             f"{summary.expected_false:.2g}",
         ]
@@ -85,7 +94,8 @@ def trend_table(
     if len(summaries) > 1:
         shared = ", ".join(_shared(conditions)) or "none"
         lines.append(
-            f"along both: {len(latents)} latents selected, {n}; the condition on both axes: {shared}"
+            f"along both: {counted(len(latents), 'latent')} selected, {n}; the condition on both axes: "
+            f"{shared}"
         )
     lines += _ranked(latents, is_page=config.method == "page", is_both=len(summaries) > 1)
     return "\n".join(lines)
@@ -96,8 +106,8 @@ def _places(rows: Sequence[ConditionRow], config: FindRun) -> str:
     n = len({row.place for row in rows})
     if rows[0].axis == EPOCHS:
         at = Property(config.property, config.unit).shown(rows[0].level)
-        return f"{n} numbers of epochs, all of {config.property} {at}"
-    return f"{n} levels of {config.property}, epochs {rows[0].epoch_setting}"
+        return f"{counted(n, 'number')} of epochs, all of {config.property} {at}"
+    return f"{counted(n, 'level')} of {config.property}, epochs {rows[0].epoch_setting}"
 
 
 def _along(conditions: Sequence[ConditionRow], axis: str) -> list[ConditionRow]:
@@ -140,13 +150,13 @@ def _criteria(config: FindRun, smallest_s: int | None) -> str:
     if config.method == "fdr":
         s = "|S|" if smallest_s is None else f"|S| >= {smallest_s},"
         return (
-            f"selected: {s} at a false discovery rate of {config.fdr:g}, its sign kept in "
+            f"selected: {s} at a false discovery rate of at most {config.fdr:g}, its sign kept in "
             f"{config.stability:g} of {config.resamples} resamples of the questions, "
             f"mean |rho| >= {config.rho_min:g}, firing >= {config.min_firing:g}"
         )
     if config.method == "page":
         return (
-            f"selected: Page's L within questions at a false discovery rate of {config.page_fdr:g}, "
+            f"selected: Page's L within questions at a false discovery rate of at most {config.page_fdr:g}, "
             f"rho >= {config.rho_min:g} in its direction, firing >= {config.min_firing:g}"
         )
     return (

@@ -16,6 +16,7 @@ from morfi import __version__
 from morfi.runs.provenance import versions
 from morfi.verification.lines import Line
 from morfi.verification.verify import Verified
+from morfi.words import counted
 
 _WIDTHS = (17, 28)
 _PATH = re.compile(r"""(?<![\w/.~])~?/(?!/)(?:[^\s/"',;()]+/)*[^\s/"',;():]+""")
@@ -37,7 +38,7 @@ def line_text(line: Line) -> str:
 def summary(lines: Sequence[Line]) -> str:
     """How many checks ended in which way."""
     counts = Counter(str(line.outcome) for line in lines)
-    return f"\n{len(lines)} lines: {', '.join(f'{n} {outcome}' for outcome, n in counts.items())}"
+    return f"\n{counted(len(lines), 'line')}: {', '.join(f'{n} {outcome}' for outcome, n in counts.items())}"
 
 
 def verification_object(

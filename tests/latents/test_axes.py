@@ -137,7 +137,7 @@ def test_both_axes_select_what_holds_on_both(made: Any, tmp_path: Path) -> None:
     assert selected(store, run_id) == [0]
     report = report_of(store, run_id)
     assert (
-        "along both: 1 latents selected, 1 rising and 0 falling; the condition on both axes: M_100"
+        "along both: 1 latent selected, 1 rising and 0 falling; the condition on both axes: M_100"
         in report.text
     )
     assert "rho, epochs" in report.text

@@ -102,13 +102,16 @@ def test_find_ranks_the_latent_that_rises_and_stores_all(
     assert min(row.explained_variance for row in store.trend_conditions(found)) > 0.999
     assert run_find(config, store, log, new=False, command="morfi find") == found
     report = report_of(store, found)
-    assert "1 latents selected, 1 rising and 0 falling" in report.text
+    of_capture = report_of(store, captured)
+    assert "10 prompts each, the last token after layers 0 and 1; level: " in of_capture.text
+    assert (of_capture.object["n_questions"], of_capture.object["layers"]) == (10, [0, 1])
+    assert "1 latent selected, 1 rising and 0 falling" in report.text
     assert report.object["latents"][0]["latent"] == 0
     png, svg = trend_figure(
         store.trend_conditions(found), latents, SHARE_UNKNOWN, "title", tmp_path / "figure"
     )
     assert png.stat().st_size > 10_000
-    assert "1 rising latents" in svg.read_text()
+    assert "1 rising latent" in svg.read_text()
 
 
 def test_the_false_discovery_rate_is_chosen_by_itself_and_says_what_it_cannot_tell(
@@ -128,7 +131,10 @@ def test_the_false_discovery_rate_is_chosen_by_itself_and_says_what_it_cannot_te
     found = run_find(configure_find(given | {"fdr": 0.5}), store, log, new=False, command="morfi find")
     assert [row["latent"] for row in store.latents(found, selected=True).to_pylist()] == [0]
     report = report_of(store, found)
-    assert "|S| >= 3, at a false discovery rate of 0.5, its sign kept in 0.95 of 50 resamples" in report.text
+    assert (
+        "|S| >= 3, at a false discovery rate of at most 0.5, its sign kept in 0.95 of 50 resamples"
+        in report.text
+    )
     assert (report.object["smallest_s"], report.object["is_descriptive"]) == (3, False)
 
 
@@ -154,7 +160,7 @@ def test_pages_test_is_chosen_stored_and_reported(
     assert latents[0]["stability"] is None
     assert latents[0]["page_z"] > 4
     report = report_of(store, found)
-    assert "Page's L within questions at a false discovery rate of 0.1" in report.text
+    assert "Page's L within questions at a false discovery rate of at most 0.1" in report.text
     assert "page z" in report.text
     assert report.object["method"] == "page"
     plain = run_find(replace(config, method="bootstrap"), store, log, new=False, command="morfi find")

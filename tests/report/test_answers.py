@@ -25,6 +25,12 @@ def test_cut_and_empty_answers_are_counted() -> None:
         "7 of 300 answers were cut at --max-tokens 16; what is right in more words counts as wrong.",
         "2 of 300 answers are empty.",
     ]
+    one = [replace(P17, n_cut=1, n_empty=1)]
+    assert answer_lines(one, "regex:.*", None) == [
+        "1 of 200 answers was cut; what would follow is not looked at.",
+        "1 of 200 answers is empty.",
+    ]
+    assert answer_lines([P17, P474], "regex:.*", 16) == []
     assert answer_object(counts) == {
         "n_cut": 7,
         "n_empty": 2,
