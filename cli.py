@@ -18,6 +18,7 @@ from morfi import __version__, terminal
 from morfi.command.common import Common
 from morfi.command.settings import (
     Commands,
+    Plain,
     Statement,
     common_options,
     figure_option,
@@ -26,6 +27,8 @@ from morfi.command.settings import (
     option,
     out_option,
     show_prompts_option,
+    store_options,
+    write_config_option,
 )
 from morfi.errors import FaultsError, MorfiError, Terminated
 
@@ -287,6 +290,53 @@ def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) 
             config, common.store, common.start_engine, progress, new=new, command=common.command
         )
     common.report_drawn(run_id, figure)
+
+
+@cli.command("run", cls=Plain)
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@option("--preset", metavar="NAME", help="An experiment that comes with morfi, in place of FILE.")
+@option("--fast", is_flag=True, help="Its short form: minutes instead of hours.")
+@option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="STAGE.OPTION=VALUE",
+    help="Another value than FILE's, such as train.epochs=1,3; repeatable.",
+)
+@option("--relations", metavar="TEXT", help="Short for --set relations=TEXT.", unset="the experiment's")
+@option("--seeds", metavar="N", help="Short for --set train.seeds=N.", unset="the experiment's")
+@option("--from", "begin", metavar="STAGE", help="Begin here; what comes before must be done.", unset="split")
+@option("--until", metavar="STAGE", help="End after this stage.", unset="steer")
+@option("--dry-run", "dry", is_flag=True, help="Say how each stage stands, and run nothing.")
+@write_config_option
+@store_options
+def run_command(common: Common, file: Path | None, write_config: bool, **given: Any) -> None:
+    """Runs a whole experiment, or what is left of it: FILE has a table of options for each stage."""
+    from morfi.command.experiment import experiment_text, open_experiment, settings_of, with_changes
+    from morfi.experiment import run_experiment
+    from morfi.report.experiment import stages_object, stages_text
+
+    tables, where = open_experiment(file, given["preset"], fast=given["fast"])
+    short = {"relations": given["relations"], "train.seeds": given["seeds"]}
+    changes = [f"{key}={value}" for key, value in short.items() if value is not None]
+    settings = settings_of(with_changes(tables, [*changes, *given["changes"]]), cli, where)
+    if write_config:
+        with terminal.to_reader():
+            click.echo(experiment_text(settings, cli, ascii_only=not terminal.takes_unicode()), nl=False)
+        return
+    outcomes = list(
+        run_experiment(
+            {name: common.checked(one) if "engine" in one else one for name, one in settings.items()},
+            common.store,
+            common.start_engine,
+            terminal.TerminalProgress,
+            command=common.command,
+            begin=given["begin"],
+            until=given["until"],
+            dry=given["dry"],
+        )
+    )
+    common.answer(stages_object(outcomes), stages_text(outcomes, common.store))
 
 
 @cli.command("serve", config="morfi.serve.http.launch:ServeConfig")

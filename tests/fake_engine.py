@@ -72,15 +72,19 @@ class FakeEngine:
             self.captured = []
             yield
             writer = ShardWriter(part, "worker", 1 << 20)
-            n_loaded = len(self.loaded)
+            place = self.place()
             for number, (prompt, layers) in enumerate(self.captured):
                 for layer in layers:
                     draw = torch.Generator().manual_seed(hash((layer, *prompt)) % 2**31)
                     values = torch.randn(1, 8, generator=draw)
-                    values[0, 0] = n_loaded + 0.01 * values[0, 0]
+                    values[0, 0] = place + 0.01 * values[0, 0]
                     writer.add(layer, values, (number, 0), [len(prompt) - 1], [prompt[-1]])
             writer.close()
             write_requests(part, [(n, 0, len(prompt)) for n, (prompt, _) in enumerate(self.captured)])
+
+    def place(self) -> float:
+        """How high the checkpoint stands that is served: how many were loaded."""
+        return len(self.loaded)
 
     def register(self, what: Direction | SaeLatents | DecoderRows) -> str:
         self.registered[what.sha256] = what

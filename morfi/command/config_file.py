@@ -26,6 +26,17 @@ class Setting(Protocol):
         ...
 
 
+def read_toml(file: Path) -> dict[str, Any]:
+    """What a TOML file holds; raises InputError where it cannot be read, or is none."""
+    try:
+        return tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror or error}; give a TOML file") from error
+    except (ValueError, RecursionError) as error:
+        reason = "a whole number has thousands of digits" if "string conversion" in str(error) else None
+        raise InputError(f"{file} is not valid TOML: {reason or reason_of(error)}") from error
+
+
 def read_config(
     file: Path, command: str, options: Collection[str], commands: Collection[tuple[str, ...]]
 ) -> dict[str, Any]:
@@ -35,13 +46,7 @@ def read_config(
     the words of all, such as ("sae", "train").
     Raises InputError for a file that is no TOML, a table of no command and a key that is none of `options`.
     """
-    try:
-        found = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror or error}; give --config a TOML file") from error
-    except (ValueError, RecursionError) as error:
-        reason = "a whole number has thousands of digits" if "string conversion" in str(error) else None
-        raise InputError(f"{file} is not valid TOML: {reason or reason_of(error)}") from error
+    found = read_toml(file)
     _check_tables(file, found, options, commands)
     own: Any = found
     for word in command.split()[1:]:

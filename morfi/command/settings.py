@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
@@ -153,26 +153,37 @@ def _commands(group: click.Group) -> Iterator[tuple[str, ...]]:
 
 def _take_defaults(ctx: click.Context, _: click.Parameter, file: Path | None) -> None:
     """Makes the values of a configuration file the defaults of its command."""
-    from morfi.command.config_file import of_kind, read_config
+    from morfi.command.config_file import read_config
 
     if file is None or ctx.resilient_parsing or not isinstance(ctx.command, Configured):
         return
-    settings, defaults = ctx.command.settings, {}
     root = ctx.find_root().command
     commands = list(_commands(root)) if isinstance(root, click.Group) else []
-    for key, value in read_config(file, ctx.command_path, settings, commands).items():
-        param, where = settings[key], f"{file}, {key}"
+    values = read_config(file, ctx.command_path, ctx.command.settings, commands)
+    ctx.default_map = taken(ctx.command, values, str(file))
+
+
+def taken(command: Configured, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The `values` of a TOML file, by the names of their parameters, as the options of `command` take them.
+
+    Raises InputError, which begins with `where`, for a value of another kind.
+    """
+    from morfi.command.config_file import of_kind
+
+    ctx, settings, found = click.Context(command), command.settings, {}
+    for key, value in values.items():
+        param, place = settings[key], f"{where}, {key}"
         listed = param.type if isinstance(param.type, Listed) else None
         kind = listed.each if listed else next((k for t, k in _KINDS if isinstance(param.type, t)), str)
-        given = of_kind(where, value, kind, several=listed is not None or param.multiple)
+        given = of_kind(place, value, kind, several=listed is not None or param.multiple)
         given = (given,) if param.multiple and isinstance(given, str) else given
         try:
-            defaults[str(param.name)] = param.type_cast_value(ctx, given)
+            found[str(param.name)] = param.type_cast_value(ctx, given)
         except click.BadParameter as error:
-            raise InputError(f"{where}: {error.message}") from error
+            raise InputError(f"{place}: {error.message}") from error
         except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-    ctx.default_map = defaults
+            raise InputError(f"{place}: {error}") from error
+    return found
 
 
 class Statement(Configured):
@@ -190,6 +201,14 @@ class Statement(Configured):
         if isinstance(last, click.Option) and not last.is_flag:
             raise click.BadOptionUsage(options[-1], f"Option '{options[-1]}' requires an argument.", ctx)
         return super().parse_args(ctx, [*options, "--", *(arg for arg in args if arg not in options)])
+
+
+class Plain(Configured):
+    """A command that has no configuration file of its own."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        return click.Command.invoke(self, ctx)
 
 
 class Commands(click.Group):
@@ -219,31 +238,36 @@ new_option = option("--new", is_flag=True, help="Start a new run even where one 
 show_prompts_option = option(
     "--show-prompts", kind=click.IntRange(1, 10**9), metavar="N", help="Print N prompts and ask nothing."
 )
+write_config_option = option(
+    "--write-config", is_flag=True, help="Print such a file for these options, and run nothing."
+)
 figure_option = file_option(
     "--figure", help="The picture, written as PNG and SVG.", unset="RUN.png and RUN.svg beside the database"
 )
 
 
-def common_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command --db, -v, --json, which it receives as one `Common`, --config and --write-config."""
-
-    database = click.Path(path_type=Path)
+def store_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command --db, -v and --json, which it receives as one `Common`."""
 
     @option(
         "--db",
-        kind=database,
+        kind=click.Path(path_type=Path),
         default=Path("morfi.duckdb"),
         envvar="MORFI_DB",
         help="Results, else in MORFI_DB.",
     )
     @option("-v", "--verbose", is_flag=True, help="Show what vLLM logs.")
     @option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-    @file_option(
-        "--config", is_eager=True, expose_value=False, callback=_take_defaults, help="Options, from TOML."
-    )
-    @option("--write-config", is_flag=True, help="Print such a file for these options, and run nothing.")
     @functools.wraps(command)
     def wrapped(db: Path, verbose: bool, as_json: bool, **given: Any) -> None:
         command(Common(db, verbose, as_json), **given)
 
     return wrapped
+
+
+def common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `store_options`, --config and --write-config."""
+    config = file_option(
+        "--config", is_eager=True, expose_value=False, callback=_take_defaults, help="Options, from TOML."
+    )
+    return store_options(config(write_config_option(command)))

@@ -16,11 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from morfi.cli import cli
-from morfi.command.settings import Listed, Setting
+from morfi.command.settings import Listed, Plain, Setting
 from morfi.errors import InputError
 from morfi.runs.options import default_here, listed, option_of
 
-COMMANDS = dict(commands_of(cli))
+# `morfi run` has a file of its own kind, of many commands.
+COMMANDS = {name: one for name, one in commands_of(cli) if not isinstance(one, Plain)}
 CONFIGS = {
     "eval": "morfi.evaluation.config:EvalConfig",
     "verify": "morfi.verification.verify:VerifyConfig",

@@ -9,13 +9,6 @@ import pytest
 from command_line import CommandLine
 
 
-@pytest.fixture
-def half_known(serving: Any, questions: Any) -> None:
-    """Lets the engine know two of every four questions."""
-    known = [q for asked in questions.values() for i, q in enumerate(asked) if i % 4 < 2]
-    serving.known = {question.text: question.answers[0] for question in known}
-
-
 @pytest.mark.usefixtures("half_known")
 @pytest.mark.long
 def test_the_experiment_from_nothing_to_the_picture(

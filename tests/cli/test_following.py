@@ -17,7 +17,7 @@ from morfi.store import Store
 from morfi.store.records import RunKind
 
 MAKING = {kind.value for kind in RunKind if kind != RunKind.SWEEP_EVAL}
-MAKING |= {"verify", "conditions check", "sae train", "sae get", "sae check"}
+MAKING |= {"run", "verify", "conditions check", "sae train", "sae get", "sae check"}
 READING = {"serve", "runs", "show", "compare", "sql", "export", "cache ls", "cache rm"}
 
 

@@ -1,0 +1,131 @@
+"""Running the stages of an experiment one after the other: `morfi run`.
+
+The store is all that remembers: a stage is done where the store holds a whole run of its fingerprint, which
+its settings, its model, its questions and the runs that it builds on decide.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from morfi.engine.protocol import StartEngine
+from morfi.errors import InputError, MorfiError, nearest
+from morfi.experiment.stages import Settings, Stage, Surroundings, given_to, stages_of
+from morfi.runs.life import Ready
+from morfi.terminal import Progress
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+    from morfi.store.records import RunSummary
+
+_MANY = 1_000_000  # runs, more than a store holds
+DONE, BEGUN, CHANGED, MISSING, WAITS = "done", "begun", "changed", "missing", "waits"
+# Tells what a stage does; `unit` is what its progress counts.
+OpenProgress = Callable[[str], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The outcome of a stage, or how it stands.
+
+    `state` is done; begun, a run that is not whole; changed, where the newest run of its command is of other
+    settings; missing; or waits, on the stages before it. `result` is the id of its run, or an SAE's folder;
+    `seconds` what all attempts at it took, and where none is known what its command took the last time.
+    """
+
+    stage: str
+    state: str
+    result: str | None
+    seconds: float | None
+
+
+def run_experiment(
+    settings: Settings,
+    store: Store,
+    start_engine: StartEngine,
+    open_progress: OpenProgress,
+    *,
+    command: str,
+    begin: str | None = None,
+    until: str | None = None,
+    dry: bool = False,
+) -> Iterator[Outcome]:
+    """Runs the stages of `settings` from `begin` to `until`, and says of each how it ended.
+
+    A stage whose run is whole is not run again, one that was interrupted goes on. With `begin` the stages
+    before must be done; `dry` says how each stands and does nothing. Raises InputError where a stage is not
+    there or its settings cannot be, and MorfiError where it failed.
+    """
+    stages = _chosen(stages_of(settings), begin, until)
+    results: dict[str, str] = {}
+    for number, (stage, is_asked) in enumerate(stages, 1):
+        if not set(stage.takes.values()) & {one.name for one, _ in stages} <= set(results):
+            yield Outcome(stage.name, WAITS, None, _before(store, stage))
+            continue
+        with open_progress(stage.unit) as progress:
+            progress.phase(f"stage {number} of {len(stages)}: {stage.name}")
+            around = Surroundings(store, start_engine, progress, command)
+            ready = stage.ready(given_to(stage, settings, results), around)
+            if dry or ready.work is None:
+                yield _standing(store, stage, ready)
+                if ready.work is None:
+                    results[stage.name] = ready.result
+                continue
+            if not is_asked:
+                raise InputError(f"{stage.name} is not done; leave --from out, or begin with it")
+            yield _worked(store, stage, ready)
+            results[stage.name] = ready.result
+
+
+def _worked(store: Store, stage: Stage, ready: Ready) -> Outcome:
+    """The outcome of a stage's work; raises MorfiError where a part of it failed."""
+    begun = time.monotonic()
+    failures = ready.finish()
+    if failures:
+        raise MorfiError(f"{stage.name}: checkpoints that failed: {'; '.join(failures)}")
+    outcome = _standing(store, stage, replace(ready, work=None))
+    return outcome if outcome.seconds is not None else replace(outcome, seconds=time.monotonic() - begun)
+
+
+def _chosen(stages: Sequence[Stage], begin: str | None, until: str | None) -> list[tuple[Stage, bool]]:
+    """The stages to the last that is asked for, and whether each may work."""
+    names = [stage.name for stage in stages]
+    for option, name in (("from", begin), ("until", until)):
+        if name is not None and name not in names:
+            raise InputError(
+                f'--{option} "{name}" is no stage of this experiment: {", ".join(names)}.'
+                f"{nearest(name, names)}"
+            )
+    first = 0 if begin is None else names.index(begin)
+    last = len(names) - 1 if until is None else names.index(until)
+    if first > last:
+        raise InputError(f"--from {begin} comes after --until {until}")
+    return [(stage, place >= first) for place, stage in enumerate(stages[: last + 1])]
+
+
+def _standing(store: Store, stage: Stage, ready: Ready) -> Outcome:
+    """How a stage stands that can be made ready."""
+    known = {one.run_id: one for one in _runs(store, stage)}
+    own = known.get(ready.result)
+    if ready.work is None:
+        return Outcome(stage.name, DONE, ready.result, None if own is None else own.wall_s)
+    before = _before(store, stage)
+    if own is not None:
+        return Outcome(stage.name, BEGUN, ready.result, before)
+    return Outcome(stage.name, MISSING if before is None else CHANGED, None, before)
+
+
+def _before(store: Store, stage: Stage) -> float | None:
+    """What the newest whole run of a stage's command took, in seconds; None where there is none."""
+    return next((one.wall_s for one in _runs(store, stage) if one.status == DONE), None)
+
+
+def _runs(store: Store, stage: Stage) -> list[RunSummary]:
+    """The runs of a stage's command, the newest first."""
+    if stage.kind is None or not store.path.exists():
+        return []
+    return store.runs(_MANY, (stage.kind,))

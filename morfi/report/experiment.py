@@ -1,0 +1,38 @@
+"""How the stages of an experiment stand, for the terminal and --json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from morfi.experiment import Outcome
+from morfi.experiment.run import DONE
+from morfi.report.following import command_line
+from morfi.report.tables import aligned
+from morfi.store import Store
+
+
+def stages_object(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The stages in order, each with its state, its run or folder, and its seconds."""
+    return {"stages": [asdict(one) for one in outcomes]}
+
+
+def stages_text(outcomes: Sequence[Outcome], store: Store) -> str:
+    """A line for each stage, and how to see what the last of them made.
+
+    The time of a stage that is not done is what its command took the last time.
+    """
+    rows = [(one.stage, one.state, _time(one), one.result or "") for one in outcomes]
+    lines = aligned([("stage", "state", "time", "run"), *rows], numeric=(2,))
+    made = [one.result for one in outcomes if one.state == DONE and one.stage != "sae train" and one.result]
+    following = [command_line(store, "show", run_id) for run_id in made[-1:]]
+    return "\n".join([*lines, *following])
+
+
+def _time(one: Outcome) -> str:
+    if one.seconds is None:
+        return ""
+    minutes, seconds = divmod(round(one.seconds), 60)
+    about = "" if one.state == DONE else "about "
+    return f"{about}{minutes}:{seconds:02} min"

@@ -1,0 +1,188 @@
+"""`morfi run` as a user types it, on a tiny model with the fake engine."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine, refused
+
+from morfi.store import Store
+
+NAMES = ["split", "mix", "train", "sweep", "capture", "sae train", "find", "steer"]
+# Every option that is given decides what its stage, and those that build on it, make.
+EXPERIMENT = """
+model = "{model}"
+data = "{data}"
+relations = "P17,P36"
+layer = 1
+
+[split]
+n-ex = 1
+shots = 2
+samples = 2
+
+[mix]
+levels = [0, 50, 100]
+size = 4
+
+[train]
+rank = 2
+alpha = 4
+lr = 0.01
+batch = 2
+warmup = 0
+epochs = [1]
+early-stop = false
+
+[sae.train]
+d-sae = 16
+k = 2
+tokens = 2000
+batch = 64
+
+[find]
+force = true
+resamples = 20
+
+[steer]
+limit = 4
+alphas = [-1.0, 1.0]
+"""
+
+
+@pytest.fixture
+def experiment(run: CommandLine, half_known: None, tiny_model: Path, data_file: Path) -> Path:
+    """The file of a small experiment, in the folder where `run` runs."""
+    path = Path("my.toml")
+    path.write_text(EXPERIMENT.format(model=tiny_model, data=data_file))
+    return path
+
+
+def states(ended: Any) -> dict[str, str]:
+    return {one["stage"]: one["state"] for one in ended.json["stages"]}
+
+
+@pytest.mark.long
+def test_an_experiment_runs_to_its_end_once_and_goes_on_where_it_was_left(
+    run: CommandLine, experiment: Path, serving: Any
+) -> None:
+    before = run("run", experiment, "--dry-run", "--json")
+    assert list(states(before)) == NAMES
+    assert set(states(before).values()) == {"missing", "waits"}
+    assert not Path("morfi.duckdb").exists()
+
+    part = run("run", experiment, "--until", "train", "--json")
+    assert states(part) == dict.fromkeys(NAMES[:3], "done")
+    after = states(run("run", experiment, "--dry-run", "--json"))
+    assert [after[name] for name in NAMES] == ["done"] * 3 + ["missing"] * 2 + ["missing", "waits", "waits"]
+
+    whole = run("run", experiment, "--json")
+    assert states(whole) == dict.fromkeys(NAMES, "done")
+    results = {one["stage"]: one["result"] for one in whole.json["stages"]}
+    store = Store(Path("morfi.duckdb"))
+    for name in set(NAMES) - {"sae train"}:
+        assert store.summary(results[name]).status == "done"
+    assert (Path(results["sae train"]) / "cfg.json").is_file()
+
+    n_starts, n_runs = len(serving.starts), len(store.runs(1000))
+    again = run("run", experiment)
+    assert again.code == 0, again.err
+    assert all(results[name] in again.out for name in NAMES)
+    assert (len(serving.starts), len(store.runs(1000))) == (n_starts, n_runs)
+
+
+# Of each stage, a setting that it decides by, and the stages that are done anew where it changes.
+CHANGES: Mapping[str, tuple[str, list[str]]] = {
+    "split": ("split.samples=1", NAMES),
+    "mix": ("mix.size=2", NAMES[1:]),
+    "train": ("train.lr=0.02", NAMES[2:]),
+    "sweep": ("sweep.limit=3", ["sweep"]),
+    "capture": ("capture.layers=[0, 1]", ["capture", "find", "steer"]),
+    "sae train": ("sae.train.d-sae=24", ["sae train", "find", "steer"]),
+    "find": ("find.resamples=30", ["find", "steer"]),
+    "steer": ("steer.limit=3", ["steer"]),
+}
+
+
+@pytest.mark.slow
+def test_a_changed_setting_redoes_what_builds_on_it_and_nothing_else(
+    run: CommandLine, experiment: Path
+) -> None:
+    first = {one["stage"]: one["result"] for one in run("run", experiment, "--json").json["stages"]}
+    for stage, (change, redone) in CHANGES.items():
+        ended = run("run", experiment, "--set", change, "--json").json["stages"]
+        changed = {one["stage"] for one in ended if one["result"] != first[one["stage"]]}
+        assert changed == set(redone), stage
+        assert {one["state"] for one in ended} == {"done"}
+    stands = states(run("run", experiment, "--set", "find.resamples=40", "--dry-run", "--json"))
+    assert [stands[name] for name in ("sae train", "find", "steer")] == ["done", "changed", "waits"]
+
+
+@pytest.mark.long
+def test_checkpoints_and_an_sae_of_ones_own_leave_stages_out(
+    run: CommandLine, experiment: Path, own_experiment: Any, identity_sae: Path, data_file: Path
+) -> None:
+    made, train_run = own_experiment
+    rows = [row for row in made.store.checkpoints(train_run) if row.epoch_setting == "1"]
+    listed = "".join(f'\n[[checkpoint]]\npath = "{row.path}"\nlevel = {row.level}\n' for row in rows)
+    base = made.store.run(train_run).ckpt
+    Path("series.toml").write_text(f'property = "share"\nbase = "{base}"\n{listed}')
+    Path("own.toml").write_text(
+        f'ckpts = "series.toml"\ndata = "{data_file}"\nlayer = 1\n'
+        f'[find]\nsae = "{identity_sae}"\nforce = true\nresamples = 10\n'
+        '[steer]\nlimit = 3\nalphas = [1.0]\nquestions = "all"\n'
+    )
+    ended = run("run", "own.toml", "--json")
+    assert list(states(ended)) == ["sweep", "capture", "find", "steer"]
+    assert set(states(ended).values()) == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("", (), "[split] lacks model"),
+        ('modle = "x"', (), 'Did you mean "model"?'),
+        ("limit = 3", (), '"limit" is none of the options that stages share'),
+        ("[split]\nlimt = 3", (), 'no option "limt"'),
+        ("[split]\ndb = 'x'", (), '"db" belongs to the command line'),
+        ("[mix]\nsplit = 'x'", (), '"split" is given by the stages before it'),
+        ("[splt]\nlimit = 3", (), '[splt] is not the table of a stage. Did you mean "split"?'),
+        ("[sae.trian]\nk = 3", (), "[sae.trian] is not the table of a stage"),
+        ("[split]\nlimit = 'x'", (), 'split, limit is "x"; expected a whole number'),
+        ("x = ", (), "is not valid TOML"),
+        ("", ("--set", "split.limit"), "expected STAGE.OPTION=VALUE"),
+        ("model = 'x'", ("--set", "model.y=1"), '"model" is an option, and holds no others'),
+        ("", ("--until", "find "), '--until "find " is no stage'),
+        ("", ("--from", "steer", "--until", "mix"), "--from steer comes after --until mix"),
+        ("", ("--preset", "smollm2"), "give the TOML file of an experiment, or --preset"),
+        ("", ("--fast",), "--fast belongs to --preset"),
+    ],
+)
+def test_what_is_wrong_with_an_experiment_is_said_before_it_begins(
+    run: CommandLine, text: str, arguments: tuple[str, ...], message: str
+) -> None:
+    Path("my.toml").write_text(text)
+    refused(run("run", "my.toml", *arguments), message)
+    assert not Path("morfi.duckdb").exists()
+
+
+def test_a_stage_before_the_first_must_be_done(run: CommandLine, experiment: Path) -> None:
+    refused(run("run", experiment, "--from", "mix"), "split is not done")
+
+
+def test_the_written_file_is_the_same_experiment(run: CommandLine, experiment: Path) -> None:
+    first = run("run", experiment, "--set", "train.epochs=2,3", "--write-config")
+    assert first.code == 0, first.err
+    Path("written.toml").write_text(first.out)
+    assert tomllib.loads(first.out)["train"]["epochs"] == [2, 3]
+    assert run("run", "written.toml", "--write-config").out == first.out
+
+
+@pytest.mark.parametrize("name", ["smollm2", "smollm2-fast"])
+def test_every_experiment_that_comes_with_morfi_can_be_read(run: CommandLine, name: str) -> None:
+    given = ("--preset", name.removesuffix("-fast"), *(["--fast"] if name.endswith("-fast") else []))
+    assert tomllib.loads(run("run", *given, "--write-config").out)["split"]["model"] == "smollm2"
