@@ -13,8 +13,8 @@ from morfi.errors import InputError
 from morfi.evaluation.how import (
     HOW,
     SENT_TOGETHER,
+    check_asked,
     check_limits,
-    check_server,
     check_words,
     limits_of,
     wording_of,
@@ -27,7 +27,9 @@ from morfi.runs.options import check_match, check_numbers, name_of, option, size
 class EvalConfig:
     """Everything that decides the rows of an evaluation; stored with the run, and enough to resume it."""
 
-    ckpt: str | None = option("Preset, model or LoRA adapter folder, or hub id.", None)
+    ckpt: str | None = option(
+        "Preset, model or LoRA adapter folder, or hub id.", None, unset="none, with --endpoint"
+    )
     base: str | None = option(
         "The adapter's base model, when its adapter_config.json is not to be followed.", None
     )
@@ -45,7 +47,7 @@ class EvalConfig:
     engine: Mapping[str, Any] = field(default_factory=dict)
     batch: int = stored_together(when=("endpoint", None))  # the prefix cache starts empty for each batch
     endpoint: str | None = None
-    served: str | None = option("The server's name for the model.", None, name="model", metavar="NAME")
+    served: str | None = None
     concurrency: int | None = None
     timeout: float | None = None
     retries: int | None = None
@@ -53,7 +55,7 @@ class EvalConfig:
     system: str | None = None
 
     def __post_init__(self) -> None:
-        self._check_asked()
+        check_asked(self)
         check_words(chat=self.chat, system=self.system, bos=self.bos)
         check_match(self.match)
         check_bos(self.bos)
@@ -77,28 +79,6 @@ class EvalConfig:
     def limits(self) -> Limits:
         """How the server is asked."""
         return limits_of(self.concurrency, self.timeout, self.retries)
-
-    def _check_asked(self) -> None:
-        """Raises InputError unless either a checkpoint or a server is given, with the options of that one."""
-        if self.endpoint is None and self.ckpt is None:
-            raise InputError(
-                "--ckpt is missing: give a preset (smollm2), a model or adapter folder, or a hub id; or "
-                "--endpoint and --model for a server"
-            )
-        bos = None if self.bos == "auto" else self.bos
-        check_server(
-            self.endpoint,
-            {"model": self.served, **{name: getattr(self, name) for name in HOW}},
-            {
-                "ckpt": self.ckpt,
-                "base": self.base,
-                "dtype": self.dtype,
-                "engine": self.engine or None,
-                "bos": bos,
-            },
-        )
-        if self.endpoint is not None and not self.served:
-            raise InputError("--model is missing: give the server's name for the model with --endpoint")
 
 
 def configure(given: Mapping[str, Any], stored: EvalConfig | None) -> EvalConfig:

@@ -53,7 +53,7 @@ def run_evaluation(
     `resume` is None for a new run, "auto" to go on with the newest run that would give the same rows, or the
     id of a run. `command` is recorded.
     """
-    endpoint = endpoint_of(config, config.served, progress)
+    endpoint = endpoint_of(config, progress)
     task = prepare(config, progress, endpoint, read_by=None if resume == "auto" else resume)
     start = start_engine if endpoint is None else endpoint.start
     return answer(task, store, start, progress, resume=resume, command=command).run_id
@@ -61,7 +61,7 @@ def run_evaluation(
 
 def shown_prompts(config: EvalConfig, n: int, progress: Progress) -> list[ShownPrompt]:
     """The first `n` prompts of `config`; nothing is asked, nor a server whether it is there."""
-    endpoint = endpoint_of(config, config.served, progress, reached=False)
+    endpoint = endpoint_of(config, progress, reached=False)
     return shown(prepare(config, progress, endpoint).prompted, n)
 
 

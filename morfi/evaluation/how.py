@@ -37,18 +37,6 @@ def check_words(*, chat: bool, system: str | None, bos: str = "auto") -> None:
         raise InputError(f"--system is {system!r}; expected a text")
 
 
-def check_server(endpoint: str | None, of_server: Mapping[str, Any], of_model: Mapping[str, Any]) -> None:
-    """Raises InputError for options, by name, of a server where there is none, or of a model where it is."""
-    given, said = of_server, "without --endpoint; give the URL of a server as well"
-    if endpoint is not None:
-        given, said = of_model, "with --endpoint: that is the server's; leave it out"
-    for name, value in given.items():
-        if value is not None:
-            raise InputError(f"--{name} {said}")
-    if endpoint is not None:
-        check_url(endpoint)
-
-
 def check_limits(concurrency: int | None, timeout: float | None, retries: int | None) -> None:
     """Raises InputError for numbers that a server cannot be asked by."""
     check_numbers({"concurrency": (concurrency, 1), "retries": (retries, 0)})
@@ -63,7 +51,52 @@ def limits_of(concurrency: int | None, timeout: float | None, retries: int | Non
 
 
 class AsksServer(Protocol):
-    """The options of a command that may ask a server."""
+    """The options of a command that asks a checkpoint or a server."""
+
+    @property
+    def ckpt(self) -> str | None:
+        """The checkpoint."""
+        ...
+
+    @property
+    def base(self) -> str | None:
+        """The base of an adapter."""
+        ...
+
+    @property
+    def dtype(self) -> str | None:
+        """That of a checkpoint."""
+        ...
+
+    @property
+    def engine(self) -> Mapping[str, Any]:
+        """Settings of vLLM."""
+        ...
+
+    @property
+    def bos(self) -> str:
+        """BOS before each prompt."""
+        ...
+
+    @property
+    def served(self) -> str | None:
+        """The server's name for the model."""
+        ...
+
+    @property
+    def concurrency(self) -> int | None:
+        """Requests to the server at once."""
+        ...
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds for the server to answer one."""
+        ...
+
+    @property
+    def retries(self) -> int | None:
+        """Times that a request is sent again."""
+        ...
 
     @property
     def endpoint(self) -> str | None:
@@ -81,13 +114,39 @@ class AsksServer(Protocol):
         ...
 
 
-def endpoint_of(
-    config: AsksServer, model: str | None, progress: Progress, *, reached: bool = True
-) -> Endpoint | None:
+def check_asked(config: AsksServer) -> None:
+    """Raises InputError unless either a checkpoint or a server is given, with the options of that one."""
+    if config.endpoint is None and config.ckpt is None:
+        raise InputError(
+            "--ckpt is missing: give a preset (smollm2), a model or adapter folder, or a hub id; or "
+            "--endpoint and --model for a server"
+        )
+    of_model = {
+        "ckpt": config.ckpt,
+        "base": config.base,
+        "dtype": config.dtype,
+        "engine": config.engine or None,
+        "bos": None if config.bos == "auto" else config.bos,
+    }
+    of_server = {"model": config.served, **{name: getattr(config, name) for name in HOW}}
+    given, said = of_server, "without --endpoint; give the URL of a server as well"
+    if config.endpoint is not None:
+        given, said = of_model, "with --endpoint: that is the server's; leave it out"
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"--{name} {said}")
+    if config.endpoint is None:
+        return
+    check_url(config.endpoint)
+    if not config.served:
+        raise InputError("--model is missing: give the server's name for the model with --endpoint")
+
+
+def endpoint_of(config: AsksServer, progress: Progress, *, reached: bool = True) -> Endpoint | None:
     """The server that `config` names, where it names one; `reached`, or as it is named."""
-    if config.endpoint is None or model is None:
+    if config.endpoint is None or config.served is None:
         return None
     from morfi.endpoint.engine import Endpoint, find_endpoint
 
     find = find_endpoint if reached else Endpoint.unreached
-    return find(config.endpoint, model, chat=config.chat, limits=config.limits, say=progress.phase)
+    return find(config.endpoint, config.served, chat=config.chat, limits=config.limits, say=progress.phase)

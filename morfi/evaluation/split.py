@@ -18,8 +18,8 @@ from morfi.evaluation.config import EvalConfig
 from morfi.evaluation.how import (
     HOW,
     SENT_TOGETHER,
+    check_asked,
     check_limits,
-    check_server,
     check_words,
     endpoint_of,
     limits_of,
@@ -46,7 +46,8 @@ MAX_PROMPTS = 1000  # of a question
 MAX_SAMPLES = 1000  # of a prompt
 # What they choose is in the prompts and the checkpoint, or changes no answer.
 _CHOOSE_ONLY = (
-    "model",
+    "ckpt",
+    "served",
     "base",
     "relations",
     "limit",
@@ -64,8 +65,12 @@ _SHARES = {"train": 0.6, "dev": 0.15, "test": 0.25}  # of --limit, as world-fact
 class SplitConfig:
     """Everything that decides what a split run finds; stored with it."""
 
-    model: str = option("Preset, model folder or hub id; with --endpoint the server's name for it.")
-    base: str | None = option("The base model, when --model is a LoRA adapter.", None)
+    ckpt: str | None = option(
+        "Preset, model or LoRA adapter folder, or hub id.", None, unset="none, with --endpoint"
+    )
+    base: str | None = option(
+        "The adapter's base model, when its adapter_config.json is not to be followed.", None
+    )
     data: str = option("As for eval; without splits, train, dev and test are made by subject.", "world-facts")
     relations: tuple[str, ...] = ()
     limit: int | None = option("At most this many questions: 60 % train, 15 % dev, 25 % test.", None)
@@ -82,6 +87,7 @@ class SplitConfig:
     engine: Mapping[str, Any] = field(default_factory=dict)
     batch: int = option("Prompts answered and stored together.", 32, unset="by the machine's size")
     endpoint: str | None = None
+    served: str | None = None
     concurrency: int | None = None
     timeout: float | None = None
     retries: int | None = None
@@ -90,7 +96,7 @@ class SplitConfig:
     system: str | None = None
 
     def __post_init__(self) -> None:
-        self._check_asked()
+        check_asked(self)
         check_words(chat=self.chat, system=self.system, bos=self.bos)
         check_match(self.match)
         check_bos(self.bos)
@@ -116,15 +122,6 @@ class SplitConfig:
     def limits(self) -> Limits:
         """How the server is asked."""
         return limits_of(self.concurrency, self.timeout, self.retries)
-
-    def _check_asked(self) -> None:
-        """Raises InputError for options of a server without one, and for those of a model here with one."""
-        bos = None if self.bos == "auto" else self.bos
-        check_server(
-            self.endpoint,
-            {name: getattr(self, name) for name in HOW},
-            {"base": self.base, "dtype": self.dtype, "engine": self.engine or None, "bos": bos},
-        )
 
 
 def configure_split(given: Mapping[str, Any]) -> SplitConfig:
@@ -168,7 +165,7 @@ def ready_split(
     command: str,
 ) -> Ready:
     """The work of `run_split`; nothing is asked or stored before."""
-    endpoint = endpoint_of(config, config.model, progress)
+    endpoint = endpoint_of(config, progress)
     task = prepare_split(config, progress, endpoint)
     start = start_engine if endpoint is None else endpoint.start
     return ready_to_answer(task, store, start, progress, new=new, command=command)
@@ -176,7 +173,7 @@ def ready_split(
 
 def shown_split_prompts(config: SplitConfig, n: int, progress: Progress) -> list[ShownPrompt]:
     """The first `n` prompts of `config`; nothing is asked, nor a server whether it is there."""
-    endpoint = endpoint_of(config, config.model, progress, reached=False)
+    endpoint = endpoint_of(config, progress, reached=False)
     return shown(prepare_split(config, progress, endpoint).prompted, n)
 
 
@@ -230,7 +227,7 @@ def _asked(
     wording = wording_of(chat=config.chat, system=config.system, prompt_template=config.prompt_template)
     if endpoint is not None:
         return endpoint.checkpoint, worded(shots, wording)
-    checkpoint = resolve(config.model, base=config.base, dtype=config.dtype, say=progress.phase)
+    checkpoint = resolve(str(config.ckpt), base=config.base, dtype=config.dtype, say=progress.phase)
     return checkpoint, prompted(
         shots,
         checkpoint,

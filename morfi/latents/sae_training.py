@@ -54,7 +54,7 @@ _BUFFER = 16  # batches that are mixed
 class SaeTraining:
     """Everything that decides a trained SAE; it is cached under the hash of this and of its sources."""
 
-    model: str = option("Preset, model folder or hub id.", "smollm2")
+    ckpt: str = option("Preset, model folder or hub id; with --ckpts the series' base is taken.", "smollm2")
     layer: int = option("The decoder layer after which the SAE reads.", 0, required=True)
     ckpts: str | None = option(
         "A train run or TOML file: its ends are captured beside its base.", None, metavar="RUN|FILE"
@@ -188,7 +188,7 @@ class _Sources:
 def _sources(config: SaeTraining, store: Store, progress: Progress) -> _Sources:
     """The base model and, of a series, the checkpoints of the lowest and highest level."""
     if config.ckpts is None:
-        base = resolve(config.model, dtype=config.dtype, say=progress.phase)
+        base = resolve(config.ckpt, dtype=config.dtype, say=progress.phase)
         return _Sources(base, "auto", (BASE,), lambda _: base, {})
     series = load_series(config.ckpts, store, config.dtype, progress)
     # Sorted by level, and inside a level by epoch: the last of a level is the one trained longest.
@@ -265,7 +265,7 @@ def _fit(config: SaeTraining, work: Path, folder: Path, progress: Progress) -> N
             k=float(config.k),
             normalize_activations="expected_average_only_in",
             device=device,
-            metadata=SAEMetadata(model_name=config.model, hook_name=f"blocks.{config.layer}.hook_resid_post"),
+            metadata=SAEMetadata(model_name=config.ckpt, hook_name=f"blocks.{config.layer}.hook_resid_post"),
         )
     )
     n_steps = max(1, config.tokens // config.batch)

@@ -128,7 +128,7 @@ def after_training(store: Store, config: SaeTraining, sae: str) -> str:
     captured = _captured(
         store,
         lambda run, found: (
-            config.layer in found.layers and (found.ckpts == source if source else run.ckpt == config.model)
+            config.layer in found.layers and (found.ckpts == source if source else run.ckpt == config.ckpt)
         ),
     )
     if captured is not None:

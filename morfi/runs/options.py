@@ -62,6 +62,7 @@ _SHARED = {
     "batch": Option("Questions answered and stored together."),
     "chat": Option("Use the checkpoint's chat template.", off="no-chat"),
     "endpoint": Option("OpenAI-compatible server to ask, such as http://host:8000/v1.", metavar="URL"),
+    "served": Option("The server's name for the model.", name="model", metavar="NAME"),
     "concurrency": Option("Requests to the server at once.", unset="32"),
     "timeout": Option("Seconds for the server to answer one.", unset="120"),
     "retries": Option("Times that a request is sent again.", unset="6"),

@@ -21,10 +21,8 @@ def to_store(settings: DataclassInstance) -> dict[str, Any]:
     from morfi.checkpoints.presets import PRESETS
 
     found = asdict(settings)
-    for key in ("ckpt", "model", "base", "data", "prompts", "prompt_template"):
+    for key in ("ckpt", "base", "data", "prompts", "prompt_template"):
         value = found.get(key)
-        if key == "model" and found.get("endpoint") is not None:
-            continue  # the server's name for it
         if isinstance(value, str) and value not in (*PRESETS, "world-facts"):
             path = os.path.expanduser(value)  # os.path: a name that cannot be a file's is none that is there
             found[key] = str(Path(path).absolute()) if os.path.exists(path) else value

@@ -43,7 +43,7 @@ class Asked:
     What its settings do not say is None, or what held before there was a choice.
     """
 
-    model: str | None = None  # of a split run, as it was given
+    ckpt: str | None = None  # of an eval or split run, as it was given
     data: str | None = None
     split: str | None = None
     limit: int | None = None

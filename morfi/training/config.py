@@ -105,7 +105,7 @@ def train_config(given: Mapping[str, Any]) -> TrainConfig:
     """
     options = {key: value for key, value in given.items() if value is not None}
     if "model" not in options:
-        raise InputError("--model is missing: give a preset (smollm2), a model folder, or a hub id")
+        raise InputError("no model is named: give a preset (smollm2), a model folder, or a hub id")
     preset = asdict(training_preset(options["model"]))
     smaller = options.get("batch", preset["batch"])
     if "micro_batch" not in options and smaller % preset["micro_batch"]:

@@ -97,7 +97,7 @@ def prepare_training(config: TrainConfig, data: TrainingData, progress: Progress
     _check_mixtures(config, data)
     base = resolve(config.model, dtype=config.dtype, say=progress.phase)
     if base.adapter_sha256 is not None:
-        raise InputError(f"--model {config.model} is a LoRA adapter; give a full model to train on")
+        raise InputError(f"{config.model} is a LoRA adapter; give a full model to train on")
     context = context_limit(base.model_dir) or _CONTEXT
     _check_lora(config, base)
     if config.model not in PRESETS:

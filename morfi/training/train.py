@@ -103,7 +103,7 @@ def _prepare(given: Mapping[str, Any], mix: RunRecord, store: Store, progress: P
     if split.asked.endpoint is not None:
         raise InputError(
             f"{split.run_id} asked {split.ckpt} at {split.asked.endpoint}, whose weights are not here to be "
-            "trained; run `morfi split --model` with a preset, a folder or a hub id"
+            "trained; run `morfi split --ckpt` with a preset, a folder or a hub id"
         )
     if split.prompt != ASKED:
         progress.phase(f"{split.run_id} asked its questions in other words than training does: {ASKED!r}")
@@ -120,7 +120,7 @@ def _prepare(given: Mapping[str, Any], mix: RunRecord, store: Store, progress: P
     # Early stopping is by what fine-tuning may cost: answers that the model had before.
     dev = tuple(row.asked for row in facts.values() if row.split == "dev" and row.known)
     mixtures = tuple(Mixture(level, tuple(questions)) for level, questions in places.items())
-    asked = {**given, "model": split.asked.model, "bos": split.asked.bos}
+    asked = {**given, "model": split.asked.ckpt, "bos": split.asked.bos}
     data = TrainingData(mix.data, mix.data_sha256, mixtures, dev)
     task = prepare_training(train_config(asked), data, progress)
     if task.base.sha256 != split.ckpt_sha256:

@@ -239,9 +239,9 @@ def test_lists_may_be_arrays_single_values_or_text(tmp_path: Path) -> None:
 
 def test_a_missing_option_is_missing_in_the_file_too(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("limit = 3", encoding="utf-8")
-    found = run("split", "--config", str(tmp_path / "run.toml"))
+    found = run("steer", "--config", str(tmp_path / "run.toml"))
     assert (found.exit_code, found.stdout) == (2, "")
-    assert "Missing option '--model'" in found.stderr
+    assert "Missing option '--latents'" in found.stderr
 
 
 def test_what_means_nothing_to_the_method_is_not_written() -> None:

@@ -99,7 +99,7 @@ def test_prompts_of_split_and_sweep_are_shown_and_nothing_is_asked(
     tiny_model: Path,
     own_experiment: tuple[Any, str],
 ) -> None:
-    local = run("split", "--model", tiny_model, "--data", data_file, "--n-ex", 1, "--show-prompts", 2)
+    local = run("split", "--ckpt", tiny_model, "--data", data_file, "--n-ex", 1, "--show-prompts", 2)
     assert local.out.count("---") == 2
     asked = ("--endpoint", server.url, "--model", MODEL, "--data", data_file, "--n-ex", 1)
     shown = run("split", *asked, "--show-prompts", 1, "--json").json["prompts"]

@@ -127,7 +127,7 @@ def test_another_folder_goes_on_with_what_lies_in_the_first(
     asked = ask("--json", ckpt="model", data="q.jsonl")
     run_id = json.loads(asked.out)["run_id"]
     database = Path("morfi.duckdb").absolute()
-    split = run("split", "--model", "model", "--data", "q.jsonl", "--n-ex", 1, "--samples", 0, "--json")
+    split = run("split", "--ckpt", "model", "--data", "q.jsonl", "--n-ex", 1, "--samples", 0, "--json")
     split_run = json.loads(split.out)["run_id"]
     (Path.cwd() / "sub").mkdir()
     monkeypatch.chdir(Path.cwd() / "sub")

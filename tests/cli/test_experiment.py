@@ -15,7 +15,7 @@ def test_the_experiment_from_nothing_to_the_picture(
     run: CommandLine, tiny_model: Path, data_file: Path
 ) -> None:
     options = ("--n-ex", 1, "--shots", 2, "--samples", 2, "--relations", "P17,P36")
-    split = run("split", "--model", tiny_model, "--data", data_file, *options, "--json").json
+    split = run("split", "--ckpt", tiny_model, "--data", data_file, *options, "--json").json
     assert (split["kind"], split["status"], split["n_done"]) == ("split", "done", 42 * 3)
     assert split["splits"]["test"]["by_category"]["HighlyKnown"] == 10
 
@@ -74,9 +74,9 @@ def test_a_checkpoint_that_fails_gives_the_table_and_exit_code_1(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("split",), "Missing option '--model'"),
-        (("split", "--model", "smollm2", "--relations", "P17,"), '--relations is "P17,"; expected names'),
-        (("split", "--model", "smollm2", "--samples", "-1"), "--samples is -1; expected at least 0"),
+        (("split",), "--ckpt is missing: give a preset"),
+        (("split", "--ckpt", "smollm2", "--relations", "P17,"), '--relations is "P17,"; expected names'),
+        (("split", "--ckpt", "smollm2", "--samples", "-1"), "--samples is -1; expected at least 0"),
         (("mix", "--split", "x", "--levels", "0,ten"), '--levels is "0,ten"; expected whole numbers'),
         (("mix", "--split", "x", "--levels", "0,101"), "--levels holds 101; expected whole percentages"),
         (("mix", "--split", "x", "--levels", "0,0"), "--levels holds 0 more than once"),

@@ -16,7 +16,11 @@ from morfi.runs.options import MAX_WHOLE
 from morfi.training import train_config
 
 WHOLE = ("0", "-1", str(MAX_WHOLE + 1), str(2**31), str(2**63), "9" * 30, f"-{'9' * 30}")
-NOWHERE = {"eval": ["--ckpt=none"], "sae train": ["--model=none"]}  # lest anything begins
+NOWHERE = {
+    "eval": ["--ckpt=none"],
+    "split": ["--ckpt=none"],
+    "sae train": ["--ckpt=none"],
+}  # lest anything begins
 REAL = ("nan", "inf", "-inf", "-1", "1e400")
 
 

@@ -210,9 +210,9 @@ def test_too_few_dev_questions_for_the_exemplars_are_named(config: SplitConfig, 
 
 def test_defaults_follow_the_machine_and_the_number_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("morfi.runs.options.is_gpu", lambda: True)
-    config = configure_split({"model": "smollm2", "n_ex": None})
+    config = configure_split({"ckpt": "smollm2", "n_ex": None})
     assert (config.n_ex, config.samples, config.temperature, config.top_k) == (10, 16, 0.5, 40)
     monkeypatch.setattr("morfi.runs.options.is_gpu", lambda: False)
-    config = configure_split({"model": "smollm2", "n_ex": None})
+    config = configure_split({"ckpt": "smollm2", "n_ex": None})
     assert (config.n_ex, config.samples) == (3, 4)
-    assert configure_split({"model": "smollm2", "batch": 7, "samples": 0}).batch == 7
+    assert configure_split({"ckpt": "smollm2", "batch": 7, "samples": 0}).batch == 7

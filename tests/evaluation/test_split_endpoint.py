@@ -36,7 +36,7 @@ def server(serving: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedSe
 @pytest.fixture
 def asking(server: ScriptedServer, data_file: Path) -> SplitConfig:
     return SplitConfig(
-        MODEL,
+        served=MODEL,
         data=str(data_file),
         n_ex=2,
         shots=2,
@@ -63,7 +63,9 @@ def test_the_categories_are_those_of_an_engine_that_answers_alike(
 ) -> None:
     asking = dataclasses.replace(asking, limit=12)
     remote = split(asking, store)
-    here = dataclasses.replace(asking, model=str(tiny_model), endpoint=None, concurrency=None, retries=None)
+    here = dataclasses.replace(
+        asking, ckpt=str(tiny_model), served=None, endpoint=None, concurrency=None, retries=None
+    )
     local = split(here, store, serving)
     categories = [{row.question_id: row.category for row in store.knowledge(one)} for one in (remote, local)]
     assert categories[0] == categories[1]
@@ -100,7 +102,7 @@ def test_nothing_is_stored_of_a_server_that_is_not_there(
     asking: SplitConfig, store: Store, server: ScriptedServer
 ) -> None:
     with pytest.raises(InputError, match='has no model "nobody"; it has: tiny'):
-        split(dataclasses.replace(asking, model="nobody"), store)
+        split(dataclasses.replace(asking, served="nobody"), store)
     with scripted(ScriptedServer()) as gone:
         nowhere = dataclasses.replace(asking, endpoint=gone.url)
     with pytest.raises(MorfiError, match=f"^{gone.url} cannot be reached: .*\\(asked once\\)$"):
@@ -135,19 +137,25 @@ def test_a_servers_model_cannot_be_trained(
     every = [question for own in questions.values() for question in own]
     server.known = {one.text: one.answers[0] for i, one in enumerate(every) if i % 4 < 2}
     run_id = split(dataclasses.replace(asking, n_ex=1, samples=0), store)
-    assert settings_of(store.run(run_id), SplitConfig).model == MODEL
+    assert settings_of(store.run(run_id), SplitConfig).served == MODEL
     mixed = run_mix(MixConfig(run_id, (0, 100), 4), store, Log(), new=False, command="").run_id
     with pytest.raises(InputError, match=f"{run_id} asked tiny at {server.url}, whose weights are not here"):
         run_train({}, mixed, store, tmp_path / "out", Log(), new=False, command="")
 
 
-LOCAL: Mapping[str, Any] = {"base": "x", "dtype": "float32", "engine": {"block_size": 64}, "bos": "no"}
+LOCAL: Mapping[str, Any] = {
+    "ckpt": "y",
+    "base": "x",
+    "dtype": "float32",
+    "engine": {"block_size": 64},
+    "bos": "no",
+}
 
 
 @pytest.mark.parametrize("name", LOCAL)
 def test_what_a_local_model_needs_is_refused_with_an_endpoint(name: str) -> None:
     with pytest.raises(InputError, match=f"--{name} with --endpoint: that is the server's; leave it out"):
-        SplitConfig("x", endpoint="http://h/v1", **{name: LOCAL[name]})
+        SplitConfig(served="x", endpoint="http://h/v1", **{name: LOCAL[name]})
 
 
 def test_what_an_endpoint_needs_is_refused_without_one() -> None:
@@ -155,5 +163,5 @@ def test_what_an_endpoint_needs_is_refused_without_one() -> None:
         SplitConfig("x", retries=1)
     with pytest.raises(InputError, match="--system without --chat"):
         SplitConfig("x", system="Be brief.")
-    given = {"model": "x", "endpoint": "http://h/v1", "samples": 3}
+    given = {"served": "x", "endpoint": "http://h/v1", "samples": 3}
     assert configure_split(given).batch == 256 // 4

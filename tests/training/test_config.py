@@ -72,7 +72,7 @@ def test_a_setting_that_cannot_be_is_refused_by_its_option(wrong: dict[str, Any]
 
 
 def test_a_model_must_be_named() -> None:
-    with pytest.raises(InputError, match="--model is missing"):
+    with pytest.raises(InputError, match="no model is named"):
         train_config({"model": None})
 
 

@@ -96,7 +96,7 @@ def test_a_split_is_that_of_the_checkpoint(both: Both, engine: Any, data_file: P
     sizes: dict[str, Any] = {"n_ex": 2, "shots": 1, "samples": 3, "max_tokens": 6}
     # The highest logits are of printable bytes; what is no UTF-8 is not decoded alike piece by piece.
     config = SplitConfig(str(both.here.ckpt), data=str(data_file), top_k=5, engine=ENGINE, **sizes)
-    server = replace(config, model="tiny", endpoint=both.there.endpoint, engine={})
+    server = replace(config, ckpt=None, served="tiny", endpoint=both.there.endpoint, engine={})
     local, remote = (
         run_split(one, both.store, start, Log(), new=False, command="")
         for one, start in ((config, engine), (server, start_engine))
