@@ -101,7 +101,7 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
 def tiny_model(
     tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., PreTrainedTokenizerFast]
 ) -> Path:
-    """A folder with a random Llama of one layer and a context of 512, and its tokenizer; only to be read."""
+    """A folder with a random Llama of two layers and a context of 512, and its tokenizer; only to be read."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -110,7 +110,7 @@ def tiny_model(
         vocab_size=len(SPECIAL) + 256,
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=CONTEXT,

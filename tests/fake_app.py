@@ -142,7 +142,7 @@ class FakeAdmission:
         if not isinstance(what, Direction):
             return f"the-{what}"
         if len(what.vector) != self.d_model:
-            raise InputError(f"a direction of {len(what.vector)} numbers")
+            raise InputError(f"this vector: width {len(what.vector)}")
         return self.registry.add(what)
 
 

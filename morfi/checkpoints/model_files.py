@@ -101,12 +101,12 @@ class ModelFiles:
     @property
     def whole_config(self) -> dict[str, Any]:
         """The configuration with the defaults of the architecture, as transformers reads it."""
-        found: dict[str, Any] = _transformers_config(self.path / "config.json").to_dict()
+        found: dict[str, Any] = transformers_config(self.path / "config.json").to_dict()
         return found
 
     def empty_model(self) -> Any:
         """transformers' model of this configuration, without any weights."""
-        config = _transformers_config(self.path / "config.json")
+        config = transformers_config(self.path / "config.json")
         return empty_model(self.path, config, self.layout.architecture)
 
     def is_conv1d(self, tensor: str) -> bool:
@@ -151,7 +151,7 @@ def open_model(directory: Path) -> ModelFiles:
     if quantised := config.get("quantization_config") or config.get("compression_config"):
         raise InputError(_quantised(directory, quantised))
     weights = open_model_weights(directory)
-    layout = layout_of(directory, _transformers_config(path), config["architectures"][0], weights)
+    layout = layout_of(directory, transformers_config(path), config["architectures"][0], weights)
     model = ModelFiles(directory, config, weights, layout, _is_tied(layout, weights))
     _check_servable_head(model)
     return model
@@ -188,7 +188,7 @@ def _quantised(directory: Path, settings: Any) -> str:
 
 def context_limit(directory: Path) -> int | None:
     """The tokens that the model in `directory` takes: its configuration's lowest limit, None without any."""
-    config = _transformers_config(directory / "config.json").get_text_config()
+    config = transformers_config(directory / "config.json").get_text_config()
     limits = [getattr(config, name, None) for name in _CONTEXT_LIMITS]
     return min((int(limit) for limit in limits if limit), default=None)
 
@@ -235,7 +235,7 @@ def _check_architecture(path: Path, config: Mapping[str, Any]) -> None:
         raise InputError(f'{path} gives model_type {family!r} for {architecture}, expected "{expected}"')
 
 
-def _transformers_config(path: Path) -> Any:
+def transformers_config(path: Path) -> Any:
     """The configuration as transformers reads it, with the defaults of the architecture."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig

@@ -8,6 +8,7 @@ and its position is below `n_computed`: an engine may have begun a token more th
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -105,6 +106,16 @@ def write_requests(folder: Path, computed: Sequence[tuple[int, int, int]]) -> No
     write_tensors(
         folder / REQUESTS, {name: column.clone() for name, column in zip(names, columns, strict=True)}
     )
+
+
+def width_in(folder: Path) -> int | None:
+    """The width of the rows in `folder`, by the header of a shard; None where there is no readable one."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with contextlib.suppress(InputError):
+            for name, entry in open_file(path).tensors.items():
+                if name.endswith(".values"):
+                    return entry.shape[1]
+    return None
 
 
 def read_shards(folder: Path) -> Iterator[ShardRows]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morfi.conditions.condition import Condition, condition_of, in_order
-from morfi.engine.shards import read_shards
+from morfi.engine.residual_stream import ResidualStream
+from morfi.engine.shards import read_shards, width_in
 from morfi.errors import InputError
 from morfi.latents.capture import CaptureRun, file_hashes
 from morfi.questions.question import Question
@@ -157,6 +158,14 @@ def _along(run: RunRecord, trained: Sequence[Condition], axis: Axis) -> tuple[Ax
         # Of two settings that are one checkpoint, such as early stopping's, the number: it sorts first.
         placed.setdefault((one.epoch, one.seed), one)
     return Axis(EPOCHS, at=at), [placed[place] for place in sorted(placed)]
+
+
+def captured_stream(store: Store, run_id: str) -> ResidualStream:
+    """The residual stream whose rows the capture `run_id` holds, as the headers of its files say."""
+    run = store.run_of_kind(run_id, RunKind.CAPTURE)
+    widths = (width_in(Path(row.path)) for row in store.captured(run.run_id))
+    width = next((one for one in widths if one is not None), None)
+    return ResidualStream(f"{Path(run.ckpt).name}, which {run.run_id} captured,", None, width)
 
 
 def layer_of(store: Store, run_id: str, sae_layer: int | None, given: int | None, sae: str) -> int:

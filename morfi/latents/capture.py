@@ -16,6 +16,7 @@ from morfi.conditions.live import Serving
 from morfi.conditions.load import load_series
 from morfi.conditions.series import Series
 from morfi.engine.protocol import Engine, Sampling, StartEngine
+from morfi.engine.residual_stream import stream_of
 from morfi.engine.steering import Capture
 from morfi.errors import InputError, MorfiError
 from morfi.questions import QuestionSet
@@ -180,6 +181,8 @@ class _Plan:
 
 def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
     series = load_series(config.ckpts, store, config.dtype, progress)
+    for layer in config.layers:
+        stream_of(series.base).check_layer(layer, "--layers")
     source = source_of(series, store, config.data, config.relations, progress, prompts=config.prompts)
     split = source.split(config.split, "dev")
     questions = sorted(source.chosen(split, config.limit, config.seed), key=lambda question: question.id)

@@ -17,6 +17,7 @@ from morfi.latents.activations import (
     Activations,
     Axis,
     Residuals,
+    captured_stream,
     layer_of,
     load_activations,
 )
@@ -137,6 +138,7 @@ def ready_find(config: FindConfig, store: Store, progress: Progress, *, new: boo
         store.prepare()
     progress.phase("loading the SAE")
     sae = load_sae(config.sae)
+    captured_stream(store, config.activations).check_width(sae.encoder.d_model, f"--sae {config.sae}")
     layer = layer_of(store, config.activations, sae.layer, config.layer, config.sae)
     progress.phase("reading the activations")
     compared = [load_activations(store, config.activations, layer, axis) for axis in config.axes]
@@ -334,6 +336,7 @@ def load_found(store: Store, run_id: str) -> Found:
         raise InputError(f"{run.run_id} has not ended; give its command again to finish it")
     config = settings_of(run, FindRun)
     sae = load_sae(config.sae)
+    captured_stream(store, config.activations).check_width(sae.encoder.d_model, f"--sae {config.sae}")
     if sae.sha256 != config.sae_sha256:
         raise InputError(
             f"{config.sae} is not the SAE of {run.run_id}: its sha256 is {sae.sha256[:16]}, expected "

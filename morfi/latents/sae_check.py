@@ -48,7 +48,7 @@ def measure(sae: Sae, chunks: Iterable[torch.Tensor]) -> Quality:
     n, fired = 0, torch.zeros(d_sae, dtype=torch.bool)
     for chunk in chunks:
         if chunk.ndim != 2 or chunk.shape[1] != d_model:
-            raise InputError(f"the SAE reads d_model {d_model}; the activations are {tuple(chunk.shape)}")
+            raise ValueError(f"chunks of the shape {tuple(chunk.shape)}, expected [n, {d_model}]")
         for start in range(0, len(chunk), _CHUNK):
             x = chunk[start : start + _CHUNK].float()
             latents = sae.encode(x)
@@ -104,10 +104,11 @@ class Check:
 
 def check(store: Store, config: SaeOnRun) -> Check:
     """Measures an SAE on each condition of a capture run."""
-    from morfi.latents.activations import Axis, layer_of, load_activations
+    from morfi.latents.activations import Axis, captured_stream, layer_of, load_activations
     from morfi.latents.sae import load_sae
 
     sae = load_sae(config.sae)
+    captured_stream(store, config.activations).check_width(sae.encoder.d_model, f"--sae {config.sae}")
     layer = layer_of(store, config.activations, sae.layer, config.layer, config.sae)
     found = load_activations(store, config.activations, layer, Axis(epochs=config.epochs))
     qualities = [(one.condition.label, measure(sae, [one.values])) for one in found.residuals]

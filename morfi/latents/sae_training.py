@@ -26,6 +26,7 @@ from morfi.conditions.live import Serving
 from morfi.conditions.load import load_series
 from morfi.device import is_gpu, serving_dtype
 from morfi.engine.protocol import Sampling, StartEngine
+from morfi.engine.residual_stream import stream_of
 from morfi.engine.shards import read_shards
 from morfi.engine.steering import Capture
 from morfi.errors import InputError, MorfiError
@@ -113,6 +114,7 @@ def ready_sae(config: SaeTraining, store: Store, start_engine: StartEngine, prog
     """The work of `train_sae`; nothing is captured before."""
     found = _sources(config, store, progress)
     base, bos = found.base, found.bos
+    stream_of(base).check_layer(config.layer, "--layer")
     tokenizer = open_tokenizer(base.model_dir, bos)
     data = with_splits(load_questions(config.data))
     cache = Cache()

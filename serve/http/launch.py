@@ -12,6 +12,7 @@ from morfi.checkpoints.presets import PRESETS
 from morfi.conditions.condition import BASE
 from morfi.conditions.series import Series
 from morfi.engine.directions import Direction
+from morfi.engine.residual_stream import ResidualStream, stream_of
 from morfi.errors import InputError
 from morfi.latents.sae import load_sae
 from morfi.questions.prompts import context_for
@@ -76,15 +77,18 @@ def prepare_server(config: ServeConfig, store: Store, progress: Progress) -> Lau
     """The launch of `config`; raises InputError where its checkpoint, or what that rests on, is not there."""
     vectors = {} if config.vectors is None else read_vectors(Path(config.vectors))
     catalogs = _of_one_series([load_catalog(store, run, config.dtype, progress) for run in config.latents])
-    if config.sae:
-        progress.phase("loading the SAEs")
-    saes = _named(catalogs, [_load(source) for source in config.sae])
     if catalogs:
         model = catalogs[0].series.base.name
         served, checkpoint = chosen(config.ckpt, catalogs[0], config.dtype, progress)
     else:
         checkpoint = resolve(config.ckpt, dtype=config.dtype, say=progress.phase)
         model = served = checkpoint.name
+    stream = stream_of(checkpoint)
+    for name, vector in vectors.items():
+        stream.check_width(len(vector.vector), f'--vectors {config.vectors}: vector "{name}"')
+    if config.sae:
+        progress.phase("loading the SAEs")
+    saes = _named(catalogs, [_load(source, stream) for source in config.sae])
     context = context_for(checkpoint, config.engine)
     progress.phase(f"starting vLLM on {checkpoint.name}")
     return Launch(catalogs, saes, vectors, checkpoint, served, model, context, config.engine)
@@ -104,8 +108,11 @@ def _of_one_series(catalogs: Sequence[Catalog]) -> tuple[Catalog, ...]:
     return tuple(catalogs)
 
 
-def _load(source: str) -> ServedSae:
+def _load(source: str, stream: ResidualStream) -> ServedSae:
+    """The SAE that --sae names; raises InputError for one that does not read the model's `stream`."""
     sae = load_sae(source)
+    stream.check_width(sae.encoder.d_model, f"--sae {source}")
+    stream.check_layer(sae.layer, f"--sae {source}")
     return ServedSae(name_of(source), sae, sae.sha256, sae.layer)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from morfi.checkpoints.presets import PRESETS
 from morfi.engine.directions import DecoderRows, Direction, SaeLatents
 from morfi.engine.operations import OPERATIONS
+from morfi.engine.residual_stream import ResidualStream
 from morfi.engine.steering import Latent as SaeLatent
 from morfi.errors import InputError
 from morfi.serve.http.gate import Refused
@@ -285,8 +286,7 @@ class Steerable:
             raise _unfit("layer", str(error)) from error
 
     def _check_layer(self, layer: int, what: str) -> None:
-        if layer >= self.n_layers:
-            raise InputError(f"{what}: layer {layer}; the model has the layers 0 to {self.n_layers - 1}")
+        ResidualStream("the model", self.n_layers, self.d_model).check_layer(layer, what)
 
 
 def _registered(admission: Admission, what: Direction | SaeLatents | DecoderRows, name: str) -> str:

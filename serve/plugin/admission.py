@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from morfi.engine.directions import DecoderRows, Direction, SaeLatents, is_numbers, pack
+from morfi.engine.residual_stream import ResidualStream
 from morfi.engine.steering import Capture, Steering, from_json, to_json
 from morfi.errors import InputError
 from morfi.serve.plugin.bank import Registry
@@ -25,6 +26,11 @@ class Admission:
     d_model: int
     registry: Registry = field(default_factory=Registry)
     dtype: str = "float32"
+
+    @property
+    def stream(self) -> ResidualStream:
+        """The residual stream of the model."""
+        return ResidualStream("the model", self.n_layers, self.d_model)
 
     def register(self, what: Direction | SaeLatents | DecoderRows) -> str:
         """Registers a direction or SAE that fits the model; returns the name that requests use."""
@@ -49,8 +55,7 @@ class Admission:
         if self.refusal is not None:
             raise InputError(self.refusal)
         for layer in (*(one.layer for one in steering), *(capture.layers if capture else ())):
-            if layer >= self.n_layers:
-                raise InputError(f"layer {layer}: the model has the layers 0 to {self.n_layers - 1}")
+            self.stream.check_layer(layer, "what is steered or captured")
         packed = {}
         for one in steering:
             if isinstance(one.direction, str) and one.direction in inline:
@@ -69,11 +74,10 @@ class Admission:
         return packed
 
     def _check_width(self, what: Direction | SaeLatents | DecoderRows) -> None:
-        width = len(what.vector) if isinstance(what, Direction) else what.vectors.shape[1]
-        if width != self.d_model:
-            raise InputError(
-                f"a direction of {width} numbers: this model's residual stream has {self.d_model}"
-            )
+        if isinstance(what, Direction):
+            self.stream.check_width(len(what.vector), "this vector")
+        else:
+            self.stream.check_width(what.vectors.shape[1], "this SAE")
 
 
 def admission_of(input_processor: Any) -> Admission:

@@ -142,7 +142,7 @@ def test_an_unknown_checkpoint_is_refused(
     assert files_under(Path.cwd()) == {}
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": 32}, {"vocab_size": 300}, {"num_hidden_layers": 2}])
+@pytest.mark.parametrize("change", [{"hidden_size": 32}, {"vocab_size": 300}, {"num_hidden_layers": 3}])
 def test_an_adapter_of_another_base_is_refused_and_no_merged_model_is_left(
     ask: Callable[..., Ended],
     tiny_model: Path,

@@ -17,6 +17,7 @@ from morfi.latents import find as finding
 from morfi.latents.activations import load_activations
 from morfi.latents.capture import CaptureConfig, run_capture
 from morfi.latents.find import FindConfig, run_find
+from morfi.latents.sae_check import SaeOnRun, check
 from morfi.report.runs import report_of
 from morfi.report.trend_figure import trend_figure
 
@@ -91,8 +92,15 @@ def test_a_sae_of_another_width_is_refused(capture: Any, identity_sae: Path, log
     store, captured = capture()
     metadata = SAEMetadata(hook_name="blocks.1.hook_resid_post")
     StandardSAE(StandardSAEConfig(d_in=6, d_sae=12, metadata=metadata)).save_model(identity_sae)
-    with pytest.raises(InputError, match=r"the SAE reads d_model 6; the activations are \(10, 8\)"):
+    says = f"--sae {identity_sae}: width 6; the residual stream of tiny, which {captured} captured, has "
+    says += "the width 8"
+    with pytest.raises(InputError) as refused:
         find(store, captured, identity_sae, log)
+    assert says in str(refused.value)
+    assert "reading the activations" not in log.phases
+    with pytest.raises(InputError) as refused:
+        check(store, SaeOnRun(captured, str(identity_sae)))
+    assert says in str(refused.value)
 
 
 @pytest.mark.parametrize("levels", [[0, 50], [0]])

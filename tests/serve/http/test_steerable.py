@@ -78,7 +78,7 @@ def test_vectors_that_do_not_fit_leave_all_as_it_was(steerable: Steerable) -> No
     for given, message in (
         (
             {"new": Direction(torch.tensor([1.0, 0, 0, 0])), "narrow": Direction(torch.ones(1))},
-            'vector "narrow": a direction of 1',
+            'vector "narrow": this vector: width 1',
         ),
         (
             {"new": Direction(torch.tensor([1.0, 0, 0, 0])), "up": Direction(torch.tensor([1.0, 0, 0, 0]))},

@@ -82,7 +82,7 @@ def test_a_request_keeps_the_vector_that_it_runs_along(served: Served) -> None:
 @pytest.mark.parametrize(
     ("content", "kind", "status", "message"),
     [
-        (b'{"vectors": {"up": [1, 2, 3]}}', JSON["content-type"], 422, 'vector "up": a direction of 3'),
+        (b'{"vectors": {"up": [1, 2, 3]}}', JSON["content-type"], 422, 'vector "up": this vector: width 3'),
         (b'{"vectors": {"up": [0, 0, 0, 0]}}', JSON["content-type"], 422, "leads nowhere"),
         (b'{"vectors": {"up": [NaN, 0, 0, 0]}}', JSON["content-type"], 422, "vectors.up.0"),
         (b'{"vectors": {"up": [1e999, 0, 0, 0]}}', JSON["content-type"], 422, "vectors.up.0"),
