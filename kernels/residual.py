@@ -13,13 +13,13 @@ import torch
 import triton
 import triton.language as tl
 
-from morfi.engine.operations import ABLATE, ADD, CLAMP, CLAMP_FIRING, OPERATIONS, PROJECT
+from morfi.engine.operations import ABLATE, ADD, CLAMP, CLAMP_FIRING, CLAMP_INTERVAL, OPERATIONS, PROJECT
 
 # The square of the largest norm of a steered residual stream: the norms of a model sum squares in float32.
 MOST_SQUARE = 1e36
 UNFIT = 1 << 8  # in `changed`: the stream would not have fitted, and is NaN instead
 _ADD, _ABLATE, _PROJECT = (tl.constexpr(one.code) for one in (ADD, ABLATE, PROJECT))
-_CLAMP_FIRING = tl.constexpr(CLAMP_FIRING.code)
+_CLAMP_FIRING, _CLAMP_INTERVAL = tl.constexpr(CLAMP_FIRING.code), tl.constexpr(CLAMP_INTERVAL.code)
 _MOST_SQUARE, _UNFIT = tl.constexpr(MOST_SQUARE), tl.constexpr(UNFIT)
 
 
@@ -56,6 +56,7 @@ class Tables:
     slots: torch.Tensor  # int32 [T, E]: its direction
     operations: torch.Tensor  # int32 [T, E]: the codes of `morfi.engine.operations`
     strengths: torch.Tensor  # float32 [T, E]
+    lows: torch.Tensor  # float32 [T, E]: of intervals, whose upper bounds are the strengths
     users: torch.Tensor  # int32 [T, E]: bits of the request's steerings that it carries out
     changed: torch.Tensor  # int32 [T]: bits of those that changed the token in the pass, and UNFIT
     capture_layers: torch.Tensor  # int32 [T, C]: the layers after which a token is captured, -1 for none
@@ -85,6 +86,7 @@ def make_tables(
         slots=full(n_tokens, n_entries, value=0),
         operations=full(n_tokens, n_entries, value=0),
         strengths=torch.zeros(n_tokens, n_entries, device=device),
+        lows=torch.zeros(n_tokens, n_entries, device=device),
         users=full(n_tokens, n_entries, value=0),
         changed=marks[n_layers:],
         capture_layers=full(n_tokens, n_captured),
@@ -94,8 +96,9 @@ def make_tables(
 
 
 @triton.jit
-def _factor(x, d, operation, strength, numbers, encoder, columns, inside, D: tl.constexpr):
+def _factor(x, d, operation, strengths, lows, numbers, encoder, columns, inside, D: tl.constexpr):
     """The factor of d [BLOCK] in what x [BLOCK] takes; see `residual_reference`."""
+    strength = tl.load(strengths)
     if operation == _ADD:
         factor = strength * tl.load(numbers + _ALONG)
     elif operation == _PROJECT:
@@ -108,6 +111,8 @@ def _factor(x, d, operation, strength, numbers, encoder, columns, inside, D: tl.
         f = tl.where(p > tl.load(numbers + _THRESHOLD), p, 0.0)
         target = tl.where(operation == _ABLATE, 0.0, strength)
         target = tl.where((operation == _CLAMP_FIRING) & (f == 0.0), f, target)
+        within = tl.minimum(tl.maximum(f, tl.load(lows)), strength)
+        target = tl.where(operation == _CLAMP_INTERVAL, within, target)
         factor = (target - f) * unit
     return factor
 
@@ -125,6 +130,7 @@ def residual_kernel(
     slots,
     operations,
     strengths,
+    lows,
     users,
     changed,
     capture_layers,
@@ -145,8 +151,7 @@ def residual_kernel(
     number = tl.load(active + layer)
     if number != 0:
         token = tl.program_id(0).to(tl.int64)
-        if token == 0:
-            tl.store(ran + layer, number)
+        tl.store(ran + layer, number, mask=token == 0)
         columns = tl.arange(0, BLOCK)
         inside = columns < D
         h = tl.load(hidden + token * hidden_stride + columns, mask=inside, other=0.0).to(tl.float32)
@@ -154,23 +159,23 @@ def residual_kernel(
         r = tl.load(residual + token * residual_stride + columns, mask=two, other=0.0).to(tl.float32)
         x = h + r
         change = tl.zeros([BLOCK], dtype=tl.float32)
-        is_steered = 0
-        done = 0
+        is_steered, done = 0, 0
         for entry in range(N_ENTRIES):
             place = token * N_ENTRIES + entry
             if tl.load(layers + place) == layer:
                 is_steered = 1
                 slot = tl.load(slots + place).to(tl.int64)
                 operation = tl.load(operations + place)
-                strength = tl.load(strengths + place)
+                strength, low = strengths + place, lows + place
                 row, encoder = numbers + slot * N_NUMBERS, encoders + slot * D
                 d = tl.load(vectors + slot * D + columns, mask=inside, other=0.0)
-                factor = _factor(x, d, operation, strength, row, encoder, columns, inside, D)
+                factor = _factor(x, d, operation, strength, low, row, encoder, columns, inside, D)
                 change += factor * d
                 done |= tl.where(factor != 0.0, tl.load(users + place), 0)
         new = h
         if is_steered != 0:
-            new = (h + change).to(hidden.dtype.element_ty).to(tl.float32)
+            # Where nothing is added a number stays as it is, a zero with its sign.
+            new = tl.where(change != 0.0, (h + change).to(hidden.dtype.element_ty).to(tl.float32), h)
             stream = (new + r).to(hidden.dtype.element_ty).to(tl.float32)
             fits = tl.sum(stream * stream) <= _MOST_SQUARE  # false for NaN
             new = tl.where(fits, new, float("nan"))
@@ -210,6 +215,7 @@ def residual_(
         tables.slots,
         tables.operations,
         tables.strengths,
+        tables.lows,
         tables.users,
         tables.changed,
         tables.capture_layers,
@@ -236,6 +242,7 @@ def factors(
     numbers: Numbers,
     operations: torch.Tensor,
     strengths: torch.Tensor,
+    lows: torch.Tensor,
 ) -> torch.Tensor:
     """The factors of directions d in what residual streams x take, float32 [n].
 
@@ -251,6 +258,7 @@ def factors(
         ABLATE: -f * unit,
         CLAMP: (strengths - f) * unit,
         CLAMP_FIRING: torch.where(f > 0, (strengths - f) * unit, 0.0),
+        CLAMP_INTERVAL: (f.clamp(lows, strengths) - f) * unit,
         PROJECT: -(x * d).sum(1) * numbers.inverse_square,
     }
     stacked = torch.stack([choices[one] for one in OPERATIONS.values()])
@@ -281,6 +289,7 @@ def residual_reference(
             slot = int(tables.slots[token, entry])
             numbers = Numbers(*directions.numbers[slot])
             operation, strength = by_code[tables.operations[token, entry]], tables.strengths[token, entry]
+            low = tables.lows[token, entry]
             d, w = directions.vectors[slot], directions.encoders[slot]
             unit = (x.square().mean().sqrt() if numbers.is_rescaled else torch.ones(())).clamp_min(1e-20)
             p = (x * w).sum() / unit + numbers.bias
@@ -290,12 +299,13 @@ def residual_reference(
                 ABLATE: -f * unit,
                 CLAMP: (strength - f) * unit,
                 CLAMP_FIRING: (strength - f) * unit if f > 0 else torch.zeros(()),
+                CLAMP_INTERVAL: (torch.minimum(torch.maximum(f, low), strength) - f) * unit,
                 PROJECT: -(x * d).sum() * numbers.inverse_square,
             }[operation]
             change += factor * d
             done |= int(tables.users[token, entry]) if factor != 0 else 0
         if is_steered:
-            new = (hidden[token].float() + change).to(hidden.dtype)
+            new = (hidden[token].float() + change).to(hidden.dtype).where(change != 0, hidden[token])
             fits = bool((new + rest[token]).float().square().sum() <= MOST_SQUARE)
             if bool((new == hidden[token]).all()):
                 done = 0

@@ -116,7 +116,7 @@ class FakeServing:
 class FakeSae(ServedSae):
     """An SAE of 96 latents along one direction, the last of them empty, after layer 1."""
 
-    operations = ("add", "project", "clamp")
+    operations = ("add", "project", "clamp", "clamp_interval")
 
 
 def make_sae(name: str, layer: int | None = 1) -> FakeSae:

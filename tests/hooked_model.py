@@ -101,7 +101,9 @@ def draw_steering(
         positions: Any = draw.choice(
             ("all", "prompt", "generated", "last_prompt", (-1, -2), (0, (2, n_prompt)), ((-3, None),))
         )
-        found.append(Steering(draw.choice(layers), draw.choice(names), operation, strength, positions))
+        low = strength - draw.choice((0, 0.3, 2)) if OPERATIONS[operation].has_low else 0.0
+        layer, name = draw.choice(layers), draw.choice(names)
+        found.append(Steering(layer, name, operation, strength, positions, low))
     return found
 
 

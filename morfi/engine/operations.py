@@ -23,6 +23,8 @@ class Amount:
 
 ALPHA = Amount("alpha", "alphas", "alpha", "strength alpha (median residual norms)", in_norms=True)
 VALUE = Amount("value", "values", "clamp", "value that the latent is set to")
+HIGH = Amount("high", "highs", "high", "largest value that the latent keeps")
+LOW = "low"  # the field over HTTP of an interval's lower bound; `morfi steer` has one for a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,11 @@ class Operation:
     is_sum: bool = False  # whether strength * d is added: nothing at 0, and several are one along their sum
     only_firing: bool = False  # whether nothing changes where f is 0
     puts_in: bool = False  # whether strength * d comes into x, whatever x is
+    has_low: bool = False  # whether the strength is the upper bound of an interval with a lower one, `low`
+
+    def put_in(self, strength: float, low: float = 0.0) -> float:
+        """The factor of d that comes into x, whatever x is: of an interval, what it makes of f = 0."""
+        return min(max(0.0, low), strength) if self.has_low else strength
 
 
 ADD = Operation(
@@ -88,8 +95,21 @@ CLAMP_FIRING = Operation(
     only_firing=True,
     puts_in=True,
 )
+CLAMP_INTERVAL = Operation(
+    "clamp_interval",
+    5,
+    formula="the latent is set to `low` where f < low, to `high` where f > high, and left as it is between",
+    says="Keeps the latent between two values of its own scale; between them nothing changes.",
+    done="kept within",
+    amount=HIGH,
+    needs_latent=True,
+    puts_in=True,
+    has_low=True,
+)
 
-OPERATIONS: Mapping[str, Operation] = {one.name: one for one in (ADD, ABLATE, CLAMP, PROJECT, CLAMP_FIRING)}
+OPERATIONS: Mapping[str, Operation] = {
+    one.name: one for one in (ADD, ABLATE, CLAMP, PROJECT, CLAMP_FIRING, CLAMP_INTERVAL)
+}
 AMOUNTS = tuple(dict.fromkeys(one.amount for one in OPERATIONS.values() if one.amount is not None))
 
 

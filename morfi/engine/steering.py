@@ -54,7 +54,8 @@ class Steering:
 
     `operation` is a name of `morfi.engine.operations`: "add" (x + strength d), "ablate" (x - f(x) d: the
     latent's own contribution leaves), "clamp" (x + (strength - f(x)) d: the latent is set to `strength`),
-    "clamp_firing" (the same, only where f(x) > 0) or "project" (x without its component along d).
+    "clamp_firing" (the same, only where f(x) > 0), "clamp_interval" (the latent is kept between `low` and
+    `strength`: nothing changes where it is there) or "project" (x without its component along d).
     `direction` names a registered direction d, or a `Latent` of a registered SAE, which alone has an f.
     Several steerings of one layer and position act together: additions sum up; ablations and clamps all see
     the x from before them, and one latent has one value; projections leave nothing along any of their
@@ -72,6 +73,7 @@ class Steering:
     operation: str = ADD.name
     strength: float = 0.0
     positions: Positions = "all"
+    low: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.operation, str) or self.operation not in OPERATIONS:
@@ -83,9 +85,17 @@ class Steering:
         if not isinstance(self.direction, str | Latent) or not self.direction:
             raise InputError(f"steering needs the name of a registered direction, got {self.direction!r}")
         object.__setattr__(self, "strength", _checked_strength(self.strength))
+        object.__setattr__(self, "low", _checked_strength(self.low, "low"))
         object.__setattr__(self, "positions", _plain_positions(self.positions))
         if self.does.amount is None and self.strength:
             raise InputError(f"{self.operation} takes no strength, got {self.strength:g}; leave it out")
+        if self.low and not self.does.has_low:
+            raise InputError(f"{self.operation} takes no low, got {self.low:g}; leave it out")
+        if self.does.has_low and self.low > self.strength:
+            raise InputError(
+                f"{self.operation} from {self.low:g} to {self.strength:g}: expected low to be at most the "
+                "strength, which is the upper bound"
+            )
         spans(self.positions, 1)
 
     @property
@@ -220,6 +230,7 @@ def to_json(steering: Sequence[Steering], capture: Capture | None) -> dict[str, 
                 "operation": one.operation,
                 "strength": one.strength,
                 "positions": _plain(one.positions),
+                "low": one.low,
             }
             for one in steering
         ]
@@ -240,7 +251,7 @@ def from_json(specification: object) -> tuple[tuple[Steering, ...], Capture | No
         raise InputError(f"steering is a list, got {type(entries).__name__}")
     if len(entries) > MAX_ENTRIES:
         raise InputError(f"{len(entries)} steerings in one request, at most {MAX_ENTRIES} are taken")
-    known = ("layer", "direction", "operation", "strength", "positions")
+    known = ("layer", "direction", "operation", "strength", "positions", "low")
     steering = []
     for entry in entries:
         fields = dict(_mapping(entry, "an entry of steering", known))
@@ -270,16 +281,16 @@ def _checked_layer(layer: object, what: str) -> int:
     return int(plain)
 
 
-def _checked_strength(value: object) -> float:
+def _checked_strength(value: object, what: str = "strength") -> float:
     """The number as a float: NumPy's, and those in a tensor or array without dimensions, are taken."""
     value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InputError(f"steering strength {value!r} is not a finite number")
+        raise InputError(f"steering {what} {value!r} is not a finite number")
     if not isinstance(value, int):
         value = float(value)
     if not -FLOAT32_MAX <= value <= FLOAT32_MAX:
         shown = "of more than 38 digits" if isinstance(value, int) else f"{value!r}"
-        raise InputError(f"steering strength {shown} is not a finite number that float32 holds (to 3.4e38)")
+        raise InputError(f"steering {what} {shown} is not a finite number that float32 holds (to 3.4e38)")
     return float(value)
 
 

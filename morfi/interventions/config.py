@@ -45,6 +45,10 @@ class SteerConfig:
     values: tuple[float, ...] | None = option(
         "For --op clamp and clamp_firing: values that the latents are set to.", None
     )
+    highs: tuple[float, ...] | None = option(
+        "For --op clamp_interval: largest values that the latents keep.", None
+    )
+    low: float = option("For --op clamp_interval: the smallest value that they keep.", 0.0)
     positions: str = option("all, prompt, generated or last_prompt.", "all")
     choose_on: str = option("The split on which strengths are chosen.", "dev")
     report_on: str = option("The split that is reported.", "test")
@@ -148,8 +152,22 @@ def _check_amounts(config: SteerConfig) -> None:
             raise InputError(f"--{name} is {_listed(given)}; expected each number once")
     if taken is not None and not config.amounts:
         raise InputError(f"--op {config.op} needs --{taken.option}, each a {taken.says}, such as 0,5,10")
+    _check_low(config)
     if config.alphas is not None and 0 in config.alphas:
         raise InputError(
             f"--alphas is {_listed(config.alphas)}; 0 changes nothing, and unsteered answers are asked for "
             "anyway; leave it out"
+        )
+
+
+def _check_low(config: SteerConfig) -> None:
+    """Raises InputError for a lower bound of what has none, or one above an upper bound."""
+    if not math.isfinite(config.low):
+        raise InputError(f"--low is {config.low:g}; expected a finite number")
+    if config.low and not OPERATIONS[config.op].has_low:
+        owners = " or ".join(one.name for one in OPERATIONS.values() if one.has_low)
+        raise InputError(f"--low belongs to --op {owners}, not to {config.op}; leave it out")
+    if OPERATIONS[config.op].has_low and config.low > min(config.amounts):
+        raise InputError(
+            f"--low is {config.low:g} and --highs is {_listed(config.amounts)}; expected no low above a high"
         )

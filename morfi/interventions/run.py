@@ -103,7 +103,7 @@ def _steer(plan: Plan, verdicts: Verdicts, life: Life, start_engine: StartEngine
     base = plan.series.base
     start = partial(start_engine, base, context=plan.asked.context, seed=config.seed, overrides=config.engine)
     with life.engine(start) as (engine, attempt):
-        steerer = Steerer(engine, plan.found.sae, config.positions)
+        steerer = Steerer(engine, plan.found.sae, config.positions, config.low)
         stream = _Stream(plan, run_id, attempt, store, steerer, progress, verdicts, base.sha256)
         progress.start(plan.n_answers, n_done)
         for stage in stages(plan, verdicts):

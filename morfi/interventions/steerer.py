@@ -20,6 +20,7 @@ class Steerer:
     engine: Engine
     sae: Sae
     positions: str
+    low: float = 0.0
     _known: dict[str, tuple[Target, str | Latent | None]] = field(default_factory=dict)
     _sae_name: str = ""
 
@@ -49,7 +50,8 @@ class Steerer:
                 for latent, amount in row.parts.items()
                 for one in self.steering(f"latent {latent}", amount)
             ]
-        amount = alpha if OPERATIONS[row.operation].amount is not None else None
+        operation = OPERATIONS[row.operation]
+        amount = alpha if operation.amount is not None else None
         return [
             steering_of(
                 row.layer,
@@ -58,5 +60,6 @@ class Steerer:
                 amount,
                 median_norm=row.median_norm,
                 positions=self.positions,
+                low=self.low if operation.has_low else 0.0,
             )
         ]

@@ -21,8 +21,9 @@ def steer_table(found: Steered, config: SteerRun) -> str:
     """The text that `morfi steer` ends with."""
     choose_on, report_on = config.choose_on, config.report_on
     kinds = "all" if config.split_run is None else config.questions
+    low = f" from {config.low:g}" if OPERATIONS[config.op].has_low else ""
     lines = [
-        f"{config.ckpt} steered after layer {found.layer}, --op {config.op}, positions "
+        f"{config.ckpt} steered after layer {found.layer}, --op {config.op}{low}, positions "
         f"{config.positions}; alpha in median residual norms of {config.median_norm:.4g}",
         f"strengths chosen on {choose_on}, gains reported on {report_on}, {kinds} questions",
         "",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from morfi.engine.operations import ABLATE, ADD, CLAMP, CLAMP_FIRING, PROJECT
+from morfi.engine.operations import ABLATE, ADD, CLAMP, CLAMP_FIRING, CLAMP_INTERVAL, PROJECT
 
 if TYPE_CHECKING:
     import torch
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from morfi.engine.directions import Direction
     from morfi.engine.steering import Steering
 
-# For each operation that sets a latent: from its activations f [n] and the strength to what they become.
-TARGETS: Mapping[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+# For each operation that sets a latent: from its activations f [n] and the steering to what they become.
+TARGETS: Mapping[str, Callable[[torch.Tensor, Steering], torch.Tensor]] = {
     ABLATE.name: lambda f, _: f * 0,
-    CLAMP.name: lambda f, strength: f * 0 + strength,
-    CLAMP_FIRING.name: lambda f, strength: f.where(f == 0, strength),
+    CLAMP.name: lambda f, one: f * 0 + one.strength,
+    CLAMP_FIRING.name: lambda f, one: f.where(f == 0, one.strength),
+    CLAMP_INTERVAL.name: lambda f, one: f.where(f > one.low, one.low).where(f < one.strength, one.strength),
 }
 KNOWN = frozenset({*TARGETS, ADD.name, PROJECT.name})
 
@@ -79,7 +80,7 @@ def activations(x: torch.Tensor, direction: Direction) -> torch.Tensor:
 def _set(x: torch.Tensor, direction: Direction, one: Steering) -> torch.Tensor:
     """The change [n, d_model] that gives a latent the value which the operation sets."""
     f = activations(x, direction)
-    factor = (TARGETS[one.operation](f, one.strength) - f) * _unit(x, direction)
+    factor = (TARGETS[one.operation](f, one) - f) * _unit(x, direction)
     change: torch.Tensor = factor[:, None] * direction.vector.to(x.device)
     return change
 

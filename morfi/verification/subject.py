@@ -99,7 +99,7 @@ class Subject:
         """A steering along direction `number` of `layer`.
 
         `amount` is the strength in residual norms, or in deviations of a latent's value. It is left out for
-        an operation that takes none.
+        an operation that takes none; an interval reaches down from it by half of its size.
         """
         strength = 0.0
         if operation.amount is not None:
@@ -107,7 +107,8 @@ class Subject:
         jumps = operation.only_firing and operation.puts_in  # where the latent begins to fire
         fires = jumps and self.checkpoint.dtype != "float32"
         name = self._direction(layer, number, is_latent=operation.needs_latent, fires=fires)
-        return Steering(layer, name, operation.name, strength, positions)
+        low = strength - abs(strength) / 2 if operation.has_low else 0.0
+        return Steering(layer, name, operation.name, strength, positions, low)
 
     def _direction(self, layer: int, number: int, *, is_latent: bool, fires: bool) -> str:
         key = (layer, number, is_latent, fires)

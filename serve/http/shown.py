@@ -60,6 +60,7 @@ class OperationShown(BaseModel):
     done: str
     needs_latent: bool
     only_firing: bool
+    has_low: bool
     amount: AmountShown | None
 
     @classmethod

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from morfi.serve.http.launch import Launch
 
 NOTHING = (
-    "where n_tokens is 0 the answer is the unsteered model's: strength 0, a latent that does not fire, or no "
-    "token of these positions was put into the model"
+    "where n_tokens is 0 the answer is the unsteered model's: strength 0, a latent that does not fire or is "
+    "within its bounds, or no token of these positions was put into the model"
 )
 _log = logging.getLogger("morfi.serve")
 
@@ -138,6 +138,7 @@ class ServerState:
                 one.amount,
                 median_norm=norms[along.layer].value,
                 positions=_in_sequence(positions, turns),
+                low=one.lower or 0.0,
             )
             entries.append(entry)
             _say(planned, one, along, positions, entry.strength)
@@ -250,7 +251,8 @@ def _say(planned: Planned, one: Latent | Vector, along: Along, positions: Positi
     common: dict[str, Any] = {"op": one.operation, "alpha": one.alpha, **where}
     if isinstance(one, Latent):
         assert along.sae is not None
-        planned.latents.append(AppliedLatent(id=one.id, sae=along.sae, clamp=one.clamp, **common))
+        own: dict[str, Any] = {"clamp": one.clamp, "high": one.high, "low": one.low}
+        planned.latents.append(AppliedLatent(id=one.id, sae=along.sae, **own, **common))
     else:
         planned.vectors.append(AppliedVector(vector=one.vector, **common))
 

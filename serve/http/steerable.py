@@ -322,7 +322,7 @@ def size_of(steering: Steering, found: Sequence[Along], norms: Mapping[int, floa
             total = torch.zeros_like(found[0].unit)
             values = set()
             for one, along in zip(steering.entries, found, strict=True):
-                operation, amount = OPERATIONS[one.operation], one.amount or 0.0
+                operation, amount = OPERATIONS[one.operation], one.put_in
                 if along.layer != layer or part not in _REACHED[steering.positions_of(one)]:
                     continue
                 if operation.is_sum:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 
-from morfi.engine.operations import ADD, ALPHA, AMOUNTS, OPERATIONS, default_of
+from morfi.engine.operations import ADD, ALPHA, AMOUNTS, CLAMP_INTERVAL, HIGH, LOW, OPERATIONS, default_of
 from morfi.engine.steering import MAX_ENTRIES
 from morfi.serve.http.fields import Neutral, without_neutral
 from morfi.serve.http.gate import MAX_STRENGTHS
@@ -96,6 +96,8 @@ class _Amounted(Wire):
         if self.op is not None:
             return self.op
         given = [amount for amount in AMOUNTS if self._given(amount.field) is not None]
+        if not given and self.lower is not None:
+            return CLAMP_INTERVAL.name
         return default_of(given[-1]).name if given else ADD.name
 
     @property
@@ -104,18 +106,32 @@ class _Amounted(Wire):
         amount = OPERATIONS[self.operation].amount
         return None if amount is None else self._given(amount.field)
 
+    @property
+    def lower(self) -> float | None:
+        """The lower bound of an interval, where one was given."""
+        return self._given(LOW)
+
+    @property
+    def put_in(self) -> float:
+        """The factor of the direction that comes into the stream, whatever that is."""
+        return OPERATIONS[self.operation].put_in(self.amount or 0.0, self.lower or 0.0)
+
     def _given(self, field: str) -> float | None:
         found: float | None = getattr(self, field, None)
         return found
 
     def _check_amounts(self) -> None:
-        """Raises ValueError unless just the amount of the operation is given."""
-        taken = OPERATIONS[self.operation].amount
-        for amount in AMOUNTS:
-            is_given = self._given(amount.field) is not None
-            if is_given != (amount == taken):
+        """Raises ValueError unless just what the operation takes is given."""
+        does = OPERATIONS[self.operation]
+        wanted = {amount.field: amount == does.amount for amount in AMOUNTS} | {LOW: does.has_low}
+        for field, is_wanted in wanted.items():
+            is_given = self._given(field) is not None
+            if is_given != is_wanted:
                 verb = "takes no" if is_given else "needs"
-                raise ValueError(f'{self.label}: "{self.operation}" {verb} {amount.field}')
+                raise ValueError(f'{self.label}: "{self.operation}" {verb} {field}')
+        low, high = self.lower, self.amount
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"{self.label}: {LOW} is {low:g}, above {HIGH.field}, which is {high:g}")
 
 
 class _OfSae(_Amounted):
@@ -126,6 +142,8 @@ class _OfSae(_Amounted):
         default=None, description="The SAE's name; may be left out where there is one."
     )
     clamp: Finite | None = Field(default=None, description="The value that the latent is set to.")
+    high: Finite | None = Field(default=None, description="The largest value that the latent keeps.")
+    low: Finite | None = Field(default=None, description="With `high`, the smallest.")
 
     @property
     def label(self) -> str:
@@ -288,6 +306,8 @@ class AppliedLatent(_Applied):
     id: int
     sae: str
     clamp: float | None = None
+    high: float | None = None
+    low: float | None = None
 
 
 class AppliedVector(_Applied):

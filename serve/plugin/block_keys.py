@@ -50,4 +50,4 @@ def _steering(params: Any) -> tuple[Steering, ...]:
 
 
 def _fields(one: Steering) -> tuple[object, ...]:
-    return (one.layer, str(one.direction), one.operation, float(one.strength))
+    return (one.layer, str(one.direction), one.operation, one.strength, one.low)

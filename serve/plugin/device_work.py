@@ -39,7 +39,7 @@ class DeviceWork:
         self._n_filled = n_tokens
         active = np.zeros(len(tables.active), np.int32)
         integers = np.full((3, n, MAX_ENTRIES), -1, np.int32)
-        strengths = np.zeros((n, MAX_ENTRIES), np.float32)
+        strengths, lows = np.zeros((2, n, MAX_ENTRIES), np.float32)
         users = np.zeros((n, MAX_ENTRIES), np.int32)
         capture = np.full((n, MAX_CAPTURED_LAYERS), -1, np.int32)
         before = np.zeros(n, np.int32)
@@ -54,6 +54,7 @@ class DeviceWork:
                 integers[1][rows, places] = one.slots
                 integers[2][rows, places] = one.operations
                 strengths[rows, places] = one.strengths
+                lows[rows, places] = one.lows
                 users[rows, places] = one.users
             for live, rows_of_live, _ in one.captured:
                 assert live.capture is not None
@@ -66,6 +67,7 @@ class DeviceWork:
             (tables.slots[:n], integers[1]),
             (tables.operations[:n], integers[2]),
             (tables.strengths[:n], strengths),
+            (tables.lows[:n], lows),
             (tables.users[:n], users),
             (tables.changed[:n], np.zeros(n, np.int32)),
             (tables.capture_layers[:n], capture),

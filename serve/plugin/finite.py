@@ -45,10 +45,10 @@ def check_amounts(parts: Sequence[tuple[Entry, bytes]], dtype: str) -> None:
     holds; the other half is left to the model's own stream.
     """
     most = MOST_FLOAT16 if dtype == "float16" else MOST_NORM
-    at_most = sum(abs(entry.strength) * max(_sizes(packed, entry.operation)) for entry, packed in parts)
+    at_most = sum(abs(entry.put_in) * max(_sizes(packed, entry.operation)) for entry, packed in parts)
     if at_most <= most:
         return
-    total = torch.stack([entry.strength * _put_in(packed, entry.operation) for entry, packed in parts]).sum(0)
+    total = torch.stack([entry.put_in * _put_in(packed, entry.operation) for entry, packed in parts]).sum(0)
     size = float(total.abs().max() if dtype == "float16" else total.norm())
     if not size <= most:
         where = "an element of the residual stream" if dtype == "float16" else "the residual stream"

@@ -24,6 +24,7 @@ class _Tensors:
     slots: torch.Tensor  # [n]
     operations: torch.Tensor  # [n]
     strengths: torch.Tensor  # float32 [n]
+    lows: torch.Tensor  # float32 [n]
     users: torch.Tensor  # [n]
     where: torch.Tensor  # [n_rows], each row that is changed once
     place: torch.Tensor  # [n], which of `where` a change is for
@@ -96,6 +97,7 @@ class HostWork:
             slots=made(work.slots),
             operations=made(work.operations),
             strengths=made(work.strengths, torch.float32),
+            lows=made(work.lows, torch.float32),
             users=made(work.users),
             where=where.to(self._device),
             place=place.to(self._device),
@@ -120,7 +122,9 @@ class HostWork:
         factor = _factors(hidden, residual, tensors, directions, d)
         where, place = tensors.where, tensors.place
         old = hidden[where]
-        new = old.float().index_add(0, place, d * factor[:, None]).to(hidden.dtype)
+        change = torch.zeros_like(old, dtype=torch.float32).index_add_(0, place, d * factor[:, None])
+        # Where nothing is added a number stays as it is, a zero with its sign.
+        new = (old.float() + change).to(hidden.dtype).where(change != 0, old)
         stream = new if residual is None else new + residual[where]
         fits = stream.float().square().sum(1) <= MOST_SQUARE
         done = torch.zeros(len(where), len(_BITS), dtype=torch.int32, device=new.device)
@@ -144,7 +148,7 @@ def _factors(
         added: torch.Tensor = tensors.strengths * numbers.along
         return added
     x, w = _stream(hidden, residual, tensors.rows), directions.encoders[tensors.slots]
-    return factors(x, d, w, numbers, tensors.operations, tensors.strengths)
+    return factors(x, d, w, numbers, tensors.operations, tensors.strengths, tensors.lows)
 
 
 def _stream(hidden: torch.Tensor, residual: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:

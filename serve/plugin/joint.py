@@ -2,9 +2,10 @@
 
 At a position and layer, x becomes (I - P)(x + sum (t - f(x)) d) + sum s e: P projects on all directions that
 are projected out there, so nothing is left along any; each latent that is ablated (t = 0) or clamped (to t,
-in any case or where it fires) contributes t d in place of f(x) d, and what those do is seen by the
-projection; what is added comes on top. All f are of the x from before. The operation itself only sums changes
-that see the same x, so P becomes an orthonormal basis, and d, where there is a P, (I - P) d.
+in any case, where it fires, or where f(x) lies outside of an interval) contributes t d in place of f(x) d,
+and what those do is seen by the projection; what is added comes on top. All f are of the x from before. The
+operation itself only sums changes that see the same x, so P becomes an orthonormal basis, and d, where there
+is a P, (I - P) d.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from morfi.engine.directions import Direction, pack, unpack
-from morfi.engine.operations import ABLATE, ADD, CLAMP, CLAMP_FIRING, PROJECT, Operation
+from morfi.engine.operations import ABLATE, ADD, CLAMP, CLAMP_FIRING, CLAMP_INTERVAL, PROJECT, Operation
 from morfi.engine.steering import MAX_ENTRIES, Steering, disjoint, spans
 from morfi.errors import InputError
 
@@ -36,8 +37,14 @@ class Entry:
     direction: str
     operation: Operation
     strength: float
+    low: float
     users: int
     spans: Spans
+
+    @property
+    def put_in(self) -> float:
+        """The factor of d that comes into x, whatever x is."""
+        return self.operation.put_in(self.strength, self.low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ def join(steering: Sequence[Steering], directions: Mapping[str, bytes], n_prompt
     names: dict[bytes, str] = {}  # equal directions have one name, whatever the request calls them
     for name, packed in directions.items():
         names.setdefault(packed, name)
-    found: dict[tuple[int, str, Operation, float, int], Spans] = {}
+    found: dict[tuple[int, str, Operation, float, float, int], Spans] = {}
     needed: dict[str, bytes] = {}
     for layer in sorted({one.layer for one in steering}):
         here = [number for number, one in enumerate(steering) if one.layer == layer]
@@ -69,7 +76,7 @@ def join(steering: Sequence[Steering], directions: Mapping[str, bytes], n_prompt
                     changes.take(number, steering[number], names[packed], packed)
             for change, packed in changes.all():
                 found.setdefault((layer, *change), []).extend(places)
-                needed[change[0]] = packed
+                needed[change.direction] = packed
     if len(needed) > MAX_ENTRIES:
         raise InputError(
             f"projections together with others at differing positions need {len(needed)} directions here, at "
@@ -87,7 +94,27 @@ def put_in_together(joint: Joint) -> Iterable[list[tuple[Entry, bytes]]]:
             yield [(one, joint.directions[one.direction]) for one in entries]
 
 
-Change = tuple[str, Operation, float, int]
+class _Setting(NamedTuple):
+    """How a latent is set, and to what."""
+
+    operation: Operation
+    strength: float
+    low: float = 0.0
+
+    def __str__(self) -> str:
+        where = " where it fires" if self.operation == CLAMP_FIRING else ""
+        low = f"{self.low:g} to " if self.operation.has_low else ""
+        return f"{low}{self.strength:g}{where}"
+
+
+class Change(NamedTuple):
+    """An entry without layer and positions."""
+
+    direction: str
+    operation: Operation
+    strength: float
+    low: float
+    users: int
 
 
 class _Changes:
@@ -96,8 +123,8 @@ class _Changes:
     def __init__(self, layer: int) -> None:
         self._layer = layer
         self._added: dict[str, list[tuple[int, float]]] = {}
-        # Latents: the steerings that set them, how and to what.
-        self._set: dict[str, tuple[list[int], tuple[Operation, float]]] = {}
+        # Latents: the steerings that set them, and how.
+        self._set: dict[str, tuple[list[int], _Setting]] = {}
         self._projected: dict[str, list[int]] = {}
         self._packed: dict[str, bytes] = {}
 
@@ -110,13 +137,17 @@ class _Changes:
         if one.does == ADD:
             self._added.setdefault(name, []).append((number, one.strength))
             return
-        if one.does not in (ABLATE, CLAMP, CLAMP_FIRING):
+        if one.does not in (ABLATE, CLAMP, CLAMP_FIRING, CLAMP_INTERVAL):
             raise NotImplementedError(f"what {one.operation} does beside others is not said here")
+        setting = _Setting(one.does, one.strength, one.low)
+        if one.does.has_low and one.low == one.strength:
+            setting = _Setting(CLAMP, one.strength)
         # Where a latent does not fire it is 0 already, so that setting it to 0 is ablating it.
-        setting = (one.does, one.strength) if one.strength else (ABLATE, 0.0)
+        if not setting.strength and not setting.operation.has_low:
+            setting = _Setting(ABLATE, 0.0)
         numbers, known = self._set.setdefault(name, ([], setting))
         if known != setting:
-            values = " and ".join(_words(*each) for each in sorted((known, setting), key=lambda two: two[1]))
+            values = " and ".join(map(str, sorted((known, setting), key=lambda two: two.strength)))
             raise InputError(
                 f"one latent is to have the values {values} at one position after layer {self._layer} "
                 "(ablated is 0); give it one"
@@ -128,30 +159,26 @@ class _Changes:
         for name, parts in self._added.items():
             total = math.fsum(strength for _, strength in parts)
             if total:
-                yield (name, ADD, total, _bits(n for n, _ in parts)), self._packed[name]
+                yield Change(name, ADD, total, 0.0, _bits(n for n, _ in parts)), self._packed[name]
         projecting = [number for numbers in self._projected.values() for number in numbers]
         removed = tuple(self._packed[name] for name in self._projected)
-        for name, (numbers, (operation, strength)) in self._set.items():
+        for name, (numbers, setting) in self._set.items():
             own, packed = _rest(self._packed[name], removed)
             if packed is not None:
-                yield (own or name, operation, strength, _bits(numbers)), packed
-            elif strength:
+                yield Change(own or name, *setting, _bits(numbers)), packed
+            elif setting.operation.put_in(setting.strength, setting.low):
                 raise InputError(
-                    f"a latent is to have the value {strength:g} after layer {self._layer} where its "
+                    f"a latent is to have the value {setting} after layer {self._layer} where its "
                     "direction is projected out; leave one of the two out"
                 )
             else:  # the projection takes what it contributes
                 projecting += numbers
         if len(removed) == 1:
             (name,) = self._projected
-            yield (name, PROJECT, 0.0, _bits(projecting)), removed[0]
+            yield Change(name, PROJECT, 0.0, 0.0, _bits(projecting)), removed[0]
             return
         for name, packed in _basis(removed):
-            yield (name, PROJECT, 0.0, _bits(projecting)), packed
-
-
-def _words(operation: Operation, strength: float) -> str:
-    return f"{strength:g} where it fires" if operation == CLAMP_FIRING else f"{strength:g}"
+            yield Change(name, PROJECT, 0.0, 0.0, _bits(projecting)), packed
 
 
 def _bits(numbers: Iterable[int]) -> int:

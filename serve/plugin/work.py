@@ -53,6 +53,7 @@ class LayerWork:
     slots: list[int] = field(default_factory=list)
     operations: list[int] = field(default_factory=list)  # codes of `morfi.engine.operations`
     strengths: list[float] = field(default_factory=list)
+    lows: list[float] = field(default_factory=list)
     users: list[int] = field(default_factory=list)
     captured: list[tuple[Live, range, range]] = field(default_factory=list)  # its rows and their positions
 
@@ -82,6 +83,7 @@ def add_work(
             one.slots.extend([slots[entry.direction]] * n)
             one.operations.extend([entry.operation.code] * n)
             one.strengths.extend([entry.strength] * n)
+            one.lows.extend([entry.low] * n)
             one.users.extend([entry.users] * n)
             has_work = True
     if live.capture is None:

@@ -11,8 +11,15 @@ from typing import Any
 
 from fake_api.api import FakeApi, Refused
 from fake_api.contents import MAX_STRENGTHS, MEDIAN_NORM, OTHER_SAE, POSITIONS, SAE
-from morfi.engine.operations import OPERATIONS
+from morfi.engine.operations import LOW, OPERATIONS
 from morfi.questions.matching import is_correct
+
+
+def own_numbers(op: str) -> set[str]:
+    """The fields of a latent that an operation takes in the latent's own units."""
+    amount = OPERATIONS[op].amount
+    own = {amount.field} if amount is not None and not amount.in_norms else set()
+    return own | ({LOW} if OPERATIONS[op].has_low else set())
 
 
 def runs_of(api: FakeApi, body: Mapping[str, Any]) -> list[tuple[float | None, str, Any]]:
@@ -28,7 +35,7 @@ def runs_of(api: FakeApi, body: Mapping[str, Any]) -> list[tuple[float | None, s
         raise Refused(422, "give one of question and prompt, and positions that there are")
     (latent,) = body.get("latents") or body["vectors"]
     op = latent.get("op", "add")
-    if op not in OPERATIONS or op.startswith("clamp") != ("clamp" in latent) or "alpha" in latent:
+    if op not in OPERATIONS or own_numbers(op) != {"clamp", "high", "low", "alpha"} & set(latent):
         raise Refused(422, f"a latent of a comparison with op {op} is not like this: {latent}")
     if "vector" not in latent and latent.get("sae") not in (SAE, OTHER_SAE):
         raise Refused(422, f"no SAE {latent.get('sae')} is served")
@@ -38,7 +45,7 @@ def runs_of(api: FakeApi, body: Mapping[str, Any]) -> list[tuple[float | None, s
     where = {"sae": SAE, "layer": latent.get("layer", 25), "positions": body.get("positions", "all")}
     for alpha in strengths:
         effect = alpha if op == "add" else -2.0 if row["direction"] == "rising" else 2.0
-        number = {"clamp": latent["clamp"]} if op.startswith("clamp") else {"alpha": alpha}
+        number = {name: latent[name] for name in own_numbers(op)} or {"alpha": alpha}
         applied = {
             "checkpoint": api.served,
             "latents": [{"id": row["id"], "op": op, **number, "strength": alpha * MEDIAN_NORM, **where}],

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from morfi.engine.operations import OPERATIONS
 from morfi.engine.steering import Latent
 from morfi.errors import InputError, MorfiError
 from morfi.interventions.outcome import Outcome, Steered, steered
@@ -237,12 +238,14 @@ def test_a_layer_scan_steers_at_every_captured_layer_in_its_own_units(
     assert found.against_delta_u is None
 
 
-@pytest.mark.parametrize("op", ["ablate", "clamp", "clamp_firing", "project"])
+@pytest.mark.parametrize("op", ["ablate", "clamp", "clamp_firing", "clamp_interval", "project"])
 def test_other_operations_take_latents_of_the_sae_and_project_out_what_is_none(
     steer: Callable[..., str], store: Store, knowing: Any, op: str
 ) -> None:
-    values = {"values": (0.0, 5.0)} if op.startswith("clamp") else {}
-    found = result(store, steer(op=op, combine=True, ids=(0, 3), **values))
+    amount = OPERATIONS[op].amount
+    values = {amount.option: (0.0, 5.0)} if amount else {}
+    low = {"low": -1.0} if OPERATIONS[op].has_low else {}
+    found = result(store, steer(op=op, combine=True, ids=(0, 3), **values, **low))
     operations = {one.direction.kind: one.direction.operation for one in found.outcomes}
     assert operations == {
         "latent": op,
@@ -254,8 +257,9 @@ def test_other_operations_take_latents_of_the_sae_and_project_out_what_is_none(
     steerings = [one for batch in knowing.steerings for wanted in batch for one in wanted]
     is_latent = {isinstance(one.direction, Latent) for one in steerings if one.operation == op}
     assert is_latent == {op != "project"}
+    assert {one.low for one in steerings if one.operation == op} == {low.get("low", 0.0)}
     latent = named(found, "latent 0")
-    assert [one.alpha for one in latent.tried] == list(values.get("values", (0.0,)))
+    assert [one.alpha for one in latent.tried] == list(next(iter(values.values()), (0.0,)))
     assert latent.best.gain == (0.0 if op == "project" else 1.0)
     together = [wanted for batch in knowing.steerings for wanted in batch if len(wanted) == 2]
     assert len(together) == N_DEV + N_TEST

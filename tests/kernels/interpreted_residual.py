@@ -54,6 +54,8 @@ def draw_case(
     tables.operations.copy_(integers(0, len(OPERATIONS), N_TOKENS, N_ENTRIES))
     tables.strengths.copy_(torch.randn(N_TOKENS, N_ENTRIES, generator=draw))
     tables.strengths[5:7] *= torch.tensor([0.0, 3e37, 1.0, 0.0])  # nothing, and more than a stream holds
+    spread = torch.rand(N_TOKENS, N_ENTRIES, generator=draw)
+    tables.lows.copy_(tables.strengths - spread * (tables.strengths.abs() < 1e6))
     tables.users.copy_(1 << integers(0, 8, N_TOKENS, N_ENTRIES))
     tables.capture_layers[:, 0] = torch.tensor([0, -1, 0, 1, -1, 2, -1, -1, 0])
     tables.capture_layers[:, 1] = torch.tensor([2, -1, -1, 0, -1, 1, -1, -1, 2])

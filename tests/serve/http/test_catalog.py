@@ -77,7 +77,7 @@ def test_neighbours_and_questions_of_a_latent(make_catalog: Any, identity_sae: P
     found = catalog.firing(2, condition.row.ckpt_sha256).top
     expected = sorted((value for value in condition.values[:, 2].tolist() if value > 0), reverse=True)
     assert [one.activation for one in found] == pytest.approx(expected[:10])
-    assert catalog.sae.operations == ("add", "ablate", "clamp", "project", "clamp_firing")
+    assert catalog.sae.operations == ("add", "ablate", "clamp", "project", "clamp_firing", "clamp_interval")
     firing = catalog.firing(2, condition.row.ckpt_sha256)
     assert [one.quantile for one in firing.at_quantiles] == sorted(
         {one.quantile for one in firing.at_quantiles}, reverse=True

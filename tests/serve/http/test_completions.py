@@ -251,6 +251,7 @@ def test_http_gives_what_python_gives(
         for i, a, positions in ((3, 1.5, "all"), (9, -2.0, "generated"), (17, 4.0, "last_prompt"))
     ]
     cases += [([{"id": 5, "clamp": 3.0}, {"id": 6, "op": "project"}, {"id": 7, "op": "ablate"}], "prompt")]
+    cases += [([{"id": 5, "op": "clamp_interval", "low": 2.0, "high": 3.0}], "all")]
     with TerminalProgress() as progress:
         catalog = load_catalog(Store(server.made.db), server.made.find_run, None, progress)
     checkpoint = catalog.open("level-100-seed-0-epoch-early-stop")
@@ -264,8 +265,9 @@ def test_http_gives_what_python_gives(
                     1,
                     Latent(sae, one["id"]),
                     one.get("op", "clamp" if "clamp" in one else "add"),
-                    one.get("clamp", one.get("alpha", 0.0) * (1 if "clamp" in one else unit)),
+                    one.get("clamp", one.get("high", one.get("alpha", 0.0) * unit)),
                     positions,
+                    one.get("low", 0.0),
                 )
                 for one in latents
             ]

@@ -44,6 +44,7 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
         ("clamp", {"name": "value", "field": "clamp", "in_norms": False}),
         ("project", None),
         ("clamp_firing", {"name": "value", "field": "clamp", "in_norms": False}),
+        ("clamp_interval", {"name": "high", "field": "high", "in_norms": False}),
     ]
     last = found.activations.residuals[-1]
     assert said["saes"] == [
@@ -51,7 +52,7 @@ def test_capabilities_say_what_is_served(server: Any, found: Found) -> None:
             "name": "sae",
             "layer": 1,
             "d_sae": 96,
-            "operations": ["add", "ablate", "clamp", "project", "clamp_firing"],
+            "operations": ["add", "ablate", "clamp", "project", "clamp_firing", "clamp_interval"],
             "median_norm": pytest.approx(float(last.values.norm(dim=1).median())),
             "norm_from": f"{server.made.find_run}, at the last token of each question's prompt",
             "find_runs": [server.made.find_run],

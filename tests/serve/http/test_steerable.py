@@ -120,6 +120,8 @@ def test_the_size_adds_up_what_acts_at_one_place(steerable: Steerable) -> None:
         assert found == pytest.approx(size), vector
     clamped = Steering(latents=[Latent(id=3, sae="a", clamp=4.0)] * 2)
     assert sized(steerable, clamped)[0] == pytest.approx(4.0 * 1.5 / 2.0)
+    between = Steering(latents=[Latent(id=3, sae="a", low=1.0, high=400.0)])
+    assert sized(steerable, between)[0] == pytest.approx(1.5 / 2.0)
     for beyond in ([latent(sae="a", alpha=1e308)] * 2, [Latent(id=3, sae="a", clamp=1.7e308)]):
         assert sized(steerable, Steering(latents=beyond))[0] == math.inf
 

@@ -58,7 +58,7 @@ def test_an_answer_without_its_reports_is_not_given(served: Served, stream: bool
         ({"id": 3, "alpha": -1e308}, "at most 8"),
         ({"id": 3, "clamp": 12}, "by 9 of its median norms; at most 8"),
         ({"id": 3, "clamp": 86.0}, "64.5 of its median norms"),
-        ({"id": 3, "op": "ablate"}, "cannot be done with this SAE; add, project, clamp can"),
+        ({"id": 3, "op": "ablate"}, "cannot be done with this SAE; add, project, clamp, clamp_interval can"),
         ({"id": 3, "alpha": "1"}, "valid number"),
         ({"id": 3.5, "alpha": 1}, "valid integer"),
         ({"id": True, "alpha": 1}, "valid integer"),

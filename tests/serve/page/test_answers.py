@@ -73,6 +73,11 @@ def test_both_answers_grow_together_as_they_stream(ready: Callable[..., Page], a
         ("project", {"op": "project"}, "Steered, projected out"),
         ("clamp", {"op": "clamp", "clamp": 0.5}, "Steered, clamped to +0.5"),
         ("clamp_firing", {"op": "clamp_firing", "clamp": 0.5}, "Steered, where it fires, clamped to +0.5"),
+        (
+            "clamp_interval",
+            {"op": "clamp_interval", "high": 0.5, "low": -0.25},
+            "Steered, kept within \u22120.25 to +0.5",
+        ),
     ],
 )
 def test_other_operations(
@@ -83,6 +88,9 @@ def test_other_operations(
     page.get_by_text("More").click()
     page.locator("#positions").select_option("generated")
     page.locator("#op").get_by_text(op, exact=True).click()
+    assert page.locator("#low").is_visible() == ("low" in sent)
+    if "low" in sent:
+        page.locator("#low").fill("-0.25")
     if op.startswith("clamp"):
         page.locator("#amount").fill("0.5")
         page.locator("#amount").press("Enter")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from dataclasses import replace
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from morfi.engine.directions import Direction, pack
 from morfi.engine.operations import OPERATIONS
 from morfi.engine.steering import Capture, Steering, to_json
-from morfi.errors import MorfiError
+from morfi.errors import InputError, MorfiError
 from morfi.kernels.residual import residual_reference
 from morfi.serve.plugin.device_work import DeviceWork
+from morfi.serve.plugin.joint import join
 from morfi.serve.plugin.step import ResidualState
 from morfi.serve.plugin.steps import Steps
 
@@ -26,6 +28,25 @@ def make_state(device_work: DeviceWork | None) -> ResidualState:
     return ResidualState(range(N_LAYERS), D_MODEL, 32, CPU, device_work)
 
 
+def draw_steering(draw: random.Random, packed: dict[str, bytes], n_prompt: int) -> list[Steering]:
+    """Steerings that do not contradict each other."""
+    while True:
+        found = [
+            Steering(
+                draw.randrange(N_LAYERS),
+                draw.choice(list(packed)),
+                operation := draw.choice(list(OPERATIONS)),
+                0.0 if OPERATIONS[operation].amount is None else draw.uniform(-2, 2),
+                draw.choice(("all", "prompt", "generated", (-1, 0))),
+                -2.0 if OPERATIONS[operation].has_low else 0.0,
+            )
+            for _ in range(draw.randrange(6))
+        ]
+        with contextlib.suppress(InputError):
+            join(found, packed, n_prompt)
+            return found
+
+
 def draw_requests(
     draw: random.Random, directions: list[Direction]
 ) -> dict[str, tuple[int, dict[str, object]]]:
@@ -34,16 +55,7 @@ def draw_requests(
     found: dict[str, tuple[int, dict[str, object]]] = {}
     for number in range(5):
         n_prompt = draw.randrange(2, 7)
-        steering = [
-            Steering(
-                draw.randrange(N_LAYERS),
-                draw.choice(list(packed)),
-                operation := draw.choice(list(OPERATIONS)),
-                0.0 if OPERATIONS[operation].amount is None else draw.uniform(-2, 2),
-                draw.choice(("all", "prompt", "generated", (-1, 0))),
-            )
-            for _ in range(draw.randrange(6))
-        ]
+        steering = draw_steering(draw, packed, n_prompt)
         capture = draw.choice((None, Capture((2, 0), "all"), Capture((1,), "all", before=True)))
         ready = {**to_json(steering, capture), "report": True, "shard": None, "directions": packed}
         found[f"r{number}"] = (n_prompt, {"morfi": ready})

@@ -49,8 +49,14 @@ DIRECTIONS = make_directions()
 PACKED = {name: pack(direction) for name, direction in DIRECTIONS.items()}
 
 
-def steer(name: str, operation: str = "add", strength: float = 0.0, positions: Positions = "all") -> Steering:
-    return Steering(0, name, operation, strength, positions)
+def steer(
+    name: str,
+    operation: str = "add",
+    strength: float = 0.0,
+    positions: Positions = "all",
+    low: float = 0.0,
+) -> Steering:
+    return Steering(0, name, operation, strength, positions, low)
 
 
 def value(direction: Direction, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,6 +74,8 @@ def expected(steering: list[Steering], x: torch.Tensor) -> torch.Tensor:
     for name, own in setting.items():
         f, unit = value(DIRECTIONS[str(name)], x)
         target = 0.0 if own.operation == "clamp_firing" and not f else own.strength
+        if own.operation == "clamp_interval":
+            target = min(max(float(f), own.low), own.strength)
         after += (target - f) * unit * DIRECTIONS[str(name)].vector.double()
     removed = [DIRECTIONS[str(one.direction)].vector for one in steering if one.operation == "project"]
     if removed:
@@ -107,16 +115,18 @@ def active(steering: list[Steering], position: int) -> list[Steering]:
 
 steerings = st.lists(
     st.builds(
-        lambda name, operation, strength, place: steer(
+        lambda name, operation, strength, place, width: steer(
             "l" if OPERATIONS[operation].needs_latent and name not in ("l", "m") else name,
             operation,
             0.0 if OPERATIONS[operation].amount is None else strength,
             place,
+            strength - width if OPERATIONS[operation].has_low else 0.0,
         ),
         st.sampled_from(["a", "b", "c", "near a", "-2a", "l", "m"]),
         st.sampled_from(list(OPERATIONS)),
         st.sampled_from([-2.0, 0.5, 0.5, 3.0]),
         st.sampled_from(PLACES),
+        st.sampled_from([0.0, 0.5, 3.0]),
     ),
     min_size=1,
     max_size=6,
@@ -189,6 +199,9 @@ def test_what_a_projection_takes_an_ablation_does_not_bring_back() -> None:
         ([steer("l", "clamp", 2.0), steer("l", "clamp_firing", 2.0)], "the values 2 and 2 where it fires"),
         ([steer("along a", "clamp", 2.0), steer("-2a", "project")], "is projected out"),
         ([steer("along a", "clamp_firing", 2.0), steer("-2a", "project")], "is projected out"),
+        ([steer("l", "clamp_interval", 2.0), steer("l", "clamp_interval", 3.0)], "0 to 2 and 0 to 3 at one"),
+        ([steer("l", "clamp_interval", 2.0), steer("l", "clamp", 2.0)], "(0 to 2 and 2|2 and 0 to 2) at one"),
+        ([steer("along a", "clamp_interval", 2.0, low=1.0), steer("a", "project")], "is projected out"),
         (  # at each of 16 positions another combination
             [
                 steer(name, "project", positions=tuple(p for p in range(16) if p >> number & 1))
@@ -206,6 +219,32 @@ def test_contradictions_are_refused(steering: list[Steering], message: str) -> N
 def test_set_to_0_where_it_fires_a_latent_is_ablated() -> None:
     joint = join([steer("l", "clamp_firing"), steer("l", "ablate"), steer("l", "clamp")], PACKED, N_PROMPT)
     assert [(one.operation.name, one.users) for one in joint.entries] == [("ablate", 7)]
+
+
+def test_an_interval_of_one_value_is_a_clamp() -> None:
+    both = [steer("l", "clamp_interval", 2.0, low=2.0), steer("l", "clamp", 2.0)]
+    assert [(one.operation.name, one.users) for one in join(both, PACKED, N_PROMPT).entries] == [("clamp", 3)]
+    nothing = [steer("l", "clamp_interval"), steer("l", "ablate")]
+    assert [one.operation.name for one in join(nothing, PACKED, N_PROMPT).entries] == ["ablate"]
+
+
+def test_within_its_interval_a_latent_changes_no_bit() -> None:
+    x = torch.randn(200, D_MODEL, generator=torch.Generator().manual_seed(4))
+    x[:, 0] = -0.0
+    f = torch.tensor([float(value(DIRECTIONS["l"], row.double())[0]) for row in x])
+    after, changed = run([steer("l", "clamp_interval", 2.0, low=0.5)], x)
+    is_within = (f >= 0.5) & (f <= 2.0)
+    assert is_within.sum() > 20
+    assert torch.equal(after[is_within].view(torch.int32), x[is_within].view(torch.int32))
+    assert [not one for one in changed] == is_within.tolist()
+    moved = (f.clamp(0.5, 2.0) - f)[:, None] * DIRECTIONS["l"].vector
+    torch.testing.assert_close(after, x + moved, rtol=1e-4, atol=1e-4)
+
+
+def test_below_its_interval_a_projected_latent_is_no_contradiction() -> None:
+    x = torch.randn(N_TOKENS, D_MODEL, generator=torch.Generator().manual_seed(5))
+    together = [steer("along a", "clamp_interval", 2.0), steer("a", "project")]
+    torch.testing.assert_close(run(together, x)[0], run([steer("a", "project")], x)[0])
 
 
 def test_other_values_at_other_positions_are_no_contradiction() -> None:
@@ -240,6 +279,7 @@ def test_what_is_added_together_is_bounded(dtype: str) -> None:
         [steer("a", strength=half), steer("a", strength=-most)],
         [steer("a", strength=half, positions="prompt"), steer("a", strength=half, positions="generated")],
         [steer("a", "project"), steer("a", strength=half)],
+        [steer("l", "clamp_interval", 2 * most)],  # nothing larger comes in than there was
     ):
         check(join(fine, PACKED, N_PROMPT), dtype)
     for bad in (
@@ -247,6 +287,8 @@ def test_what_is_added_together_is_bounded(dtype: str) -> None:
         [steer("a", strength=half), steer("a", strength=half, positions="last_prompt")],
         [steer("a", strength=half), steer("-2a", strength=-half / 2)],
         [steer("l", "clamp", 2 * most * float(d.norm()))],
+        [steer("l", "clamp_interval", large := 2 * most * float(d.norm()), low=large)],
+        [steer("l", "clamp_interval", -large, low=-2 * large)],
     ):
         with pytest.raises(InputError, match=rf"after layer 0 would move .* more than {dtype}"):
             check(join(bad, PACKED, N_PROMPT), dtype)
