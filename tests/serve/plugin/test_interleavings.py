@@ -68,6 +68,7 @@ steerings = st.lists(
             operation[0].name,
             operation[1],
             positions,
+            operation[1] - 1.0 if operation[0].has_low else 0.0,
         ),
         layers,
         operations,
