@@ -41,7 +41,7 @@ MAY: Mapping[str, tuple[str, ...]] = {
     "conditions": (*STORED, "training"),
     "evaluation": (*STORED, "training", "conditions", "endpoint"),
     "latents": (*STORED, "training", "conditions", "kernels"),
-    "interventions": (*STORED, "training", "conditions", "latents"),
+    "interventions": (*STORED, "training", "conditions", "evaluation", "endpoint", "latents"),
     "experiment": (*STORED, "training", "conditions", "evaluation", "latents", "interventions"),
     "verification": (*RECORDS, "runs"),
     "report": (

@@ -10,6 +10,8 @@ from typing import Any
 from morfi.engine.operations import ADD, ALPHA, AMOUNTS, OPERATIONS, Amount
 from morfi.engine.steering import NAMED_POSITIONS
 from morfi.errors import InputError, nearest
+from morfi.evaluation.how import HOW, check_limits, check_server
+from morfi.interventions.verdicts import Answerer
 from morfi.runs.options import check_match, check_numbers, option, run_of, sized_here
 from morfi.training.mixtures import KNOWN_CATEGORIES, UNKNOWN
 
@@ -65,6 +67,15 @@ class SteerConfig:
     dtype: str | None = option("bfloat16, float16 or float32.", None, unset="the capture's")
     engine: Mapping[str, Any] = field(default_factory=dict)
     batch: int = option("Requests answered and stored together.", 2048, gpu=8192)
+    server: str | None = option(
+        "OpenAI-compatible server that gives unsteered answers.", None, name="endpoint", metavar="URL"
+    )
+    models: tuple[str, ...] = option(
+        "Whose: base, reference or checkpoint, by its name there.", (), name="model", metavar="WHO=NAME,..."
+    )
+    concurrency: int | None = None
+    timeout: float | None = None
+    retries: int | None = None
 
     def __post_init__(self) -> None:
         check_match(self.match)
@@ -92,11 +103,35 @@ class SteerConfig:
                 "never put into the model; give --max-tokens 2 or more"
             )
         _check_amounts(self)
+        self._check_server()
 
     @property
     def categories(self) -> tuple[str, ...]:
         """The categories of the split run whose questions are asked."""
         return QUESTIONS.get(self.questions) or tuple(self.questions.split(","))
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The server's names of those whose unsteered answers it gives, by who they are."""
+        return dict(one.split("=", 1) for one in self.models)
+
+    def _check_server(self) -> None:
+        """Raises InputError for options of a server without one, or one that gives nobody's answers."""
+        given = {"model": self.models or None, **{name: getattr(self, name) for name in HOW}}
+        check_server(self.server, given, {})
+        check_limits(self.concurrency, self.timeout, self.retries)
+        if self.server is not None and not self.models:
+            raise InputError(
+                "--model is missing: say whose answers the server gives, by its names of them, such as "
+                "--model base=NAME,reference=NAME"
+            )
+        for one in self.models:
+            who, _, name = one.partition("=")
+            if not name:
+                raise InputError(f'--model "{one}" is no WHO=NAME; expected such as {Answerer.BASE}=NAME')
+            _check_one_of("model", who, tuple(Answerer))
+        if len(self.names) < len(self.models):
+            raise InputError(f"--model {','.join(self.models)} names one of {', '.join(Answerer)} twice")
 
     @property
     def amounts(self) -> tuple[float, ...]:

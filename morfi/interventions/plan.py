@@ -14,6 +14,7 @@ from morfi.conditions.series import Series
 from morfi.engine.operations import ADD, OPERATIONS
 from morfi.engine.steering import MAX_ENTRIES
 from morfi.errors import InputError
+from morfi.evaluation.how import HOW, limits_of
 from morfi.interventions.config import SteerConfig, SteerRun
 from morfi.interventions.directions import Target, find_targets, scan_target
 from morfi.interventions.verdicts import Answerer, Arm, n_surviving, rung_sizes
@@ -22,7 +23,7 @@ from morfi.latents.capture import CaptureRun
 from morfi.latents.find import Found, load_found
 from morfi.questions import UNSPLIT, QuestionSet, select, with_splits
 from morfi.questions.exemplars import no_shots
-from morfi.questions.prompts import Prompt, Prompted, prompted
+from morfi.questions.prompts import Prompt, Prompted, Wording, prompted, worded
 from morfi.questions.question import Question
 from morfi.runs.answering import fingerprint_of
 from morfi.runs.settings import settings_of
@@ -30,6 +31,7 @@ from morfi.store.records import RunKind, RunRecord
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
+    from morfi.endpoint.engine import Endpoint
     from morfi.store import Store
 
 SHARES = (0.25, 0.5, 1.0)  # of their own best alphas, at which latents are added together
@@ -51,6 +53,8 @@ class Plan:
     rungs: tuple[tuple[str, ...], ...]
     asked: Prompted
     prompts: Mapping[str, Prompt]  # by question id
+    servers: Mapping[str, Endpoint]  # that give unsteered answers of the base model, the reference, ...
+    texts: Mapping[str, Prompt]  # as servers take them, by question id
     fingerprint: str
 
     @property
@@ -147,6 +151,8 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
         bos=series.bos,
         progress=progress,
     )
+    servers = _servers(config, progress)
+    texts = worded([no_shots(every)], Wording()).prompts if servers else ()
     taken = asdict(config) | names | {"latents": found.run.run_id, "epochs": epochs}
     made = SteerRun(
         **taken,
@@ -169,15 +175,39 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
         rungs=tuple(_rungs(questions[config.choose_on], config.seed)),
         asked=asked,
         prompts={prompt.question.id: prompt for prompt in asked.prompts},
-        fingerprint=fingerprint_of(_decided(stored, found, served), series.base, source.data, asked.prompts),
+        servers=servers,
+        texts={prompt.question.id: prompt for prompt in texts},
+        fingerprint=fingerprint_of(
+            _decided(stored, found, served, servers), series.base, source.data, asked.prompts
+        ),
     )
 
 
-def _decided(stored: Mapping[str, Any], found: Found, served: Mapping[str, Checkpoint]) -> dict[str, Any]:
+def _servers(config: SteerConfig, progress: Progress) -> dict[str, Endpoint]:
+    """The server's models, by whose answers they give; raises InputError for one that it has not."""
+    if config.server is None:
+        return {}
+    from morfi.endpoint.engine import find_endpoint
+
+    limits = limits_of(config.concurrency, config.timeout, config.retries)
+    return {
+        who: find_endpoint(config.server, name, chat=False, limits=limits, say=progress.phase)
+        for who, name in config.names.items()
+    }
+
+
+def _decided(
+    stored: Mapping[str, Any],
+    found: Found,
+    served: Mapping[str, Checkpoint],
+    servers: Mapping[str, Endpoint],
+) -> dict[str, Any]:
     """The settings that decide the rows of a run, with content in place of names."""
-    kept = {key: value for key, value in stored.items() if key not in ("latents", "ckpt", "reference")}
+    named = ("latents", "ckpt", "reference", "server", "models", *HOW)
+    kept = {key: value for key, value in stored.items() if key not in named}
     by_content = {name: checkpoint.sha256 for name, checkpoint in served.items()}
-    return {**kept, **by_content, "kind": RunKind.STEER, "find": found.run.fingerprint}
+    by_server = {f"{name} by": server.checkpoint.sha256 for name, server in servers.items()}
+    return {**kept, **by_content, **by_server, "kind": RunKind.STEER, "find": found.run.fingerprint}
 
 
 def _rungs(questions: Sequence[Question], seed: int) -> list[tuple[str, ...]]:

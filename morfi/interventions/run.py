@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from morfi.engine.protocol import Completion, Sampling, StartEngine
+from morfi.engine.protocol import Completion, Engine, Sampling, StartEngine
 from morfi.engine.steering import Steering
 from morfi.errors import MorfiError
 from morfi.interventions.config import SteerConfig
@@ -31,6 +33,7 @@ from morfi.store.records import RunKind, RunRecord, SteeredRow
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
+    from morfi.endpoint.engine import Endpoint
     from morfi.store import Store
 
 
@@ -102,13 +105,18 @@ def _steer(plan: Plan, verdicts: Verdicts, life: Life, start_engine: StartEngine
     n_done = sum(map(len, verdicts.right.values()))
     base = plan.series.base
     start = partial(start_engine, base, context=plan.asked.context, seed=config.seed, overrides=config.engine)
-    with life.engine(start) as (engine, attempt):
+    with life.engine(start) as (engine, attempt), contextlib.ExitStack() as open_servers:
+        servers = {who: open_servers.enter_context(_asking(one)) for who, one in plan.servers.items()}
         steerer = Steerer(engine, plan.found.sae, config.positions, config.low)
-        stream = _Stream(plan, run_id, attempt, store, steerer, progress, verdicts, base.sha256)
+        stream = _Stream(plan, run_id, attempt, store, steerer, progress, verdicts, base.sha256, servers)
         progress.start(plan.n_answers, n_done)
         for stage in stages(plan, verdicts):
             stream.answer(stage)
     return ()
+
+
+def _asking(server: Endpoint) -> AbstractContextManager[Engine]:
+    return server.start(server.checkpoint, context=0, seed=0, overrides={})
 
 
 def stages(plan: Plan, verdicts: Verdicts) -> Iterator[Stage]:
@@ -209,6 +217,7 @@ class _Stream:
     progress: Progress
     verdicts: Verdicts
     served_sha256: str
+    servers: Mapping[str, Engine] = field(default_factory=dict)  # that give unsteered answers, by whose
 
     def answer(self, stage: Stage) -> None:
         """Answers and stores what is missing of a stage, a batch in one transaction at a time."""
@@ -217,9 +226,9 @@ class _Stream:
             for target in stage.targets:
                 self.steerer.register(target)
         batches = _missing(stage.requests, self.plan.config.batch, self.verdicts)
-        if batches:
-            self._serve(batches[0][0].served)
         for batch in batches:
+            for served in {one.served for one in batch if self._server_of(one) is None}:
+                self._serve(served)
             begun = time.monotonic()
             steerings = [self.steerer.steering(one.arm.direction, one.arm.alpha) for one in batch]
             completions = self._generate(batch, steerings)
@@ -230,6 +239,10 @@ class _Stream:
                 arm = Arm(row.direction, row.alpha)
                 self.verdicts.add(row.served, arm, row.question_id, correct=row.judged.correct)
             self.attempt.count([row.judged for row in rows], generate_s)
+
+    def _server_of(self, one: Request) -> str | None:
+        """Whose answers a server gives that gives this one; None for the engine."""
+        return one.served if one.arm == UNSTEERED and one.served in self.servers else None
 
     def _serve(self, name: str) -> None:
         checkpoint = self.plan.served[name]
@@ -242,19 +255,39 @@ class _Stream:
         self, batch: Sequence[Request], steerings: Sequence[Sequence[Steering]]
     ) -> list[Completion]:
         """One greedy answer to each request; raises MorfiError for one that was not steered as asked."""
-        engine = self.steerer.engine
-        engine.reset_prefix_cache()
-        prompts = [self.plan.prompts[one.question_id].token_ids for one in batch]
-        sampling = Sampling(max_tokens=self.plan.config.max_tokens)
-        answered = engine.generate(prompts, sampling, self.progress.advance, steering=steerings)
-        if len(answered) != len(batch):
-            raise MorfiError(f"the engine gave {len(answered)} answers to {len(batch)}; none is stored")
-        for one, wanted, (completion,) in zip(batch, steerings, answered, strict=True):
+        by_server: dict[str | None, list[int]] = {}
+        for place, one in enumerate(batch):
+            by_server.setdefault(self._server_of(one), []).append(place)
+        found: dict[int, Completion] = {}
+        for who, places in by_server.items():
+            asked = [batch[place].question_id for place in places]
+            if who is None:
+                engine, texts, own = self.steerer.engine, self.plan.prompts, [steerings[i] for i in places]
+                engine.reset_prefix_cache()
+            else:
+                engine, texts, own = self.servers[who], self.plan.texts, None
+            prompts = [texts[question_id].token_ids for question_id in asked]
+            found |= zip(places, self._ask(engine, prompts, own), strict=True)
+        answered = [found[place] for place in range(len(batch))]
+        for one, wanted, completion in zip(batch, steerings, answered, strict=True):
             if [applied.steering for applied in completion.applied] != list(wanted):
                 raise MorfiError(
                     f"question {one.question_id} was not steered along {one.arm.direction or 'nothing'} as "
                     "asked; nothing of its batch is stored"
                 )
+        return answered
+
+    def _ask(
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        steering: Sequence[Sequence[Steering]] | None,
+    ) -> list[Completion]:
+        """One greedy answer to each prompt."""
+        sampling = Sampling(max_tokens=self.plan.config.max_tokens)
+        answered = engine.generate(prompts, sampling, self.progress.advance, steering=steering)
+        if len(answered) != len(prompts):
+            raise MorfiError(f"the engine gave {len(answered)} answers to {len(prompts)}; none is stored")
         return [completion for (completion,) in answered]
 
     def _judge(self, one: Request, steering: Sequence[Steering], completion: Completion) -> SteeredRow:

@@ -70,6 +70,7 @@ def _unsteered(found: Steered, config: SteerRun) -> list[str]:
         Answerer.REFERENCE: config.reference,
         Answerer.CHECKPOINT: config.ckpt,
     }
+    names |= {who: f"{names[who]} ({name} at {config.server})" for who, name in config.names.items()}
     splits = (config.choose_on, config.report_on)
     body = [
         (f"{names[served]}, unsteered", *(_share(by_split[split]) for split in splits))
