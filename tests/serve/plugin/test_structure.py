@@ -97,6 +97,21 @@ def test_two_tensors_that_are_neither_are_no_stream() -> None:
         trial(model).is_sum()
 
 
+@pytest.mark.parametrize("share", [0.9, 1.1, -1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_layers", [2, 12])
+def test_a_sum_in_which_one_tensor_counts_otherwise_is_no_stream(
+    share: float, dtype: torch.dtype, n_layers: int
+) -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = Model("sum", n_layers).to(dtype)
+        model.layers[0].register_forward_pre_hook(lambda _, args: (args[0], args[1].to(dtype), *args[2:]))
+        model.end = lambda hidden, rest=None: hidden + share * rest  # type: ignore[method-assign,operator]
+        with pytest.raises(InputError, match="more than the first or their sum"):
+            trial(model).is_sum()
+
+
 def test_what_is_changed_between_layers_is_no_stream() -> None:
     with pytest.raises(InputError, match="layer 1 is not handed what layer 0 returned"):
         trial(Model("one"), lambda given: (given[0] * 2,)).is_sum()
