@@ -23,7 +23,7 @@ _N_ROWS = 7
 _STEPS = 32  # of a grid from 0 to a tensor's largest number: sums of its points and of noise on it are exact
 # Of the norm of the model's output. Noise moves it by 1.2 or more, what leaves the stream as it is by 0, or
 # by the rounding of kernels that add up in another order. Were the stream h + 0.9 r, what leaves h + r as
-# it is would move it by 0.25 or more in the architectures of docs/models.md, and nowhere by less than this:
+# it is would move it by 0.24 or more in the architectures of docs/models.md, and nowhere by less than this:
 # noise has at least a quarter of the stream's size.
 _SAME = 0.02
 
