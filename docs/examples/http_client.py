@@ -6,8 +6,9 @@ With OpenAI's own client: the field `steering` goes in, and `steering_applied` s
 from __future__ import annotations
 
 import argparse
+import sys
 
-from openai import OpenAI
+from openai import APIConnectionError, APIStatusError, OpenAI
 
 
 def main() -> None:
@@ -19,7 +20,16 @@ def main() -> None:
     parser.add_argument("--key", default="none", help="where the server wants one")
     parser.add_argument("--prompt", default="Q: Which country is Toulouse in?\nA:")
     options = parser.parse_args()
+    try:
+        ask(options)
+    except APIConnectionError:
+        sys.exit(f"no server answers at {options.url}; start one: morfi serve --ckpt M_100 --latents RUN")
+    except APIStatusError as error:
+        sys.exit(f"{options.url}: {error.message}")
 
+
+def ask(options: argparse.Namespace) -> None:
+    """Asks twice, and prints each answer as it comes."""
     steering = {"latents": [{"id": options.latent, "alpha": options.alpha}]}
     with OpenAI(base_url=f"{options.url}/v1", api_key=options.key) as client:
         model = client.models.list().data[0].id

@@ -17,3 +17,13 @@ def test_a_client_gets_a_plain_and_a_steered_answer(server: Any) -> None:
     assert plain.startswith("plain: ")
     assert "applied" not in plain
     assert "'alpha': 1.5" in steered.partition("applied: ")[2]
+
+
+@pytest.mark.long
+def test_where_no_server_is_there_the_example_says_so_in_one_line() -> None:
+    asked = [sys.executable, "-P", str(CLIENT), "3", "--url", "http://127.0.0.1:9"]
+    done = subprocess.run(asked, check=False, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        "no server answers at http://127.0.0.1:9; start one: morfi serve --ckpt M_100 --latents RUN"
+    ]
