@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/v1/morfi", responses=ERRORS, route_class=UniqueKeysRoute)
 MAX_TOP = 100
+_PROMPTS = ("text", "messages", "token_ids")
 _CHUNK = 64  # tokens encoded at a time: a row has all latents
 
 
@@ -46,7 +47,7 @@ class Asked(Body):
 
     @model_validator(mode="after")
     def _has_one_prompt(self) -> Self:
-        if sum(one is not None for one in (self.text, self.messages, self.token_ids)) != 1:
+        if sum(getattr(self, name) is not None for name in _PROMPTS) != 1:
             raise ValueError("give one of text, messages and token_ids")
         return self
 
@@ -85,10 +86,11 @@ async def activations(body: Asked, raw_request: Request) -> Activations:
     await enter(raw_request, 1)
     sae, layer = state.steerable.read_after(body.sae, body.layer)
     token_ids = await asyncio.to_thread(_token_ids, state, body)
+    given = next(name for name in _PROMPTS if getattr(body, name) is not None)
     limit = state.gate.limits.max_activation_tokens
     if len(token_ids) > limit:
-        raise Refused(422, "length", f"{len(token_ids)} tokens; at most {limit} at a time", param="text")
-    check_fits(state, len(token_ids), 1, "text")
+        raise Refused(422, "length", f"{len(token_ids)} tokens; at most {limit} at a time", param=given)
+    check_fits(state, len(token_ids), 1, given)
     (captured,) = await state.engine.capture(token_ids, Capture((layer,), "all"))
     found = await asyncio.to_thread(_most_active, sae, captured.values, body.top_k)
     return Activations(
@@ -114,7 +116,7 @@ def _token_ids(state: ServerState, body: Asked) -> list[int]:
     if body.messages is not None:
         return chat_ids(state, body.messages)
     assert body.token_ids is not None
-    state.check_token_ids([body.token_ids])
+    state.check_token_ids([body.token_ids], "token_ids")
     return body.token_ids
 
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from argparse import Namespace
-from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -26,9 +25,10 @@ from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from morfi import __version__
 from morfi.errors import InputError, MorfiError
-from morfi.serve.http import activations, compare, fields, listings, metrics, vector_routes
+from morfi.serve.http import activations, compare, listings, metrics, vector_routes
 from morfi.serve.http.gate import Refused
 from morfi.serve.http.guard import Guard, error_object, refusal_headers
+from morfi.serve.http.invalid import words
 from morfi.serve.http.keys import Keys
 from morfi.serve.http.routes import ERRORS, router
 from morfi.serve.http.sites import Sites
@@ -120,10 +120,12 @@ def _add_error_handlers(app: FastAPI) -> None:
         return JSONResponse(content, refused.status, refusal_headers(refused))
 
     @app.exception_handler(RequestValidationError)
-    async def refuse_invalid(_: Request, error: RequestValidationError) -> Response:
+    async def refuse_invalid(request: Request, error: RequestValidationError) -> Response:
         metrics.REFUSED.labels("invalid").inc()
         # Never what was given: it may be NaN, which JSON cannot say, or megabytes long.
-        lines = [f"{_place(one['loc'])}: {_words(one)}" for one in error.errors()[:10]]
+        body = getattr(request.scope.get("route"), "body_field", None)
+        model = None if body is None else body.field_info.annotation
+        lines = [f"{_place(one['loc'])}: {words(one, one['loc'][1:], model)}" for one in error.errors()[:10]]
         param = _place(error.errors()[0]["loc"])
         return JSONResponse(error_object("; ".join(lines)[:2000], "invalid", 422, param), 422)
 
@@ -138,12 +140,6 @@ def _add_error_handlers(app: FastAPI) -> None:
         _log.error("a request failed: %s", error)
         status = 422 if isinstance(error, InputError) else 500
         return JSONResponse(error_object(str(error), type(error).__name__, status), status)
-
-
-def _words(error: Mapping[str, Any]) -> str:
-    """The reason for a refusal; of a field that is known and does nothing here, why it is not taken."""
-    why = fields.WHY.get(str(error["loc"][-1])) if error["type"] == "extra_forbidden" else None
-    return why or str(error["msg"])
 
 
 def _place(loc: tuple[Any, ...]) -> str:

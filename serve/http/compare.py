@@ -71,9 +71,14 @@ async def compare(body: Comparison, raw_request: Request) -> Response:
     token_ids = await asyncio.to_thread(text_ids, state, prompt)
     check_fits(state, len(token_ids), body.max_tokens, "prompt")
     accepted = None if body.question is None else state.accepted(body.question)
-    plans = [
-        await state.plan(body.at(strength), raw_request.scope["morfi.cleanup"]) for strength in body.strengths
-    ]
+    try:
+        plans = [
+            await state.plan(body.at(strength), raw_request.scope["morfi.cleanup"])
+            for strength in body.strengths
+        ]
+    except Refused as refused:  # the fields of a steering stand in the body itself
+        refused.param = (refused.param or "").removeprefix("steering.") or None
+        raise
     sides = start(state, body, token_ids, plans, accepted)
     if body.stream:
         parts = events(sides, state.served)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,11 @@ def prepare_server(config: ServeConfig, store: Store, progress: Progress) -> Lau
         model = catalogs[0].series.base.name
         served, checkpoint = chosen(config.ckpt, catalogs[0], config.dtype, progress)
     else:
+        if re.fullmatch(r"M_\d+", config.ckpt) and not Path(config.ckpt).is_dir():
+            raise InputError(
+                f"--ckpt {config.ckpt} is a level of a train run; give --latents RUN, a run of `morfi find`, "
+                "as well, or a folder"
+            )
         checkpoint = resolve(config.ckpt, dtype=config.dtype, say=progress.phase)
         model = served = checkpoint.name
     stream = stream_of(checkpoint)
@@ -140,9 +146,10 @@ def chosen(ckpt: str, catalog: Catalog, dtype: str | None, progress: Progress) -
     if known is not None:
         return known, catalog.open(known)
     if ckpt not in PRESETS and not Path(ckpt).expanduser().is_dir():
+        names = dict.fromkeys(one.name for one in catalog.checkpoints.values())
         raise InputError(
-            f'no checkpoint "{ckpt}": expected M_LEVEL or an id of {catalog.series.source} '
-            f"({', '.join(catalog.checkpoints)}), a folder, or a preset"
+            f'--ckpt "{ckpt}" is no checkpoint of {catalog.series.source}; give {", ".join(names)}, one of '
+            f"their ids ({', '.join(catalog.checkpoints)}), a folder, or a preset"
         )
     base = catalog.series.base
     if (Path(ckpt).expanduser() / "adapter_config.json").is_file():

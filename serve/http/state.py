@@ -150,7 +150,8 @@ class ServerState:
         limits, norm = self.gate.limits, norms[layer]
         names = ", ".join(dict.fromkeys(one.label for one in steering.entries))
         param = "steering.latents" if steering.latents else "steering.vectors"
-        moved = f"{names}: together they would move the stream after layer {layer} by {size:g} of its median"
+        they = "it" if len(steering.entries) == 1 else "together they"
+        moved = f"{names}: {they} would move the stream after layer {layer} by {size:g} of its median"
         slack = 1 + 1e-6  # at a limit, rounding errors are no reason
         if not size <= limits.max_alpha * slack:
             raise Refused(422, "alpha", f"{moved} norms; at most {limits.max_alpha:g}", param=param)
@@ -212,13 +213,13 @@ class ServerState:
             raise Refused(422, "bos", f"some prompts begin with {bos}; leave it out of all", param="prompt")
         return any(begins)
 
-    def check_token_ids(self, prompts: Sequence[Sequence[int]]) -> None:
+    def check_token_ids(self, prompts: Sequence[Sequence[int]], param: str = "prompt") -> None:
         """Raises Refused (400) for ids that neither the model nor the tokenizer has."""
         try:
             for prompt in prompts:
                 self.engine.renderer.validate_token_ids(prompt)
         except VLLMError as error:
-            raise Refused(400, "prompt", str(error), param="prompt") from error
+            raise Refused(400, "prompt", str(error), param=param) from error
 
     def check_answers(self) -> None:
         """Raises Refused after a load that failed half way."""

@@ -216,23 +216,23 @@ class Steerable:
                 return next(iter(self.saes.values()))
             known = ", ".join(self.saes)
             message = f"there are several SAEs; name one in sae: {known}" if known else "no SAE is served"
-            raise _unfit("sae", message)
+            raise _unfit("sae", message, "sae")
         if name not in self.saes:
-            raise _unfit("sae", f"no SAE of this name is served; there are: {', '.join(self.saes) or 'none'}")
+            message = f"no SAE of this name is served; there are: {', '.join(self.saes) or 'none'}"
+            raise _unfit("sae", message, "sae")
         return self.saes[name]
 
     def read_after(self, name: str | None, given: int | None) -> tuple[ServedSae, int]:
         """The SAE and the layer after which it reads, `given` where it does not say; raises Refused (422)."""
         sae = self.sae(name)
         if sae.layer is None and given is None:
-            raise _unfit("layer", f"{sae.name} does not say which layer it reads; give layer")
+            raise _unfit("layer", f"{sae.name} does not say which layer it reads; give layer", "layer")
         if sae.layer is not None and given not in (None, sae.layer):
-            raise _unfit(
-                "layer", f"layer {given}: {sae.name} reads after layer {sae.layer}, and is steered there"
-            )
+            message = f"layer {given}: {sae.name} reads after layer {sae.layer}, and nowhere else"
+            raise _unfit("layer", message, "layer")
         layer = given if sae.layer is None else sae.layer
         assert layer is not None
-        self._check_steered(layer, sae.name)
+        self._check_steered(layer, sae.name, "layer")
         return sae, layer
 
     def find(self, one: Latent | Vector, layer: int | None) -> Along:
@@ -240,20 +240,21 @@ class Steerable:
 
         Nothing is said of the size of the change.
         """
-        along = self._latent(one, layer) if isinstance(one, Latent) else self._vector(one, layer)
-        self._check_steered(along.layer, one.label)
+        param = "steering.latents" if isinstance(one, Latent) else "steering.vectors"
+        try:
+            along = self._latent(one, layer) if isinstance(one, Latent) else self._vector(one, layer)
+        except Refused as refused:
+            raise _unfit(refused.reason, f"{one.label}: {refused}", param) from refused
+        self._check_steered(along.layer, one.label, param)
         return along
 
     def _latent(self, one: Latent, default: int | None) -> Along:
-        try:
-            sae = self.sae(one.sae)
-        except Refused as refused:
-            raise _unfit(refused.reason, f"{one.label}: {refused}") from refused
+        sae = self.sae(one.sae)
         if one.id >= sae.d_sae:
-            raise _unfit("latent", f"{one.label}: there are the latents 0 to {sae.d_sae - 1} of {sae.name}")
+            raise _unfit("latent", f"there are the latents 0 to {sae.d_sae - 1} of {sae.name}")
         length = sae.row_norm(one.id)
         if not length:
-            raise _unfit("latent", f"{one.label} has an empty decoder row; it leads nowhere")
+            raise _unfit("latent", "its decoder row is empty; it leads nowhere")
         _check_operation(one, sae.operations, "this SAE")
         _, layer = self.read_after(sae.name, one.layer if one.layer is not None else default)
         own = SaeLatent(self._in_engine[sae.name], one.id)
@@ -263,12 +264,11 @@ class Steerable:
         found = self.vectors.get(one.vector)
         if found is None:
             known = ", ".join(self.vectors) or "none"
-            message = f"{one.label}: there is no such vector; there are: {known[:500]}"
-            raise _unfit("vector", message, "vectors")
+            raise _unfit("vector", f"there is no such vector; there are: {known[:500]}")
         _check_operation(one, self.vector_operations, "a vector")
         layer = one.layer if one.layer is not None else default
         if layer is None:
-            raise _unfit("layer", f"{one.label}: give the layer after which it is steered", "vectors")
+            raise _unfit("layer", "give the layer after which it is steered")
         direction = found.direction
         return Along(layer, direction.sha256, direction.vector.double(), 1.0)
 
@@ -279,11 +279,11 @@ class Steerable:
         only = next(iter(self.saes)) if len(self.saes) == 1 else ""
         return f"{one.sae or only}/{one.id}"
 
-    def _check_steered(self, layer: int, what: str) -> None:
+    def _check_steered(self, layer: int, what: str, param: str) -> None:
         try:
             self._check_layer(layer, what)
         except InputError as error:
-            raise _unfit("layer", str(error)) from error
+            raise _unfit("layer", str(error), param) from error
 
     def _check_layer(self, layer: int, what: str) -> None:
         ResidualStream("the model", self.n_layers, self.d_model).check_layer(layer, what)
@@ -300,12 +300,12 @@ def _check_operation(one: Latent | Vector, possible: Sequence[str], what: str) -
     if one.operation not in possible:
         raise _unfit(
             "operation",
-            f'{one.label}: "{one.operation}" cannot be done with {what}; {", ".join(possible)} can',
+            f'"{one.operation}" cannot be done with {what}; {", ".join(possible)} can',
         )
 
 
-def _unfit(reason: str, message: str, kind: str = "latents") -> Refused:
-    return Refused(422, reason, message, param=f"steering.{kind}")
+def _unfit(reason: str, message: str, param: str | None = None) -> Refused:
+    return Refused(422, reason, message, param=param)
 
 
 def size_of(steering: Steering, found: Sequence[Along], norms: Mapping[int, float]) -> tuple[float, int]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 from morfi.engine.directions import Direction
 from morfi.errors import InputError
 from morfi.serve.http.gate import Refused
+from morfi.serve.http.invalid import words
 from morfi.serve.http.listings import vector_shown
 from morfi.serve.http.routes import ERRORS
 from morfi.serve.http.shown import VectorShown
@@ -56,7 +57,10 @@ async def add(raw_request: Request) -> VectorList:
     held = state.steerable.vectors
     if taken := [name for name in given if name in held]:
         raise Refused(
-            409, "taken", f'vector "{taken[0]}": the name is taken; release that one, or give another'
+            409,
+            "taken",
+            f'vector "{taken[0]}": the name is taken; release that one, or give another',
+            param="vectors",
         )
     limit = state.gate.limits.max_named_vectors
     if len(held) + len(given) > limit:
@@ -65,7 +69,7 @@ async def add(raw_request: Request) -> VectorList:
     try:
         made = state.steerable.add_vectors(given)
     except InputError as error:
-        raise Refused(422, "vector", str(error)) from error
+        raise Refused(422, "vector", str(error), param="vectors") from error
     return VectorList(vectors=[vector_shown(one) for one in made])
 
 
@@ -100,9 +104,12 @@ async def _given(raw_request: Request) -> dict[str, Direction]:
             raise Refused(422, "body", f"the content type is {kind[:80]}; expected one of {known}")
         return checked(Given.model_validate(_json(data)).vectors)
     except InputError as error:
-        raise Refused(422, "vector", str(error)) from error
+        raise Refused(422, "vector", str(error), param="vectors") from error
     except ValidationError as error:
-        found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_input=False)]
+        found = [
+            {**one, "loc": ("body", *one["loc"]), "msg": words(one, one["loc"], Given)}
+            for one in error.errors(include_input=False)
+        ]
         raise RequestValidationError(found) from error
 
 

@@ -65,7 +65,7 @@ def test_an_answer_without_its_reports_is_not_given(served: Served, stream: bool
         ({"id": 3}, '"add" needs alpha'),
         ({"id": 3, "op": "project", "alpha": 1}, '"project" takes no alpha'),
         ({"id": 3, "alpha": 1, "clamp": 1}, '"clamp" takes no alpha'),
-        ({"id": 3, "alpha": 1, "strength": 1}, "not permitted"),
+        ({"id": 3, "alpha": 1, "strength": 1}, "strength: unknown field; leave it out"),
     ],
 )
 def test_latents_that_cannot_be_steered_are_refused(served: Served, latent: Any, message: str) -> None:
@@ -93,6 +93,58 @@ def test_the_limit_counts_what_is_added_together(served: Served, latents: Any, s
     assert "together they would move" in answer.text or status == 200
 
 
+def test_a_latent_alone_is_not_said_to_move_the_stream_together(served: Served) -> None:
+    answer = served.post("/v1/completions", {"prompt": "Q", "steering": {"latents": [{"id": 3, "alpha": 9}]}})
+    assert "latent 3: it would move the stream after layer 1 by 9 of" in error_of(answer, 422)["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "message"),
+    [
+        (
+            "completions",
+            {"steering": {"latents": [{"id": 3, "alfa": 1}]}},
+            "steering.latents.0.alfa",
+            "alpha",
+        ),
+        ("completions", {"steering": {"latent": [{"id": 3}]}}, "steering.latent", "latents"),
+        ("completions", {"stering": {}}, "stering", "steering"),
+        ("chat/completions", {"max_token": 3, "messages": []}, "max_token", "max_tokens"),
+        ("morfi/compare", {"strength": [1]}, "strength", "strengths"),
+        ("morfi/activations", {"topk": 3}, "topk", "top_k"),
+        ("morfi/vectors", {"vector": {}}, "vector", "vectors"),
+    ],
+)
+def test_a_misspelt_field_is_answered_with_the_one_that_is_meant(
+    served: Served, path: str, body: Any, param: str, message: str
+) -> None:
+    error = error_of(served.post(f"/v1/{path}", {"prompt": "Q", **body}), 422)
+    assert f'{param}: unknown field; leave it out. Did you mean "{message}"?' in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (
+            "completions",
+            {"prompt": "Q", "steering": {"latents": [{"id": 96, "alpha": 1}]}},
+            "steering.latents",
+        ),
+        (
+            "completions",
+            {"prompt": "Q", "steering": {"latents": [{"id": 3, "alpha": 9}]}},
+            "steering.latents",
+        ),
+        ("morfi/activations", {"text": "Q", "sae": "none"}, "sae"),
+        ("morfi/activations", {"text": "Q", "layer": 0}, "layer"),
+        ("morfi/vectors", {"vectors": {"a": [1.0, 2.0, 3.0]}}, "vectors"),
+    ],
+)
+def test_an_error_names_the_field_that_it_is_about(served: Served, path: str, body: Any, param: str) -> None:
+    prompt = {"prompt": "Q"} if path == "completions" else {}
+    assert error_of(served.post(f"/v1/{path}", prompt | body), 422)["param"] == param
+
+
 @pytest.mark.parametrize(
     "latents", [[{"id": 3, "alpha": -2.1}], [{"id": 3, "clamp": 3}], [{"id": 3, "alpha": 1.5}] * 2]
 )
@@ -101,7 +153,7 @@ def test_a_large_strength_must_be_meant(served: Served, latents: Any) -> None:
     error = error_of(served.post("/v1/completions", {"prompt": "Q", "steering": steering}), 400)
     assert error["type"] == "large"
     for words in (
-        "latent 3: together",
+        "latent 3: ",
         "without allow_large at most 2, a strength of 4: the norm is 2 (find-1",
     ):
         assert words in error["message"]

@@ -141,7 +141,7 @@ def test_activations_are_the_encoding_of_what_is_captured(
         ({"text": "x" * 1100, "sae": "late"}, 422, "at most 1024 at a time"),
         ({"text": "x" * 300, "sae": "late"}, 422, "do not fit in the context"),
         ({"text": "x", "sae": "late", "top_k": 101}, 422, "less than or equal to 100"),
-        ({"text": "x", "sae": "late", "steering": {}}, 422, "not permitted"),
+        ({"text": "x", "sae": "late", "steering": {}}, 422, "unknown field; leave it out"),
     ],
 )
 def test_activations_of_what_cannot_be_looked_at_are_refused(
@@ -150,6 +150,18 @@ def test_activations_of_what_cannot_be_looked_at_are_refused(
     answer = bare.post("/v1/morfi/activations", asked)
     assert answer.status_code == status, answer.text
     assert message in answer.json()["error"]["message"]
+
+
+def test_an_error_names_the_field_that_it_is_about(bare: Any) -> None:
+    unknown = {"sae": "late", "id": 1 << 20}
+    for path, body, param in (
+        ("activations", {"token_ids": [1 << 20], "sae": "late"}, "token_ids"),
+        ("activations", {"token_ids": [1] * 1025, "sae": "late"}, "token_ids"),
+        ("activations", {"text": "x"}, "sae"),
+        ("compare", {"prompt": "x", "strengths": [1], "latents": [unknown]}, "latents"),
+        ("compare", {"prompt": "x", "strengths": [1], "vectors": [{"vector": "none"}]}, "vectors"),
+    ):
+        assert bare.post(f"/v1/morfi/{path}", body).json()["error"]["param"] == param
 
 
 @pytest.mark.parametrize(
