@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CLIENT = Path(__file__).parents[3] / "docs" / "examples" / "http_client.py"
 
 
