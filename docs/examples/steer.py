@@ -14,8 +14,8 @@ def main() -> None:
     """Captures the two texts, registers their difference, and answers the prompt twice."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ckpt", default="smollm2", help="a preset, a folder, a LoRA adapter or a hub id")
-    parser.add_argument("--layer", type=int, default=15)
-    parser.add_argument("--strength", type=float, default=2.0)
+    parser.add_argument("--layer", type=int, default=10)
+    parser.add_argument("--strength", type=float, default=0.5, help="at 1 SmolLM2's texts begin to break")
     parser.add_argument("--prompt", default="Q: Which country is Lyon in?\nA:")
     options = parser.parse_args()
 
