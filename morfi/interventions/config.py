@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from morfi.endpoint.address import check_url
 from morfi.engine.operations import ADD, ALPHA, AMOUNTS, OPERATIONS, Amount
 from morfi.engine.steering import NAMED_POSITIONS
 from morfi.errors import InputError, nearest
-from morfi.evaluation.how import HOW, check_limits, check_server
+from morfi.evaluation.how import HOW, check_limits
 from morfi.interventions.verdicts import Answerer
 from morfi.runs.options import check_match, check_numbers, option, run_of, sized_here
 from morfi.training.mixtures import KNOWN_CATEGORIES, UNKNOWN
@@ -118,7 +119,11 @@ class SteerConfig:
     def _check_server(self) -> None:
         """Raises InputError for options of a server without one, or one that gives nobody's answers."""
         given = {"model": self.models or None, **{name: getattr(self, name) for name in HOW}}
-        check_server(self.server, given, {})
+        for option_name, value in given.items():
+            if self.server is None and value is not None:
+                raise InputError(f"--{option_name} without --endpoint; give the URL of a server as well")
+        if self.server is not None:
+            check_url(self.server)
         check_limits(self.concurrency, self.timeout, self.retries)
         if self.server is not None and not self.models:
             raise InputError(
