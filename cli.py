@@ -40,7 +40,12 @@ def cli() -> None:
 
 
 @cli.command("eval", config="morfi.evaluation.config:EvalConfig")
-@option("--resume", metavar="RUN|auto", help="Do only what RUN, or the last run of this command, lacks.")
+@option(
+    "--resume",
+    metavar="RUN|auto",
+    help="Do only what RUN, or the last run of this command, lacks.",
+    unset="a new run",
+)
 @show_prompts_option
 @common_options
 def eval_command(common: Common, resume: str | None, show_prompts: int | None, **given: Any) -> None:
@@ -118,7 +123,7 @@ def split_command(common: Common, new: bool, show_prompts: int | None, **given: 
 
 
 @cli.command("mix", config="morfi.training.mixtures:MixConfig")
-@option("--data", help="Where the data of that run is now, where it has moved.")
+@option("--data", help="Where the data of that run is now, if it has moved.", unset="as the run says")
 @new_option
 @common_options
 def mix_command(common: Common, new: bool, data: str | None, **given: Any) -> None:
@@ -235,7 +240,7 @@ def sae_train_command(common: Common, **given: Any) -> None:
 
 
 @sae_group.command("get")
-@click.argument("source", metavar="MODEL|RELEASE:ID")
+@click.argument("source", metavar="PRESET|RELEASE:ID")
 @common_options
 def sae_get_command(common: Common, source: str) -> None:
     """Downloads a pretrained SAE: of a model preset, such as llama-3.1-8b, or any release of SAELens."""
@@ -294,7 +299,9 @@ def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) 
 
 @cli.command("run", cls=Plain)
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
-@option("--preset", metavar="NAME", help="An experiment that comes with morfi, in place of FILE.")
+@option(
+    "--preset", metavar="NAME", help="An experiment that comes with morfi, in place of FILE.", unset="none"
+)
 @option("--fast", is_flag=True, help="Its short form: minutes instead of hours.")
 @option(
     "--set",
@@ -302,6 +309,7 @@ def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) 
     multiple=True,
     metavar="STAGE.OPTION=VALUE",
     help="Another value than FILE's, such as train.epochs=1,3; repeatable.",
+    unset="none",
 )
 @option("--relations", metavar="TEXT", help="Short for --set relations=TEXT.", unset="the experiment's")
 @option("--seeds", metavar="N", help="Short for --set train.seeds=N.", unset="the experiment's")
@@ -348,13 +356,15 @@ def run_command(common: Common, file: Path | None, write_config: bool, **given: 
     multiple=True,
     metavar="ORIGIN",
     help="Whose pages may use the server beside its own, such as a proxy's https://morfi.example.",
+    unset="none",
 )
-@option("--root-path", default="", metavar="PATH", help="Where a proxy shows it, such as /morfi.")
+@option("--root-path", default="", metavar="PATH", help="Where a proxy shows it, such as /morfi.", unset="/")
 @option(
     "--trust-forwarded",
     multiple=True,
     metavar="ADDRESS",
     help="The proxy whose X-Forwarded-Host, -Proto and -For are believed.",
+    unset="none",
 )
 @common_options
 def serve_command(common: Common, host: str, port: int, keys: Path | None, **given: Any) -> None:
@@ -433,7 +443,9 @@ def sql_command(common: Common, statement: str) -> None:
 
 @cli.command("export")
 @click.argument("run")
-@option("--format", "fmt", kind=click.Choice(["jsonl", "parquet", "csv"]), default="jsonl")
+@option(
+    "--format", "fmt", kind=click.Choice(["jsonl", "parquet", "csv"]), default="jsonl", help="Of the rows."
+)
 @file_option("--out", help="The file to write.", unset="standard output")
 @common_options
 def export_command(common: Common, run: str, fmt: str, out: Path | None) -> None:
@@ -450,13 +462,13 @@ def export_command(common: Common, run: str, fmt: str, out: Path | None) -> None
 
 @cli.group("cache")
 def cache_group() -> None:
-    """The cache of converted and merged checkpoints."""
+    """The cache: converted and merged checkpoints, their tokenizers, and SAEs."""
 
 
 @cache_group.command("ls")
 @common_options
 def cache_ls_command(common: Common) -> None:
-    """Lists the cached checkpoints."""
+    """Lists what is in the cache: its key, kind, name and size."""
     from morfi.cache import Cache
     from morfi.report.listing import cache_table
 
@@ -469,7 +481,7 @@ def cache_ls_command(common: Common) -> None:
 @click.argument("key")
 @common_options
 def cache_rm_command(common: Common, key: str) -> None:
-    """Removes the cached checkpoint whose key starts with KEY."""
+    """Removes the entry whose key starts with KEY; it is made again when it is needed."""
     from morfi.cache import Cache
 
     entry = Cache().remove(key)

@@ -60,7 +60,7 @@ class Setting(click.Option):
         if self.field is not None:
             return "" if self.required else default_text(self.field)
         valued = not self.is_flag and isinstance(self.default, str | int | Path)
-        return str(self.default) if valued else self._unset
+        return str(self.default) if valued and self.default != "" else self._unset
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
         """The value as its type takes it; raises InputError where an empty text stands for one."""
@@ -236,7 +236,11 @@ def out_option(default: str, text: str) -> Decorator:
 
 new_option = option("--new", is_flag=True, help="Start a new run even where one is there.")
 show_prompts_option = option(
-    "--show-prompts", kind=click.IntRange(1, 10**9), metavar="N", help="Print N prompts and ask nothing."
+    "--show-prompts",
+    kind=click.IntRange(1, 10**9),
+    metavar="N",
+    help="Print N prompts and ask nothing.",
+    unset="none are printed",
 )
 write_config_option = option(
     "--write-config", is_flag=True, help="Print such a file for these options, and run nothing."
@@ -268,6 +272,11 @@ def store_options(command: Callable[..., None]) -> Callable[..., None]:
 def common_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command the options of `store_options`, --config and --write-config."""
     config = file_option(
-        "--config", is_eager=True, expose_value=False, callback=_take_defaults, help="Options, from TOML."
+        "--config",
+        is_eager=True,
+        expose_value=False,
+        callback=_take_defaults,
+        help="Options, from TOML.",
+        unset="none",
     )
     return store_options(config(write_config_option(command)))

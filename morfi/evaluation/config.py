@@ -30,13 +30,13 @@ class EvalConfig:
     ckpt: str | None = option(
         "Preset, model or LoRA adapter folder, or hub id.", None, unset="none, with --endpoint"
     )
-    base: str | None = option(
-        "The adapter's base model, when its adapter_config.json is not to be followed.", None
-    )
+    base: str | None = None
     data: str = "world-facts"
     split: str | None = option("train, dev or test.", None, unset="test, or all of data without splits")
     relations: tuple[str, ...] = ()
-    limit: int | None = option("At most this many questions, the same number of each relation.", None)
+    limit: int | None = option(
+        "At most this many questions, the same number of each relation.", None, unset="all"
+    )
     shots: int = 4
     chat: bool = False
     match: str = "squad"

@@ -68,12 +68,12 @@ class SplitConfig:
     ckpt: str | None = option(
         "Preset, model or LoRA adapter folder, or hub id.", None, unset="none, with --endpoint"
     )
-    base: str | None = option(
-        "The adapter's base model, when its adapter_config.json is not to be followed.", None
-    )
+    base: str | None = None
     data: str = option("As for eval; without splits, train, dev and test are made by subject.", "world-facts")
     relations: tuple[str, ...] = ()
-    limit: int | None = option("At most this many questions: 60 % train, 15 % dev, 25 % test.", None)
+    limit: int | None = option(
+        "At most this many questions: 60 % train, 15 % dev, 25 % test.", None, unset="all"
+    )
     n_ex: int = option("Few-shot prompts for each question.", 10, cpu=3)
     shots: int = option("Exemplars in each prompt, from dev.", 4)
     samples: int = option("Sampled answers to each prompt.", 16, cpu=4)

@@ -42,7 +42,7 @@ class SweepConfig:
     split: str | None = option("train, dev or test.", None, unset="test, or all of data without splits")
     relations: tuple[str, ...] = ()
     limit: int | None = option(
-        "At most this many questions of the split, and of Unknown training ones.", None
+        "At most this many questions of the split, and of Unknown training ones.", None, unset="all"
     )
     match: str = "squad"
     max_tokens: int = 16

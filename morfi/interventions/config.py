@@ -39,14 +39,16 @@ class SteerConfig:
     epochs: str | None = option("Epoch setting of M_ names.", None, unset="the find run's")
     train_seed: int = option("Replicate training of M_ names.", 0)
     top: int = option("Latents, the selected ones with the highest score.", 20)
-    ids: tuple[int, ...] | None = option("These latents instead, between commas.", None)
+    ids: tuple[int, ...] | None = option(
+        "These latents instead, between commas.", None, unset="those of --top"
+    )
     trend: str = option("any, rising or falling latents.", "any")
     op: str = option(f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}.", ADD.name)
     alphas: tuple[float, ...] | None = option(
         "Strengths to add, in median residual norms.", None, unset=_listed(ALPHAS)
     )
     values: tuple[float, ...] | None = option(
-        "For --op clamp and clamp_firing: values that the latents are set to.", None
+        "For --op clamp and clamp_firing: values that the latents are set to.", None, unset="none"
     )
     highs: tuple[float, ...] | None = option(
         "For --op clamp_interval: largest values that the latents keep.", None
@@ -56,7 +58,7 @@ class SteerConfig:
     choose_on: str = option("The split on which strengths are chosen.", "dev")
     report_on: str = option("The split that is reported.", "test")
     questions: str = option("known: to the base model; all; or such as HighlyKnown,MaybeKnown.", "known")
-    limit: int | None = option("At most this many questions of each split.", None)
+    limit: int | None = option("At most this many questions of each split.", None, unset="all")
     controls: int = option("Latents without a trend, for comparison.", 5)
     random: int = option("Random directions, for comparison.", 5)
     combine: bool = option("Also the best 2, 4, ... latents together.", False)

@@ -82,7 +82,7 @@ class SaeOnRun:
     """An SAE, and the activations that it reads."""
 
     activations: str = run_of("capture")
-    sae: str = option("The SAE.", metavar="FOLDER|MODEL|RELEASE:ID")
+    sae: str = option("The SAE.", metavar="FOLDER|PRESET|RELEASE:ID")
     layer: int | None = option("The layer to read.", None, unset="the SAE's own")
     # Along levels, see `Axis`.
     epochs: str | None = option("Epoch setting of the checkpoints.", None, unset="early-stop, else the most")

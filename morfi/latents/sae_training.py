@@ -58,7 +58,10 @@ class SaeTraining:
     ckpt: str = option("Preset, model folder or hub id; with --ckpts the series' base is taken.", "smollm2")
     layer: int = option("The decoder layer after which the SAE reads.", 0, required=True)
     ckpts: str | None = option(
-        "A train run or TOML file: its ends are captured beside its base.", None, metavar="RUN|FILE"
+        "A train run or TOML file: its ends are captured beside its base.",
+        None,
+        unset="the model alone",
+        metavar="RUN|FILE",
     )
     data: str = option("As for eval; the SAE is measured on its test questions.", "world-facts")
     limit: int = option("At most this many training questions.", 3000)

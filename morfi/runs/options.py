@@ -48,26 +48,31 @@ class Option:
 OWN_DTYPE = "its own; float32 on CPUs without bfloat16"
 # Those that mean the same in every command.
 _SHARED = {
+    "base": Option("The base model of an adapter.", unset="the one that adapter_config.json names"),
     "data": Option('"world-facts", a file of questions, or a folder of P*.json files.'),
     "split": Option("train, dev or test."),
     "relations": Option("Between commas, such as P17,P36; '\"a, b\",c' quotes one.", unset="all"),
-    "limit": Option("At most this many questions."),
+    "limit": Option("At most this many questions.", unset="all"),
     "shots": Option("Exemplars before each question."),
     "match": Option(f"How answers are judged: {MATCH_RULES}."),
     "max_tokens": Option("Longest answer."),
     "seed": Option("The seed of everything that is drawn at random."),
     "bos": Option("BOS before each prompt: auto, as the model needs it; yes or no."),
     "dtype": Option("bfloat16, float16 or float32.", unset=OWN_DTYPE),
-    "engine": Option("A vLLM engine setting; repeatable.", metavar="KEY=VALUE"),
+    "engine": Option("A vLLM engine setting; repeatable.", unset="morfi's own", metavar="KEY=VALUE"),
     "batch": Option("Questions answered and stored together."),
     "chat": Option("Use the checkpoint's chat template.", off="no-chat"),
-    "endpoint": Option("OpenAI-compatible server to ask, such as http://host:8000/v1.", metavar="URL"),
-    "served": Option("The server's name for the model.", name="model", metavar="NAME"),
+    "endpoint": Option(
+        "OpenAI-compatible server to ask, such as http://host:8000/v1.", unset="none", metavar="URL"
+    ),
+    "served": Option("The server's name for the model.", unset="none", name="model", metavar="NAME"),
     "concurrency": Option("Requests to the server at once.", unset="32"),
     "timeout": Option("Seconds for the server to answer one.", unset="120"),
     "retries": Option("Times that a request is sent again.", unset="6"),
-    "prompt_template": Option(f"Jinja file for the text of a prompt, of {FIELDS}.", metavar="FILE"),
-    "system": Option("Text of the system before a chat.", metavar="TEXT"),
+    "prompt_template": Option(
+        f"Jinja file for the text of a prompt, of {FIELDS}.", unset="Q: and A:", metavar="FILE"
+    ),
+    "system": Option("Text of the system before a chat.", unset="none", metavar="TEXT"),
 }
 
 

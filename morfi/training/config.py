@@ -7,18 +7,32 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from morfi.checkpoints.presets import training_preset
+from morfi.checkpoints.presets import LARGE, PRESETS, training_preset
 from morfi.errors import InputError, nearest
 from morfi.runs.options import OWN_DTYPE, check_amount, check_match, check_numbers, option
+from morfi.words import together
 
 ALL_LINEAR = "all-linear"
 MAX_RANK = 65_536  # wider than any layer
 MAX_SEEDS = 1000
 SCHEDULES = ("constant", "linear", "cosine")
 DTYPES = ("bfloat16", "float32")
-_PRESET = "the model preset's"
 # They name the trainings of a run and say nothing about one of them, or (bos) stand there as what they do.
 _ELSEWHERE = ("model", "seeds", "bos")
+
+
+def _of_preset(name: str) -> str:
+    """The value of a setting by preset, as --help shows it."""
+    by_value: dict[str, list[str]] = {}
+    for model, one in PRESETS.items():
+        by_value.setdefault(_typed(getattr(one.training, name)), []).append(model)
+    else_ = _typed(getattr(LARGE, name))
+    own = [f"{value} for {together(models)}" for value, models in by_value.items() if value != else_]
+    return ", ".join([*own, f"else {else_}" if own else else_])
+
+
+def _typed(value: float | bool) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else f"{value:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +49,16 @@ class TrainConfig:
     """
 
     model: str
-    rank: int = option("LoRA's rank.", unset=_PRESET)
-    alpha: float = option("LoRA's alpha; B A is scaled by alpha / rank.", unset=_PRESET)
-    lr: float = option("Learning rate.", unset=_PRESET)
-    batch: int = option("Examples per step.", unset=_PRESET)
-    micro_batch: int = option("Examples in memory at once.", unset=_PRESET)
-    warmup: int = option("Steps over which the learning rate rises from 0.", unset=_PRESET)
+    rank: int = option("LoRA's rank.", unset=_of_preset("rank"))
+    alpha: float = option("LoRA's alpha; B A is scaled by alpha / rank.", unset=_of_preset("alpha"))
+    lr: float = option("Learning rate.", unset=_of_preset("lr"))
+    batch: int = option("Examples per step.", unset=_of_preset("batch"))
+    micro_batch: int = option("Examples in memory at once.", unset=_of_preset("micro_batch"))
+    warmup: int = option("Steps over which the learning rate rises from 0.", unset=_of_preset("warmup"))
     gradient_checkpointing: bool = option(
-        "Compute activations twice.", unset=_PRESET, off="no-gradient-checkpointing"
+        "Compute activations twice.",
+        unset=_of_preset("gradient_checkpointing"),
+        off="no-gradient-checkpointing",
     )
     epochs: tuple[int, ...] = option("Epochs whose checkpoints are kept.", (1, 2, 5, 10))
     early_stop: bool = option("Keep the epoch with the best dev accuracy.", True, off="no-early-stop")

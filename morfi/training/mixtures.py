@@ -43,7 +43,11 @@ class MixConfig:
     levels: tuple[int, ...] = option("Percent Unknown of each mixture.", (0, 10, 25, 50, 75, 90, 100))
     size: int = option("Questions in each mixture.", 320)
     seed: int = 0
-    nested: bool = option("Levels share what they can; else each is drawn alone.", True, off="independent")
+    nested: bool = option(
+        "Levels share as many questions as they can; --independent draws each by itself.",
+        True,
+        off="independent",
+    )
     exclude_confounds: bool = option("Drop majority answers and copied names.", False)
     known: tuple[str, ...] = option("Categories that count as Known.", KNOWN_CATEGORIES)
     # The paper drops questions with several answers; where these are spellings of one fact, most would go.

@@ -39,9 +39,7 @@ class VerifyConfig:
     """What is verified: a checkpoint, under the settings that its engine is to have."""
 
     ckpt: str = option("Preset, model or LoRA adapter folder, or hub id.")
-    base: str | None = option(
-        "The adapter's base model, when its adapter_config.json is not to be followed.", None
-    )
+    base: str | None = None
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
 

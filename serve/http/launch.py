@@ -33,12 +33,18 @@ class ServeConfig:
 
     ckpt: str = option("A folder or a preset; with --latents also M_LEVEL or an id of their train run.")
     latents: tuple[str, ...] = option(
-        "A run of `morfi find`; repeatable.", (), metavar="RUN", repeatable=True
+        "A run of `morfi find`; repeatable.", (), unset="none", metavar="RUN", repeatable=True
     )
     sae: tuple[str, ...] = option(
-        "An SAE: RELEASE:ID, a folder or a preset; repeatable.", (), metavar="SAE", repeatable=True
+        "An SAE: RELEASE:ID, a folder or a preset; repeatable.",
+        (),
+        unset="that of --latents",
+        metavar="SAE",
+        repeatable=True,
     )
-    vectors: str | None = option("Named vectors [d_model], in safetensors.", None, metavar="FILE")
+    vectors: str | None = option(
+        "Named vectors [d_model], in safetensors.", None, unset="none", metavar="FILE"
+    )
     dtype: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
 

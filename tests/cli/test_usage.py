@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from command_line import CommandLine, Ended, commands_of, files_under, refused
 
 from morfi.cli import cli
+from morfi.command.settings import Setting
 
 
 def test_every_command_takes_the_common_options_and_explains_itself() -> None:
@@ -18,6 +20,18 @@ def test_every_command_takes_the_common_options_and_explains_itself() -> None:
         options = {option for parameter in command.params for option in parameter.opts}
         assert {"--db", "-v", "--json"} <= options, name
         assert command.help, name
+
+
+@pytest.mark.parametrize("name", [name for name, _ in commands_of(cli)])
+def test_help_says_of_every_option_what_holds_without_it(name: str) -> None:
+    """But for flags, which are off, and for what has to be given."""
+    command = dict(commands_of(cli))[name]
+    context = click.Context(command, info_name=name)
+    for one in command.get_params(context):
+        if isinstance(one, click.Option) and not one.required and "--help" not in one.opts:
+            assert isinstance(one, Setting), one.name
+            assert one.is_flag or "(default: " in str(one.get_help_record(context)), one.opts
+            assert one.help, one.opts
 
 
 @pytest.mark.parametrize(
