@@ -19,7 +19,7 @@ _PRESETS = resources.files("morfi.experiment") / "presets"
 # Options before the first table, and the stages that take them; "own" are those of checkpoints of one's own.
 _OWN = ("sweep", "capture")
 _SHARED: Mapping[str, tuple[str, ...]] = {
-    "model": ("split", "sae train"),
+    "ckpt": ("split", "sae train"),
     "base": ("split",),
     "bos": ("split",),
     "data": ("split", "sae train"),

@@ -68,7 +68,7 @@ def given_to(stage: Stage, settings: Settings, results: Mapping[str, str]) -> di
 def _split(given: Mapping[str, Any], around: Surroundings) -> Ready:
     from morfi.evaluation.split import configure_split, ready_split
 
-    _require("split", given, {"model": 'the model, such as model = "smollm2"'})
+    _require("split", given, {"ckpt": 'the model, such as ckpt = "smollm2"'})
     return ready_split(configure_split(given), around.store, around.start_engine, **_how(around))
 
 

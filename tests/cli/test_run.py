@@ -15,7 +15,7 @@ from morfi.store import Store
 NAMES = ["split", "mix", "train", "sweep", "capture", "sae train", "find", "steer"]
 # Every option that is given decides what its stage, and those that build on it, make.
 EXPERIMENT = """
-model = "{model}"
+ckpt = "{model}"
 data = "{data}"
 relations = "P17,P36"
 layer = 1
@@ -144,8 +144,8 @@ def test_checkpoints_and_an_sae_of_ones_own_leave_stages_out(
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
-        ("", (), "[split] lacks model"),
-        ('modle = "x"', (), 'Did you mean "model"?'),
+        ("", (), "[split] lacks ckpt"),
+        ('ckptt = "x"', (), 'Did you mean "ckpt"?'),
         ("limit = 3", (), '"limit" is none of the options that stages share'),
         ("[split]\nlimt = 3", (), 'no option "limt"'),
         ("[split]\ndb = 'x'", (), '"db" belongs to the command line'),
@@ -155,7 +155,7 @@ def test_checkpoints_and_an_sae_of_ones_own_leave_stages_out(
         ("[split]\nlimit = 'x'", (), 'split, limit is "x"; expected a whole number'),
         ("x = ", (), "is not valid TOML"),
         ("", ("--set", "split.limit"), "expected STAGE.OPTION=VALUE"),
-        ("model = 'x'", ("--set", "model.y=1"), '"model" is an option, and holds no others'),
+        ("ckpt = 'x'", ("--set", "ckpt.y=1"), '"ckpt" is an option, and holds no others'),
         ("", ("--until", "find "), '--until "find " is no stage'),
         ("", ("--from", "steer", "--until", "mix"), "--from steer comes after --until mix"),
         ("", ("--preset", "smollm2"), "give the TOML file of an experiment, or --preset"),
@@ -185,4 +185,4 @@ def test_the_written_file_is_the_same_experiment(run: CommandLine, experiment: P
 @pytest.mark.parametrize("name", ["smollm2", "smollm2-fast"])
 def test_every_experiment_that_comes_with_morfi_can_be_read(run: CommandLine, name: str) -> None:
     given = ("--preset", name.removesuffix("-fast"), *(["--fast"] if name.endswith("-fast") else []))
-    assert tomllib.loads(run("run", *given, "--write-config").out)["split"]["model"] == "smollm2"
+    assert tomllib.loads(run("run", *given, "--write-config").out)["split"]["ckpt"] == "smollm2"

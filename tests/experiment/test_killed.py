@@ -20,7 +20,7 @@ from morfi.store import Store
 
 CHILD = Path(__file__).parent / "run_child.py"
 EXPERIMENT = """
-model = "{model}"
+ckpt = "{model}"
 data = "{data}"
 layer = 1
 [split]
