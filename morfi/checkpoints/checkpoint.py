@@ -26,6 +26,7 @@ from morfi.checkpoints.model_files import (
 )
 from morfi.checkpoints.own_tokenizer import has_slow_vocabulary
 from morfi.checkpoints.presets import PRESETS
+from morfi.checkpoints.text_model import text_folder
 from morfi.checkpoints.vocabulary import brings_tokenizer, check_same_tokenizer
 from morfi.checkpoints.weights import INDEX, are_alone, write_weights
 from morfi.device import serving_dtype
@@ -257,7 +258,7 @@ def _locate_base(adapter: Adapter, cache: Cache, say: Say | None) -> Path:
         raise InputError(f"{adapter.path / CONFIG} names no base model; give it with --base")
     path = Path(named).expanduser()
     if (path / "config.json").is_file() and not (adapter.path / _TRAINED).is_file():
-        return path.absolute()
+        return text_folder(path.absolute(), cache, say)
     try:
         return _locate(named, cache, say, adapter.config.get("revision"))
     except InputError as error:
@@ -268,7 +269,14 @@ def _locate_base(adapter: Adapter, cache: Cache, say: Say | None) -> Path:
 
 
 def _locate(given: str, cache: Cache, say: Say | None, revision: str | None = None) -> Path:
-    """The local directory of a preset, path or hub id, downloaded or converted if need be."""
+    """The local directory of a preset, path or hub id, downloaded or converted if need be.
+
+    Of a model that reads images too it is that of the text model in it.
+    """
+    return text_folder(_found(given, cache, say, revision), cache, say)
+
+
+def _found(given: str, cache: Cache, say: Say | None, revision: str | None) -> Path:
     known = PRESETS.get(given)
     if known is not None:
         embedded = known.embedded is not None

@@ -115,12 +115,18 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 sae="qwen2.5-7b-instruct-andyrdt:resid_post_layer_15_trainer_1",
                 sae_layer=15,
             ),
-            # The largest Gemma 3 that reads no images, for which vLLM would need torchvision.
             Preset(
                 "gemma-3-1b",
                 "google/gemma-3-1b-pt",
                 sae="gemma-scope-2-1b-pt-res:layer_13_width_16k_l0_medium",
                 sae_layer=13,
+            ),
+            # It reads images too: what is served is the text model in it (`text_model`).
+            Preset(
+                "gemma-3-4b",
+                "google/gemma-3-4b-pt",
+                sae="gemma-scope-2-4b-pt-res:layer_17_width_16k_l0_medium",
+                sae_layer=17,
             ),
         )
     }

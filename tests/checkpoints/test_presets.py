@@ -15,6 +15,7 @@ def test_each_preset_is_found_under_its_own_name() -> None:
         "mistral-7b-v0.3",
         "qwen-2.5-7b",
         "gemma-3-1b",
+        "gemma-3-4b",
     }
     assert all(preset(name).name == name and "/" in preset(name).model_id for name in PRESETS)
 
@@ -45,5 +46,6 @@ def test_each_of_the_large_presets_has_a_sae_and_its_layer() -> None:
         "mistral-7b-v0.3": 15,
         "qwen-2.5-7b": 15,
         "gemma-3-1b": 13,
+        "gemma-3-4b": 17,
     }
     assert all(sae is not None and ":" in sae for sae, _ in having.values())
