@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
 import socket
+import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +21,7 @@ from morfi.errors import InputError, MorfiError
 from morfi.serve import settings as engine_settings
 from morfi.serve.http.keys import Keys, check_reachable, is_loopback, read_keys
 from morfi.serve.http.sites import Sites, read_sites
+from morfi.serve.processes import kept_back, quiet
 
 if TYPE_CHECKING:
     from morfi.serve.http.gate import Limits
@@ -65,8 +69,9 @@ def run_server(
 ) -> None:
     """Serves the checkpoint of `launch` until a signal ends it; `on_ready` gets the URL.
 
-    Raises InputError for an address that cannot be used, and
-    for overrides with which no request could be steered, and MorfiError where vLLM cannot start.
+    Unless `verbose`, what vLLM and its processes print is kept back until the engine does not start, or dies.
+    Raises InputError for an address that cannot be used, and for overrides with which no request could be
+    steered, and MorfiError where vLLM cannot start.
     """
     check_reachable(address.host, address.keys)
     gpu = is_gpu()
@@ -75,13 +80,6 @@ def run_server(
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     engine_settings.prepare_process(gpu=gpu, verbose=verbose)
-    import uvloop
-
-    from morfi.serve.plugin import hooks
-
-    if not gpu:
-        import morfi.serve.cpu_norm  # noqa: F401 - registers what the settings name
-    hooks.register()
     checkpoint = launch.start
     found = open_tokenizer(checkpoint.model_dir, launch.bos)
     settings = engine_settings.engine_arguments(
@@ -95,10 +93,26 @@ def run_server(
     )
     settings |= {"disable_log_stats": False, "served_model_name": [launch.model]}
     signal.signal(signal.SIGTERM, _interrupt)  # until vLLM's server has its own handler
-    job = _Job(launch, address, sock, settings, on_ready, limits, verbose)
     try:
-        with sock:
-            uvloop.run(_serve(job))
+        with sock, tempfile.TemporaryFile() as log, contextlib.ExitStack() as starting:
+            starting.enter_context(quiet(verbose, log))
+            import uvloop
+
+            from morfi.serve.plugin import hooks
+
+            if not gpu:
+                import morfi.serve.cpu_norm  # noqa: F401 - registers what the settings name
+            hooks.register()
+
+            def ready(url: str) -> None:
+                starting.close()
+                on_ready(url)
+
+            try:
+                uvloop.run(_serve(_Job(launch, address, sock, settings, ready, limits, verbose)))
+            except _DeadEngineError:
+                sys.stderr.write(kept_back(log).decode(errors="replace"))
+                raise
     finally:
         gc.unfreeze()  # vLLM froze the heap, whose objects would else be called leaked at the end
 
@@ -116,6 +130,10 @@ def listen(address: Address) -> socket.socket:
             f"{address.host} port {address.port} cannot be used: {error}; give another --host or --port"
         ) from error
     return found
+
+
+class _DeadEngineError(MorfiError):
+    """The engine ended while the server ran."""
 
 
 def _interrupt(*_: object) -> None:
@@ -172,7 +190,7 @@ async def _serve(job: _Job) -> None:
             ws="none",
         )
         if not engine.was_shut_down:
-            raise MorfiError("vLLM's engine has died, its last messages say why; start the server again")
+            raise _DeadEngineError("vLLM's engine has died, as its last messages say; start the server again")
     finally:
         engine.shutdown()
     await shutdown
