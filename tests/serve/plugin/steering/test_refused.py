@@ -61,5 +61,5 @@ def test_vllm_alone_takes_the_same_specification(served: Served) -> None:
     assert steered != plain
     for broken in ({**entry, "layer": 9}, {**entry, "direction": [1.0]}, {**entry, "strenght": 1}):
         refused = SamplingParams(**common, extra_args={"morfi": {"steering": [broken]}})
-        with pytest.raises(VLLMValidationError, match=r"layers 0 to 1|has 64|strength"):
+        with pytest.raises(VLLMValidationError, match=r"layers 0 to 1|has the width 64|strength"):
             served.engine._llm.generate(prompts[:1], refused, use_tqdm=False)
