@@ -108,13 +108,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 sae="mistral-7b-res-wg:blocks.16.hook_resid_pre",
                 sae_layer=15,
             ),
-            # Its SAE is of the Instruct model, and a pickle: `load_sae` refuses it and says what to do.
-            Preset(
-                "qwen-2.5-7b",
-                "Qwen/Qwen2.5-7B-Instruct",
-                sae="qwen2.5-7b-instruct-andyrdt:resid_post_layer_15_trainer_1",
-                sae_layer=15,
-            ),
+            # SAELens knows one of the Instruct model, but as a pickle, which `load_sae` refuses.
+            Preset("qwen-2.5-7b", "Qwen/Qwen2.5-7B-Instruct"),
             Preset(
                 "gemma-3-1b",
                 "google/gemma-3-1b-pt",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import math
 import textwrap
 import threading
@@ -203,18 +204,30 @@ def _from_release(source: str) -> Any:
 
     release, _, sae_id = source.partition(":")
     try:
-        with _without_pickles(source):
+        with _without_pickles(source), _hub_silent():
             return SAE.from_pretrained(release, sae_id)
     # HTTPError is that of the client which the installed huggingface_hub uses.
     except (errors.EntryNotFoundError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
         repo_id, folder = get_repo_id_and_folder_name(release, sae_id)
         raise InputError(
-            f"{source}: could not be fetched from the hub ({_reason(error)}); check the name, the network "
-            f"and your access to {repo_id}, or, where there is a network, run hf download {repo_id} "
-            f'--include "{folder}/*" and copy its cache (HF_HOME) here'
+            f"{source}: could not be fetched from the hub ({type(error).__name__}); check the name, the "
+            f'network and your access, or copy here what hf download {repo_id} --include "{folder}/*" puts '
+            "into HF_HOME elsewhere"
         ) from error
     except (*_MALFORMED, SafetensorError) as error:
         raise InputError(f"SAELens could not load {source}: {_reason(error)}") from error
+
+
+@contextmanager
+def _hub_silent() -> Iterator[None]:
+    """What the hub's client says of every try is left out: the last one is the error."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

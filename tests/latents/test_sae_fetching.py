@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,8 @@ def test_what_the_hub_does_not_give_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fetch(*_: Any, **__: Any) -> str:
+        # What it says of every try would be many lines.
+        assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
         raise error
 
     monkeypatch.setattr(loaders, "hf_hub_download", fetch)
