@@ -51,7 +51,7 @@ class SteerConfig:
         "For --op clamp and clamp_firing: values that the latents are set to.", None, unset="none"
     )
     highs: tuple[float, ...] | None = option(
-        "For --op clamp_interval: largest values that the latents keep.", None
+        "For --op clamp_interval: largest values that the latents keep.", None, unset="none"
     )
     low: float = option("For --op clamp_interval: the smallest value that they keep.", 0.0)
     positions: str = option("all, prompt, generated or last_prompt.", "all")
@@ -71,10 +71,18 @@ class SteerConfig:
     engine: Mapping[str, Any] = field(default_factory=dict)
     batch: int = option("Requests answered and stored together.", 2048, gpu=8192)
     server: str | None = option(
-        "OpenAI-compatible server that gives unsteered answers.", None, name="endpoint", metavar="URL"
+        "OpenAI-compatible server that gives unsteered answers.",
+        None,
+        unset="none",
+        name="endpoint",
+        metavar="URL",
     )
     models: tuple[str, ...] = option(
-        "Whose: base, reference or checkpoint, by its name there.", (), name="model", metavar="WHO=NAME,..."
+        "Whose: base, reference or checkpoint, by its name there.",
+        (),
+        unset="none",
+        name="model",
+        metavar="WHO=NAME,...",
     )
     concurrency: int | None = None
     timeout: float | None = None
