@@ -322,6 +322,7 @@ def run_command(common: Common, file: Path | None, write_config: bool, **given: 
     """Runs a whole experiment, or what is left of it: FILE has a table of options for each stage."""
     from morfi.command.experiment import experiment_text, open_experiment, settings_of, with_changes
     from morfi.experiment import run_experiment
+    from morfi.report.document import write_report
     from morfi.report.experiment import stages_object, stages_text
 
     tables, where = open_experiment(file, given["preset"], fast=given["fast"])
@@ -344,7 +345,10 @@ def run_command(common: Common, file: Path | None, write_config: bool, **given: 
             dry=given["dry"],
         )
     )
-    common.answer(stages_object(outcomes), stages_text(outcomes, common.store))
+    report = None
+    if not given["dry"] and given["until"] is None:
+        report = write_report(common.store, str(outcomes[-1].result), None)
+    common.answer(stages_object(outcomes, report), stages_text(outcomes, common.store, report))
 
 
 @cli.command("serve", config="morfi.serve.http.launch:ServeConfig")
@@ -410,6 +414,21 @@ def show_command(common: Common, run: str) -> None:
 
     report = details_of(common.store, run)
     common.answer(dict(report.object), report.text)
+
+
+@cli.command("report")
+@click.argument("run")
+@file_option("-o", "--out", help="The file to write.", unset="RUN.html beside the database")
+@option("--open", "opened", is_flag=True, help="Show it in the browser.")
+@common_options
+def report_command(common: Common, run: str, out: Path | None, opened: bool) -> None:
+    """Writes the experiment that ends with RUN as one HTML file, to be read by anybody."""
+    from morfi.report.document import write_report
+
+    path = write_report(common.store, run, out)
+    if opened:
+        click.launch(str(path))
+    common.tell({"out": str(path)}, f"wrote {path}", f"wrote {path}")
 
 
 @cli.command("compare")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from morfi.experiment import Outcome
@@ -13,13 +14,13 @@ from morfi.report.tables import aligned
 from morfi.store import Store
 
 
-def stages_object(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The stages in order, each with its state, its run or folder, and its seconds."""
-    return {"stages": [asdict(one) for one in outcomes]}
+def stages_object(outcomes: Sequence[Outcome], report: Path | None) -> dict[str, Any]:
+    """The stages in order, each with its state, its run or folder and its seconds; where the report is."""
+    return {"stages": [asdict(one) for one in outcomes], "report": report and str(report)}
 
 
-def stages_text(outcomes: Sequence[Outcome], store: Store) -> str:
-    """A line for each stage, and how to see what the last of them made.
+def stages_text(outcomes: Sequence[Outcome], store: Store, report: Path | None) -> str:
+    """A line for each stage, how to see what the last of them made, and where the report is.
 
     The time of a stage that is not done is what its command took the last time.
     """
@@ -27,7 +28,8 @@ def stages_text(outcomes: Sequence[Outcome], store: Store) -> str:
     lines = aligned([("stage", "state", "time", "run"), *rows], numeric=(2,))
     made = [one.result for one in outcomes if one.state == DONE and one.stage != "sae train" and one.result]
     following = [command_line(store, "show", run_id) for run_id in made[-1:]]
-    return "\n".join([*lines, *following])
+    written = [] if report is None else [f"report: {report}"]
+    return "\n".join([*lines, *written, *following])
 
 
 def _time(one: Outcome) -> str:

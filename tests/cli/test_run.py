@@ -88,6 +88,10 @@ def test_an_experiment_runs_to_its_end_once_and_goes_on_where_it_was_left(
         assert store.summary(results[name]).status == "done"
     assert (Path(results["sae train"]) / "cfg.json").is_file()
 
+    report = Path(whole.json["report"])
+    assert report.name == f"{results['steer']}.html"
+    assert "What steering brings back" in report.read_text(encoding="utf-8")
+
     n_starts, n_runs = len(serving.starts), len(store.runs(1000))
     again = run("run", experiment)
     assert again.code == 0, again.err

@@ -1,0 +1,111 @@
+"""HTML by small functions: everything that comes from outside goes through `text`."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+_IDS = re.compile(r'\bid="([^"]+)"')
+_HEADER = re.compile(r"^.*?(?=<svg)", re.DOTALL)  # the XML declaration and document type
+_SIZE = re.compile(r'(<svg[^>]*?) width="[^"]*"([^>]*?) height="[^"]*"', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section: its id in the document, its heading, and its HTML."""
+
+    id: str
+    title: str
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell of a table that is shown as `shown` and sorted by `value`."""
+
+    shown: str
+    value: float
+
+
+def text(plain: object) -> str:
+    """Plain text as HTML."""
+    return html.escape(str(plain), quote=True)
+
+
+def paragraph(*sentences: str) -> str:
+    """A paragraph of plain sentences."""
+    return f"<p>{text(' '.join(sentences))}</p>"
+
+
+def items(lines: Iterable[str]) -> str:
+    """A list of plain lines."""
+    return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"
+
+
+def code(plain: str) -> str:
+    """Plain text to be read, or typed, as it stands."""
+    return f"<pre><code>{text(plain)}</code></pre>"
+
+
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str | Cell]],
+    *,
+    caption: str,
+    sortable: bool = False,
+) -> str:
+    """A table; the first cell of each row is its heading. A `sortable` one sorts and filters in a browser."""
+    heads = "".join(f'<th scope="col">{text(one)}</th>' for one in header)
+    body = "".join(f"<tr>{''.join(_cells(row))}</tr>" for row in rows)
+    kind = ' class="sortable"' if sortable else ""
+    return (
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{text(caption)}"><table{kind}>'
+        f"<caption>{text(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+        "</div>"
+    )
+
+
+def _cells(row: Sequence[str | Cell]) -> Iterable[str]:
+    for place, one in enumerate(row):
+        shown = one.shown if isinstance(one, Cell) else one
+        value = f' data-value="{one.value!r}" class="number"' if isinstance(one, Cell) else ""
+        tag = 'th scope="row"' if place == 0 else "td"
+        yield f"<{tag}{value}>{text(shown)}</{tag.split(maxsplit=1)[0]}>"
+
+
+def figure(svg: str, name: str, caption: str, said: str) -> str:
+    """A picture inside the document; `said` is what it shows, in words. Its ids begin with `name`."""
+    svg = _SIZE.sub(r"\1\2", _HEADER.sub("", svg), count=1)
+    for one in set(_IDS.findall(svg)):
+        for before, after in ((f'id="{one}"', f'id="{name}-{one}"'), (f"#{one}", f"#{name}-{one}")):
+            svg = re.sub(
+                rf'{re.escape(before)}(?=["\')]|$)' if before[0] == "#" else re.escape(before), after, svg
+            )
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{text(said)}"', 1)
+    return f"<figure>{svg}<figcaption>{text(caption)}</figcaption></figure>"
+
+
+def document(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The whole file: it asks no server for anything."""
+    own = resources.files("morfi.report.document")
+    style, script = ((own / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    links = "".join(f'<li><a href="#{one.id}">{text(one.title)}</a></li>' for one in sections)
+    body = "".join(
+        f'<section id="{one.id}" aria-labelledby="{one.id}-title">'
+        f'<h2 id="{one.id}-title">{text(one.title)}</h2>{one.body}</section>'
+        for one in sections
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "style-src 'unsafe-inline'; "
+        "script-src 'unsafe-inline'; img-src data:\">"
+        f'<style>{style}</style></head><body><a class="skip" href="#main">To the answer</a>'
+        f'<header><h1>{text(title)}</h1><p class="lead">{text(lead)}</p></header>'
+        f'<nav aria-label="Sections"><ol>{links}</ol></nav><main id="main">{body}</main>'
+        f"<script>{script}</script></body></html>\n"
+    )

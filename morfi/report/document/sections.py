@@ -1,0 +1,333 @@
+"""The sections of a report, in the order in which they are read; one whose runs are missing is left out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from morfi.conditions.levels import varied_in
+from morfi.errors import InputError
+from morfi.interventions.config import SteerRun
+from morfi.interventions.outcome import Outcome, Share, Steered
+from morfi.interventions.verdicts import Answerer
+from morfi.latents.find import FindRun
+from morfi.report.document.cards import SHOWN, card, examples_of
+from morfi.report.document.chain import Chain
+from morfi.report.document.flips import Pair, pairs_of, recovery_of
+from morfi.report.document.html import Cell, Section, figure, items, paragraph, table
+from morfi.report.pictures import draw
+from morfi.report.sweep import groups_of, levels_of
+from morfi.report.sweep import settings_of as epochs_of
+from morfi.report.tables import percent
+from morfi.runs.settings import settings_of
+from morfi.words import counted, together
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+    from morfi.store.records import RunRecord
+
+_MANY = 400  # answers that flipped in a table
+_CLAIMED = ("latent", "delta_u")  # kinds of directions whose answers are shown one by one
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What sections are made of: the store, the experiment's runs, and what its steer run found."""
+
+    store: Store
+    chain: Chain
+    steered: Steered | None
+
+    @property
+    def steering(self) -> SteerRun:
+        """The settings of the steer run."""
+        assert self.chain.steer is not None
+        return settings_of(self.chain.steer, SteerRun)
+
+    def of_kind(self, kind: str) -> list[Outcome]:
+        """The reported outcomes of a kind of direction, the best by what strengths were chosen on first."""
+        found = self.steered.outcomes if self.steered is not None else ()
+        return [one for one in found if one.direction.kind == kind and one.reported is not None]
+
+
+def setting(material: Material) -> Section | None:
+    """What was done, in a table."""
+    chain = material.chain
+    last = chain.last
+    rows = [("model", last.base or last.ckpt), ("questions", f"{last.data} ({last.data_sha256[:12]})")]
+    if chain.split is not None:
+        facts = material.store.knowledge(chain.split.run_id)
+        relations = sorted({row.relation for row in facts})
+        known = sum(row.known for row in facts)
+        rows += [
+            ("relations", together(relations)),
+            ("asked", f"{counted(len(facts), 'question')}, {known} of them known to the model"),
+        ]
+    if chain.mix is not None:
+        levels, size = chain.mix.config["levels"], chain.mix.config["size"]
+        rows.append(("mixtures", f"{together(levels)} % Unknown, {counted(size, 'question')} each"))
+    if chain.train is not None:
+        config = chain.train.config
+        rows.append(
+            (
+                "training",
+                f"LoRA of rank {config['rank']}, learning rate {config['lr']:g}, epochs "
+                f"{together(config['epochs'])}, {counted(config['seeds'], 'training')} a mixture",
+            )
+        )
+    if chain.find is not None:
+        found = settings_of(chain.find, FindRun)
+        rows.append(("SAE", f"{_named(found.sae)} ({found.sae_sha256[:12]}), after layer {found.layer}"))
+        rows.append(("trends", f"along {found.along}, method {found.method}, epochs {found.epochs}"))
+    if chain.steer is not None:
+        steering = material.steering
+        rows.append(
+            (
+                "steering",
+                f"{steering.ckpt} after layer {steering.layer}, {steering.op}, positions "
+                f"{steering.positions}, "
+                f"strengths chosen on {steering.choose_on}, reported on {steering.report_on}",
+            )
+        )
+    return Section("setting", "What was done", table(("", ""), rows, caption="The setting"))
+
+
+def accuracy(material: Material) -> Section | None:
+    """Accuracy against the level, by epochs."""
+    run = material.chain.sweep
+    if run is None or not (rows := material.store.sweep_accuracies(run.run_id)):
+        return None
+    varied = varied_in(run)
+    body = _picture(material.store, run, "sweep", "Closed-book accuracy against " + varied.name)
+    for group in groups_of(rows):
+        inside = [row for row in rows if row.questions == group]
+        cells = {(row.epoch_setting, row.level): row for row in inside}
+        levels = levels_of(rows)
+        lines: list[list[str]] = []
+        for name in (None, *epochs_of(inside)):
+            shown = [cells.get((name, None if name is None else level)) for level in levels]
+            if any(shown):
+                lines.append(
+                    [
+                        "base model" if name is None else f"epochs {name}",
+                        *(_interval(one.accuracy, one.ci_low, one.ci_high) if one else "-" for one in shown),
+                    ]
+                )
+        header = ("", *(varied.shown(level) for level in levels))
+        body += table(header, lines, caption=f"{group}: accuracy in %, with 95 % intervals")
+    return Section("accuracy", f"What training costs: accuracy by {varied.name}", body)
+
+
+def trends(material: Material) -> Section | None:
+    """The latents that follow the level, and what chance would give."""
+    run = material.chain.find
+    if run is None or not (summaries := material.store.trend_summaries(run.run_id)):
+        return None
+    selected = material.store.latents(run.run_id, selected=True)
+    said = []
+    for one in summaries:
+        said.append(
+            f"Along {one.axis}, {one.n_firing} latents fire on {counted(one.n_questions, 'question')}; "
+            f"{len(selected)} were selected. Chance alone would give {one.expected_false:.2g} perfect trends."
+        )
+    body = paragraph(*said)
+    if len(selected):
+        body += _picture(material.store, run, "trends", "Mean activation of the selected latents")
+    rates = material.store.false_discoveries(run.run_id)
+    if rates:
+        rows = [
+            (f"|S| >= {row.s}", Cell(str(row.n_found), row.n_found), Cell(f"{row.fdr:.3f}", row.fdr))
+            for row in rates
+        ]
+        body += table(
+            ("trend", "latents", "false discovery rate"),
+            rows,
+            caption="What the same latents would give with the levels shuffled",
+        )
+    return Section("trends", "Which latents follow it", body)
+
+
+def gains(material: Material) -> Section | None:
+    """What steering along each direction does, dev beside test, with the baselines."""
+    run, found = material.chain.steer, material.steered
+    if run is None or found is None:
+        return None
+    steering = material.steering
+    body = _picture(material.store, run, "steering", f"Gain on {steering.choose_on} against strength")
+    rows = []
+    for one in found.outcomes:
+        if one.reported is None or one.recovery is None:
+            continue
+        recovered = one.recovery[Answerer.REFERENCE].recovered
+        between = one.reported.interval
+        rows.append(
+            (
+                one.direction.direction,
+                one.direction.kind,
+                Cell(f"{one.best.alpha:+g}", one.best.alpha),
+                Cell(_points(one.best.gain), one.best.gain),
+                Cell(_points(one.reported.difference), one.reported.difference),
+                f"{_points(between.low)} to {_points(between.high)}",
+                Cell(f"{one.reported.p:.2g}", one.reported.p),
+                Cell(percent(recovered.share) or "-", recovered.share or 0.0),
+                Cell(str(recovered.n), recovered.n),
+            )
+        )
+    on = [f"gain on {split}" for split in (steering.choose_on, steering.report_on)]
+    last = ("95 % interval", "McNemar p", f"R_K of {steering.reference}", "brought back")
+    header = ("direction", "kind", "alpha", *on, *last)
+    caption = (
+        f"Gains in points. Strengths and order are chosen on {steering.choose_on}; what counts is the gain "
+        f"on {steering.report_on}. R_K: of the answers brought back, the share that {steering.reference} "
+        "has right."
+    )
+    body += table(header, rows, caption=caption, sortable=True)
+    return Section("gains", "What steering brings back", body)
+
+
+def recovered(material: Material) -> Section | None:
+    """Gain and knowledge recovery by relation, of the best latent and of delta_u."""
+    pairs = _pairs(material)
+    if not pairs:
+        return None
+    rows = []
+    for name, own in pairs.items():
+        for relation in (*sorted({one.relation for one in own}), None):
+            inside = [one for one in own if relation in (None, one.relation)]
+            rate = recovery_of(inside)
+            gain = sum(one.is_right - one.was_right for one in inside) / len(inside)
+            rows.append(
+                (
+                    name,
+                    relation or "all",
+                    Cell(str(len(inside)), len(inside)),
+                    Cell(_points(gain), gain),
+                    _share(rate.recovered),
+                    _share(rate.base_rate),
+                )
+            )
+    header = ("direction", "relation", "questions", "gain", "R_K", "base rate")
+    reference = material.steering.reference
+    caption = (
+        f"On {material.steering.report_on}; the base rate is that of {reference} on all that was wrong before"
+    )
+    return Section("relations", "By relation", table(header, rows, caption=caption))
+
+
+def flips(material: Material) -> Section | None:
+    """Every answer that steering changed from right to wrong or back."""
+    every = [one for own in _pairs(material).values() for one in own if one.was_right != one.is_right]
+    if not every:
+        return None
+    rows = [
+        (
+            one.question,
+            one.relation,
+            one.direction,
+            one.change,
+            one.before,
+            one.after,
+            one.reference,
+            " or ".join(one.accepted[:3]),
+        )
+        for one in every[:_MANY]
+    ]
+    header = ("question", "relation", "direction", "change", "before", "steered", material.steering.reference)
+    left = f"; the first {_MANY} of {len(every)}" if len(every) > _MANY else ""
+    body = table(
+        (*header, "accepted"), rows, caption=f"On {material.steering.report_on}{left}", sortable=True
+    )
+    return Section("flips", "Answers that flipped", body)
+
+
+def cards(material: Material) -> Section | None:
+    """A card for each of the first selected latents."""
+    run = material.chain.find
+    if run is None:
+        return None
+    rows = material.store.latents(run.run_id, selected=True, limit=SHOWN).to_pylist()
+    if not rows:
+        return None
+    examples = examples_of(material.store, run.run_id, [row["latent"] for row in rows])
+    gain_of = {one.direction.latent: one for one in material.of_kind("latent")}
+    body = "".join(
+        card(row, _gain(gain_of.get(row["latent"])), examples.get(row["latent"], ())) for row in rows
+    )
+    return Section("latents", "The latents", f'<div class="cards">{body}</div>')
+
+
+def limits(material: Material) -> Section | None:
+    """What the experiment cannot tell."""
+    chain, lines = material.chain, []
+    if chain.train is not None and chain.train.config["seeds"] == 1:
+        lines.append("There is one training of each mixture: another seed may select other latents.")
+    if chain.find is not None:
+        lines.append("Resampling questions measures stability over questions, not over trainings.")
+        lines.append("No other rule of selecting latents was tried beside the trend.")
+    if chain.steer is not None:
+        lines.append("The largest of many gains is too large, even where it was chosen on other questions.")
+    if chain.split is None:
+        lines.append("What the base model knew was not measured: known and unknown questions are one group.")
+    return Section("limits", "What was not controlled for", items(lines)) if lines else None
+
+
+SECTIONS: Sequence[Callable[[Material], Section | None]] = (
+    setting,
+    accuracy,
+    trends,
+    gains,
+    recovered,
+    flips,
+    cards,
+    limits,
+)
+
+
+def _pairs(material: Material) -> dict[str, list[Pair]]:
+    """Questions and answers of the first latent and of delta_u, by direction."""
+    run, found = material.chain.steer, {}
+    if run is None or material.steered is None:
+        return {}
+    for kind in _CLAIMED:
+        for one in material.of_kind(kind)[:1]:
+            own = pairs_of(material.store, run, one, material.steering.report_on)
+            found[one.direction.direction] = own
+    return found
+
+
+def _picture(store: Store, run: RunRecord, name: str, caption: str) -> str:
+    """The picture of a run; nothing where there is nothing to draw."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _, svg = draw(store, run.run_id, Path(folder) / name)
+        except InputError:
+            return ""
+        return figure(
+            svg.read_text(encoding="utf-8"), name, f"{caption}.", f"{caption}; the numbers stand below"
+        )
+
+
+def _gain(one: Outcome | None) -> str:
+    if one is None or one.reported is None:
+        return "not along this one"
+    return f"{_points(one.reported.difference)} points at alpha {one.best.alpha:+g}"
+
+
+def _share(one: Share) -> str:
+    return "- (n 0)" if one.share is None else f"{percent(one.share)} (n {one.n})"
+
+
+def _interval(share: float, low: float, high: float) -> str:
+    return f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _points(gain: float) -> str:
+    return f"{100 * gain:+.1f}"
+
+
+def _named(path: str) -> str:
+    """A name of an SAE; of a folder its own name, for where it lies is nobody's business."""
+    return Path(path).name if path.startswith(("/", "~", ".")) else path

@@ -1,0 +1,164 @@
+"""The report of an experiment as one HTML file: what stands in it, and that it needs nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import page_walk
+import pytest
+
+from morfi.errors import InputError
+from morfi.interventions.outcome import steered
+from morfi.report.document import write_report
+from morfi.report.document.html import Cell, document, figure, table
+from morfi.store import Store
+
+VOID = {"meta", "br", "input", "path", "use", "rect"}
+TITLES = [
+    "What was done",
+    "What steering brings back",
+    "By relation",
+    "Answers that flipped",
+    "The latents",
+    "Settings, versions and hashes",
+    "What it cost",
+    "How to repeat it",
+]
+
+
+class Outline(HTMLParser):
+    """Reads a document: what is open and never closed, ids, headings, the rows of tables, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.rows: list[list[str]] = []
+        self.headings: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.ids += [one for one in (given.get("id"),) if one]
+        self.links += [one for name, one in attrs if one and name in ("href", "src", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("th", "td"):
+            self.rows[-1].append("")
+        elif tag in ("h1", "h2", "h3"):
+            self.headings.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [one for name, one in attrs if name == "id" and one]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("th", "td"):
+            self.rows[-1][-1] += data
+        elif self.open and self.open[-1] in ("h1", "h2", "h3"):
+            self.headings[-1] += data
+
+
+@pytest.fixture
+def steer_run(steerable: tuple[Store, str], steer: Callable[..., str]) -> tuple[Store, str]:
+    """A store and a steer run in it, of an engine that latent 0 brings back."""
+    return steerable[0], steer()
+
+
+def test_a_steer_run_is_reported_with_all_that_it_builds_on(
+    steer_run: tuple[Store, str], tmp_path: Path
+) -> None:
+    store, run_id = steer_run
+    html = write_report(store, run_id, tmp_path / "r.html").read_text(encoding="utf-8")
+    found = Outline(html)
+    assert found.open == []
+    assert len(set(found.ids)) == len(found.ids)
+    assert all(link[1:] in found.ids for link in found.links if link.startswith("#"))
+    assert [title for title in TITLES if title not in found.headings] == []
+    assert any(heading.startswith("Latent 0 rises") for heading in found.headings)
+    outcome = steered(store, store.run(run_id))
+    assert outcome is not None
+    best = next(one for one in outcome.outcomes if one.direction.latent == 0)
+    assert best.reported is not None
+    row = next(row for row in found.rows if row[:2] == [best.direction.direction, "latent"])
+    assert f"{100 * best.reported.difference:+.1f}" in row
+    flipped = [row for row in found.rows if "brought back" in row and best.direction.direction in row]
+    assert len(flipped) == best.reported.n_gained > 0
+
+
+def test_the_report_asks_no_server_and_the_same_runs_give_the_same_bytes(
+    steer_run: tuple[Store, str], tmp_path: Path
+) -> None:
+    store, run_id = steer_run
+    first = write_report(store, run_id, tmp_path / "a.html").read_bytes()
+    assert write_report(store, run_id, tmp_path / "b.html").read_bytes() == first
+    addresses = set(re.findall(rb'(?:href|src|url)\s*[=(]\s*["\']?(https?:[^"\')>\s]+)', first))
+    assert addresses == set()
+    assert str(tmp_path).encode() not in first
+    assert len(first) < 3_000_000
+
+
+def test_the_report_stands_beside_the_database_unless_told_otherwise(
+    steerable: tuple[Store, str], tmp_path: Path
+) -> None:
+    store, find_run = steerable
+    path = write_report(store, find_run, None)
+    assert path == store.path.parent / f"{find_run}.html"
+    found = Outline(path.read_text(encoding="utf-8"))
+    assert "What steering brings back" not in found.headings
+    assert "The latents" in found.headings
+    with pytest.raises(InputError, match="cannot be written"):
+        write_report(store, find_run, tmp_path / "no" / "r.html" / "x" / "\0")
+
+
+def test_text_from_outside_stays_text() -> None:
+    bad = '<script>alert("x")</script>'
+    shown = table((bad,), [(bad, Cell(bad, 1.0))], caption=bad)
+    shown += figure('<svg width="1" height="1"><g id="a"/><use href="#a"/></svg>', "one", bad, bad)
+    whole = document(bad, bad, [])
+    assert bad not in shown + whole
+    assert 'id="one-a"' in shown
+    assert 'href="#one-a"' in shown
+
+
+@pytest.fixture
+def page(chromium: str, steer_run: tuple[Store, str], tmp_path: Path) -> Iterator[Any]:
+    """The report of a steer run, open in a browser; nothing may fail or be asked for in it."""
+    store, run_id = steer_run
+    path = write_report(store, run_id, tmp_path / "r.html")
+    wrong: list[str] = []
+    with page_walk.launched(chromium) as browser:
+        opened = browser.new_page()
+        opened.on("pageerror", lambda error: wrong.append(str(error)))
+        opened.on("console", lambda message: wrong.append(message.text))
+        opened.on("request", lambda one: wrong.append(one.url) if one.url.startswith("http") else None)
+        opened.goto(path.as_uri())
+        yield opened
+    assert wrong == []
+
+
+def test_tables_sort_and_filter_and_the_page_fits_a_phone(page: Any) -> None:
+    rows = page.locator("#gains tbody tr")
+    gain = "#gains tbody tr td:nth-child(5)"
+    page.locator("#gains thead button", has_text="gain on test").click()
+    values = [float(text) for text in page.locator(gain).all_inner_texts()]
+    assert values == sorted(values)
+    page.keyboard.press("Enter")  # the button has the focus
+    assert [float(text) for text in page.locator(gain).all_inner_texts()] == sorted(values, reverse=True)
+    page.locator("#gains input").fill("random")
+    assert rows.filter(visible=True).count() == 1
+    for width, scheme in ((390, "light"), (390, "dark"), (1440, "dark")):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.emulate_media(media="print")
+    assert not page.locator("nav").is_visible()
