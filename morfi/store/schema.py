@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from duckdb import DuckDBPyConnection
 
-# The number of `schema.sql`, which goes up with every change of that file until the first release, and never
-# after. What was stored under a smaller number is not read.
-FIRST = 10
+# The number of `schema.sql`, which until the first release goes up with every change of that file, and of the
+# names of the settings that runs are stored with; never after. What has a smaller one is not read.
+FIRST = 11
 
 # Everything that somebody made in a database, by kind and name.
 _HELD = (
