@@ -25,7 +25,7 @@ _BUILDING = ".building-"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An entry's manifest: `kind` ("embedded", "merged"), a name for people, and what it was made from."""
+    """An entry's manifest: `kind` ("embedded", "merged", "text"), a name, and what it was made from."""
 
     kind: str
     name: str

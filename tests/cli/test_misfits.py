@@ -69,7 +69,7 @@ def test_a_layer_that_the_model_lacks(
     expected = f"layer {layer}; tiny has the layers 0 to 1"
     said = refused("capture", "--ckpts", series, "--layers", f"1,{layer}", "--data", data_file)
     assert f"--layers: {expected}" in said
-    for model in (("--model", "MODEL"), ("--ckpts", series)):
+    for model in (("--ckpt", "MODEL"), ("--ckpts", series)):
         said = refused("sae", "train", *model, "--layer", layer, "--data", data_file)
         assert f"--layer: {expected}" in said
     folder = sae(layer, WIDTH)
