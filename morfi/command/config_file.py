@@ -89,13 +89,15 @@ def _check_tables(
 def of_kind(where: str, value: Any, kind: type, *, several: bool) -> Any:
     """A value of a file as an option of this `kind` takes it: a tuple where it takes `several`, or text.
 
-    Raises InputError, which begins with `where`, for another type; a whole number is a number too.
+    Raises InputError, which begins with `where`, for another type; 3 is a number too, and 3.0 whole.
     """
     if several and isinstance(value, str):
         return value
     if several and isinstance(value, list) and value:
         return tuple(of_kind(where, one, kind, several=False) for one in value)
     one: Any = float(value) if kind is float and type(value) is int and abs(value) < _LARGEST else value
+    if kind is int and type(value) is float and value.is_integer():
+        one = int(value)
     if type(one) is kind:
         return (one,) if several else one
     listed = f", or a list of them: {_EXPECTED[kind]} each" if several else ""

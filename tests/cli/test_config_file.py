@@ -229,7 +229,7 @@ def test_values_of_the_file_are_defaults_and_options_win(
 
 def test_lists_may_be_arrays_single_values_or_text(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    for text, expected in (("[1, 5]", (1, 5)), ("5", (5,)), ("'1,5'", (1, 5))):
+    for text, expected in (("[1, 5.0]", (1, 5)), ("5.0", (5,)), ("'1,5'", (1, 5))):
         file.write_text(f"layers = {text}\nckpts = 'train-1'", encoding="utf-8")
         assert values_of("capture", ["--config", str(file)])["layers"] == expected
     file.write_text("alphas = [-1, 0.5]\nckpt = 'M_100'\nlatents = 'find-1'", encoding="utf-8")
