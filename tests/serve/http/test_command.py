@@ -36,7 +36,7 @@ def test_an_unknown_checkpoint_and_a_port_in_use_are_refused(made: Any) -> None:
         port = taken.getsockname()[1]
         busy = run_serve(made, "--ckpt", "M_100", "--port", str(port))
         for process, messages in (
-            (unknown, ('no checkpoint "M_33"', "level-100-seed-0-epoch-early-stop")),
+            (unknown, ('"M_33" is no checkpoint of', "level-100-seed-0-epoch-early-stop")),
             (busy, (f"127.0.0.1 port {port} cannot be used",)),
         ):
             out, err = process.communicate(timeout=120)
