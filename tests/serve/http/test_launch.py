@@ -10,8 +10,10 @@ import pytest
 from fake_app import make_sae
 
 from morfi.errors import InputError
-from morfi.serve.http.launch import _named, _of_one_series
+from morfi.serve.http.launch import ServeConfig, _named, _of_one_series, prepare_server
 from morfi.serve.http.steerable import ServedSae, name_of
+from morfi.store import Store
+from morfi.terminal import Progress
 
 
 def sae(name: str, sha256: str, layer: int | None = 1) -> ServedSae:
@@ -55,3 +57,11 @@ def test_find_runs_of_other_checkpoints_are_refused() -> None:
         InputError, match="find-1 is of the checkpoints of train-one, find-2 of those of train-two"
     ):
         _of_one_series([one, find_run("find-2", sae("a", "1"), "two")])
+
+
+def test_a_level_without_a_find_run_is_told_what_it_needs(
+    log: Progress, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="--ckpt M_7 is a level of a train run; give --latents RUN"):
+        prepare_server(ServeConfig("M_7"), Store(tmp_path / "none.duckdb"), log)
