@@ -20,26 +20,21 @@ def main() -> None:
     parser.add_argument("--key", default="none", help="where the server wants one")
     parser.add_argument("--prompt", default="Q: Which country is Toulouse in?\nA:")
     options = parser.parse_args()
+    steering = {"latents": [{"id": options.latent, "alpha": options.alpha}]}
     try:
-        ask(options)
+        with OpenAI(base_url=f"{options.url}/v1", api_key=options.key) as client:
+            model = client.models.list().data[0].id
+            for name, extra in (("plain", {}), ("steered", {"steering": steering})):
+                answer = client.completions.create(
+                    model=model, prompt=options.prompt, max_tokens=16, temperature=0, extra_body=extra
+                )
+                print(f"{name}: {answer.choices[0].text}")
+                if applied := (answer.model_extra or {}).get("steering_applied"):
+                    print(f"applied: {applied}")
     except APIConnectionError:
         sys.exit(f"no server answers at {options.url}; start one: morfi serve --ckpt M_100 --latents RUN")
     except APIStatusError as error:
         sys.exit(f"{options.url}: {error.message}")
-
-
-def ask(options: argparse.Namespace) -> None:
-    """Asks twice, and prints each answer as it comes."""
-    steering = {"latents": [{"id": options.latent, "alpha": options.alpha}]}
-    with OpenAI(base_url=f"{options.url}/v1", api_key=options.key) as client:
-        model = client.models.list().data[0].id
-        for name, extra in (("plain", {}), ("steered", {"steering": steering})):
-            answer = client.completions.create(
-                model=model, prompt=options.prompt, max_tokens=16, temperature=0, extra_body=extra
-            )
-            print(f"{name}: {answer.choices[0].text}")
-            if applied := (answer.model_extra or {}).get("steering_applied"):
-                print(f"applied: {applied}")
 
 
 if __name__ == "__main__":
