@@ -25,9 +25,8 @@ def main() -> None:
         with OpenAI(base_url=f"{options.url}/v1", api_key=options.key) as client:
             model = client.models.list().data[0].id
             for name, extra in (("plain", {}), ("steered", {"steering": steering})):
-                answer = client.completions.create(
-                    model=model, prompt=options.prompt, max_tokens=16, temperature=0, extra_body=extra
-                )
+                asked = {"model": model, "prompt": options.prompt, "max_tokens": 16, "temperature": 0}
+                answer = client.completions.create(**asked, extra_body=extra)
                 print(f"{name}: {answer.choices[0].text}")
                 if applied := (answer.model_extra or {}).get("steering_applied"):
                     print(f"applied: {applied}")
