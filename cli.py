@@ -463,14 +463,26 @@ def sql_command(common: Common, statement: str) -> None:
 @cli.command("export")
 @click.argument("run")
 @option(
-    "--format", "fmt", kind=click.Choice(["jsonl", "parquet", "csv"]), default="jsonl", help="Of the rows."
+    "--format",
+    "fmt",
+    kind=click.Choice(["jsonl", "parquet", "csv", "steer-vectors"]),
+    default="jsonl",
+    help="Of the rows; or a steer run's directions, as safetensors with a JSON file beside it.",
 )
 @file_option("--out", help="The file to write.", unset="standard output")
 @common_options
 def export_command(common: Common, run: str, fmt: str, out: Path | None) -> None:
-    """Writes a run's questions, prompts, answers and verdicts as rows."""
+    """Writes a run's questions, prompts, answers and verdicts as rows, or what it steered along."""
+    from morfi.interventions.vectors import export_vectors
     from morfi.runs.export import export
 
+    if fmt == "steer-vectors":
+        if out is None:
+            raise click.UsageError("steer-vectors are binary and need a file; give --out FILE.safetensors")
+        run_id, files = export_vectors(common.store, run, out)
+        wrote = f"wrote {' and '.join(map(str, files))}"
+        common.tell({"run_id": run_id, "format": fmt, "out": list(map(str, files))}, wrote, wrote)
+        return
     if common.as_json and out is None:
         raise click.UsageError("--json describes the file written; give --out, or leave --json out for rows")
     export(common.store, run, fmt, out)
