@@ -24,7 +24,7 @@ from morfi.verification.tolerance import Standard, distances, load_standard, roo
 if TYPE_CHECKING:
     import torch
 
-_ADAPTER, _WHOLE, _AGAIN = "swap: an adapter", "swap: whole weights", "swap: the model again"
+_ADAPTER, WHOLE, _AGAIN = "swap: an adapter", "swap: whole weights", "swap: the model again"
 _CHANGE = 0.1  # the length of each matrix's change, over that of the matrix
 
 
@@ -35,7 +35,7 @@ def check_swap(subject: Subject) -> Iterator[Line]:
     that again afterwards.
     """
     outcomes = []
-    for name, check in ((_ADAPTER, _adapted), (_WHOLE, _whole)):
+    for name, check in ((_ADAPTER, _adapted), (WHOLE, _whole)):
         line = attempt(name, check, subject)
         outcomes.append(line.outcome)
         yield line
@@ -60,11 +60,11 @@ def _whole(subject: Subject) -> Line:
     model = open_model(base.model_dir)
     check_same_form(model, model)  # whether one of this form may be swapped, before any is written
     if reason := lack_of_room(model, base.dtype):
-        return unchecked(_WHOLE, reason)
+        return unchecked(WHOLE, reason)
     with changed_model(model) as folder:
         subject.engine.load_checkpoint(resolve_live(str(folder), base=base))
         changed = load_standard(folder, base.dtype, standard_device(base))
-    return _compared(subject, _WHOLE, changed)
+    return _compared(subject, WHOLE, changed)
 
 
 def _back(subject: Subject) -> Line:
