@@ -322,13 +322,15 @@ def run_command(common: Common, file: Path | None, write_config: bool, **given: 
     """Runs a whole experiment, or what is left of it: FILE has a table of options for each stage."""
     from morfi.command.experiment import experiment_text, open_experiment, settings_of, with_changes
     from morfi.experiment import run_experiment
+    from morfi.experiment.run import DONE
     from morfi.report.document import write_report
     from morfi.report.experiment import stages_object, stages_text
 
     tables, where = open_experiment(file, given["preset"], fast=given["fast"])
     short = {"relations": given["relations"], "train.seeds": given["seeds"]}
     changes = [f"{key}={value}" for key, value in short.items() if value is not None]
-    settings = settings_of(with_changes(tables, [*changes, *given["changes"]]), cli, where)
+    changes += given["changes"]
+    settings = settings_of(with_changes(tables, changes), cli, f"{where} with --set" if changes else where)
     if write_config:
         with terminal.to_reader():
             click.echo(experiment_text(settings, cli, ascii_only=not terminal.takes_unicode()), nl=False)
@@ -345,9 +347,9 @@ def run_command(common: Common, file: Path | None, write_config: bool, **given: 
             dry=given["dry"],
         )
     )
-    report = None
-    if not given["dry"] and given["until"] is None:
-        report = write_report(common.store, str(outcomes[-1].result), None)
+    report, last = None, outcomes[-1]
+    if last.result is not None and (last.stage, last.state) == ("steer", DONE):
+        report = write_report(common.store, last.result, None)
     common.answer(stages_object(outcomes, report), stages_text(outcomes, common.store, report))
 
 

@@ -67,7 +67,7 @@ def with_changes(tables: Tables, changes: Iterable[str]) -> Tables:
         path, equals, text = change.partition("=")
         if not equals or not path.strip():
             raise InputError(f'--set is "{change}"; expected STAGE.OPTION=VALUE, such as train.epochs=1,3')
-        *names, key = path.strip().split(".")
+        *names, key = path.strip().replace("sae train", "sae.train").split(".")
         into: Any = changed
         for name in names:
             into = into.setdefault(name, {})
@@ -100,16 +100,24 @@ def settings_of(tables: Tables, commands: click.Group, where: str) -> dict[str, 
                 f'{where}: "{key}" is none of the options that stages share ({", ".join(_SHARED)}); give it '
                 f"in the table of its stage.{nearest(key, _SHARED)}"
             )
+    _refuse_idle(shared, own, where)
     for stage in STAGES:
         command = command_of(stage, commands)
         options = options_of(stage, command, has_ckpts="ckpts" in shared)
-        values = {**_shared_by(stage, shared), **own.get(stage.name, {})}
+        given = {**_shared_by(stage, shared), **own.get(stage.name, {})}
+        values = {key: _as_text(options.get(key), value) for key, value in given.items()}
         table = stage.name.replace(" ", ".")
         for key in values:
             if key not in options:
                 raise InputError(_unknown(f"{where}, [{table}]", key, stage, command, options))
         found[stage.name] = taken(command, values, f"{where}, {table}")
     return found
+
+
+def _as_text(param: click.Parameter | None, value: Any) -> Any:
+    """A number as text where text is expected: epochs = 3 is epochs = "3"."""
+    is_text = param is not None and param.type is click.STRING
+    return str(value) if is_text and type(value) in (int, float) else value
 
 
 def _shared_by(stage: Stage, shared: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,14 +137,32 @@ def _own_tables(tables: Tables, where: str) -> dict[str, Tables]:
     for name, table in tables.items():
         if not isinstance(table, Mapping):
             continue
-        inner = [(f"{name} {key}", one) for key, one in table.items() if isinstance(one, Mapping)]
-        for stage, options in inner or [(name, table)]:
-            if stage not in names:
-                known = [one.replace(" ", ".") for one in names]
+        inner = {key: one for key, one in table.items() if isinstance(one, Mapping)}
+        if inner and len(inner) < len(table):
+            loose = ", ".join(f'"{key}"' for key in table if key not in inner)
+            raise InputError(f"{where}: [{name}] holds {loose} beside a table; give it in that of its stage")
+        parts = {f"{name} {key}": one for key, one in inner.items()} or {name: table}
+        for stage, options in parts.items():
+            if stage not in names or stage in found:
                 word = stage.replace(" ", ".")
-                raise InputError(f"{where}: [{word}] is not the table of a stage.{nearest(word, known)}")
+                if stage in found:
+                    raise InputError(f"{where}: [{word}] stands there twice, once as one word; keep one")
+                hint = nearest(word, [one.replace(" ", ".") for one in names])
+                raise InputError(f"{where}: [{word}] is not the table of a stage.{hint}")
             found[stage] = dict(options)
     return found
+
+
+def _refuse_idle(shared: Mapping[str, Any], own: Mapping[str, Tables], where: str) -> None:
+    """Raises InputError for what decides nothing where the checkpoints are one's own."""
+    if "ckpts" not in shared:
+        return
+    idle = [key for key in ("ckpt", "base", "bos") if key in shared]
+    idle += [f"[{name}]" for name in ("split", "mix", "train") if own.get(name)]
+    if idle:
+        raise InputError(
+            f"{where}: {', '.join(idle)} decides nothing beside ckpts, which leaves split, mix and train out"
+        )
 
 
 def options_of(stage: Stage, command: Configured, *, has_ckpts: bool = False) -> dict[str, click.Parameter]:

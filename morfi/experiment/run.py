@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from morfi.engine.protocol import StartEngine
 from morfi.errors import InputError, MorfiError, nearest
+from morfi.experiment.check import check_settings
 from morfi.experiment.stages import Settings, Stage, Surroundings, given_to, stages_of
 from morfi.runs.life import Ready
 from morfi.terminal import Progress
@@ -58,9 +59,11 @@ def run_experiment(
 
     A stage whose run is whole is not run again, one that was interrupted goes on. With `begin` the stages
     before must be done; `dry` says how each stands and does nothing. Raises InputError where a stage is not
-    there or its settings cannot be, and MorfiError where it failed.
+    there, FaultsError before the first for all settings that cannot be, and MorfiError where one failed.
     """
     stages = _chosen(stages_of(settings), begin, until)
+    with open_progress("") as progress:
+        check_settings(settings, [stage for stage, _ in stages], progress.phase)
     results: dict[str, str] = {}
     for number, (stage, is_asked) in enumerate(stages, 1):
         if not set(stage.takes.values()) & {one.name for one, _ in stages} <= set(results):

@@ -15,7 +15,15 @@ from morfi.store.records import RunKind
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
+    from morfi.evaluation.split import SplitConfig
+    from morfi.evaluation.sweep_plan import SweepConfig
+    from morfi.interventions.config import SteerConfig
+    from morfi.latents.capture import CaptureConfig
+    from morfi.latents.find import FindConfig
+    from morfi.latents.sae_training import SaeTraining
     from morfi.store import Store
+    from morfi.training.config import TrainConfig
+    from morfi.training.mixtures import MixConfig
 
 # The options of each stage that were given, by their names in the configuration of its command.
 Settings = Mapping[str, Mapping[str, Any]]
@@ -35,12 +43,13 @@ class Surroundings:
 class Stage:
     """A stage: its `name` is its command's, as typed; `kind` that of its runs, None where it makes none.
 
-    `takes` are the options that name what an earlier stage made, by that stage's name; `unit` is what its
-    progress counts.
+    `configure` makes the configuration of its options, and raises InputError where it cannot be; `takes` are
+    the options that name what an earlier stage made, by that stage's name; `unit` is what progress counts.
     """
 
     name: str
     kind: RunKind | None
+    configure: Callable[[Mapping[str, Any]], Any]
     ready: Callable[[Mapping[str, Any], Surroundings], Ready]
     takes: Mapping[str, str] = field(default_factory=dict)
     unit: str = "answers"
@@ -65,58 +74,105 @@ def given_to(stage: Stage, settings: Settings, results: Mapping[str, str]) -> di
     return {**made, **{key: value for key, value in settings[stage.name].items() if value is not None}}
 
 
-def _split(given: Mapping[str, Any], around: Surroundings) -> Ready:
-    from morfi.evaluation.split import configure_split, ready_split
+def _split_config(given: Mapping[str, Any]) -> SplitConfig:
+    from morfi.evaluation.split import configure_split
 
-    _require("split", given, {"ckpt": 'the model, such as ckpt = "smollm2"'})
-    return ready_split(configure_split(given), around.store, around.start_engine, **_how(around))
+    _require(given, {"ckpt": 'the model, such as ckpt = "smollm2"'})
+    return configure_split(given)
+
+
+def _split(given: Mapping[str, Any], around: Surroundings) -> Ready:
+    from morfi.evaluation.split import ready_split
+
+    return ready_split(_split_config(given), around.store, around.start_engine, **_how(around))
+
+
+def _mix_config(given: Mapping[str, Any]) -> MixConfig:
+    from morfi.training.mix import configure_mix
+
+    return configure_mix(given)
 
 
 def _mix(given: Mapping[str, Any], around: Surroundings) -> Ready:
-    from morfi.training.mix import configure_mix, ready_mix
+    from morfi.training.mix import ready_mix
 
-    return ready_mix(configure_mix(given), around.store, **_how(around))
+    return ready_mix(_mix_config(given), around.store, **_how(around))
+
+
+def _train_config(given: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of training some model: which, the split run says."""
+    from morfi.training.config import train_config
+
+    return train_config({"model": "", **_without(given, "mix_run", "out")})
 
 
 def _train(given: Mapping[str, Any], around: Surroundings) -> Ready:
     from morfi.training.train import ready_train
 
-    options = {name: value for name, value in given.items() if name not in ("mix_run", "out")}
-    return ready_train(options, given["mix_run"], around.store, _folder(given, "checkpoints"), **_how(around))
+    options, folder = _without(given, "mix_run", "out"), _folder(given, "checkpoints")
+    return ready_train(options, given["mix_run"], around.store, folder, **_how(around))
+
+
+def _sweep_config(given: Mapping[str, Any]) -> SweepConfig:
+    from morfi.evaluation.sweep_plan import configure_sweep
+
+    return configure_sweep(given)
 
 
 def _sweep(given: Mapping[str, Any], around: Surroundings) -> Ready:
     from morfi.evaluation.sweep import ready_sweep
-    from morfi.evaluation.sweep_plan import configure_sweep
 
-    return ready_sweep(configure_sweep(given), around.store, around.start_engine, **_how(around))
+    return ready_sweep(_sweep_config(given), around.store, around.start_engine, **_how(around))
+
+
+def _capture_config(given: Mapping[str, Any]) -> CaptureConfig:
+    from morfi.latents.capture import CaptureConfig
+
+    _require(given, {"layers": "the decoder layers, or the one layer of all stages: layer = 12"})
+    return CaptureConfig(**_without(given, "out"))
 
 
 def _capture(given: Mapping[str, Any], around: Surroundings) -> Ready:
-    from morfi.latents.capture import CaptureConfig, ready_capture
+    from morfi.latents.capture import ready_capture
 
-    _require("capture", given, {"layers": "the decoder layers, or the one layer of all stages: layer = 12"})
-    config = CaptureConfig(**{name: value for name, value in given.items() if name != "out"})
-    folder = _folder(given, "activations")
+    config, folder = _capture_config(given), _folder(given, "activations")
     return ready_capture(config, around.store, around.start_engine, folder, **_how(around))
 
 
-def _sae(given: Mapping[str, Any], around: Surroundings) -> Ready:
-    from morfi.latents.sae_training import configure_sae, ready_sae
+def _sae_config(given: Mapping[str, Any]) -> SaeTraining:
+    from morfi.latents.sae_training import configure_sae
 
-    _require("sae.train", given, {"layer": "the decoder layer after which the SAE reads"})
-    return ready_sae(configure_sae(given), around.store, around.start_engine, around.progress)
+    _require(given, {"layer": "the decoder layer after which the SAE reads"})
+    return configure_sae(given)
+
+
+def _sae(given: Mapping[str, Any], around: Surroundings) -> Ready:
+    from morfi.latents.sae_training import ready_sae
+
+    return ready_sae(_sae_config(given), around.store, around.start_engine, around.progress)
+
+
+def _find_config(given: Mapping[str, Any]) -> FindConfig:
+    from morfi.latents.find import configure_find
+
+    return configure_find(given)
 
 
 def _find(given: Mapping[str, Any], around: Surroundings) -> Ready:
-    from morfi.latents.find import configure_find, ready_find
+    from morfi.latents.find import ready_find
 
-    return ready_find(configure_find(given), around.store, **_how(around))
+    return ready_find(_find_config(given), around.store, **_how(around))
+
+
+def _steer_config(given: Mapping[str, Any]) -> SteerConfig:
+    """The configuration of steering some checkpoint: the highest level, where the options name none."""
+    from morfi.interventions.config import configure_steer
+
+    return configure_steer({"ckpt": "", **given})
 
 
 def _steer(given: Mapping[str, Any], around: Surroundings) -> Ready:
     """Steers the highest level unless told otherwise; along the baselines alone where no latent was found."""
-    from morfi.interventions.config import configure_steer
     from morfi.interventions.run import ready_steer
 
     given, store, found = dict(given), around.store, given["latents"]
@@ -126,7 +182,7 @@ def _steer(given: Mapping[str, Any], around: Surroundings) -> Ready:
     if not {"ids", "top"} & set(given) and not any(one.n_selected for one in store.trend_summaries(found)):
         around.progress.phase("no latent has a trend: only delta_u and random directions are steered along")
         given["top"] = 0
-    return ready_steer(configure_steer(given), store, around.start_engine, **_how(around))
+    return ready_steer(_steer_config(given), store, around.start_engine, **_how(around))
 
 
 def _how(around: Surroundings) -> dict[str, Any]:
@@ -137,21 +193,27 @@ def _folder(given: Mapping[str, Any], default: str) -> Path:
     return Path(given.get("out") or default)
 
 
-def _require(table: str, given: Mapping[str, Any], needed: Mapping[str, str]) -> None:
+def _without(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name not in names}
+
+
+def _require(given: Mapping[str, Any], needed: Mapping[str, str]) -> None:
     """Raises InputError for an option of a stage that is missing; `needed` says what it is."""
     for name, what in needed.items():
         if name not in given:
-            raise InputError(f"[{table}] lacks {name}: give {what}")
+            raise InputError(f"{name} is missing: give {what}")
 
 
 _OF_TRAINING = {"ckpts": "train"}
 STAGES = (
-    Stage("split", RunKind.SPLIT, _split),
-    Stage("mix", RunKind.MIX, _mix, {"split_run": "split"}),
-    Stage("train", RunKind.TRAIN, _train, {"mix_run": "mix"}, "examples"),
-    Stage("sweep", RunKind.SWEEP, _sweep, _OF_TRAINING),
-    Stage("capture", RunKind.CAPTURE, _capture, _OF_TRAINING, "prompts"),
-    Stage("sae train", None, _sae, _OF_TRAINING, "texts and tokens"),
-    Stage("find", RunKind.FIND, _find, {"activations": "capture", "sae": "sae train"}, "latents"),
-    Stage("steer", RunKind.STEER, _steer, {"latents": "find"}),
+    Stage("split", RunKind.SPLIT, _split_config, _split),
+    Stage("mix", RunKind.MIX, _mix_config, _mix, {"split_run": "split"}),
+    Stage("train", RunKind.TRAIN, _train_config, _train, {"mix_run": "mix"}, "examples"),
+    Stage("sweep", RunKind.SWEEP, _sweep_config, _sweep, _OF_TRAINING),
+    Stage("capture", RunKind.CAPTURE, _capture_config, _capture, _OF_TRAINING, "prompts"),
+    Stage("sae train", None, _sae_config, _sae, _OF_TRAINING, "texts and tokens"),
+    Stage(
+        "find", RunKind.FIND, _find_config, _find, {"activations": "capture", "sae": "sae train"}, "latents"
+    ),
+    Stage("steer", RunKind.STEER, _steer_config, _steer, {"latents": "find"}),
 )

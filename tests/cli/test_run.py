@@ -148,7 +148,6 @@ def test_checkpoints_and_an_sae_of_ones_own_leave_stages_out(
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
-        ("", (), "[split] lacks ckpt"),
         ('ckptt = "x"', (), 'Did you mean "ckpt"?'),
         ("limit = 3", (), '"limit" is none of the options that stages share'),
         ("[split]\nlimt = 3", (), 'no option "limt"'),
@@ -156,6 +155,10 @@ def test_checkpoints_and_an_sae_of_ones_own_leave_stages_out(
         ("[mix]\nsplit = 'x'", (), '"split" is given by the stages before it'),
         ("[splt]\nlimit = 3", (), '[splt] is not the table of a stage. Did you mean "split"?'),
         ("[sae.trian]\nk = 3", (), "[sae.trian] is not the table of a stage"),
+        ("[sae]\nk = 3\n[sae.train]\nk = 3", (), '[sae] holds "k" beside a table'),
+        ("[sae.train]\nk = 3\n['sae train']\nk = 4", (), "[sae.train] stands there twice"),
+        ("ckpts = 'a.toml'\nckpt = 'b'", (), "ckpt decides nothing beside ckpts"),
+        ("ckpts = 'a.toml'", ("--seeds", "3"), "[train] decides nothing beside ckpts"),
         ("[split]\nlimit = 'x'", (), 'split, limit is "x"; expected a whole number'),
         ("x = ", (), "is not valid TOML"),
         ("", ("--set", "split.limit"), "expected STAGE.OPTION=VALUE"),
@@ -172,6 +175,62 @@ def test_what_is_wrong_with_an_experiment_is_said_before_it_begins(
     Path("my.toml").write_text(text)
     refused(run("run", "my.toml", *arguments), message)
     assert not Path("morfi.duckdb").exists()
+
+
+def test_what_no_stage_takes_is_said_of_all_before_the_first_begins(
+    run: CommandLine, experiment: Path, serving: Any
+) -> None:
+    wrong = {
+        "mix.levels": "0,0",
+        "train.epochs": "0",
+        "sae.train.d-sae": "0",
+        "find.method": "x",
+        "steer.alphas": "nan",
+        "sweep.match": "x",
+    }
+    ended = run(
+        "run", experiment, *(word for key, one in wrong.items() for word in ("--set", f"{key}={one}"))
+    )
+    assert (ended.code, ended.out) == (2, "")
+    first, *faults = [line for line in ended.err.splitlines() if not line.startswith("[")]
+    assert first == "morfi: the experiment: 6 faults"
+    assert sorted(line.split("]")[0] for line in faults) == sorted(
+        f"  [{key.rpartition('.')[0]}" for key in wrong
+    )
+    assert (serving.starts, Path("morfi.duckdb").exists()) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("layer=9", "[capture] layers: layer 9; tiny has the layers 0 to 1"),
+        ("sae.train.layer=0", "[sae.train] layer is 0; [capture] takes the layers 1"),
+        ("find.epochs=7", "[find] epochs is 7; [train] keeps the epochs 1"),
+        ("steer.ckpt=M_30", "[steer] ckpt is M_30; [mix] draws M_0, M_50, M_100"),
+        ("find.sae=none/such", "[find] "),
+        ("ckpt=none/such", "[split] "),
+    ],
+)
+def test_stages_that_do_not_fit_each_other_are_refused_before_the_first(
+    run: CommandLine, experiment: Path, change: str, message: str
+) -> None:
+    ended = run("run", experiment, "--set", change, "--dry-run")
+    assert (ended.code, ended.out) == (2, "")
+    assert f"  {message}" in ended.err
+
+
+def test_an_sae_of_another_width_is_refused_before_the_first_stage(
+    run: CommandLine, experiment: Path, identity_sae: Path
+) -> None:
+    ended = run("run", experiment, "--set", f"find.sae={identity_sae}")
+    assert ended.code == 2
+    assert f"[find] sae {identity_sae}: width 8; the residual stream of tiny has the width" in ended.err
+
+
+def test_a_table_of_two_words_is_changed_and_not_replaced(run: CommandLine, experiment: Path) -> None:
+    written = run("run", experiment, "--set", "sae train.lr=0.01", "--write-config")
+    table = tomllib.loads(written.out)["sae"]["train"]
+    assert (table["lr"], table["d-sae"], table["tokens"]) == (0.01, 16, 2000)
 
 
 def test_a_stage_before_the_first_must_be_done(run: CommandLine, experiment: Path) -> None:

@@ -6,16 +6,22 @@ import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import page_walk
 import pytest
+from run_record import run_record
 
 from morfi.errors import InputError
 from morfi.interventions.outcome import steered
 from morfi.report.document import write_report
+from morfi.report.document.answer import answer_of
+from morfi.report.document.chain import Chain
 from morfi.report.document.html import Cell, document, figure, table
+from morfi.report.document.sections import Material
 from morfi.store import Store
+from morfi.store.records import SweepAccuracy
 
 VOID = {"meta", "br", "input", "path", "use", "rect"}
 TITLES = [
@@ -118,6 +124,35 @@ def test_the_report_stands_beside_the_database_unless_told_otherwise(
     assert "The latents" in found.headings
     with pytest.raises(InputError, match="cannot be written"):
         write_report(store, find_run, tmp_path / "no" / "r.html" / "x" / "\0")
+
+
+def test_a_sweep_is_answered_for_one_number_of_epochs(store: Store) -> None:
+    rows = [
+        SweepAccuracy(level, epochs, "test Known", 1, 100, right, right / 100, right / 100 - 0.1, 0.9)
+        for epochs, of_level in (
+            ("1", {0: 30, 100: 31}),
+            ("3", {0: 56, 100: 53}),
+            ("early-stop", {0: 60, 100: 5}),
+        )
+        for level, right in of_level.items()
+    ]
+    run = run_record("sweep", kind="sweep", config={"property": "dose", "unit": "mg"})
+    told = SimpleNamespace(sweep_accuracies=lambda _: rows)
+    said = answer_of(Material(cast("Store", told), Chain(sweep=run), None))
+    assert "Epochs 3: accuracy on test Known questions is 56.0 %" in said
+    assert "where dose is 0 mg, and 53.0 %" in said
+
+
+def test_an_sae_that_explains_too_little_is_spoken_of(steer_run: tuple[Store, str], tmp_path: Path) -> None:
+    store, run_id = steer_run
+    html = write_report(store, run_id, tmp_path / "r.html").read_text(encoding="utf-8")
+    lowest = min(row.explained_variance for row in store.trend_conditions(_find_of(store, run_id)))
+    assert f"The SAE explains {lowest:.3f} to" in html
+    assert ("its latents say little about this model" in html) is (lowest < 0.5)
+
+
+def _find_of(store: Store, run_id: str) -> str:
+    return str(store.run(run_id).config["latents"])
 
 
 def test_text_from_outside_stays_text() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from morfi.conditions.condition import in_order
 from morfi.conditions.levels import varied_in
 from morfi.interventions.outcome import Outcome
 from morfi.interventions.verdicts import Answerer
 from morfi.report.document.sections import Material
 from morfi.report.tables import percent
+from morfi.store.records import SweepAccuracy
 from morfi.words import by_number, counted
 
 
@@ -74,11 +76,17 @@ def _swept(material: Material) -> str:
     ]
     groups = [row.questions for row in rows]
     group = "test Known" if "test Known" in groups else groups[0]
-    own = sorted((row for row in rows if row.questions == group), key=lambda row: row.level or 0)
-    low = max((row for row in own if row.level == own[0].level), key=lambda row: row.accuracy)
-    high = min((row for row in own if row.level == own[-1].level), key=lambda row: row.accuracy)
+    settings = in_order(row.epoch_setting for row in rows if row.epoch_setting is not None)
+    setting = ([one for one in settings if one.isdecimal()] or settings)[-1]
+    own = [row for row in rows if (row.questions, row.epoch_setting) == (group, setting)]
+    low, high = min(own, key=lambda row: row.level or 0), max(own, key=lambda row: row.level or 0)
     varied = varied_in(material.chain.sweep)
     return (
-        f"On {group} questions, accuracy is {percent(low.accuracy)} at {varied.shown(low.level or 0)} "
-        f"{varied.name} and {percent(high.accuracy)} at {varied.shown(high.level or 0)}."
+        f"Epochs {setting}: accuracy on {group} questions is {_interval(low)} where {varied.name} is "
+        f"{varied.shown(low.level or 0)}, and {_interval(high)} where it is {varied.shown(high.level or 0)}."
     )
+
+
+def _interval(row: SweepAccuracy) -> str:
+    low, high = 100 * row.ci_low, 100 * row.ci_high
+    return f"{percent(row.accuracy)} (95 % interval {low:.1f} to {high:.1f}, n {row.n})"

@@ -60,8 +60,8 @@ def card(row: Mapping[str, Any], gain: str, examples: Sequence[Example]) -> str:
         "S, rho": f"{row['s']:+d}, {row['rho']:+.2f}",
         "p, exact": f"{row['p_exact']:.2g}",
         "kept in": "-" if row["stability"] is None else f"{100 * row['stability']:.1f} % of resamples",
-        "fires on": f"{100 * row['firing']:.1f} % of the questions, where most",
-        "slope": f"{row['slope']:+.3g} a unit of the level",
+        "fires on": f"{100 * row['firing']:.1f} % of the questions, where it fires most",
+        "slope": f"{row['slope']:+.3g} for each unit of the level",
         "steered": gain,
     }
     listed = "".join(f"<dt>{text(name)}</dt><dd>{text(fact)}</dd>" for name, fact in facts.items())

@@ -13,7 +13,8 @@ from morfi.errors import InputError
 from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import Outcome, Share, Steered
 from morfi.interventions.verdicts import Answerer
-from morfi.latents.find import FindRun
+from morfi.latents.activations import EPOCHS, LEVEL
+from morfi.latents.find import MIN_EXPLAINED, FindRun
 from morfi.report.document.cards import SHOWN, card, examples_of
 from morfi.report.document.chain import Chain
 from morfi.report.document.flips import Pair, pairs_of, recovery_of
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from morfi.store.records import RunRecord
 
 _MANY = 400  # answers that flipped in a table
+_ALONG = {LEVEL: "levels", EPOCHS: "epochs"}
 _CLAIMED = ("latent", "delta_u")  # kinds of directions whose answers are shown one by one
 
 
@@ -112,12 +114,13 @@ def accuracy(material: Material) -> Section | None:
             if any(shown):
                 lines.append(
                     [
-                        "base model" if name is None else f"epochs {name}",
+                        _setting(name),
                         *(_interval(one.accuracy, one.ci_low, one.ci_high) if one else "-" for one in shown),
                     ]
                 )
+        n = together(sorted({row.n for row in inside}))
         header = ("", *(varied.shown(level) for level in levels))
-        body += table(header, lines, caption=f"{group}: accuracy in %, with 95 % intervals")
+        body += table(header, lines, caption=f"{group}, n {n}: accuracy in %, with 95 % intervals")
     return Section("accuracy", f"What training costs: accuracy by {varied.name}", body)
 
 
@@ -127,11 +130,15 @@ def trends(material: Material) -> Section | None:
     if run is None or not (summaries := material.store.trend_summaries(run.run_id)):
         return None
     selected = material.store.latents(run.run_id, selected=True)
+    conditions = material.store.trend_conditions(run.run_id)
     said = []
     for one in summaries:
+        explained = [row.explained_variance for row in conditions if row.axis == one.axis]
         said.append(
-            f"Along {one.axis}, {one.n_firing} latents fire on {counted(one.n_questions, 'question')}; "
-            f"{len(selected)} were selected. Chance alone would give {one.expected_false:.2g} perfect trends."
+            f"Along the {_ALONG[one.axis]}, {one.n_firing} latents fire on "
+            f"{counted(one.n_questions, 'question')}; {len(selected)} were selected. Chance alone would give "
+            f"{one.expected_false:.2g} perfect trends. The SAE explains {min(explained):.3f} to "
+            f"{max(explained):.3f} of the variance."
         )
     body = paragraph(*said)
     if len(selected):
@@ -145,9 +152,9 @@ def trends(material: Material) -> Section | None:
         body += table(
             ("trend", "latents", "false discovery rate"),
             rows,
-            caption="What the same latents would give with the levels shuffled",
+            caption="How many latents have so strong a trend; the rate, by shuffled levels",
         )
-    return Section("trends", "Which latents follow it", body)
+    return Section("trends", f"Which latents follow {varied_in(run).name}", body)
 
 
 def gains(material: Material) -> Section | None:
@@ -263,8 +270,14 @@ def limits(material: Material) -> Section | None:
     """What the experiment cannot tell."""
     chain, lines = material.chain, []
     if chain.train is not None and chain.train.config["seeds"] == 1:
-        lines.append("There is one training of each mixture: another seed may select other latents.")
+        lines.append("There is one training of each mixture: another seed may give other numbers.")
     if chain.find is not None:
+        conditions = material.store.trend_conditions(chain.find.run_id)
+        if conditions and (worst := min(row.explained_variance for row in conditions)) < MIN_EXPLAINED:
+            lines.append(
+                f"The SAE explains {worst:.3f} of the variance of a checkpoint, less than {MIN_EXPLAINED:g}: "
+                "its latents say little about this model."
+            )
         lines.append("Resampling questions measures stability over questions, not over trainings.")
         lines.append("No other rule of selecting latents was tried beside the trend.")
     if chain.steer is not None:
@@ -308,6 +321,13 @@ def _picture(store: Store, run: RunRecord, name: str, caption: str) -> str:
         return figure(
             svg.read_text(encoding="utf-8"), name, f"{caption}.", f"{caption}; the numbers stand below"
         )
+
+
+def _setting(name: str | None) -> str:
+    """An epoch setting in words; None is the base model's."""
+    if name is None:
+        return "base model"
+    return counted(int(name), "epoch") if name.isdecimal() else name
 
 
 def _gain(one: Outcome | None) -> str:

@@ -1,0 +1,96 @@
+"""What is wrong with the settings of an experiment, found before its first stage begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from morfi.checkpoints import resolve
+from morfi.engine.residual_stream import ResidualStream, stream_of
+from morfi.errors import FaultsError, InputError
+from morfi.experiment.stages import Settings, Stage, given_to
+from morfi.latents.sae import load_sae
+from morfi.terminal import Say
+
+
+def check_settings(settings: Settings, stages: Sequence[Stage], say: Say) -> None:
+    """Raises FaultsError for all that is wrong with the settings of `stages`.
+
+    Every stage's options are taken as its command takes them; then what one says must fit the others: layers
+    and an SAE the model, the epochs and the checkpoint that are named what is trained.
+    """
+    faults: list[str] = []
+    for stage in stages:
+        # What earlier stages make is not there yet, and any name will do.
+        given = given_to(stage, settings, dict.fromkeys(stage.takes.values(), "last"))
+        _note(faults, stage.name, partial(stage.configure, given))
+    if not faults:
+        for name, look in _TOGETHER.items():
+            if name in {stage.name for stage in stages}:
+                _note(faults, name, partial(look, settings))
+        _check_model(settings, {stage.name for stage in stages}, faults, say)
+    if faults:
+        raise FaultsError("the experiment", faults)
+
+
+def _note(faults: list[str], stage: str, look: Callable[[], Any]) -> None:
+    """Adds what is wrong with a stage, if anything is."""
+    try:
+        look()
+    except InputError as error:
+        faults.append(f"[{stage.replace(' ', '.')}] {error}")
+
+
+def _check_epochs(settings: Settings) -> None:
+    """Raises InputError where trends are to be along levels at epochs that are not kept."""
+    wanted, kept = settings["find"].get("epochs"), settings["train"].get("epochs")
+    if wanted is None or kept is None or not str(wanted).isdecimal() or int(wanted) in kept:
+        return
+    raise InputError(f"epochs is {wanted}; [train] keeps the epochs {', '.join(map(str, kept))}")
+
+
+def _check_level(settings: Settings) -> None:
+    """Raises InputError where a checkpoint is to be steered whose mixture is not drawn."""
+    ckpt, levels = settings["steer"].get("ckpt"), settings["mix"].get("levels")
+    if ckpt is None or levels is None or not ckpt.startswith("M_"):
+        return
+    if ckpt not in (names := [f"M_{level}" for level in levels]):
+        raise InputError(f"ckpt is {ckpt}; [mix] draws {', '.join(names)}")
+
+
+_TOGETHER: Mapping[str, Callable[[Settings], None]] = {"find": _check_epochs, "steer": _check_level}
+
+
+def _check_model(settings: Settings, stages: set[str], faults: list[str], say: Say) -> None:
+    """Adds what does not fit the model, where it is one that the experiment trains."""
+    given = settings["split"]
+    stream: ResidualStream | None = None
+    if "split" in stages and given.get("endpoint") is None:
+        try:
+            base = resolve(given["ckpt"], base=given.get("base"), dtype=given.get("dtype"), say=say)
+        except InputError as error:
+            faults.append(f"[split] {error}")
+            return
+        stream = stream_of(base)
+    layers = settings["capture"].get("layers") or ()
+    listed = ", ".join(map(str, layers))
+    if stream is not None and "capture" in stages:
+        for layer in layers:
+            _note(faults, "capture", partial(stream.check_layer, layer, "layers"))
+    if "sae train" in stages and (layer := settings["sae train"].get("layer")) not in layers:
+        faults.append(f"[sae.train] layer is {layer}; [capture] takes the layers {listed}")
+    if "find" in stages and settings["find"].get("sae") is not None:
+        _note(faults, "find", partial(_check_sae, settings, stream))
+
+
+def _check_sae(settings: Settings, stream: ResidualStream | None) -> None:
+    """Raises InputError for an SAE that is not there, or does not read what is captured."""
+    named = settings["find"]["sae"]
+    sae = load_sae(named)
+    if stream is not None:
+        stream.check_width(sae.encoder.d_model, f"sae {named}")
+    layer, layers = settings["find"].get("layer", sae.layer), settings["capture"]["layers"]
+    if layer is not None and layer not in layers:
+        listed = ", ".join(map(str, layers))
+        raise InputError(f"sae {named} reads after layer {layer}; [capture] takes the layers {listed}")
