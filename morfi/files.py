@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -43,8 +44,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A hidden file beside `path`, open for writing, that takes its name when the block ends without error.
 
-    A file that was there before is replaced, in one step. After an error `path` is what it was.
+    A file that was there before is replaced, in one step; a link is followed. After an error `path` is what
+    it was. Raises OSError where a folder, device, pipe or socket has that name, which stays.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    path = Path(os.path.realpath(path))
     part = path.with_name(f"{_PART}{secrets.token_hex(8)}")  # short: the file's own name may be long
     try:
         with part.open("xb") as file:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,35 @@ def test_a_file_that_cannot_be_written_is_what_it_was(
         write()
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"old"
+
+
+def test_what_is_no_regular_file_stays_what_it_is(tmp_path: Path) -> None:
+    pipe, listener, folder = tmp_path / "pipe", tmp_path / "socket", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    links = {one: tmp_path / f"to-{one.name}" for one in (pipe, folder, Path("/dev/null"), Path("/dev/full"))}
+    for target, link in links.items():
+        link.symlink_to(target)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(listener))
+        before = sorted(tmp_path.iterdir())
+        for path in (pipe, listener, folder, *links.values(), Path(f"/proc/self/fd/{bound.fileno()}")):
+            mode = path.stat().st_mode
+            with pytest.raises(OSError, match=r"it is (a folder|not a regular file)"), whole_file(path):
+                pytest.fail("it was opened")
+            assert path.stat().st_mode == mode
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
+    file, link = tmp_path / "there" / "file", tmp_path / "link"
+    file.parent.mkdir()
+    link.symlink_to("there/file")
+    for content in (b"new", b"newer"):  # where the file is not there yet, and where it is
+        with whole_file(link) as opened:
+            opened.write(content)
+        assert link.is_symlink()
+        assert file.read_bytes() == content
 
 
 def test_a_json_file_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

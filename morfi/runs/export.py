@@ -35,35 +35,30 @@ def export(store: Store, run_id: str, fmt: str, out: Path | None) -> int:
     if out is not None and (ending := out.suffix[1:].lower()) in FORMATS and ending != fmt:
         raise InputError(f"--out {out} is named like {ending}, but --format is {fmt}; give --format {ending}")
     full_id = store.answered_run(run_id).run_id  # so that the store is there
-    target = None if out is None else _checked(out, store.path)
-    if target is None:
+    if out is None:
         with spooled() as file, store.sample_rows(full_id) as rows:
             return _write(rows, fmt, file)
+    _check(out, store.path)
     with store.sample_rows(full_id) as rows:
-        return _replace(rows, fmt, target)
+        return _replace(rows, fmt, out)
 
 
-def _checked(out: Path, database: Path) -> Path:
-    """`out` with links followed, so that the file a link points to is replaced and not the link."""
+def _check(out: Path, database: Path) -> None:
+    """Raises InputError where `out`, with links followed, is the database or in no folder that there is."""
     target = Path(os.path.realpath(out))
-    if target.is_dir():
-        raise InputError(f"--out {out} is a folder; give the path of a file")
-    if target.exists() and not target.is_file():
-        raise InputError(f"--out {out} is not a regular file; leave --out away to write to standard output")
     if not target.parent.is_dir():
         raise InputError(f"--out {out}: the folder {target.parent} does not exist; make it first")
     store_file = os.path.realpath(database)
     if str(target) in (store_file, store_file + ".wal") or (target.exists() and target.samefile(database)):
         raise InputError(f"--out {out} is the database itself; give another file")
-    return target
 
 
-def _replace(rows: Rows, fmt: str, target: Path) -> int:
+def _replace(rows: Rows, fmt: str, out: Path) -> int:
     try:
-        with whole_file(target) as file:
+        with whole_file(out) as file:
             return _write(rows, fmt, file)
     except OSError as error:
-        raise InputError(f"--out {target}: cannot be written: {error.strerror or error}") from error
+        raise InputError(f"--out {out}: cannot be written: {error.strerror or error}") from error
 
 
 def _write(rows: Rows, fmt: str, handle: IO[bytes]) -> int:

@@ -191,13 +191,13 @@ def test_an_interrupt_leaves_nothing_half_written(
         ("", "rows", 'unknown format ""'),
         ("parquet", None, r"needs a file; give --out FILE\.parquet"),
         ("jsonl", "rows.parquet", "named like parquet, but --format is jsonl; give --format parquet"),
-        ("csv", ".", "is a folder"),
+        ("csv", ".", r": cannot be written: it is a folder$"),
         ("csv", "none/rows.csv", r"the folder .*/none does not exist"),
         ("csv", "morfi.duckdb", "is the database itself"),
         ("csv", "morfi.duckdb.wal", "is the database itself"),
         ("csv", "symbolic", "is the database itself"),
         ("csv", "hard", "is the database itself"),
-        ("csv", "/dev/null", "is not a regular file; leave --out away"),
+        ("csv", "/dev/null", r": cannot be written: it is not a regular file$"),
     ],
 )
 def test_an_unfit_target_is_refused_and_the_store_stays(
