@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,10 @@ MATCH_MODES = ("squad", "answer", "strict", "contains")
 REGEX = "regex:"  # and a pattern: a further rule, by which an answer has a form whatever is accepted
 _SHOWN = 80  # characters of an answer in a message
 _PATTERN_S = 1.0  # processor time for one answer
+_ESCAPED = re.compile(r"\\N\{[\w -]*\}|\\.", re.DOTALL)
+# What `regex` reads in another way than `re`: a fuzzy match such as {i} or {e<=1}, and [:alpha:] in a set.
+_FUZZY = re.compile(r"\{\s*(?:\d+\s*(?:<=?)?\s*)?[deis]\s*[,}:<+]")
+_POSIX_CLASS = re.compile(r"\[\^?\]?[^\]]*(\[:[^\]]*:\])")
 MATCH_RULES = f"{', '.join(MATCH_MODES)}, or {REGEX}PATTERN"  # for messages
 
 
@@ -97,16 +102,30 @@ def form_of(mode: str) -> Callable[[str], str]:
 def pattern_of(mode: str) -> regex.Pattern[str] | None:
     """The pattern of a rule that begins with REGEX, else None; raises InputError where it is none.
 
-    The language is that of Python's `re`; `regex` matches it, which can be told to stop.
+    The language is that of Python's `re`; `regex` matches it, which can be told to stop. What the two read
+    in different ways is refused.
     """
     if not mode.startswith(REGEX):
         return None
     written = mode.removeprefix(REGEX)
     try:
-        re.compile(written)
-        return regex.compile(written, regex.VERSION0)
+        with warnings.catch_warnings(action="ignore"):  # of what Python may read in another way some day
+            re.compile(written)
+            _check_read_alike(written, mode)
+            return regex.compile(written, regex.VERSION0)
     except (re.error, regex.error, OverflowError, RecursionError) as error:
         raise InputError(f'"{mode}" holds no regular expression: {reason_of(error)}') from error
+
+
+def _check_read_alike(written: str, mode: str) -> None:
+    """Raises InputError for a pattern with what `re` and `regex` read in different ways."""
+    plain = _ESCAPED.sub("x", written)
+    if (found := _FUZZY.search(plain)) is not None:
+        raise InputError(f'"{mode}" holds "{found[0]}", which can mean a fuzzy match; write \\{{ for a brace')
+    if (found := _POSIX_CLASS.search(plain)) is not None:
+        raise InputError(
+            f'"{mode}" holds "{found[1]}", which is no class in Python\'s re; write its characters'
+        )
 
 
 def _fits(pattern: regex.Pattern[str], answer: str) -> bool:
