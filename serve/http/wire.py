@@ -225,8 +225,13 @@ class _Weak(_Amounted):
         """The fields that are not the alpha, with the operation filled in."""
         return {**self.model_dump(exclude_none=True), "op": self.operation}
 
+    @property
+    def takes_alpha(self) -> bool:
+        """Whether the strengths make a difference to it."""
+        return OPERATIONS[self.operation].amount == ALPHA
+
     def _alpha(self, alpha: float) -> dict[str, Any]:
-        return {ALPHA.field: alpha} if OPERATIONS[self.operation].amount == ALPHA else {}
+        return {ALPHA.field: alpha} if self.takes_alpha else {}
 
 
 class ComparedLatent(_Weak, _OfSae):
@@ -265,7 +270,9 @@ class Comparison(_Many, Body):
     latents: list[ComparedLatent] = Field(default_factory=list, max_length=MAX_ENTRIES)
     vectors: list[ComparedVector] = Field(default_factory=list, max_length=MAX_ENTRIES)
     strengths: list[Finite] = Field(
-        min_length=1, max_length=MAX_STRENGTHS, description="alpha of each comparison."
+        min_length=1,
+        max_length=MAX_STRENGTHS,
+        description="alpha of each comparison; [0] where none is taken.",
     )
     positions: Positions = "all"
     layer: Layer | None = None
@@ -277,6 +284,14 @@ class Comparison(_Many, Body):
     def _has_one_prompt(self) -> Self:
         if (self.question is None) == (self.prompt is None):
             raise ValueError("give either question or prompt")
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_its_strengths_act_on(self) -> Self:
+        entries = (*self.latents, *self.vectors)
+        if self.strengths != [0] and not any(one.takes_alpha for one in entries):
+            operations = " or ".join(dict.fromkeys(f'"{one.operation}"' for one in entries))
+            raise ValueError(f"no strength acts on {operations}; give strengths as [0]")
         return self
 
     def at(self, strength: float) -> Steering:

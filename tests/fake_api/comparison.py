@@ -37,6 +37,8 @@ def runs_of(api: FakeApi, body: Mapping[str, Any]) -> list[tuple[float | None, s
     op = latent.get("op", "add")
     if op not in OPERATIONS or own_numbers(op) != {"clamp", "high", "low", "alpha"} & set(latent):
         raise Refused(422, f"a latent of a comparison with op {op} is not like this: {latent}")
+    if op != "add" and strengths != [0]:
+        raise Refused(422, f"no strength acts on {op}")
     if "vector" not in latent and latent.get("sae") not in (SAE, OTHER_SAE):
         raise Refused(422, f"no SAE {latent.get('sae')} is served")
     row = api.latent(latent.get("id", api.latents[0]["id"]))

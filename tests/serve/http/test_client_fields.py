@@ -189,7 +189,7 @@ def test_null_is_as_leaving_a_field_out(body: type[Any]) -> None:
         "prompt": "Q",
         "messages": [{"role": "user", "content": "Q"}],
         "latents": [{"id": 3, "op": "ablate"}],
-        "strengths": [1.0],
+        "strengths": [0.0],
         "role": "assistant",
     }
     given = {name: value for name, value in required.items() if name in body.model_fields}
@@ -220,3 +220,21 @@ def test_a_repetition_penalty_cannot_make_logits_infinite(value: float, is_taken
     else:
         with pytest.raises(ValidationError, match="repetition_penalty"):
             CompletionBody.model_validate(body)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"latents": [{"id": 1, "low": 0, "high": 0.1}]},
+        {"latents": [{"id": 1, "clamp": 2}, {"id": 2, "op": "ablate"}]},
+        {"vectors": [{"vector": "up", "op": "project"}]},
+    ],
+)
+def test_a_comparison_without_an_addition_has_no_strengths(served: Served, entry: dict[str, Any]) -> None:
+    for strengths in ([0.5], [-1, 0.5], [0, 0]):
+        answer = served.post("/v1/morfi/compare", {"prompt": "Q", **entry, "strengths": strengths})
+        assert "no strength acts on " in error_of(answer, 422)["message"]
+        added = {**entry, "latents": [*entry.get("latents", []), {"id": 7}]}
+        assert Comparison.model_validate({"prompt": "Q", **added, "strengths": strengths})
+    for zero in (0, 0.0, -0.0):
+        assert Comparison.model_validate({"prompt": "Q", **entry, "strengths": [zero]})
