@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from morfi.device import is_gpu
 from morfi.engine.operations import ADD
@@ -21,6 +21,9 @@ _TINY = 1e-6  # residual norms: the work of a steering, and the answers of none
 _WAITING = "synchronising calls"
 _ALONE = "speed: vLLM without morfi"
 _ROUNDS = f"median of {N_ROUNDS} rounds of {N_REQUESTS} requests"
+_LIKELY = (0.7, 1.3)  # of vLLM's rate without morfi: where plain requests are on a machine at rest
+_STEADY = 2.0  # times the lowest: where the highest of the rounds is on a machine at rest
+_BUSY = "the machine was busy: these figures say little"
 
 
 def check_speed(subject: Subject) -> Iterator[Line]:
@@ -44,17 +47,19 @@ def _speed(subject: Subject, kind: str) -> Line:
             _answer(subject, one)
             seconds[one].append(time.perf_counter() - began)
     rates = {one: _rate(each) for one, each in seconds.items()}
-    figures = {"requests_per_s": rates[kind]}
+    figures = _figures(seconds[kind])
     if kind == "plain":
-        return Line(_line_of(kind), Outcome.MEASURED, f"{rates[kind]:.3g} requests/s, {_ROUNDS}", figures)
+        says = f"{rates[kind]:.3g} requests/s, {_ROUNDS} {_range(figures)}"
+        return Line(_line_of(kind), Outcome.MEASURED, _with_remark(says, _varies(figures)), figures)
     shares = [plain / own for plain, own in zip(seconds["plain"], seconds[kind], strict=True)]
     share = statistics.median(shares)
     says = (
         f"{rates[kind]:.3g} requests/s, plain ones {rates['plain']:.3g}; {share:.0%} of plain, {_ROUNDS} "
         f"({min(shares):.0%} to {max(shares):.0%})"
     )
+    is_busy = _varies(figures) or max(shares) > _STEADY * min(shares)
     figures |= {"plain_requests_per_s": rates["plain"], "share": share}
-    return Line(_line_of(kind), Outcome.MEASURED, says, figures)
+    return Line(_line_of(kind), Outcome.MEASURED, _with_remark(says, is_busy), figures)
 
 
 def beside_vllm(lines: Sequence[Line], answer_alone: Callable[[], Sequence[float]]) -> Line:
@@ -62,18 +67,22 @@ def beside_vllm(lines: Sequence[Line], answer_alone: Callable[[], Sequence[float
 
     `answer_alone` makes it answer `distinct_prompts` N_ROUNDS times, and gives the seconds of each.
     """
-    found = {line.name: line.figures for line in lines if line.outcome == Outcome.MEASURED}
-    rates = {kind: found[_line_of(kind)]["requests_per_s"] for kind in KINDS if _line_of(kind) in found}
-    if not rates:
+    measured = {line.name: line.figures for line in lines if line.outcome == Outcome.MEASURED}
+    found = {kind: measured[_line_of(kind)] for kind in KINDS if _line_of(kind) in measured}
+    if not found:
         return unchecked(_ALONE, "there is no speed to compare it with")
     try:
-        alone = _rate(answer_alone())
+        alone = _figures(answer_alone())
     except MorfiError as error:
         return unchecked(_ALONE, reason_of(error))
-    shares = {f"{kind}_share": rate / alone for kind, rate in rates.items()}
-    beside = ", ".join(f"{kind} {rate / alone:.0%}" for kind, rate in rates.items())
-    says = f"{alone:.3g} requests/s, {_ROUNDS}; with morfi {beside}"
-    return Line(_ALONE, Outcome.MEASURED, says, {"requests_per_s": alone, **shares})
+    rate = alone["requests_per_s"]
+    shares = {kind: figures["requests_per_s"] / rate for kind, figures in found.items()}
+    beside = ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
+    says = f"{rate:.3g} requests/s, {_ROUNDS} {_range(alone)}; with morfi {beside}"
+    low, high = _LIKELY
+    is_busy = any(map(_varies, (alone, *found.values()))) or not low <= shares.get("plain", 1.0) <= high
+    named = {f"{kind}_share": share for kind, share in shares.items()}
+    return Line(_ALONE, Outcome.MEASURED, _with_remark(says, is_busy), alone | named)
 
 
 def _line_of(kind: str) -> str:
@@ -83,6 +92,28 @@ def _line_of(kind: str) -> str:
 def _rate(seconds: Sequence[float]) -> float:
     """Requests per second in the median round."""
     return N_REQUESTS / statistics.median(seconds)
+
+
+def _figures(seconds: Sequence[float]) -> dict[str, float]:
+    """Requests per second in the median, the slowest and the fastest round."""
+    return {
+        "requests_per_s": _rate(seconds),
+        "lowest_requests_per_s": N_REQUESTS / max(seconds),
+        "highest_requests_per_s": N_REQUESTS / min(seconds),
+    }
+
+
+def _range(figures: Mapping[str, float]) -> str:
+    return f"({figures['lowest_requests_per_s']:.3g} to {figures['highest_requests_per_s']:.3g})"
+
+
+def _varies(figures: Mapping[str, float]) -> bool:
+    """Whether the rounds differ by more than those of a machine at rest."""
+    return figures["highest_requests_per_s"] > _STEADY * figures["lowest_requests_per_s"]
+
+
+def _with_remark(says: str, is_busy: bool) -> str:
+    return f"{says}; {_BUSY}" if is_busy else says
 
 
 def check_waiting(subject: Subject) -> Iterator[Line]:
