@@ -132,7 +132,7 @@ def _read(found: Mapping[str, Any], reading: _Reading) -> list[Listed]:
     listed = []
     for number, table in enumerate(tables, 1):
         named = table.get("path") if isinstance(table.get("path"), str) else None
-        where = f"checkpoint {number}{f' ({_short(named)})' if named else ''}: "
+        where = f"checkpoint {number}{f' ({_end_of(named)})' if named else ''}: "
         reading.keys(table, _CHECKPOINT_KEYS, where)
         path, name = reading.text(table, "path", where), reading.text(table, "name", where, needed=False)
         level, seed = reading.level(table, where), reading.seed(table, where)
@@ -266,6 +266,11 @@ def _shown(value: Any) -> str:
         return _short(str(value).lower() if type(value) is bool else repr(value))
     except ValueError:  # an integer of more digits than Python writes
         return "a number of thousands of digits"
+
+
+def _end_of(path: str) -> str:
+    """A path for a message: its end, for long paths of one series mostly begin alike."""
+    return path if len(path) <= 60 else f"...{path[-57:]}"
 
 
 def _short(text: str) -> str:

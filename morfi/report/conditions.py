@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from morfi.conditions.listing import ConditionFiles
@@ -27,12 +29,22 @@ def conditions_table(series: Series, rows: Sequence[ConditionFiles]) -> str:
             row.kind,
             row.sha256[:12],
             f"{row.n_bytes:,}",
-            row.name,
+            name,
         )
-        for row in rows
+        for row, name in zip(rows, _names(rows), strict=True)
     ]
     header = ("level", "seed", "epochs", "kind", "sha256", "bytes", "checkpoint")
     return "\n".join([head, "", *aligned([header, *body], numeric=(0, 1, 5))])
+
+
+def _names(rows: Sequence[ConditionFiles]) -> list[str]:
+    """The names of checkpoints, and where several have one as much of their paths as tells them apart."""
+    n_named = Counter(row.name for row in rows)
+    parts = {row.path: Path(row.path).parts for row in rows if n_named[row.name] > 1}
+    n = 1
+    while len({one[-n:] for one in parts.values()}) < len(set(parts.values())):
+        n += 1
+    return [str(Path(*parts[row.path][-n:])) if n_named[row.name] > 1 else row.name for row in rows]
 
 
 def conditions_object(series: Series, rows: Sequence[ConditionFiles]) -> dict[str, Any]:

@@ -117,6 +117,16 @@ def test_what_is_wrong_in_a_table_is_said_with_its_place(
     assert fault in found[0]
 
 
+def test_long_paths_that_begin_alike_are_told_apart(series: Write, tmp_path: Path) -> None:
+    folders = [tmp_path / ("long" * 20) / f"level-{level}-seed-0" / "epoch-02" for level in (0, 50)]
+    found = faults_of(series([{"path": folder, "level": math.nan} for folder in folders]))
+    for number, level in ((1, 0), (2, 50)):
+        assert any(
+            one.startswith(f"checkpoint {number} (...") and f"/level-{level}-seed-0/epoch-02): " in one
+            for one in found
+        )
+
+
 def test_a_path_is_looked_at_whatever_else_is_wrong(series: Write, adapters: dict[int, Path]) -> None:
     tables = [{"path": adapters[0], "level": 0}, {"path": "./gone", "levle": 1}]
     found = faults_of(series(tables))
@@ -144,7 +154,7 @@ def test_all_faults_are_said_in_one_go(
             "the name 'one' is that of checkpoint 1",
             "property is missing; expected a text on one line",
             "unit is 7; expected a text on one line",
-            f"checkpoint 2 ({str(adapters[0])[:57]}",
+            f"{str(adapters[0])[-57:]}): ",
             "/gone; expected a model or adapter folder",
             "checkpoint 4 ",
         )
