@@ -8,6 +8,7 @@ from morfi.checkpoints.adapters import Adapter, Lora
 from morfi.checkpoints.fit import check_whole, named_as_in_files
 from morfi.checkpoints.lora import Edit, Merge, edited, matrices
 from morfi.checkpoints.model_files import ALWAYS_TIED, ModelFiles
+from morfi.checkpoints.text_model import is_of_whole
 from morfi.checkpoints.vocabulary import highest_token
 from morfi.errors import InputError
 
@@ -87,6 +88,12 @@ class _Fit:
         return self.base_shapes[tensor]
 
     def _edit(self, tensor: str, source: str) -> Edit:
+        if tensor not in self.base_shapes and is_of_whole(tensor):
+            raise InputError(
+                f"{self.adapter.path} was trained on a whole model that reads images too, and only its text "
+                "model is served; merge the adapter into the whole model (PEFT's merge_and_unload), save "
+                "that, and give its folder"
+            )
         if tensor not in self.base_shapes:
             raise InputError(
                 f"{self.adapter.path}: the tensor {source} belongs to {tensor}, which the base "

@@ -26,6 +26,7 @@ TEXT_MODELS: Mapping[str, str] = {"Gemma3ForConditionalGeneration": "Gemma3ForCa
 _FORMAT = 1  # of entries; a new number writes them again
 # Names as on the hub, and as newer versions of transformers wrote them.
 _LANGUAGE = re.compile(r"(?:model\.)?language_model\.(?:model\.)?(?!lm_head)(.+)")
+_WHOLE = re.compile(r"(?:^|\.)(?:language_model|vision_tower|multi_modal_projector)\.")
 _HEAD = re.compile(r"(?:language_model\.)?(lm_head\..+)")
 
 
@@ -52,6 +53,11 @@ def text_folder(directory: Path, cache: Cache, say: Say | None = None) -> Path:
     key = canonical_sha256({"kind": "text", "format": _FORMAT, "sha256": sha256})
     sources = {"path": str(directory), "sha256": sha256}
     return cache.get_or_create(key, build, Manifest("text", directory.name, sources), say)
+
+
+def is_of_whole(tensor: str) -> bool:
+    """Whether a tensor has the name of one of a model that reads images too, which its text model lacks."""
+    return _WHOLE.search(tensor) is not None
 
 
 def _text_model(config: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from morfi.checkpoints import resolve
 from morfi.checkpoints.model_files import open_model
+from morfi.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -81,3 +83,27 @@ def test_the_text_model_computes_what_the_whole_does_with_text(whole: Path, *, r
     with torch.no_grad():
         assert torch.equal(model(ids).logits, reference(ids).logits)
     assert resolve(str(whole), dtype="float32") == checkpoint  # from the cache
+
+
+@pytest.mark.usefixtures("isolated_cache")
+def test_an_adapter_of_the_whole_is_refused_with_the_way_out_that_works(whole: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, Gemma3ForConditionalGeneration
+
+    model = Gemma3ForConditionalGeneration.from_pretrained(whole, dtype=torch.float32)
+    target = r".*language_model.*\.q_proj"
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=target, init_lora_weights=False))
+    tuned.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"whole model that reads images too.*merge_and_unload"):
+        resolve(str(tmp_path / "adapter"), base=str(whole), dtype="float32")
+    ids = torch.tensor([list(range(5, 45))])
+    with torch.no_grad():
+        expected = tuned.eval()(ids).logits
+    merged = tuned.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(whole / name, tmp_path / "merged" / name)
+    served = resolve(str(tmp_path / "merged"), dtype="float32")
+    text = AutoModelForCausalLM.from_pretrained(served.model_dir, dtype=torch.float32).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(text(ids).logits, expected, rtol=1e-4, atol=1e-4)
