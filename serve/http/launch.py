@@ -131,8 +131,11 @@ def _load(source: str, stream: ResidualStream) -> ServedSae:
 def _named(catalogs: Sequence[Catalog], given: Sequence[ServedSae]) -> tuple[ServedSae, ...]:
     """The SAEs of the find runs and of --sae, each once: find runs of one SAE share it from now on.
 
-    Raises InputError where a name stands for two.
+    Raises InputError where a name stands for two, or --sae gives one twice.
     """
+    names = [one.name for one in given]
+    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+        raise InputError(f"--sae gives two SAEs of the name {twice}; leave one out, or rename a folder")
     known: dict[str, ServedSae] = {}
     for one in (*(catalog.sae for catalog in catalogs), *given):
         same = known.setdefault(one.name, one)

@@ -48,6 +48,12 @@ def test_one_name_for_two_saes_is_refused(other: ServedSae) -> None:
         _named([find_run("find-1", sae("a", "1"))], [other])
 
 
+@pytest.mark.parametrize("other", [sae("a", "1"), sae("a", "2"), sae("a", "1", 0)])
+def test_two_saes_of_one_name_are_refused(other: ServedSae) -> None:
+    with pytest.raises(InputError, match="--sae gives two SAEs of the name a; leave one out"):
+        _named([], [sae("a", "1"), sae("b", "2"), other])
+
+
 def test_find_runs_of_other_checkpoints_are_refused() -> None:
     one = find_run("find-1", sae("a", "1"))
     assert _of_one_series([one]) == (one,)
