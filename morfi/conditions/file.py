@@ -146,6 +146,11 @@ def _read(found: Mapping[str, Any], reading: _Reading) -> list[Listed]:
             condition = None if level is None else Condition(level, seed, setting, epoch)
             listed.append(Listed(where, path, condition, name))
     reading.faults += _of_all(listed, len(tables))
+    n_with_epochs = sum("epochs" in table for table in tables)
+    if 0 < n_with_epochs < len(tables):
+        reading.faults.append(
+            f"epochs is given for {n_with_epochs} of {len(tables)} checkpoints; give it for all or for none"
+        )
     return sorted(listed, key=_order)
 
 

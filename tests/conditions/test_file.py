@@ -39,7 +39,7 @@ def test_a_series_is_ordered_by_level_seed_and_epochs(
     changed_model(tmp_path / "whole")
     file = series(
         [
-            {"path": "whole", "level": 7.5, "name": "strongest"},
+            {"path": "whole", "level": 7.5, "epochs": "final", "name": "strongest"},
             {"path": adapters[50], "level": -1, "seed": 1.0, "epochs": "early-stop", "name": "M_-1"},
             {"path": adapters[0], "level": -1, "seed": 1, "epochs": 10.0},
             {"path": adapters[100], "level": -1.0, "seed": 0, "epochs": 2.5},
@@ -110,7 +110,7 @@ WRONG: list[tuple[Mapping[str, Any], str]] = [
 def test_what_is_wrong_in_a_table_is_said_with_its_place(
     change: Mapping[str, Any], fault: str, series: Write, adapters: dict[int, Path]
 ) -> None:
-    sound = {"path": adapters[0], "level": 0}
+    sound = {"path": adapters[0], "level": 0} | ({"epochs": 1} if "epochs" in change else {})
     found = faults_of(series([sound, {"path": adapters[50], "level": 1, **change}]))
     assert len(found) == 1
     assert found[0].startswith("checkpoint 2 (" if "path" not in change or change["path"] else "checkpoint 2")
@@ -125,6 +125,18 @@ def test_long_paths_that_begin_alike_are_told_apart(series: Write, tmp_path: Pat
             one.startswith(f"checkpoint {number} (...") and f"/level-{level}-seed-0/epoch-02): " in one
             for one in found
         )
+
+
+@pytest.mark.parametrize("given", [{0}, {2}, {0, 2}])
+def test_epochs_are_given_for_all_or_for_none(
+    given: set[int], series: Write, adapters: dict[int, Path]
+) -> None:
+    tables = [{"path": adapters[level], "level": level} for level in (0, 50, 100)]
+    for number in given:
+        tables[number]["epochs"] = "final"  # what is meant where none is given
+    assert faults_of(series(tables)) == [
+        f"epochs is given for {len(given)} of 3 checkpoints; give it for all or for none"
+    ]
 
 
 def test_a_path_is_looked_at_whatever_else_is_wrong(series: Write, adapters: dict[int, Path]) -> None:
