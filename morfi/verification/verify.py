@@ -9,11 +9,12 @@ from typing import Any
 from morfi.checkpoints import resolve
 from morfi.device import free_memory
 from morfi.engine.protocol import StartEngine, TimeVllm
+from morfi.errors import MorfiError, reason_of
 from morfi.questions.prompts import context_for
 from morfi.runs.options import option
 from morfi.terminal import Say
 from morfi.verification.checks import check_answers, check_capture, check_operations
-from morfi.verification.lines import Line, Outcome
+from morfi.verification.lines import Line, Outcome, unchecked
 from morfi.verification.positions import check_positions
 from morfi.verification.sharing import check_mixed_batch, check_prefix_cache
 from morfi.verification.speed import N_ROUNDS, beside_vllm, check_speed, check_waiting, distinct_prompts
@@ -86,10 +87,9 @@ def verify(
         verified = _verified(subject, config)
         on_subject(verified)
         lines = []
-        for check in (*EXACT, *MEASURED):
-            for line in check(subject):
-                lines.append(line)
-                on_line(line)
+        for line in _lines(subject):
+            lines.append(line)
+            on_line(line)
     prompts = distinct_prompts(subject)
     del engine, subject
     free_memory()
@@ -101,6 +101,17 @@ def verify(
 
     on_line(beside_vllm(lines, answer_alone))
     return verified
+
+
+def _lines(subject: Subject) -> Iterator[Line]:
+    """The line of every check; only one where the engine cannot answer even a plain request."""
+    try:
+        subject.ask(subject.prompts[:1], n_tokens=1)
+    except (MorfiError, RuntimeError) as error:  # vLLM's own
+        yield unchecked("every check", f"the engine fails at a plain request: {reason_of(error)}")
+        return
+    for check in (*EXACT, *MEASURED):
+        yield from check(subject)
 
 
 def _verified(subject: Subject, config: VerifyConfig) -> Verified:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ import torch
 
 from morfi.checkpoints import Checkpoint
 from morfi.checkpoints.model_files import open_model
-from morfi.errors import InputError
-from morfi.verification.verify import CONTEXT, VerifyConfig, verify
+from morfi.errors import InputError, MorfiError
+from morfi.verification.lines import Line, Outcome
+from morfi.verification.verify import CONTEXT, VerifyConfig, fault_of, verify
 
 
 class Started(Exception):  # noqa: N818 - it is what the tests look at
@@ -62,3 +65,25 @@ def test_the_context_is_no_longer_than_the_checks_need_it_or_as_it_is_set(tiny_m
     assert (longer["context"], longer["overrides"]) == (400, {"max_model_len": 400})
     with pytest.raises(InputError, match="the model takes 1 to 512 tokens"):
         started(VerifyConfig(str(tiny_model), engine={"max_model_len": 4000}))
+
+
+@pytest.mark.usefixtures("isolated_cache")
+@pytest.mark.parametrize("error", [RuntimeError("no kernel\nat 0x1"), MorfiError("no kernel")])
+def test_a_model_that_the_engine_cannot_run_is_no_difference(tiny_model: Path, error: Exception) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    engine = SimpleNamespace(settings={"max_model_len": CONTEXT}, device="cpu", generate=fail)
+    lines: list[Line] = []
+    verify(
+        VerifyConfig(str(tiny_model)),
+        lambda *_, **__: nullcontext(engine),
+        time_vllm,
+        lambda _: None,
+        on_subject=lambda _: None,
+        on_line=lines.append,
+    )
+    assert {line.outcome for line in lines} == {Outcome.UNCHECKED}
+    assert lines[0].says.startswith("because the engine fails at a plain request: no kernel")
+    assert "\n" not in lines[0].says
+    assert fault_of(lines) == "nothing could be checked"
