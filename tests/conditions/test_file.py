@@ -131,7 +131,7 @@ def test_long_paths_that_begin_alike_are_told_apart(series: Write, tmp_path: Pat
 def test_epochs_are_given_for_all_or_for_none(
     given: set[int], series: Write, adapters: dict[int, Path]
 ) -> None:
-    tables = [{"path": adapters[level], "level": level} for level in (0, 50, 100)]
+    tables: list[dict[str, Any]] = [{"path": adapters[level], "level": level} for level in (0, 50, 100)]
     for number in given:
         tables[number]["epochs"] = "final"  # what is meant where none is given
     assert faults_of(series(tables)) == [
