@@ -173,13 +173,16 @@ def _steer_config(given: Mapping[str, Any]) -> SteerConfig:
 
 def _steer(given: Mapping[str, Any], around: Surroundings) -> Ready:
     """Steers the highest level unless told otherwise; along the baselines alone where no latent was found."""
+    from morfi.interventions.config import TRENDS
     from morfi.interventions.run import ready_steer
 
     given, store, found = dict(given), around.store, given["latents"]
     if "ckpt" not in given:
         conditions = [condition_of(row) for row in store.trend_conditions(found)]
         given["ckpt"] = max(conditions, key=lambda one: one.level).name
-    if not {"ids", "top"} & set(given) and not any(one.n_selected for one in store.trend_summaries(found)):
+    signs = TRENDS[given.get("trend", "any")]
+    directions = store.latents(found, selected=True)["direction"].to_pylist()
+    if "ids" not in given and not set(signs) & set(directions):
         around.progress.phase("no latent has a trend: only delta_u and random directions are steered along")
         given["top"] = 0
     return ready_steer(_steer_config(given), store, around.start_engine, **_how(around))

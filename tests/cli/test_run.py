@@ -233,6 +233,17 @@ def test_a_table_of_two_words_is_changed_and_not_replaced(run: CommandLine, expe
     assert (table["lr"], table["d-sae"], table["tokens"]) == (0.01, 16, 2000)
 
 
+@pytest.mark.long
+def test_where_no_latent_has_a_trend_the_baselines_are_steered_along(
+    run: CommandLine, experiment: Path
+) -> None:
+    few = [word for one in ("steer.top=2", "steer.random=1", "find.rho-min=1") for word in ("--set", one)]
+    ended = run("run", experiment, *few, "--set", "find.min-firing=1", "--json")
+    assert set(states(ended).values()) == {"done"}
+    assert "no latent has a trend: only delta_u and random directions" in ended.err
+    assert "none was selected" in Path(ended.json["report"]).read_text(encoding="utf-8")
+
+
 def test_a_stage_before_the_first_must_be_done(run: CommandLine, experiment: Path) -> None:
     refused(run("run", experiment, "--from", "mix"), "split is not done")
 
