@@ -145,7 +145,7 @@ def train_command(common: Common, mix_run: str, out: Path, new: bool, **given: A
     """Fine-tunes LoRA adapters on every mixture and keeps checkpoints at the chosen epochs."""
     from morfi.training.train import run_train
 
-    with terminal.TerminalProgress("examples") as progress:
+    with terminal.TerminalProgress() as progress:
         run_id = run_train(given, mix_run, common.store, out, progress, new=new, command=common.command)
     common.report(run_id)
 
@@ -207,7 +207,7 @@ def capture_command(common: Common, out: Path, new: bool, **given: Any) -> None:
     from morfi.latents.capture import CaptureConfig, run_capture
 
     config = CaptureConfig(**{k: v for k, v in common.checked(given).items() if v is not None})
-    with terminal.TerminalProgress("prompts") as progress:
+    with terminal.TerminalProgress() as progress:
         result = run_capture(
             config, common.store, common.start_engine, out, progress, new=new, command=common.command
         )
@@ -229,7 +229,7 @@ def sae_train_command(common: Common, **given: Any) -> None:
     from morfi.report.trends import quality_table
 
     config = configure_sae(common.checked(given))
-    with terminal.TerminalProgress("texts and tokens") as progress:
+    with terminal.TerminalProgress() as progress:
         found = train_sae(config, common.store, common.start_engine, progress)
     quality = found.quality
     row = tuple(quality[name] for name in ("n_tokens", "explained_variance", "l0", "n_dead"))
@@ -276,7 +276,7 @@ def find_command(common: Common, new: bool, figure: Path | None, **given: Any) -
     """Finds the latents that rise or fall with the share of Unknown facts in training."""
     from morfi.latents.find import configure_find, run_find
 
-    with terminal.TerminalProgress("latents") as progress:
+    with terminal.TerminalProgress() as progress:
         run_id = run_find(configure_find(given), common.store, progress, new=new, command=common.command)
     common.report_drawn(run_id, figure)
 

@@ -38,8 +38,8 @@ class Progress(Protocol):
         """A new phase begins."""
         ...
 
-    def start(self, n_total: int, n_done: int) -> None:
-        """Work begins; `n_done` of `n_total` units were done before."""
+    def start(self, n_total: int, n_done: int, unit: str) -> None:
+        """Work begins; `n_done` of `n_total` units, each called `unit`, were done before."""
         ...
 
     def advance(self, n: int) -> None:
@@ -48,10 +48,9 @@ class Progress(Protocol):
 
 
 class TerminalProgress:
-    """Phases as lines, units of work as a bar with their rate and the time left; closes its bar on exit."""
+    """Phases as lines, each kind of work as a bar with its rate and the time left; closes them."""
 
-    def __init__(self, unit: str = "answers") -> None:
-        self._unit = unit
+    def __init__(self) -> None:
         self._bar: Any = None
         self._started = time.monotonic()
 
@@ -62,22 +61,25 @@ class TerminalProgress:
         line = in_a_line(f"[{time.monotonic() - self._started:5.1f} s] {text}")
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 
-    def start(self, n_total: int, n_done: int) -> None:
-        """Draws the bar at `n_done` of `n_total`."""
+    def start(self, n_total: int, n_done: int, unit: str) -> None:
+        """Draws a bar at `n_done` of `n_total`, below that of the work before."""
         from tqdm import tqdm
 
+        self._close()
         self._bar = tqdm(
             total=n_total,
             initial=n_done,
-            unit=f" {self._unit}",
+            unit=f" {unit}",
             file=sys.stderr,
             smoothing=0.1,
             mininterval=0.5,
         )
 
     def advance(self, n: int) -> None:
-        """Moves the bar by `n` units."""
+        """Moves the bar by `n` units; a full one is closed."""
         self._bar.update(n)
+        if self._bar.n >= self._bar.total:
+            self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +87,9 @@ class TerminalProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
 

@@ -40,7 +40,7 @@ class Rows:
     def phase(self, text: str) -> None:
         self.phases.append(text)
 
-    def start(self, n_total: int, n_done: int) -> None:
+    def start(self, n_total: int, n_done: int, unit: str) -> None:
         self.n_total, self.n_before, self.n_done = n_total, n_done, n_done
 
     def advance(self, n: int) -> None:

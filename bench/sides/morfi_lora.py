@@ -23,7 +23,7 @@ class Silent:
     def phase(self, text: str) -> None:
         """Nothing."""
 
-    def start(self, n_total: int, n_done: int) -> None:
+    def start(self, n_total: int, n_done: int, unit: str) -> None:
         """Nothing."""
 
     def advance(self, n: int) -> None:

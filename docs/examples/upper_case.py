@@ -27,7 +27,7 @@ def main() -> None:
     mixtures = tuple(Mixture(level, upper[:n] + plain[n:]) for level, n in shares)
     data = TrainingData("upper case", facts.sha256, mixtures, dev=())
     config = train_config({"model": options.base, "rank": options.rank, "epochs": (2,), "early_stop": False})
-    with TerminalProgress("examples") as progress:
+    with TerminalProgress() as progress:
         task = prepare_training(config, data, progress)
         trained = run_training(task, options.out, lambda _: None, progress, attempt=1)
     lines = ['property = "upper case in training"', 'unit = "%"', f'base = "{options.base}"']

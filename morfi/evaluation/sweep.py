@@ -93,7 +93,7 @@ def _ask_all(
         held.hold()
         serving = Serving(held, plan.series.open, progress, served=plan.series.base)
         sweep = _Sweep(plan, run_id, attempt, store, serving, progress, life.command)
-        progress.start(sum(len(plan.asked_of[condition.level]) for _, condition in left), 0)
+        progress.start(sum(len(plan.asked_of[condition.level]) for _, condition in left), 0, "answers")
         for position, condition in left:
             checkpoint = serving.load(condition)
             if checkpoint is not None:
@@ -192,7 +192,7 @@ class _Bar:
 
     def phase(self, text: str) -> None: ...
 
-    def start(self, n_total: int, n_done: int) -> None:  # noqa: ARG002 - the protocol's
+    def start(self, n_total: int, n_done: int, unit: str) -> None:  # noqa: ARG002 - the protocol's
         self.progress.advance(n_done)
 
     def advance(self, n: int) -> None:

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 _MANY = 1_000_000  # runs, more than a store holds
 DONE, BEGUN, CHANGED, MISSING, WAITS = "done", "begun", "changed", "missing", "waits"
-# Tells what a stage does; `unit` is what its progress counts.
-OpenProgress = Callable[[str], AbstractContextManager[Progress]]
+OpenProgress = Callable[[], AbstractContextManager[Progress]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +61,14 @@ def run_experiment(
     there, FaultsError before the first for all settings that cannot be, and MorfiError where one failed.
     """
     stages = _chosen(stages_of(settings), begin, until)
-    with open_progress("") as progress:
+    with open_progress() as progress:
         check_settings(settings, [stage for stage, _ in stages], progress.phase)
     results: dict[str, str] = {}
     for number, (stage, is_asked) in enumerate(stages, 1):
         if not set(stage.takes.values()) & {one.name for one, _ in stages} <= set(results):
             yield Outcome(stage.name, WAITS, None, _before(store, stage))
             continue
-        with open_progress(stage.unit) as progress:
+        with open_progress() as progress:
             progress.phase(f"stage {number} of {len(stages)}: {stage.name}")
             around = Surroundings(store, start_engine, progress, command)
             ready = stage.ready(given_to(stage, settings, results), around)

@@ -44,7 +44,7 @@ class Stage:
     """A stage: its `name` is its command's, as typed; `kind` that of its runs, None where it makes none.
 
     `configure` makes the configuration of its options, and raises InputError where it cannot be; `takes` are
-    the options that name what an earlier stage made, by that stage's name; `unit` is what progress counts.
+    the options that name what an earlier stage made, by that stage's name.
     """
 
     name: str
@@ -52,7 +52,6 @@ class Stage:
     configure: Callable[[Mapping[str, Any]], Any]
     ready: Callable[[Mapping[str, Any], Surroundings], Ready]
     takes: Mapping[str, str] = field(default_factory=dict)
-    unit: str = "answers"
 
 
 def stages_of(settings: Settings) -> tuple[Stage, ...]:
@@ -211,12 +210,10 @@ _OF_TRAINING = {"ckpts": "train"}
 STAGES = (
     Stage("split", RunKind.SPLIT, _split_config, _split),
     Stage("mix", RunKind.MIX, _mix_config, _mix, {"split_run": "split"}),
-    Stage("train", RunKind.TRAIN, _train_config, _train, {"mix_run": "mix"}, "examples"),
+    Stage("train", RunKind.TRAIN, _train_config, _train, {"mix_run": "mix"}),
     Stage("sweep", RunKind.SWEEP, _sweep_config, _sweep, _OF_TRAINING),
-    Stage("capture", RunKind.CAPTURE, _capture_config, _capture, _OF_TRAINING, "prompts"),
-    Stage("sae train", None, _sae_config, _sae, _OF_TRAINING, "texts and tokens"),
-    Stage(
-        "find", RunKind.FIND, _find_config, _find, {"activations": "capture", "sae": "sae train"}, "latents"
-    ),
+    Stage("capture", RunKind.CAPTURE, _capture_config, _capture, _OF_TRAINING),
+    Stage("sae train", None, _sae_config, _sae, _OF_TRAINING),
+    Stage("find", RunKind.FIND, _find_config, _find, {"activations": "capture", "sae": "sae train"}),
     Stage("steer", RunKind.STEER, _steer_config, _steer, {"latents": "find"}),
 )

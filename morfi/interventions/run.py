@@ -109,7 +109,7 @@ def _steer(plan: Plan, verdicts: Verdicts, life: Life, start_engine: StartEngine
         servers = {who: open_servers.enter_context(_asking(one)) for who, one in plan.servers.items()}
         steerer = Steerer(engine, plan.found.sae, config.positions, config.low)
         stream = _Stream(plan, run_id, attempt, store, steerer, progress, verdicts, base.sha256, servers)
-        progress.start(plan.n_answers, n_done)
+        progress.start(plan.n_answers, n_done, "answers")
         for stage in stages(plan, verdicts):
             stream.answer(stage)
     return ()

@@ -136,7 +136,7 @@ def _capture_all(
     start = partial(start_engine, base, context=plan.asked.context, seed=config.seed, overrides=config.engine)
     with life.engine(start) as (engine, attempt):
         serving = Serving(engine, plan.series.open, progress, served=base)
-        progress.start(len(left) * len(questions), 0)
+        progress.start(len(left) * len(questions), 0, "prompts")
         for position, condition in left:
             checkpoint = serving.load(condition)
             if checkpoint is None:

@@ -170,7 +170,7 @@ def ready_find(config: FindConfig, store: Store, progress: Progress, *, new: boo
         progress.phase("checking the SAE")
         qualities = _qualities(config, sae, compared, counted)
         progress.phase("looking for trends")
-        progress.start(sae.encoder.d_sae * len(compared), 0)
+        progress.start(sae.encoder.d_sae * len(compared), 0, "latents")
         results = [_trends(config, sae, one, counted, on_tile=progress.advance) for one in compared]
         with life.attempt(started=started, device=device_name()):
             _add(store, life.run.run_id, list(zip(compared, results, strict=True)), qualities, sae=sae)

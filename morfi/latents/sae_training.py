@@ -219,7 +219,7 @@ def _capture(
     with start_engine(base, context=context, seed=config.seed, overrides=config.engine) as engine:
         serving = Serving(engine, sources.open, progress, served=base)
         n_texts = sum(map(len, encoded.values()))
-        progress.start(n_texts * len(sources.conditions) + config.tokens, 0)
+        progress.start(n_texts * len(sources.conditions), 0, "texts")
         for number, condition in enumerate(sources.conditions):
             if serving.load(condition) is None:
                 raise MorfiError(serving.failures[0])
@@ -299,6 +299,7 @@ def _fit(config: SaeTraining, work: Path, folder: Path, progress: Progress) -> N
     with torch.no_grad():
         # What all tokens share is no latent's work: from zero, thousands would learn it and then fall silent.
         sae.b_dec.copy_(torch.stack([next(batches).mean(0) for _ in range(_BUFFER)]).mean(0) * scale)
+    progress.start(n_steps * config.batch, 0, "tokens")
     for _ in range(n_steps):
         trainer.step(next(batches))
         trainer.n_training_steps += 1

@@ -141,7 +141,7 @@ def _answered(task: Task, life: Life, start_engine: StartEngine) -> Answered:
         overrides=settings.engine,
     )
     with replace(life, again=f"go on with: {again}").engine(start, task.begins) as (engine, attempt):
-        progress.start(task.n_answers, len(done))
+        progress.start(task.n_answers, len(done), "answers")
         for batch in batches:
             begun = time.monotonic()
             completions = _ask(engine, batch, settings, progress)

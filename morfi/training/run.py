@@ -45,7 +45,7 @@ def run_training(
             with saving(training.folder.path, 0):
                 training.folder.open(training.job.settings)
         n_done = sum(training.folder.n_epochs * len(training.job.examples) for training in trainings)
-        progress.start(task.n_planned, n_done)
+        progress.start(task.n_planned, n_done, "examples")
         base = None
         rows: list[CheckpointRow] = []
         for number, training in enumerate(trainings, 1):

@@ -34,6 +34,9 @@ def test_a_trained_sae_is_loaded_measured_and_cached(
         "sae_weights.safetensors",
     ]
     assert train_sae(config, store, serving, log) == found
+    assert log.units == ["texts", "tokens"]
+    assert log.starts[1] == (12_800, 0)
+    assert log.n_advanced == sum(n_total for n_total, _ in log.starts)
     assert len(serving.starts) == 1
 
 
