@@ -123,7 +123,7 @@ def test_the_report_stands_beside_the_database_unless_told_otherwise(
     assert "What steering brings back" not in found.headings
     assert "The latents" in found.headings
     with pytest.raises(InputError, match="cannot be written"):
-        write_report(store, find_run, tmp_path / "no" / "r.html" / "x" / "\0")
+        write_report(store, find_run, tmp_path / "no" / "r.html")
 
 
 def test_a_sweep_is_answered_for_one_number_of_epochs(store: Store) -> None:
