@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -62,7 +63,7 @@ def open_experiment(file: Path | None, preset: str | None, *, fast: bool) -> tup
 
 def with_changes(tables: Tables, changes: Iterable[str]) -> Tables:
     """The experiment with each KEY=VALUE of `changes`, such as train.epochs=1,3 or data=my.jsonl."""
-    changed: Tables = {name: dict(one) if isinstance(one, Mapping) else one for name, one in tables.items()}
+    changed = copy.deepcopy(tables)
     for change in changes:
         path, equals, text = change.partition("=")
         if not equals or not path.strip():

@@ -17,13 +17,13 @@ from morfi.errors import InputError, MorfiError, nearest
 from morfi.experiment.check import check_settings
 from morfi.experiment.stages import Settings, Stage, Surroundings, given_to, stages_of
 from morfi.runs.life import Ready
+from morfi.store.records import EVERY
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
     from morfi.store import Store
     from morfi.store.records import RunSummary
 
-_MANY = 1_000_000  # runs, more than a store holds
 DONE, BEGUN, CHANGED, MISSING, WAITS = "done", "begun", "changed", "missing", "waits"
 OpenProgress = Callable[[], AbstractContextManager[Progress]]
 
@@ -130,4 +130,4 @@ def _runs(store: Store, stage: Stage) -> list[RunSummary]:
     """The runs of a stage's command, the newest first."""
     if stage.kind is None or not store.path.exists():
         return []
-    return store.runs(_MANY, (stage.kind,))
+    return store.runs(EVERY, (stage.kind,))

@@ -18,11 +18,10 @@ from morfi.latents.sae_check import SaeOnRun
 from morfi.latents.sae_training import SaeTraining
 from morfi.runs.settings import settings_of
 from morfi.store import Store
-from morfi.store.records import RunKind, RunRecord
+from morfi.store.records import EVERY, RunKind, RunRecord
 
 # What nobody but the user knows stands in capitals.
 _LAYER, _SAE, _DATA, _RUN = "LAYER", "SAE", "QUESTIONS", "RUN"
-_MANY = 1_000_000  # runs
 
 
 def command_line(store: Store, *words: str) -> str:
@@ -176,7 +175,7 @@ def _captured(store: Store, wanted: Callable[[RunRecord, CaptureRun], bool]) -> 
     """The newest capture run that is `wanted` and done."""
     if not store.path.exists():
         return None
-    for one in store.runs(_MANY, (RunKind.CAPTURE,)):
+    for one in store.runs(EVERY, (RunKind.CAPTURE,)):
         if one.status == "done":
             run = store.run(one.run_id)
             if wanted(run, settings_of(run, CaptureRun)):

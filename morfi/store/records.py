@@ -33,6 +33,7 @@ class RunKind(StrEnum):
     STEER = "steer"
 
 
+EVERY = 2**62  # a limit that no number of runs reaches
 STARTED = tuple(kind for kind in RunKind if kind != RunKind.SWEEP_EVAL)  # by a person
 
 

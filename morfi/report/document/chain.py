@@ -10,14 +10,12 @@ from morfi.interventions.config import SteerRun
 from morfi.latents.capture import CaptureRun
 from morfi.latents.find import FindRun
 from morfi.runs.settings import settings_of
-from morfi.store.records import RunKind, RunRecord
+from morfi.store.records import EVERY, RunKind, RunRecord
 from morfi.training.config import TrainRun
 from morfi.training.mixtures import MixConfig
 
 if TYPE_CHECKING:
     from morfi.store import Store
-
-_MANY = 1_000_000  # runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ def chain_of(store: Store, run_id: str) -> Chain:
         before = _before(store, before)
     ckpts = _series(found)
     if RunKind.SWEEP not in found and ckpts is not None:
-        swept = [one.run_id for one in store.runs(_MANY, (RunKind.SWEEP,)) if one.status == "done"]
+        swept = [one.run_id for one in store.runs(EVERY, (RunKind.SWEEP,)) if one.status == "done"]
         same = [one for one in map(store.run, swept) if one.config["ckpts"] == ckpts]
         found |= {RunKind.SWEEP: same[0]} if same else {}
     return Chain(**{str(kind): one for kind, one in found.items()})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ _ALONG = {LEVEL: "levels", EPOCHS: "epochs"}
 _CLAIMED = ("latent", "delta_u")  # kinds of directions whose answers are shown one by one
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Material:
     """What sections are made of: the store, the experiment's runs, and what its steer run found."""
 
@@ -48,6 +49,16 @@ class Material:
         """The settings of the steer run."""
         assert self.chain.steer is not None
         return settings_of(self.chain.steer, SteerRun)
+
+    @cached_property
+    def pairs(self) -> Mapping[str, Sequence[Pair]]:
+        """Questions and answers of the first latent and of delta_u, by direction."""
+        run = self.chain.steer
+        if run is None or self.steered is None:
+            return {}
+        shown = [one for kind in _CLAIMED for one in self.of_kind(kind)[:1]]
+        split = self.steering.report_on
+        return {one.direction.direction: pairs_of(self.store, run, one, split) for one in shown}
 
     def of_kind(self, kind: str) -> list[Outcome]:
         """The reported outcomes of a kind of direction, the best by what strengths were chosen on first."""
@@ -197,11 +208,10 @@ def gains(material: Material) -> Section | None:
 
 def recovered(material: Material) -> Section | None:
     """Gain and knowledge recovery by relation, of the best latent and of delta_u."""
-    pairs = _pairs(material)
-    if not pairs:
+    if not material.pairs:
         return None
     rows = []
-    for name, own in pairs.items():
+    for name, own in material.pairs.items():
         for relation in (*sorted({one.relation for one in own}), None):
             inside = [one for one in own if relation in (None, one.relation)]
             rate = recovery_of(inside)
@@ -226,7 +236,7 @@ def recovered(material: Material) -> Section | None:
 
 def flips(material: Material) -> Section | None:
     """Every answer that steering changed from right to wrong or back."""
-    every = [one for own in _pairs(material).values() for one in own if one.was_right != one.is_right]
+    every = [one for own in material.pairs.values() for one in own if one.was_right != one.is_right]
     if not every:
         return None
     rows = [
@@ -297,18 +307,6 @@ SECTIONS: Sequence[Callable[[Material], Section | None]] = (
     cards,
     limits,
 )
-
-
-def _pairs(material: Material) -> dict[str, list[Pair]]:
-    """Questions and answers of the first latent and of delta_u, by direction."""
-    run, found = material.chain.steer, {}
-    if run is None or material.steered is None:
-        return {}
-    for kind in _CLAIMED:
-        for one in material.of_kind(kind)[:1]:
-            own = pairs_of(material.store, run, one, material.steering.report_on)
-            found[one.direction.direction] = own
-    return found
 
 
 def _picture(store: Store, run: RunRecord, name: str, caption: str) -> str:
