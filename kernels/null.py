@@ -3,8 +3,8 @@
 S is the sum, over pairs of conditions with different levels, of the sign of their difference. Without equal
 values its null is exact at any size (Gauss' multinomial coefficients in q count orders by inversions;
 Knuth, The Art of Computer Programming 3, 5.1.2). With equal values it is enumerated for up to
-`MAX_ENUMERATED` conditions of different levels, and beyond that approximated by a normal distribution with
-Kendall's tie-corrected variance (Rank Correlation Methods, ch. 3 to 5).
+`MAX_ENUMERATED` conditions, and beyond that approximated by a normal distribution with Kendall's
+tie-corrected variance (Rank Correlation Methods, ch. 3 to 5).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def trend_null(ranks: tuple[int, ...]) -> TrendNull:
     below = {rank: sum(size for other, size in sizes.items() if other < rank) for rank in sizes}
     midranks = torch.tensor([below[rank] + (sizes[rank] + 1) / 2 for rank in ranks], dtype=torch.float64)
     tail = _tail(_inversions(list(sizes.values())), n_pairs)
-    patterns = _enumerate(n) if len(sizes) == n <= MAX_ENUMERATED else None
+    patterns = _enumerate(ranks) if n <= MAX_ENUMERATED else None
     return TrendNull(ranks, midranks, n_pairs, tail, patterns)
 
 
@@ -129,10 +129,11 @@ def _tail(counts: list[int], n_pairs: int) -> torch.Tensor:
 
 
 @functools.cache
-def _enumerate(n: int) -> dict[tuple[int, int], torch.Tensor]:
-    """P(|S| >= s) for n conditions of different levels, for each way in which values can be equal."""
+def _enumerate(ranks: tuple[int, ...]) -> dict[tuple[int, int], torch.Tensor]:
+    """P(|S| >= s) for conditions of these level ranks, for each way in which values can be equal."""
+    n = len(ranks)
     orders = torch.tensor(list(itertools.permutations(range(n))))
-    pairs = list(itertools.combinations(range(n), 2))
+    pairs = [(a, b) for a, b in itertools.permutations(range(n), 2) if ranks[a] < ranks[b]]
     found = {}
     for groups in _partitions(n, n):
         value_of = torch.tensor([place for place, size in enumerate(groups) for _ in range(size)])

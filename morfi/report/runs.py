@@ -12,6 +12,7 @@ from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import steered
 from morfi.latents.capture import CaptureRun
 from morfi.latents.find import FindRun
+from morfi.latents.significance import significance
 from morfi.report.answers import answer_lines, answer_object, counts_of
 from morfi.report.evaluation import details_object, run_details, run_object, run_report, run_table
 from morfi.report.following import ending
@@ -95,9 +96,12 @@ def _find(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
     conditions, fdr = store.trend_conditions(run.run_id), store.false_discoveries(run.run_id)
     latents = store.latents(run.run_id, selected=True)
     settings = settings_of(run, FindRun)
-    captured = store.captured(settings.activations)
-    table = trend_table(summaries, conditions, fdr, latents, settings, captured=captured)
-    return table, trend_object(summaries, conditions, fdr, latents, settings, captured=captured)
+    beside = {
+        "captured": store.captured(settings.activations),
+        "tested": significance(store.latents(run.run_id), settings),
+    }
+    table = trend_table(summaries, conditions, fdr, latents, settings, **beside)
+    return table, trend_object(summaries, conditions, fdr, latents, settings, **beside)
 
 
 def _steer(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:

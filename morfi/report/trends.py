@@ -10,6 +10,7 @@ from morfi.conditions.condition import Condition, condition_of
 from morfi.conditions.levels import NOT_INDEPENDENT, Property
 from morfi.latents.activations import EPOCHS, LEVEL, LeftOut, left_out, left_out_lines
 from morfi.latents.find import FindRun
+from morfi.latents.significance import Significance
 from morfi.report.tables import aligned
 from morfi.store.records import CapturedRow, ConditionRow, FalseDiscoveriesRow, TrendSummaryRow
 from morfi.words import by_number, counted, together
@@ -63,6 +64,7 @@ def trend_table(
     config: FindRun,
     *,
     captured: Sequence[CapturedRow],
+    tested: Significance,
 ) -> str:
     """The text that `morfi find` ends with; `latents` are the selected ones in order of rank."""
     directions = latents["direction"].to_pylist()
@@ -90,6 +92,8 @@ def trend_table(
         if rates:
             shown = ", ".join(f"{row.n_found} with |S| >= {row.s}: {row.fdr:.2f}" for row in rates)
             lines.append(f"false discovery rate by shuffled {_ORDERED[summary.axis]}: {shown}")
+        if summary is summaries[0] and config.method != "page":
+            lines.append(significance_line(tested, own))
         lines.append(_criteria(config, summary.smallest_s))
     if len(summaries) > 1:
         shared = ", ".join(_shared(conditions)) or "none"
@@ -99,6 +103,20 @@ def trend_table(
         )
     lines += _ranked(latents, is_page=config.method == "page", is_both=len(summaries) > 1)
     return "\n".join(lines)
+
+
+def significance_line(tested: Significance, conditions: Sequence[ConditionRow]) -> str:
+    """How many latents pass corrections for how many were tested, and whose statistic S is."""
+    n_places, n_seeds = len({row.place for row in conditions}), len({row.seed for row in conditions})
+    name = "Mann-Kendall's"
+    if len(conditions) > n_places:
+        name = f"Jonckheere-Terpstra's over {counted(n_seeds, 'training')} of each"
+    least = "" if tested.least_p is None else f", the smallest of which is {tested.least_p:.2g}"
+    return (
+        f"S is {name}; by its p{least}, of {counted(tested.n_tested, 'latent')} "
+        f"{tested.bonferroni} pass Bonferroni's correction at {tested.level:g} and "
+        f"{tested.benjamini_hochberg} Benjamini and Hochberg's"
+    )
 
 
 def _places(rows: Sequence[ConditionRow], config: FindRun) -> str:
@@ -207,6 +225,7 @@ def trend_object(
     config: FindRun,
     *,
     captured: Sequence[CapturedRow],
+    tested: Significance,
 ) -> dict[str, Any]:
     """The object of `morfi find --json`; along both axes `other_axis` is as it is along epochs alone."""
     axes = [
@@ -220,6 +239,7 @@ def trend_object(
         for summary in summaries
     ]
     first = {**axes[0], "method": config.method, "along": config.along, "at": config.at}
+    first["significance"] = asdict(tested)
     if len(axes) > 1:
         first |= {"n_selected": len(latents), "shared": _shared(conditions), "other_axis": axes[1]}
     # What only a run along both axes has is null in the others.

@@ -58,6 +58,11 @@ def test_p_values_of_replicates_count_all_orders(ranks: tuple[int, ...]) -> None
     found = [abs(s_of(list(order), ranks)) for order in itertools.permutations(range(len(ranks)))]
     for s in set(found):
         assert null.p_value(s) == pytest.approx(sum(other >= s for other in found) / len(found))
+    values = [place // 2 for place in range(len(ranks))]
+    tied = [abs(s_of(order, ranks)) for order in itertools.permutations(values)]
+    for s in set(tied):
+        expected = sum(other >= s for other in tied) / len(tied)
+        assert null.p_value(s, *ties(values)) == pytest.approx(expected)
     assert null.midranks.tolist() == scipy.stats.rankdata(ranks).tolist()
 
 

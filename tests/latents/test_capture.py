@@ -127,6 +127,8 @@ def test_the_false_discovery_rate_is_chosen_by_itself_and_says_what_it_cannot_te
     report = report_of(store, few)
     assert "with a probability of 0.33, above --fdr 0.05; take more levels or replicate" in report.text
     assert report.object["smallest_s"] is None
+    assert report.object["significance"]["bonferroni"] == 0
+    assert "S is Mann-Kendall's; by its p, the smallest of which is 0.33, of " in report.text
     assert report.object["is_descriptive"]
     found = run_find(configure_find(given | {"fdr": 0.5}), store, log, new=False, command="morfi find")
     assert [row["latent"] for row in store.latents(found, selected=True).to_pylist()] == [0]
