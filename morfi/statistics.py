@@ -111,6 +111,14 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     return Interval(mean - half, mean + half)
 
 
+def spread_interval(values: Sequence[float]) -> Interval | None:
+    """The 95 % interval of `mean_interval`; None for fewer than two values, and for all alike.
+
+    Values that are all alike say nothing of how far others would lie from them.
+    """
+    return mean_interval(values) if len(set(values)) > 1 else None
+
+
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence = {confidence}; expected a number between 0 and 1")

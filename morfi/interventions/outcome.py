@@ -11,7 +11,7 @@ from morfi.interventions.config import SteerRun
 from morfi.interventions.verdicts import UNSTEERED, Answerer, Arm, Verdicts, read_verdicts
 from morfi.runs.compare import Difference, difference
 from morfi.runs.settings import settings_of
-from morfi.statistics import Interval, mean_interval, wilson_interval
+from morfi.statistics import Interval, spread_interval, wilson_interval
 from morfi.store.records import DirectionRow, RunRecord
 
 if TYPE_CHECKING:
@@ -189,8 +189,7 @@ def _groups(outcomes: Sequence[Outcome]) -> list[Group]:
             kind,
             len(gains),
             math.fsum(gains) / len(gains),
-            # Gains that are all the same say nothing of how far others would lie from them.
-            mean_interval(gains) if len(set(gains)) > 1 else None,
+            spread_interval(gains),
         )
         for kind, gains in by_kind.items()
     ]

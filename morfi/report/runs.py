@@ -96,7 +96,7 @@ def _find(store: Store, run: RunRecord) -> tuple[str, dict[str, Any]]:
     conditions, fdr = store.trend_conditions(run.run_id), store.false_discoveries(run.run_id)
     latents = store.latents(run.run_id, selected=True)
     settings = settings_of(run, FindRun)
-    beside = {
+    beside: dict[str, Any] = {
         "captured": store.captured(settings.activations),
         "tested": significance(store.latents(run.run_id), settings),
     }

@@ -33,6 +33,7 @@ def sweep_table(rows: Sequence[SweepAccuracy], varied: Property) -> str:
     """The tables that `morfi sweep` ends with: accuracy in percent, a dash where there is none.
 
     Levels are the same columns in every block. The base model has no level: its number stands in all of them.
+    Of several seeds the mean stands there, with half of its interval over seeds.
     """
     levels, settings = levels_of(rows), settings_of(rows)
     columns = [varied.shown(level) for level in levels] or ["accuracy"]
@@ -47,7 +48,8 @@ def sweep_table(rows: Sequence[SweepAccuracy], varied: Property) -> str:
         if base is not None:
             body = [("base model", *[_cell(base)] * len(columns)), *body]
         # One width for all blocks, whatever a block lacks.
-        header = ("epochs".ljust(10), *(column.rjust(6) for column in columns))
+        width = 12 if max(row.n_seeds for row in rows) > 1 else 6
+        header = ("epochs".ljust(10), *(column.rjust(width) for column in columns))
         blocks.append(
             "\n".join(
                 [_title(group, inside, varied), *aligned([header, *body], numeric=range(1, len(header)))]
@@ -57,7 +59,8 @@ def sweep_table(rows: Sequence[SweepAccuracy], varied: Property) -> str:
 
 
 def _cell(row: SweepAccuracy) -> str:
-    return f"{100 * row.accuracy:.1f}"
+    shown, over_seeds = f"{100 * row.mean:.1f}", row.over_seeds
+    return shown if over_seeds is None else f"{shown} +- {100 * (over_seeds.high - row.mean):.1f}"
 
 
 def _title(group: str, rows: Sequence[SweepAccuracy], varied: Property) -> str:
@@ -66,10 +69,12 @@ def _title(group: str, rows: Sequence[SweepAccuracy], varied: Property) -> str:
     seeds = max(row.n_seeds for row in rows)
     widest = max(100 * max(row.ci_high - row.accuracy, row.accuracy - row.ci_low) for row in rows)
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return (
-        f"{group}, accuracy in % by {varied.name} "
-        f"(n = {n}{f', {seeds} seeds' if seeds > 1 else ''}; 95 % intervals within {widest:.1f} points)"
-    )
+    over = f"{varied.name} (n = {n}"
+    if seeds > 1:
+        over += f", {seeds} seeds; mean and 95 % interval over seeds; intervals over answers"
+    else:
+        over += "; 95 % intervals"
+    return f"{group}, accuracy in % by {over} within {widest:.1f} points)"
 
 
 def sweep_object(rows: Sequence[SweepAccuracy], varied: Property) -> dict[str, Any]:
@@ -90,9 +95,12 @@ def sweep_object(rows: Sequence[SweepAccuracy], varied: Property) -> dict[str, A
 
 
 def _numbers(row: SweepAccuracy) -> dict[str, Any]:
+    over_seeds = row.over_seeds
     return {
         "n": row.n,
         "n_correct": row.n_correct,
         "accuracy": row.accuracy,
         "ci": [row.ci_low, row.ci_high],
+        "by_seed": list(row.by_seed),
+        "ci_over_seeds": over_seeds and [over_seeds.low, over_seeds.high],
     }

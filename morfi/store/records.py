@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
+from statistics import fmean
 from typing import Any
 
 from morfi.questions.question import Question
+from morfi.statistics import Interval, spread_interval
 
 EARLY_STOP = "early-stop"  # the epoch setting of the best epoch on dev
 
@@ -350,7 +352,8 @@ class SweepAccuracy:
     """Accuracy of one checkpoint on one group of questions, over all seeds, with Wilson 95 % bounds.
 
     `questions` is "test Known", "test Unknown" or "train Unknown" (those in the checkpoint's own mixture);
-    `level` and `epoch_setting` are None for the base model.
+    `level` and `epoch_setting` are None for the base model. All seeds are asked the same test questions, so
+    the bounds, over answers, are too narrow for a statement about trainings: for that there is `over_seeds`.
     """
 
     level: float | None
@@ -362,11 +365,22 @@ class SweepAccuracy:
     accuracy: float
     ci_low: float
     ci_high: float
+    by_seed: tuple[float, ...] = ()  # the accuracy of each seed alone
 
     @property
     def is_base(self) -> bool:
         """Whether the base model gave the answers."""
         return self.level is None
+
+    @property
+    def mean(self) -> float:
+        """The mean accuracy over seeds."""
+        return fmean(self.by_seed) if self.by_seed else self.accuracy
+
+    @property
+    def over_seeds(self) -> Interval | None:
+        """Student's t interval of the mean over seeds; None for one seed, and for seeds all alike."""
+        return spread_interval(self.by_seed)
 
 
 @dataclass(frozen=True, slots=True)

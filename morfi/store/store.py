@@ -40,6 +40,7 @@ from morfi.store.records import (
 )
 from morfi.store.rows import columns_of, insert_columns, read_records
 from morfi.store.run_ids import resolve
+from morfi.store.sweep_accuracies import sweep_accuracies
 from morfi.store.work import Work
 from morfi.terminal import Say
 
@@ -393,9 +394,8 @@ class Store:
 
     def sweep_accuracies(self, run_id: str) -> list[SweepAccuracy]:
         """Accuracy of the base model, then of each level and epoch setting, on each group of questions."""
-        where = "FROM sweep_accuracy WHERE run_id = ? ORDER BY questions, level NULLS FIRST, epoch_setting"
         with self._work.reading() as connection:
-            return read_records(connection, SweepAccuracy, where, [run_id])
+            return sweep_accuracies(connection, run_id)
 
     def _made(self, record: type[MadeT], table: str, run_id: str, order: str) -> list[MadeT]:
         where = f"FROM {table} WHERE run_id = ? ORDER BY {order}"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,10 +20,11 @@ def accuracy(
     *,
     n: int = 100,
     n_seeds: int = 1,
+    by_seed: tuple[float, ...] = (),
 ) -> SweepAccuracy:
     interval = wilson_interval(n_correct, n)
     return SweepAccuracy(
-        level, setting, questions, n_seeds, n, n_correct, n_correct / n, interval.low, interval.high
+        level, setting, questions, n_seeds, n, n_correct, n_correct / n, interval.low, interval.high, by_seed
     )
 
 
@@ -73,7 +75,22 @@ def test_the_title_of_a_block_tells_counts_seeds_and_the_widest_interval() -> No
     title = next(
         line for line in sweep_table(ROWS, SHARE_UNKNOWN).splitlines() if line.startswith("train Unknown")
     )
-    assert f"n = 64, 2 seeds; 95 % intervals within {100 * widest:.1f} points" in title
+    assert "n = 64, 2 seeds; mean and 95 % interval over seeds; intervals over answers within" in title
+    assert f"within {100 * widest:.1f} points" in title
+
+
+def test_several_seeds_are_a_mean_with_its_interval_over_them() -> None:
+    rows = [
+        accuracy(0, "3", "test Known", 240, n=300, n_seeds=3, by_seed=(0.75, 0.8, 0.85)),
+        accuracy(100, "3", "test Known", 150, n=300, n_seeds=3, by_seed=(0.5, 0.5, 0.5)),
+    ]
+    assert blocks(rows)["test Known"][2].split() == ["3", "80.0", "+-", "12.4", "50.0"]
+    low, _ = sweep_object(rows, SHARE_UNKNOWN)["groups"]["test Known"]["checkpoints"]
+    assert low["by_seed"] == [0.75, 0.8, 0.85]
+    assert low["ci_over_seeds"] == [
+        pytest.approx(0.8 - 0.1242, abs=1e-4),
+        pytest.approx(0.8 + 0.1242, abs=1e-4),
+    ]
 
 
 def test_the_object_keeps_intervals_and_counts() -> None:

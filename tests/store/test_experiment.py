@@ -144,11 +144,24 @@ def sweep(store: Store, answers: dict[str, tuple[bool, bool]]) -> None:
 
 def test_sweep_accuracy_is_by_level_epoch_setting_and_what_the_base_knew(store: Store) -> None:
     sweep(store, {"base": (True, False), "one": (False, True), "two": (True, True)})
-    assert store.sweep_accuracies("sweep-a") == [
-        SweepAccuracy(None, None, "test Known", 1, 1, 1, 1.0, *_bounds(1, 1)),
-        SweepAccuracy(50, "5", "test Known", 2, 2, 1, 0.5, *_bounds(1, 2)),
-        SweepAccuracy(None, None, "train Unknown", 1, 1, 0, 0.0, *_bounds(0, 1)),
-        SweepAccuracy(50, "5", "train Unknown", 2, 2, 2, 1.0, *_bounds(2, 2)),
+    found = store.sweep_accuracies("sweep-a")
+    assert found == [
+        SweepAccuracy(None, None, "test Known", 1, 1, 1, 1.0, *_bounds(1, 1), (1.0,)),
+        SweepAccuracy(50, "5", "test Known", 2, 2, 1, 0.5, *_bounds(1, 2), (0.0, 1.0)),
+        SweepAccuracy(None, None, "train Unknown", 1, 1, 0, 0.0, *_bounds(0, 1), (0.0,)),
+        SweepAccuracy(50, "5", "train Unknown", 2, 2, 2, 1.0, *_bounds(2, 2), (1.0, 1.0)),
+    ]
+    # t of one degree of freedom: 12.706 times the standard error of 0.5.
+    over_seeds = found[1].over_seeds
+    assert over_seeds is not None
+    assert found[1].mean == 0.5
+    assert over_seeds.high == pytest.approx(0.5 + 12.7062 * 0.5)
+    assert found[0].over_seeds is found[3].over_seeds is None
+    columns = "level, epoch_setting, questions, n_seeds, n, n_correct, accuracy, ci_low, ci_high"
+    by = "ORDER BY questions, level NULLS FIRST"
+    rows = store.query(f"SELECT {columns} FROM sweep_accuracy WHERE run_id = 'sweep-a' {by}").to_pylist()
+    assert [list(row.values()) for row in rows] == [
+        pytest.approx(list(dataclasses.astuple(one)[:-1])) for one in found
     ]
     assert store.sweep_accuracies("sweep-b") == []
 
