@@ -322,9 +322,8 @@ def run_command(common: Common, file: Path | None, write_config: bool, **given: 
     """Runs a whole experiment, or what is left of it: FILE has a table of options for each stage."""
     from morfi.command.experiment import experiment_text, open_experiment, settings_of, with_changes
     from morfi.experiment import run_experiment
-    from morfi.experiment.run import DONE
-    from morfi.report.document import write_report
-    from morfi.report.experiment import stages_object, stages_text
+    from morfi.files import reading_once
+    from morfi.report.experiment import report_of_experiment, stages_object, stages_text
 
     tables, where = open_experiment(file, given["preset"], fast=given["fast"])
     short = {"relations": given["relations"], "train.seeds": given["seeds"]}
@@ -335,21 +334,21 @@ def run_command(common: Common, file: Path | None, write_config: bool, **given: 
         with terminal.to_reader():
             click.echo(experiment_text(settings, cli, ascii_only=not terminal.takes_unicode()), nl=False)
         return
-    outcomes = list(
-        run_experiment(
-            {name: common.checked(one) if "engine" in one else one for name, one in settings.items()},
-            common.store,
-            common.start_engine,
-            terminal.TerminalProgress,
-            command=common.command,
-            begin=given["begin"],
-            until=given["until"],
-            dry=given["dry"],
+    with reading_once():
+        outcomes = list(
+            run_experiment(
+                settings,
+                common.store,
+                common.start_engine,
+                terminal.TerminalProgress,
+                command=common.command,
+                take=common.taken,
+                begin=given["begin"],
+                until=given["until"],
+                dry=given["dry"],
+            )
         )
-    )
-    report, last = None, outcomes[-1]
-    if last.result is not None and (last.stage, last.state) == ("steer", DONE):
-        report = write_report(common.store, last.result, None)
+    report = report_of_experiment(outcomes, common.store)
     common.answer(stages_object(outcomes, report), stages_text(outcomes, common.store, report))
 
 

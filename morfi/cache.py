@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError
-from morfi.files import whole_file
+from morfi.files import stamp_of, whole_file
 from morfi.terminal import Say
 
 _MANIFEST = "entry.json"
@@ -132,16 +132,25 @@ class Cache:
 
         The same means: path, size, inode and both times of change are what they were.
         """
-        key, stamp = f"{kind}:{path.resolve()}", _stamp(path)
-        known = self._read_memo().get(key)
+        stamp, known = stamp_of(path), self.noted(path, kind)
         if isinstance(known, dict) and known.get("stamp") == stamp and "value" in known:
             return known["value"]
         value = compute()
-        if _stamp(path) == stamp:
-            # Without a place to write, results are the same and the next run is only slower.
-            with contextlib.suppress(OSError):
-                self._write_memo(key, {"stamp": stamp, "value": value})
+        if stamp_of(path) == stamp:
+            self.note(path, kind, {"stamp": stamp, "value": value})
         return value
+
+    def noted(self, path: Path, kind: str) -> Any:
+        """What was noted of `path` under `kind`; None where nothing was."""
+        return self._read_memo().get(f"{kind}:{path.resolve()}")
+
+    def note(self, path: Path, kind: str, value: Any) -> None:
+        """Notes `value` (JSON) of `path` under `kind`, for as long as there is something at `path`.
+
+        Without a place to write, nothing is noted: results are the same, and the next run is only slower.
+        """
+        with contextlib.suppress(OSError):
+            self._write_memo(f"{kind}:{path.resolve()}", value)
 
     def _build(self, path: Path, build: Callable[[Path], None], manifest: Manifest) -> None:
         work = Path(tempfile.mkdtemp(prefix=_building(path.name), dir=self._checkpoints))
@@ -176,7 +185,7 @@ class Cache:
             return {}
         return memo if isinstance(memo, dict) else {}
 
-    def _write_memo(self, key: str, record: dict[str, Any]) -> None:
+    def _write_memo(self, key: str, record: Any) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         with self._lock("hashes"):
             memo = {k: v for k, v in self._read_memo().items() if Path(k.partition(":")[2]).exists()}
@@ -213,11 +222,6 @@ def _default_root() -> Path:
 
 def _building(key: str) -> str:
     return f"{_BUILDING}{key}."
-
-
-def _stamp(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def _write_manifest(entry: Path, manifest: Manifest) -> None:

@@ -9,11 +9,80 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 _PART = ".part-"
+T = TypeVar("T")
+
+_noted: ContextVar[set[Path] | None] = ContextVar("noted", default=None)
+_kept: ContextVar[dict[Any, tuple[Any, Any]] | None] = ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def noting_sources() -> Iterator[set[Path]]:
+    """The files and folders that `note_source` and `read_once` name during the block."""
+    found: set[Path] = set()
+    token = _noted.set(found)
+    try:
+        yield found
+    finally:
+        _noted.reset(token)
+
+
+def note_source(path: Path) -> None:
+    """Says that what is read at `path`, a file or a folder's files, decides what is made of it."""
+    found = _noted.get()
+    if found is not None:
+        found.add(path.absolute())
+
+
+@contextlib.contextmanager
+def reading_once() -> Iterator[None]:
+    """In the block, what `read_once` has read is kept for as long as its files stay the same."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def read_once(path: Path, what: Hashable, read: Callable[[], T]) -> T:
+    """What `read` makes of the file or folder at `path`, or made of it before (`reading_once`).
+
+    `what` tells apart what is made of one path. It is shared from then on: nobody may change it.
+    """
+    note_source(path)
+    kept = _kept.get()
+    if kept is None:
+        return read()
+    key, stamps = (what, path.absolute()), stamps_of([path])
+    if key not in kept or kept[key][0] != stamps:
+        kept[key] = stamps, read()
+    found: T = kept[key][1]
+    return found
+
+
+def stamp_of(path: Path) -> list[int]:
+    """What changes when a file does: its size, both times of change and its inode. Raises OSError."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def stamps_of(paths: Iterable[Path]) -> dict[str, list[int]]:
+    """The stamp of each path and of the files in each that is a folder; [] for one that is gone."""
+    found: dict[str, list[int]] = {}
+    for path in sorted(paths):
+        inside: list[Path] = []
+        with contextlib.suppress(OSError):
+            inside = sorted(one for one in path.iterdir() if one.is_file())
+        for one in (path, *inside):
+            found[str(one)] = []
+            with contextlib.suppress(OSError):
+                found[str(one)] = stamp_of(one)
+    return found
 
 
 @contextlib.contextmanager

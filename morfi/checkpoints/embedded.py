@@ -21,7 +21,7 @@ from morfi.checkpoints.model_files import OUTPUT_HEAD
 from morfi.checkpoints.presets import Preset, Wheels
 from morfi.checkpoints.weights import write_weights
 from morfi.errors import InputError
-from morfi.files import canonical_sha256
+from morfi.files import canonical_sha256, note_source
 from morfi.terminal import Say
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def embedded_model(preset: Preset, cache: Cache, say: Say | None = None) -> Path
     wheels = preset.embedded
     assert wheels is not None
     parts = _locate(preset.name, wheels)
+    for part in parts:
+        note_source(part.path)
     found = [cache.remember(part.path, "bytes", partial(_file_sha256, part.path)) for part in parts]
     for part, sha256 in zip(parts, found, strict=True):
         if part.recorded is not None and sha256 != part.recorded:

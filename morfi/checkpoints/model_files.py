@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints.architecture import Layout, empty_model, layout_of
 from morfi.checkpoints.weights import Weights, open_model_weights, read_json
 from morfi.errors import InputError, nearest, reason_of
-from morfi.files import canonical_sha256
+from morfi.files import canonical_sha256, read_once
 from morfi.terminal import Say
 
 if TYPE_CHECKING:
@@ -135,6 +136,10 @@ def open_model(directory: Path) -> ModelFiles:
     Refused: no config.json, an architecture that is not a known causal language model, code from the
     checkpoint (`auto_map`), pickled, missing or damaged weights.
     """
+    return read_once(directory, "model", partial(_open, directory))
+
+
+def _open(directory: Path) -> ModelFiles:
     if not directory.is_dir() or not any(directory.iterdir()):
         state = "is an empty folder" if directory.is_dir() else "is not a folder"
         raise InputError(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from morfi.cache import Cache, Manifest
 from morfi.checkpoints.model_files import SIDE_FILES, ModelFiles, open_model, transformers_config
 from morfi.checkpoints.weights import read_json, write_weights
-from morfi.files import canonical_sha256
+from morfi.files import canonical_sha256, note_source
 from morfi.terminal import Say
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def text_folder(directory: Path, cache: Cache, say: Say | None = None) -> Path:
 
     Raises InputError where the model is not whole.
     """
+    note_source(directory)
     path = directory / "config.json"
     if not path.is_file() or _text_model(path) is None:
         return directory

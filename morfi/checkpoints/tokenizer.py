@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from morfi.checkpoints.own_tokenizer import (
 )
 from morfi.checkpoints.weights import read_json
 from morfi.errors import InputError, MorfiError, nearest
-from morfi.files import canonical_sha256
+from morfi.files import canonical_sha256, read_once
 
 BOS_CHOICES = ("auto", "yes", "no")
 # Trained with BOS in front of every text, and of little use without: Gemma (by model_type, for others have a
@@ -82,6 +83,10 @@ def open_tokenizer(model_dir: Path, bos: str = "auto") -> FolderTokenizer:
     never appended. Raises InputError where there is no tokenizer that can be used so.
     """
     check_bos(bos)
+    return read_once(model_dir, ("tokenizer", bos), partial(_open, model_dir, bos))
+
+
+def _open(model_dir: Path, bos: str) -> FolderTokenizer:
     rebuilt = auto_tokenizer(model_dir)
     found, auto_bos = own_tokenizer(model_dir, rebuilt), rebuilt.bos_token
     auto_frame = frame_of(rebuilt if has_tokens(rebuilt) else found, model_dir)

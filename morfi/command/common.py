@@ -39,10 +39,14 @@ class Common:
 
     @property
     def start_engine(self) -> StartEngine:
-        """Starts vLLM, which logs only with --verbose."""
-        from morfi.serve.engine import start_engine
+        """Starts vLLM, which logs only with --verbose; nothing of it is imported before."""
 
-        return functools.partial(start_engine, verbose=self.verbose)
+        def start(*given: Any, **how: Any) -> Any:
+            from morfi.serve.engine import start_engine
+
+            return start_engine(*given, **how, verbose=self.verbose)
+
+        return start
 
     @property
     def time_vllm(self) -> TimeVllm:
@@ -61,6 +65,10 @@ class Common:
         from morfi.serve.engine import engine_overrides
 
         return {**given, "engine": engine_overrides(given["engine"], verbose=self.verbose) or None}
+
+    def taken(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As `checked`, of a command that may have no --engine."""
+        return self.checked(given) if "engine" in given else given
 
     def answer(self, found: dict[str, Any], text: str) -> None:
         """Prints the command's answer: one JSON object for --json, else the text."""

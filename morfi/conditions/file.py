@@ -17,6 +17,7 @@ from morfi.conditions.condition import BASE, Condition
 from morfi.conditions.levels import Property
 from morfi.conditions.series import Member, Series, level_named
 from morfi.errors import FaultsError, InputError, nearest, reason_of
+from morfi.files import note_source
 from morfi.store.records import exact
 from morfi.terminal import Say
 
@@ -114,6 +115,7 @@ def open_series(file: Path, dtype: str | None, say: Say | None) -> Series:
 
 
 def _parsed(file: Path) -> dict[str, Any]:
+    note_source(file)
     try:
         return tomllib.loads(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:

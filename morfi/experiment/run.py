@@ -7,15 +7,17 @@ its settings, its model, its questions and the runs that it builds on decide.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from morfi.engine.protocol import StartEngine
 from morfi.errors import InputError, MorfiError, nearest
 from morfi.experiment.check import check_settings
+from morfi.experiment.known import Known
 from morfi.experiment.stages import Settings, Stage, Surroundings, given_to, stages_of
+from morfi.files import noting_sources
 from morfi.runs.life import Ready
 from morfi.store.records import EVERY
 from morfi.terminal import Progress
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 DONE, BEGUN, CHANGED, MISSING, WAITS = "done", "begun", "changed", "missing", "waits"
 OpenProgress = Callable[[], AbstractContextManager[Progress]]
+TakeOptions = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +37,15 @@ class Outcome:
 
     `state` is done; begun, a run that is not whole; changed, where the newest run of its command is of other
     settings; missing; or waits, on the stages before it. `result` is the id of its run, or an SAE's folder;
-    `seconds` what all attempts at it took, and where none is known what its command took the last time.
+    `seconds` what all attempts at it took, and where none is known what its command took the last time;
+    `is_new` is whether it was done now.
     """
 
     stage: str
     state: str
     result: str | None
     seconds: float | None
+    is_new: bool = False
 
 
 def run_experiment(
@@ -50,6 +55,7 @@ def run_experiment(
     open_progress: OpenProgress,
     *,
     command: str,
+    take: TakeOptions = lambda given: given,
     begin: str | None = None,
     until: str | None = None,
     dry: bool = False,
@@ -57,29 +63,39 @@ def run_experiment(
     """Runs the stages of `settings` from `begin` to `until`, and says of each how it ended.
 
     A stage whose run is whole is not run again, one that was interrupted goes on. With `begin` the stages
-    before must be done; `dry` says how each stands and does nothing. Raises InputError where a stage is not
-    there, FaultsError before the first for all settings that cannot be, and MorfiError where one failed.
+    before must be done; `dry` says how each stands and does nothing. `take` makes of the options of a stage
+    what its command takes. Raises InputError where a stage is not there, FaultsError for all settings that
+    cannot be, before the first stage that is not known to be done (`Known`), and MorfiError where one failed.
     """
-    stages = _chosen(stages_of(settings), begin, until)
-    with open_progress() as progress:
-        check_settings(settings, [stage for stage, _ in stages], progress.phase)
+    stages, known = _chosen(stages_of(settings), begin, until), Known(store)
+    taken: Settings | None = None
     results: dict[str, str] = {}
     for number, (stage, is_asked) in enumerate(stages, 1):
         if not set(stage.takes.values()) & {one.name for one, _ in stages} <= set(results):
             yield Outcome(stage.name, WAITS, None, _before(store, stage))
             continue
+        given = given_to(stage, settings, results)
+        if (result := known.result(stage, given)) is not None:
+            results[stage.name] = result
+            yield _standing(store, stage, Ready(result, None))
+            continue
+        if taken is None:
+            taken = {name: take(options) for name, options in settings.items()}
+            with open_progress() as progress:
+                check_settings(taken, [one for one, _ in stages], progress.phase)
         with open_progress() as progress:
             progress.phase(f"stage {number} of {len(stages)}: {stage.name}")
             around = Surroundings(store, start_engine, progress, command)
-            ready = stage.ready(given_to(stage, settings, results), around)
-            if dry or ready.work is None:
+            with noting_sources() as sources:
+                ready = stage.ready(given_to(stage, taken, results), around)
+            led = known.led(stage, given, sources)
+            if dry and ready.work is not None:
                 yield _standing(store, stage, ready)
-                if ready.work is None:
-                    results[stage.name] = ready.result
                 continue
-            if not is_asked:
+            if ready.work is not None and not is_asked:
                 raise InputError(f"{stage.name} is not done; leave --from out, or begin with it")
-            yield _worked(store, stage, ready)
+            yield _standing(store, stage, ready) if ready.work is None else _worked(store, stage, ready)
+            led.keep(ready.result)
             results[stage.name] = ready.result
 
 
@@ -89,7 +105,7 @@ def _worked(store: Store, stage: Stage, ready: Ready) -> Outcome:
     failures = ready.finish()
     if failures:
         raise MorfiError(f"{stage.name}: checkpoints that failed: {'; '.join(failures)}")
-    outcome = _standing(store, stage, replace(ready, work=None))
+    outcome = replace(_standing(store, stage, replace(ready, work=None)), is_new=True)
     return outcome if outcome.seconds is not None else replace(outcome, seconds=time.monotonic() - begun)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from morfi.checkpoints.presets import PRESETS
 from morfi.engine.directions import DecoderRows, SaeLatents
 from morfi.errors import InputError, nearest
+from morfi.files import note_source
 from morfi.latents.sae_formats import check_folder, layer_read
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ def _from_folder(folder: str) -> Any:
     from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
     from safetensors import SafetensorError
 
+    note_source(Path(folder))
     check_folder(Path(folder), ARCHITECTURES)
     try:
         found = SAE.load_from_disk(folder)

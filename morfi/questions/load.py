@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError, nearest
+from morfi.files import read_once
 from morfi.questions import entity_questions, world_facts
 from morfi.questions.formats import READABLE, rows_of
 from morfi.questions.keys import KEYS, SplitKeys, check_keys, notes_on
@@ -22,18 +24,11 @@ def load_questions(source: str, *, read_by: str | None = None) -> QuestionSet:
     the run that read it before, if one did: the error then says how to name where it is now.
     """
     if source in ("world-facts", world_facts.NAME):
-        return world_facts.build()
+        return read_once(world_facts.folder(), "questions", world_facts.build)
     path = Path(source)
     try:
-        if path.is_dir():
-            splits, notes = entity_questions.read_folder(path)
-            return replace(question_set(path.resolve().name, splits), notes=tuple(notes))
-        if entity_questions.is_one(path):
-            splits, notes = entity_questions.read_file(path)
-            return replace(question_set(path.name, splits), notes=tuple(notes))
         if path.exists():
-            splits, notes = _read_file(path)
-            return replace(question_set(path.name, splits), notes=tuple(notes))
+            return read_once(path, "questions", partial(_questions_at, path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     here = "" if path.is_absolute() else f" in {Path.cwd()}"
@@ -42,6 +37,16 @@ def load_questions(source: str, *, read_by: str | None = None) -> QuestionSet:
         f"of P*.json files.{nearest(source, ['world-facts'])}"
         + ("" if read_by is None else f" --data says where that of {read_by} is now")
     )
+
+
+def _questions_at(path: Path) -> QuestionSet:
+    """The question set of a file or a folder that is there."""
+    if path.is_dir():
+        splits, notes = entity_questions.read_folder(path)
+        return replace(question_set(path.resolve().name, splits), notes=tuple(notes))
+    read = entity_questions.read_file if entity_questions.is_one(path) else _read_file
+    splits, notes = read(path)
+    return replace(question_set(path.name, splits), notes=tuple(notes))
 
 
 def _read_file(path: Path) -> tuple[dict[str, list[Question]], list[str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.errors import InputError, reason_of
+from morfi.files import note_source
 from morfi.questions.question import Question
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def read_template(path: str) -> PromptTemplate:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     try:
+        note_source(Path(path).expanduser())
         content = Path(path).expanduser().read_bytes()
         source = content.decode("utf-8-sig")
     except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError
+from morfi.files import note_source
 from morfi.questions.question import Question
 from morfi.questions.sets import UNSPLIT, QuestionSet, question_set, shown, text_of
 
@@ -22,6 +23,7 @@ def load_texts(source: str) -> QuestionSet:
     Raises InputError, with file and line, for what cannot be read.
     """
     path = Path(source)
+    note_source(path)
     try:
         content = path.read_text(encoding="utf-8-sig")
     except OSError as error:

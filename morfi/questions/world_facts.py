@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError
@@ -83,8 +84,8 @@ def build() -> QuestionSet:
     return question_set(NAME, splits)
 
 
-def _data(name: str) -> Any:
-    """A file of the package, read as UTF-8 whatever the locale is."""
+def folder() -> Path:
+    """The folder of the package's files; raises InputError where it is absent or of another version."""
     from importlib import metadata, resources
 
     install = f"pip install {_PACKAGE}=={_PACKAGE_VERSION}"
@@ -94,7 +95,12 @@ def _data(name: str) -> Any:
         raise InputError(f"world-facts is made from {_PACKAGE}, which is not installed: {install}") from error
     if version != _PACKAGE_VERSION:
         raise InputError(f"{NAME} is made from {_PACKAGE} {_PACKAGE_VERSION}, found {version}: {install}")
-    return json.loads(resources.files(_PACKAGE).joinpath("data", f"{name}.json").read_text(encoding="utf-8"))
+    return Path(str(resources.files(_PACKAGE))) / "data"
+
+
+def _data(name: str) -> Any:
+    """A file of the package, read as UTF-8 whatever the locale is."""
+    return json.loads((folder() / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _countries() -> list[_Country]:

@@ -14,6 +14,22 @@ from morfi.report.tables import aligned
 from morfi.store import Store
 
 
+def report_of_experiment(outcomes: Sequence[Outcome], store: Store) -> Path | None:
+    """The report of the experiment, beside the database; None where it has not come to its end.
+
+    One that is there already stays as it is unless a stage was done now.
+    """
+    last = outcomes[-1]
+    if last.result is None or (last.stage, last.state) != ("steer", DONE):
+        return None
+    path = store.path.parent / f"{last.result}.html"
+    if path.is_file() and not any(one.is_new for one in outcomes):
+        return path
+    from morfi.report.document import write_report
+
+    return write_report(store, last.result, path)
+
+
 def stages_object(outcomes: Sequence[Outcome], report: Path | None) -> dict[str, Any]:
     """The stages in order, each with its state, its run or folder and its seconds; where the report is."""
     return {"stages": [asdict(one) for one in outcomes], "report": report and str(report)}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import tomllib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import CommandLine, refused
 
+from morfi.checkpoints import model_files, tokenizer
+from morfi.questions import load
 from morfi.store import Store
 
 NAMES = ["split", "mix", "train", "sweep", "capture", "sae train", "find", "steer"]
@@ -52,6 +58,16 @@ resamples = 20
 limit = 4
 alphas = [-1.0, 1.0]
 """
+# Runs `morfi`, and says which of the packages that take seconds it has imported.
+LIGHT = """
+import sys
+from morfi.cli import main
+try:
+    main()
+finally:
+    for name in {"numpy", "torch", "transformers", "vllm"} & set(sys.modules):
+        print(name, "was imported", file=sys.stderr)
+"""
 
 
 @pytest.fixture
@@ -66,10 +82,32 @@ def states(ended: Any) -> dict[str, str]:
     return {one["stage"]: one["state"] for one in ended.json["stages"]}
 
 
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """What is read, and where, every time that it is."""
+    reads: list[tuple[str, Path]] = []
+
+    def counting(name: str, read: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(path: Path, *more: object) -> Any:
+            reads.append((name, path))
+            return read(path, *more)
+
+        return noting
+
+    places = {
+        "questions": (load, "_questions_at"),
+        "tokenizer": (tokenizer, "_open"),
+        "model": (model_files, "_open"),
+    }
+    for name, (module, function) in places.items():
+        monkeypatch.setattr(module, function, counting(name, getattr(module, function)))
+    return reads
+
+
 @pytest.mark.long
 def test_an_experiment_runs_to_its_end_once_and_goes_on_where_it_was_left(
-    run: CommandLine, experiment: Path, serving: Any
+    run: CommandLine, experiment: Path, serving: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    reads = counted(monkeypatch)
     before = run("run", experiment, "--dry-run", "--json")
     assert list(states(before)) == NAMES
     assert set(states(before).values()) == {"missing", "waits"}
@@ -80,8 +118,11 @@ def test_an_experiment_runs_to_its_end_once_and_goes_on_where_it_was_left(
     after = states(run("run", experiment, "--dry-run", "--json"))
     assert [after[name] for name in NAMES] == ["done"] * 3 + ["missing"] * 2 + ["missing", "waits", "waits"]
 
+    reads.clear()
     whole = run("run", experiment, "--json")
     assert states(whole) == dict.fromkeys(NAMES, "done")
+    assert set(Counter(reads).values()) == {1}
+    assert {name for name, _ in reads} == {"questions", "tokenizer", "model"}
     results = {one["stage"]: one["result"] for one in whole.json["stages"]}
     store = Store(Path("morfi.duckdb"))
     for name in set(NAMES) - {"sae train"}:
@@ -97,6 +138,19 @@ def test_an_experiment_runs_to_its_end_once_and_goes_on_where_it_was_left(
     assert again.code == 0, again.err
     assert all(results[name] in again.out for name in NAMES)
     assert (len(serving.starts), len(store.runs(1000))) == (n_starts, n_runs)
+
+    written = report.stat().st_mtime_ns
+    for more in ((), ("--dry-run",)):
+        known = subprocess.run(
+            [sys.executable, "-Pc", LIGHT, "run", "my.toml", "--json", *more],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert known.stderr == ""  # nothing heavy was imported, and no stage was made ready
+        stages = json.loads(known.stdout)["stages"]
+        assert {one["stage"]: one["result"] for one in stages} == results
+    assert report.stat().st_mtime_ns == written
 
 
 # Of each stage, a setting that it decides by, and the stages that are done anew where it changes.
