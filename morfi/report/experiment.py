@@ -36,7 +36,7 @@ def stages_object(outcomes: Sequence[Outcome], report: Path | None) -> dict[str,
 
 
 def stages_text(outcomes: Sequence[Outcome], store: Store, report: Path | None) -> str:
-    """A line for each stage, how to see what the last of them made, and where the report is.
+    """A line for each stage, how to see what the last of them made, and at the end where the report is.
 
     The time of a stage that is not done is what its command took the last time.
     """
@@ -45,7 +45,7 @@ def stages_text(outcomes: Sequence[Outcome], store: Store, report: Path | None) 
     made = [one.result for one in outcomes if one.state == DONE and one.stage != "sae train" and one.result]
     following = [command_line(store, "show", run_id) for run_id in made[-1:]]
     written = [] if report is None else [f"report: {report}"]
-    return "\n".join([*lines, *written, *following])
+    return "\n".join([*lines, *following, *written])
 
 
 def _time(one: Outcome) -> str:
