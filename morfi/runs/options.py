@@ -49,7 +49,7 @@ OWN_DTYPE = "its own; float32 on CPUs without bfloat16"
 # Those that mean the same in every command.
 _SHARED = {
     "base": Option("The base model of an adapter.", unset="the one that adapter_config.json names"),
-    "data": Option('"world-facts", a file of questions, or a folder of P*.json files.'),
+    "data": Option('"world-facts", "world-facts@2", a file of questions, or a folder of P*.json files.'),
     "split": Option("train, dev or test."),
     "relations": Option("Between commas, such as P17,P36; '\"a, b\",c' quotes one.", unset="all"),
     "limit": Option("At most this many questions.", unset="all"),

