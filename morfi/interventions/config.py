@@ -61,6 +61,7 @@ class SteerConfig:
     limit: int | None = option("At most this many questions of each split.", None, unset="all")
     controls: int = option("Latents without a trend, for comparison.", 5)
     random: int = option("Random directions, for comparison.", 5)
+    rivals: bool = option("As many latents by each of two rules without a trend, for comparison.", False)
     combine: bool = option("Also the best 2, 4, ... latents together.", False)
     halving: bool = option("Successive halving over latents and strengths.", False)
     layer_scan: bool = option("First delta_u after every captured layer.", False)
@@ -164,7 +165,10 @@ class SteerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteerRun(SteerConfig):
-    """The settings that a steer run is stored with: `reference` and `epochs` are those that were taken."""
+    """The settings that a steer run is stored with: `reference` and `epochs` are those that were taken.
+
+    `picks` are the latents that each rival rule selected.
+    """
 
     reference: str
     epochs: str
@@ -172,6 +176,7 @@ class SteerRun(SteerConfig):
     median_norm: float
     train_run: str
     split_run: str | None
+    picks: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def configure_steer(given: Mapping[str, Any]) -> SteerConfig:

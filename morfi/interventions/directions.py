@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from morfi.engine.operations import ADD, OPERATIONS, PROJECT
 from morfi.errors import InputError
 from morfi.interventions.config import TRENDS, SteerConfig
+from morfi.interventions.rivals import Rivals, find_rivals
 from morfi.latents.activations import Activations
 from morfi.latents.find import Found
 from morfi.store.records import DirectionRow
@@ -17,7 +18,7 @@ from morfi.store.records import DirectionRow
 if TYPE_CHECKING:
     import torch
 
-KINDS = ("latent", "combined", "delta_u", "control", "random", "scan")
+KINDS = ("latent", "combined", "rival", "delta_u", "control", "random", "scan")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -28,19 +29,29 @@ class Target:
     vector: torch.Tensor
 
 
-def find_targets(found: Found, config: SteerConfig, median_norm: float) -> list[Target]:
-    """The latents of `config`, then the composite direction, control latents and random directions.
+def find_targets(
+    found: Found, config: SteerConfig, median_norm: float, is_known: Mapping[str, bool] | None
+) -> tuple[list[Target], Mapping[str, Sequence[int]]]:
+    """The latents of `config`, the composite direction, rivals, control latents and random directions.
 
-    Raises InputError where there are no such latents. `median_norm` is that of the steered checkpoint.
+    With the latents that each rival rule selects, of which those of `config` are no target a second time.
+    `median_norm` is that of the steered checkpoint; `is_known` says by id which questions the base model
+    knew. Raises InputError where there are no such latents.
     """
     import torch
 
     rows = found.latents.select(["latent", "direction", "s", "firing", "selected"]).to_pylist()
     chosen = _chosen(rows, found, config)
-    controls = control_latents(rows, chosen, config.controls, found.activations)
+    rivals = find_rivals(found, len(chosen), is_known) if config.rivals else Rivals({}, ())
+    others = _others(rows, chosen, rivals)
+    controls = control_latents(rows, chosen, config.controls, found.activations, others)
     draw = torch.Generator().manual_seed(config.seed)
     d_model = found.sae.W_dec.shape[1]
-    latents = [("latent", row) for row in chosen] + [("control", row) for row in controls]
+    latents = [
+        (kind, row)
+        for kind, own in (("latent", chosen), ("rival", others), ("control", controls))
+        for row in own
+    ]
     named: list[tuple[str, str, Mapping[str, Any], torch.Tensor]] = [
         (f"{kind} {row['latent']}", kind, row, found.sae.W_dec[row["latent"]]) for kind, row in latents
     ]
@@ -48,10 +59,11 @@ def find_targets(found: Found, config: SteerConfig, median_norm: float) -> list[
     for number in range(config.random):
         named.append((f"random {number + 1}", "random", {}, torch.randn(d_model, generator=draw)))
     where: dict[str, Any] = {"layer": found.layer, "operation": config.op, "median_norm": median_norm}
-    return [
+    targets = [
         Target(_row(position, name, kind, row, **where), unit(vector, name))
         for position, (name, kind, row, vector) in enumerate(named)
     ]
+    return targets, rivals.picks
 
 
 def scan_target(activations: Activations, position: int, median_norm: float) -> Target:
@@ -90,14 +102,16 @@ def control_latents(
     chosen: Sequence[Mapping[str, Any]],
     n: int,
     activations: Activations,
+    others: Sequence[Mapping[str, Any]] = (),
 ) -> list[Mapping[str, Any]]:
     """Up to `n` latents without a trend that fire about as often as the `chosen` ones, in turn.
 
-    Without a trend: not selected, and |S| at most a third of what it can be.
+    Without a trend: not selected, and |S| at most a third of what it can be. `others` are steered along
+    anyway, and are no controls.
     """
     levels = activations.levels
     largest = sum(a < b for a in levels for b in levels)
-    taken = {row["latent"] for row in chosen}
+    taken = {row["latent"] for row in (*chosen, *others)}
     pool = [
         row
         for row in rows
@@ -116,6 +130,16 @@ def control_latents(
         pool.remove(best)
         found.append(best)
     return found
+
+
+def _others(
+    rows: Sequence[Mapping[str, Any]], chosen: Sequence[Mapping[str, Any]], rivals: Rivals
+) -> list[Mapping[str, Any]]:
+    """The rows of what rival rules select beside the `chosen` ones, each once, with its change's sign."""
+    taken = {row["latent"] for row in chosen}
+    picked = dict.fromkeys(latent for picks in rivals.picks.values() for latent in picks)
+    known = {row["latent"]: row for row in rows}
+    return [{**known[latent], "direction": rivals.change[latent]} for latent in picked if latent not in taken]
 
 
 def unit(vector: torch.Tensor, name: str) -> torch.Tensor:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from morfi.interventions.config import SteerRun
+from morfi.interventions.groups import Group, Reported, groups_of
 from morfi.interventions.verdicts import UNSTEERED, Answerer, Arm, Verdicts, read_verdicts
 from morfi.runs.compare import Difference, difference
 from morfi.runs.settings import settings_of
-from morfi.statistics import Interval, spread_interval, wilson_interval
+from morfi.statistics import Interval, wilson_interval
 from morfi.store.records import DirectionRow, RunRecord
 
 if TYPE_CHECKING:
@@ -64,16 +64,6 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """The directions of one kind together: the mean of their gains, with the t interval over directions."""
-
-    kind: str
-    n: int
-    gain: float
-    interval: Interval | None  # None for fewer than two, and for gains that are all the same
-
-
-@dataclass(frozen=True, slots=True)
 class Steered:
     """All that a steer run found; `accuracies` are unsteered ones, by what answered and split."""
 
@@ -81,7 +71,6 @@ class Steered:
     accuracies: Mapping[str, Mapping[str, Share]]
     outcomes: tuple[Outcome, ...]  # the best of each kind first, by what was chosen on
     groups: tuple[Group, ...]
-    against_delta_u: Difference | None  # the first latent's answers against delta_u's, as reported
     n_answers: int
     n_full_grid: int  # answers that every strength of every direction on all questions would have taken
 
@@ -117,8 +106,7 @@ def steered(store: Store, run: RunRecord) -> Steered | None:
             for served in (Answerer.BASE, Answerer.REFERENCE, Answerer.CHECKPOINT)
         },
         outcomes=tuple(outcomes),
-        groups=tuple(_groups(outcomes)),
-        against_delta_u=_against_delta_u(outcomes, verdicts, reporting),
+        groups=tuple(groups_of(outcomes, settings.picks, Reported(verdicts, reporting))),
         n_answers=len(rows),
         n_full_grid=3 * (len(choosing) + len(reporting))
         + len(arms) * len(choosing)
@@ -177,32 +165,3 @@ def _rank(outcome: Outcome) -> tuple[int, float, int]:
     from morfi.interventions.directions import KINDS
 
     return KINDS.index(outcome.direction.kind), -outcome.best.gain, outcome.direction.position
-
-
-def _groups(outcomes: Sequence[Outcome]) -> list[Group]:
-    by_kind: dict[str, list[float]] = {}
-    for one in outcomes:
-        if one.reported is not None and one.direction.kind in ("latent", "control", "random"):
-            by_kind.setdefault(one.direction.kind, []).append(one.reported.difference)
-    return [
-        Group(
-            kind,
-            len(gains),
-            math.fsum(gains) / len(gains),
-            spread_interval(gains),
-        )
-        for kind, gains in by_kind.items()
-    ]
-
-
-def _against_delta_u(
-    outcomes: Sequence[Outcome], verdicts: Verdicts, reporting: Sequence[str]
-) -> Difference | None:
-    ends = []
-    for kind in ("delta_u", "latent"):
-        own = [one for one in outcomes if one.direction.kind == kind and one.reported is not None]
-        if not own:
-            return None
-        found = verdicts.of(Arm(own[0].direction.direction, own[0].best.alpha))
-        ends.append([found[one] for one in reporting])
-    return difference(*ends)

@@ -17,6 +17,7 @@ from morfi.errors import InputError
 from morfi.evaluation.how import HOW, limits_of
 from morfi.interventions.config import SteerConfig, SteerRun
 from morfi.interventions.directions import Target, find_targets, scan_target
+from morfi.interventions.rivals import known_questions
 from morfi.interventions.verdicts import Answerer, Arm, n_surviving, rung_sizes
 from morfi.latents.activations import load_activations
 from morfi.latents.capture import CaptureRun
@@ -136,7 +137,7 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
     epochs = config.epochs or found.activations.epochs
     served, names = _served(config, series, epochs)
     median_norm = found.median_norm(served[Answerer.CHECKPOINT].sha256)
-    targets = find_targets(found, config, median_norm)
+    targets, picks = find_targets(found, config, median_norm, known_questions(store, captured.split_run))
     if OPERATIONS[config.op].needs_latent:
         found.sae.directions()  # refused now, not after vLLM has started
     scan = _scan(config, store, found, served[Answerer.CHECKPOINT], len(targets))
@@ -160,6 +161,7 @@ def prepare_steer(config: SteerConfig, store: Store, progress: Progress) -> Plan
         median_norm=median_norm,
         train_run=series.source,
         split_run=captured.split_run,
+        picks=picks,
     )
     stored = asdict(made)
     return Plan(

@@ -11,6 +11,7 @@ from morfi.files import whole_file
 from morfi.interventions.config import SteerRun
 from morfi.interventions.directions import Target, find_targets
 from morfi.interventions.outcome import Outcome, steered
+from morfi.interventions.rivals import known_questions
 from morfi.latents.find import load_found
 from morfi.runs.settings import settings_of
 from morfi.store.records import RunKind, RunRecord
@@ -33,7 +34,8 @@ def export_vectors(store: Store, run_id: str, out: Path) -> tuple[str, tuple[Pat
     if found is None:
         raise InputError(f"{run.run_id} has not ended; give its command again to finish it")
     settings = settings_of(run, SteerRun)
-    targets = find_targets(load_found(store, settings.latents), settings, settings.median_norm)
+    is_known = known_questions(store, settings.split_run)
+    targets, _ = find_targets(load_found(store, settings.latents), settings, settings.median_norm, is_known)
     outcomes = {one.direction.direction: one for one in found.outcomes}
     facts = {_name(one): _facts(one, outcomes[one.row.direction]) for one in targets}
     about = {"made_by": _provenance(run, settings), "vectors": facts}

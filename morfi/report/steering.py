@@ -7,13 +7,24 @@ from typing import Any
 
 from morfi.engine.operations import ADD, OPERATIONS
 from morfi.interventions.config import SteerRun
-from morfi.interventions.outcome import Group, Outcome, Recovery, Share, Steered
+from morfi.interventions.groups import CONTROL, DELTA_U, DOWN, LATENT, RANDOM, UP, Group
+from morfi.interventions.outcome import Outcome, Recovery, Share, Steered
+from morfi.interventions.rivals import CHANGE, KNOWLEDGE
 from morfi.interventions.verdicts import Answerer
 from morfi.report.tables import aligned, percent
-from morfi.runs.compare import Difference
+from morfi.statistics import Interval
 from morfi.words import counted
 
-_GROUPS = {"latent": "latents", "control": "control latents", "random": "random directions"}
+GROUPS = {
+    LATENT: "latents with a trend",
+    CHANGE: "latents whose mean changes most",
+    KNOWLEDGE: "latents that tell known from unknown",
+    CONTROL: "control latents",
+    RANDOM: "random directions",
+    DELTA_U: "delta_u",
+    DOWN: "rising latents that go best down",
+    UP: "falling latents that go best up",
+}
 _TRENDS = {1: "rises", -1: "falls"}
 
 
@@ -49,7 +60,7 @@ def steer_table(found: Steered, config: SteerRun) -> str:
         )
         body = [_line(one, config.op) for one in shown]
         lines += ["", *aligned([header, *body], numeric=range(2, len(header))), *_notes(shown[0], config)]
-    lines += _groups(found)
+    lines += _groups(found, config)
     if config.halving:
         saved = 1 - found.n_answers / found.n_full_grid
         lines.append(
@@ -126,7 +137,7 @@ def _line(one: Outcome, op: str) -> tuple[str, ...]:
         percent(reported.accuracy_a),
         percent(reported.accuracy_b),
         _points(reported.difference),
-        _between(reported),
+        _between(reported.interval),
         f"{reported.p:.2g}",
         *(_recovery(one.recovery[name]) for name in (Answerer.REFERENCE, Answerer.BASE)),
     )
@@ -145,24 +156,66 @@ def _notes(one: Outcome, config: SteerRun) -> list[str]:
     ]
 
 
-def _groups(found: Steered) -> list[str]:
-    lines = [_group(group) for group in found.groups]
-    if found.against_delta_u is not None:
-        best = next(one for one in found.outcomes if one.direction.kind == "latent")
+def group_name(kind: str, config: SteerRun) -> str:
+    """The words for a group of directions."""
+    if kind == LATENT and config.ids is not None:
+        return "the latents of --ids"
+    return GROUPS[kind]
+
+
+def _groups(found: Steered, config: SteerRun) -> list[str]:
+    """The groups, a line for each, and what the best latent has over delta_u."""
+    if not found.groups:
+        return []
+    on = config.choose_on, config.report_on
+    header = ("", "n", "mean gain", "95 % over directions", f"best on {on[0]}", "alpha", *on)
+    body = [_group(one, config) for one in found.groups]
+    table = aligned([(*header, "95 % interval", "latents' mean beyond"), *body], numeric=(1, 2, 5, 6, 7))
+    lines = ["", "mean gain by how directions were chosen, and the one that is best by what was chosen on:"]
+    lines += table + _shared(found, config)
+    delta_u = next((one for one in found.groups if one.kind == DELTA_U), None)
+    if delta_u is not None and (ahead := delta_u.best_margin) is not None:
+        best = next(one for one in found.groups if one.kind == LATENT)
         lines.append(
-            f"{best.direction.direction}, the best by what was chosen on, against delta_u: "
-            f"{_points(found.against_delta_u.difference)} points ({_between(found.against_delta_u)}), "
-            f"McNemar p {found.against_delta_u.p:.2g}"
+            f"{best.best}, the best by what was chosen on, against delta_u: "
+            f"{_points(ahead.difference)} points ({_between(ahead.interval)}), McNemar p {ahead.p:.2g}"
         )
     return lines
 
 
-def _group(group: Group) -> str:
-    spread = ""
-    if group.interval is not None:
-        low, high = max(group.interval.low, -1.0), min(group.interval.high, 1.0)  # a gain goes no further
-        spread = f" (95 % over directions: {_points(low)} to {_points(high)})"
-    return f"{_GROUPS[group.kind]}: {group.n}, mean gain {_points(group.gain)} points{spread}"
+def _group(group: Group, config: SteerRun) -> tuple[str, ...]:
+    spread = "" if group.interval is None else _between(clipped(group.interval))
+    margin = group.margin
+    return (
+        group_name(group.kind, config),
+        str(group.n),
+        _points(group.gain),
+        spread,
+        group.best,
+        f"{group.best_alpha:+g}",
+        _points(group.best_chosen),
+        _points(group.best_gain.difference),
+        _between(group.best_gain.interval),
+        "" if margin is None else f"{_points(margin.difference)} ({_between(margin.interval)})",
+    )
+
+
+def clipped(interval: Interval) -> Interval:
+    """The interval of a gain, which goes no further than from all to nothing."""
+    return Interval(max(interval.low, -1.0), min(interval.high, 1.0))
+
+
+def _shared(found: Steered, config: SteerRun) -> list[str]:
+    """How many of the latents of rival rules were selected by the trend as well."""
+    own = {one.direction.latent for one in found.outcomes if one.direction.kind == LATENT}
+    counts = [(rule, len(own & set(picks)), len(picks)) for rule, picks in config.picks.items()]
+    return [
+        f"{GROUPS[rule]}: {n} of {n_all} are among the latents steered anyway; such a latent counts in both"
+        if n_all
+        else f"{GROUPS[rule]}: none, for it is not known which of the questions the base model knew"
+        for rule, n, n_all in counts
+        if n or not n_all
+    ]
 
 
 def _recovery(found: Recovery) -> str:
@@ -181,5 +234,5 @@ def _points(gain: float) -> str:
     return f"{100 * gain:+.1f}"
 
 
-def _between(found: Difference) -> str:
-    return f"{_points(found.interval.low)} to {_points(found.interval.high)}"
+def _between(interval: Interval) -> str:
+    return f"{_points(interval.low)} to {_points(interval.high)}"

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 N_NAMED = 10  # latents with a colour and a name of their own, the best
-_GREYS = {"control": ("0.55", "-", "control latents"), "random": ("0.55", ":", "random directions")}
+# Kinds whose directions look alike: the colour and the style of their lines, and their name.
+_ALIKE = {
+    "rival": ("#cc79a7", "-", "latents of other rules"),
+    "control": ("0.55", "-", "control latents"),
+    "random": ("0.55", ":", "random directions"),
+}
 _DELTA_U = "#d55e00"
 
 
@@ -51,7 +56,7 @@ def _figure(shown: Sequence[Outcome], config: SteerRun, title: str) -> Figure:
     axes.set_axisbelow(True)
     if has_strengths:
         lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        last = [label for _, _, label in _GREYS.values() if label in lines]
+        last = [label for _, _, label in _ALIKE.values() if label in lines]
         labels = [*(label for label in lines if label not in last), *last]
         handles = [lines[label] for label in labels]
         figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=7)
@@ -63,8 +68,7 @@ def _lines(axes: Axes, shown: Sequence[Outcome], config: SteerRun) -> None:
     from matplotlib import colormaps
 
     named: set[str] = set()
-    for kind in ("control", "random"):
-        colour, style, label = _GREYS[kind]
+    for kind, (colour, style, label) in _ALIKE.items():
         for one in (one for one in shown if one.direction.kind == kind):
             _line(axes, one, color=colour, linestyle=style, linewidth=1, label=_once(label, named))
     latents = [one for one in shown if one.direction.kind == "latent"]
@@ -110,7 +114,8 @@ def _once(label: str, named: set[str]) -> str:
 
 
 def _bars(axes: Axes, shown: Sequence[Outcome]) -> None:
-    colours = {"latent": "#31688e", "delta_u": _DELTA_U, "control": "0.55", "random": "0.75"}
+    own = {"latent": "#31688e", "delta_u": _DELTA_U, "random": "0.75"}
+    colours = {kind: colour for kind, (colour, _, _) in _ALIKE.items()} | own
     axes.bar(
         range(len(shown)),
         [100 * one.best.gain for one in shown],

@@ -75,9 +75,16 @@ def test_strengths_are_chosen_on_dev_and_reported_on_test(steer: Callable[..., s
         ("latent", 1, 1.0),
         ("control", 2, 0.0),
         ("random", 1, 0.0),
+        ("delta_u", 1, 1.0),
+        ("down", 1, 1.0),
     ]
-    assert found.against_delta_u is not None
-    assert found.against_delta_u.difference == 0
+    groups = {group.kind: group for group in found.groups}
+    assert groups["delta_u"].best_margin is not None
+    assert groups["delta_u"].best_margin.difference == 0
+    margin, latents = groups["control"].margin, groups["latent"]
+    assert margin is not None
+    assert (margin.difference, latents.margin) == (1.0, None)
+    assert (latents.best, latents.best_alpha, latents.best_gain.difference) == ("latent 0", -2.0, 1.0)
     assert found.n_answers == found.n_full_grid == run.n_planned
 
 
@@ -210,6 +217,25 @@ def test_the_best_latents_are_steered_together_at_shares_of_their_best(
     assert store.run(run_id).n_planned == found.n_answers
 
 
+def test_rivals_are_as_many_as_the_latents_and_one_of_several_rules_is_steered_along_once(
+    steer: Callable[..., str], store: Store, knowing: Any
+) -> None:
+    run_id = steer(rivals=True, new=True)
+    run, found = store.run(run_id), result(store, run_id)
+    picks = run.config["picks"]
+    assert set(picks) == {"change", "knowledge"}
+    assert [len(own) for own in picks.values()] == [1, 1]
+    others = {latent for own in picks.values() for latent in own} - {0}
+    kinds = {one.direction.latent: one.direction.kind for one in found.outcomes if one.direction.latent}
+    assert {latent for latent, kind in kinds.items() if kind == "rival"} == others
+    groups = {group.kind: group for group in found.groups}
+    for rule, (latent,) in picks.items():
+        assert groups[rule].n == 1
+        assert groups[rule].best == f"{'latent' if latent == 0 else 'rival'} {latent}"
+    assert run.n_planned == found.n_answers
+    assert steer(rivals=True) == run_id
+
+
 @pytest.mark.long
 def test_halving_asks_less_and_finds_the_same(steer: Callable[..., str], store: Store) -> None:
     options = {"questions": "all", "alphas": tuple(a / 2 for a in range(-8, 9) if a)}
@@ -234,8 +260,8 @@ def test_a_layer_scan_steers_at_every_captured_layer_in_its_own_units(
     assert scanned.direction.median_norm != named(found, "delta_u").direction.median_norm
     layers = {one.layer for batch in knowing.steerings for wanted in batch for one in wanted}
     assert layers == {0, 1}
-    assert found.groups == ()
-    assert found.against_delta_u is None
+    assert [group.kind for group in found.groups] == ["delta_u"]
+    assert found.groups[0].best_margin is None
 
 
 @pytest.mark.parametrize("op", ["ablate", "clamp", "clamp_firing", "clamp_interval", "project"])

@@ -9,7 +9,8 @@ import pytest
 
 from morfi.errors import InputError
 from morfi.interventions.config import SteerRun
-from morfi.interventions.outcome import Group, Outcome, Steered, Tried, recovery, share_of
+from morfi.interventions.groups import Group, Margin
+from morfi.interventions.outcome import Outcome, Steered, Tried, recovery, share_of
 from morfi.report.steering import steer_object, steer_table
 from morfi.report.steering_figure import steer_figure
 from morfi.runs.compare import difference
@@ -42,9 +43,16 @@ def outcome(position: int, kind: str, *, operation: str = "add", layer: int = 25
 
 def steered(outcomes: list[Outcome]) -> Steered:
     both = {"dev": share_of(BEFORE), "test": share_of(BEFORE)}
-    groups = (Group("latent", 1, 0.2, None), Group("random", 2, -0.05, Interval(-0.1, 0.01)))
+    ahead, behind = difference(BEFORE, AFTER), difference(AFTER, BEFORE)
+    spread = Interval(-0.1, 0.01)
+    groups = (
+        Group("latent", 1, 0.2, None, "latent 7", 1.0, 0.1, ahead),
+        Group("change", 2, 0.1, spread, "latent 7", 1.0, 0.1, ahead, Margin(0.1, Interval(-0.2, 0.4))),
+        Group("random", 2, -0.05, spread, "random 8", 1.0, 0.0, ahead),
+        Group("delta_u", 1, 0.4, None, "delta_u", 1.0, 0.1, ahead, None, behind),
+    )
     accuracies = dict.fromkeys(("base", "reference", "checkpoint"), both)
-    return Steered(25, accuracies, tuple(outcomes), groups, difference(AFTER, BEFORE), 600, 1000)
+    return Steered(25, accuracies, tuple(outcomes), groups, 600, 1000)
 
 
 def test_a_line_has_strength_gain_interval_p_and_recovery() -> None:
@@ -54,10 +62,20 @@ def test_a_line_has_strength_gain_interval_p_and_recovery() -> None:
         assert f" {cell} " in line, (cell, line)
     assert "66.7 % (21 to 94, n 3)" in line
     assert "M_0 40.0 % (2 of 5), the base model 40.0 % (2 of 5)" in text
-    assert "latents: 1, mean gain +20.0 points\n" in text
-    assert "random directions: 2, mean gain -5.0 points (95 % over directions: -10.0 to +1.0)" in text
+    lines = {line.split("  ")[0]: line.split() for line in text.splitlines()}
+    assert lines["latents with a trend"][4:8] == ["1", "+20.0", "latent", "7"]
+    assert lines["latents whose mean changes most"][5:10] == ["2", "+10.0", "-10.0", "to", "+1.0"]
+    assert lines["latents whose mean changes most"][-4:] == ["+10.0", "(-20.0", "to", "+40.0)"]
+    assert lines["random directions"][2:7] == ["2", "-5.0", "-10.0", "to", "+1.0"]
     assert "latent 7, the best by what was chosen on, against delta_u: -20.0 points" in text
     assert max(map(len, text.splitlines())) < 180
+
+
+def test_a_latent_that_several_rules_pick_is_said_to_count_in_both() -> None:
+    config = replace(CONFIG, rivals=True, picks={"change": [7, 9], "knowledge": []})
+    text = steer_table(steered([outcome(7, "latent"), outcome(9, "rival")]), config)
+    assert "latents whose mean changes most: 1 of 2 are among the latents steered anyway" in text
+    assert "latents that tell known from unknown: none, for it is not known which of the" in text
 
 
 def test_a_scan_names_the_layer_and_says_where_the_sae_reads() -> None:
@@ -85,7 +103,7 @@ def test_the_object_is_plain(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("op", ["add", "ablate", "clamp"])
 def test_the_picture_is_the_same_every_time(tmp_path: Path, op: str) -> None:
-    kinds = ["latent"] * 12 + ["delta_u", "control", "random", "combined"]
+    kinds = ["latent"] * 12 + ["delta_u", "rival", "control", "random", "combined"]
     rows = [
         outcome(place, kind, operation="add" if op == "clamp" else op) for place, kind in enumerate(kinds)
     ]

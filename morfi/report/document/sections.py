@@ -289,8 +289,9 @@ def limits(material: Material) -> Section | None:
                 "its latents say little about this model."
             )
         lines.append("Resampling questions measures stability over questions, not over trainings.")
-        lines.append("No other rule of selecting latents was tried beside the trend.")
     if chain.steer is not None:
+        if not any(material.steering.picks.values()):
+            lines.append("No other rule of selecting latents was tried beside the trend.")
         lines.append("The largest of many gains is too large, even where it was chosen on other questions.")
     if chain.split is None:
         lines.append("What the base model knew was not measured: known and unknown questions are one group.")
