@@ -21,6 +21,7 @@ from morfi.command.settings import (
     Plain,
     Statement,
     common_options,
+    experiment_options,
     figure_option,
     file_option,
     new_option,
@@ -298,21 +299,7 @@ def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) 
 
 
 @cli.command("run", cls=Plain)
-@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
-@option(
-    "--preset", metavar="NAME", help="An experiment that comes with morfi, in place of FILE.", unset="none"
-)
-@option("--fast", is_flag=True, help="Its short form: minutes instead of hours.")
-@option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="STAGE.OPTION=VALUE",
-    help="Another value than FILE's, such as train.epochs=1,3; repeatable.",
-    unset="none",
-)
-@option("--relations", metavar="TEXT", help="Short for --set relations=TEXT.", unset="the experiment's")
-@option("--seeds", metavar="N", help="Short for --set train.seeds=N.", unset="the experiment's")
+@experiment_options
 @option("--from", "begin", metavar="STAGE", help="Begin here; what comes before must be done.", unset="split")
 @option("--until", metavar="STAGE", help="End after this stage.", unset="steer")
 @option("--dry-run", "dry", is_flag=True, help="Say how each stage stands, and run nothing.")
@@ -320,16 +307,12 @@ def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) 
 @store_options
 def run_command(common: Common, file: Path | None, write_config: bool, **given: Any) -> None:
     """Runs a whole experiment, or what is left of it: FILE has a table of options for each stage."""
-    from morfi.command.experiment import experiment_text, open_experiment, settings_of, with_changes
+    from morfi.command.experiment import asked_for, experiment_text
     from morfi.experiment import run_experiment
     from morfi.files import reading_once
     from morfi.report.experiment import report_of_experiment, stages_object, stages_text
 
-    tables, where = open_experiment(file, given["preset"], fast=given["fast"])
-    short = {"relations": given["relations"], "train.seeds": given["seeds"]}
-    changes = [f"{key}={value}" for key, value in short.items() if value is not None]
-    changes += given["changes"]
-    settings = settings_of(with_changes(tables, changes), cli, f"{where} with --set" if changes else where)
+    settings = asked_for(file, given, cli)
     if write_config:
         with terminal.to_reader():
             click.echo(experiment_text(settings, cli, ascii_only=not terminal.takes_unicode()), nl=False)
@@ -350,6 +333,24 @@ def run_command(common: Common, file: Path | None, write_config: bool, **given: 
         )
     report = report_of_experiment(outcomes, common.store)
     common.answer(stages_object(outcomes, report), stages_text(outcomes, common.store, report))
+
+
+@cli.command("plan", cls=Plain)
+@experiment_options
+@option("--gpu", metavar="NAME", help="Plan for this GPU, such as h100.", unset="this machine")
+@store_options
+def plan_command(common: Common, file: Path | None, gpu: str | None, **given: Any) -> None:
+    """Says what `morfi run` would take: the time, memory and disk of each stage, before anything is spent."""
+    from morfi.command.experiment import asked_for
+    from morfi.planning.outlook import outlook
+    from morfi.report.planning import plan_object, plan_text
+
+    settings = asked_for(file, given, cli)
+    with terminal.TerminalProgress() as progress:
+        plan = outlook(settings, common.store, common.start_engine, progress, take=common.taken, gpu=gpu)
+    common.answer(plan_object(plan), plan_text(plan))
+    if plan.faults:
+        raise FaultsError("the experiment", plan.faults)
 
 
 @cli.command("serve", config="morfi.serve.http.launch:ServeConfig")

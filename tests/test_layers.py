@@ -43,6 +43,15 @@ MAY: Mapping[str, tuple[str, ...]] = {
     "latents": (*STORED, "training", "conditions", "kernels"),
     "interventions": (*STORED, "training", "conditions", "evaluation", "endpoint", "latents"),
     "experiment": (*STORED, "training", "conditions", "evaluation", "latents", "interventions"),
+    "planning": (
+        *STORED,
+        "training",
+        "conditions",
+        "evaluation",
+        "latents",
+        "interventions",
+        "experiment",
+    ),
     "verification": (*RECORDS, "runs"),
     "report": (
         *STORED,
@@ -52,6 +61,7 @@ MAY: Mapping[str, tuple[str, ...]] = {
         "latents",
         "interventions",
         "experiment",
+        "planning",
         "verification",
     ),
     "command": (*STORED, "training", "experiment", "report", "serve"),

@@ -296,6 +296,32 @@ def _found(given: str, cache: Cache, say: Say | None, revision: str | None) -> P
     )
 
 
+def folder_here(ckpt: str, say: Say | None = None, cache: Cache | None = None) -> Path | None:
+    """The folder of the model that `ckpt` names where this machine has its configuration; else None.
+
+    Nothing is downloaded, and the weights need not be there; an embedded model is converted if need be.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    known = PRESETS.get(ckpt)
+    if known is not None and known.embedded is not None:
+        try:
+            return embedded_model(known, cache or Cache(), say)
+        except InputError:  # its package is not installed
+            return None
+    path = Path(os.path.expanduser(ckpt))
+    if known is None and ckpt and (path / "config.json").is_file():
+        return path.absolute()
+    model_id = ckpt if known is None else known.model_id
+    if not may_be_on_hub(model_id):
+        return None
+    try:
+        found = Path(snapshot_download(model_id, allow_patterns=_HUB_FILES, local_files_only=True))
+    except (errors.LocalEntryNotFoundError, OSError):
+        return None
+    return found if (found / "config.json").is_file() else None
+
+
 def may_be_on_hub(given: str) -> bool:
     """Whether the name has the form of a repository of the hub: one slash, and no dot at its beginning."""
     return _HUB_ID.fullmatch(given) is not None

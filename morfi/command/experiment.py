@@ -61,6 +61,17 @@ def open_experiment(file: Path | None, preset: str | None, *, fast: bool) -> tup
     return tomllib.loads((_PRESETS / f"{name}.toml").read_text(encoding="utf-8")), f"--preset {name}"
 
 
+def asked_for(
+    file: Path | None, given: Mapping[str, Any], commands: click.Group
+) -> dict[str, dict[str, Any]]:
+    """The options of each stage of the experiment that a command was `given` (`experiment_options`)."""
+    tables, where = open_experiment(file, given["preset"], fast=given["fast"])
+    short = {"relations": given["relations"], "train.seeds": given["seeds"]}
+    changes = [f"{key}={value}" for key, value in short.items() if value is not None]
+    changes += given["changes"]
+    return settings_of(with_changes(tables, changes), commands, f"{where} with --set" if changes else where)
+
+
 def with_changes(tables: Tables, changes: Iterable[str]) -> Tables:
     """The experiment with each KEY=VALUE of `changes`, such as train.epochs=1,3 or data=my.jsonl."""
     changed = copy.deepcopy(tables)

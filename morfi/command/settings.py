@@ -250,6 +250,35 @@ figure_option = file_option(
 )
 
 
+def experiment_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the file or preset of an experiment, and changes of it (`experiment.asked_for`)."""
+    decorators = (
+        click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False)),
+        option(
+            "--preset",
+            metavar="NAME",
+            help="An experiment that comes with morfi, in place of FILE.",
+            unset="none",
+        ),
+        option("--fast", is_flag=True, help="Its short form: minutes instead of hours."),
+        option(
+            "--set",
+            "changes",
+            multiple=True,
+            metavar="STAGE.OPTION=VALUE",
+            help="Another value than FILE's, such as train.epochs=1,3; repeatable.",
+            unset="none",
+        ),
+        option(
+            "--relations", metavar="TEXT", help="Short for --set relations=TEXT.", unset="the experiment's"
+        ),
+        option("--seeds", metavar="N", help="Short for --set train.seeds=N.", unset="the experiment's"),
+    )
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
 def store_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command --db, -v and --json, which it receives as one `Common`."""
 

@@ -188,13 +188,8 @@ def prepare_split(config: SplitConfig, progress: Progress, endpoint: Endpoint | 
         progress.phase(note)
     questions = chosen_questions(data, config)
     split_of = {question.id: split for split, chosen in questions.items() for question in chosen}
-    shots = [
-        one
-        for split, chosen in questions.items()
-        for one in _shots(data, split, chosen, config, progress=progress)
-    ]
-    checkpoint, asked = _asked(config, shots, endpoint, progress)
-    asked = _together(asked, split_of)
+    checkpoint, asked = _asked(config, shots_of(data, questions, config, progress), endpoint, progress)
+    asked = together(asked, split_of)
     decided = {name: value for name, value in asdict(config).items() if name not in _CHOOSE_ONLY}
     return Task(
         kind=RunKind.SPLIT,
@@ -254,6 +249,20 @@ def chosen_questions(data: QuestionSet, config: SplitConfig) -> dict[str, tuple[
     }
 
 
+def shots_of(
+    data: QuestionSet,
+    questions: Mapping[str, tuple[Question, ...]],
+    config: SplitConfig,
+    progress: Progress,
+) -> list[Shots]:
+    """The `questions` of every split under each of their `n_ex` draws of exemplars."""
+    return [
+        one
+        for split, chosen in questions.items()
+        for one in _shots(data, split, chosen, config, progress=progress)
+    ]
+
+
 def _shared_between(data: QuestionSet) -> list[str]:
     """A sentence for each split whose questions another one gives away: the data's own splits may."""
     families = Families(question for split in data.splits.values() for question in split)
@@ -297,7 +306,7 @@ def _shots(
     return [replace(drawn, first_sample=number * n_answers) for number, drawn in enumerate(draws)]
 
 
-def _together(asked: Prompted, split_of: Mapping[str, str]) -> Prompted:
+def together(asked: Prompted, split_of: Mapping[str, str]) -> Prompted:
     """The same prompts, those that share a relation's exemplars, so a prefix, side by side in each split."""
 
     def place(prompt: Prompt) -> tuple[int, str, int]:

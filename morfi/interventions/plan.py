@@ -82,10 +82,15 @@ class Plan:
         ]
 
     @property
+    def combined_sizes(self) -> list[int]:
+        """How many of the latents are steered along together."""
+        return combined_sizes(self.config, sum(one.row.kind == "latent" for one in self.targets))
+
+    @property
     def n_answers(self) -> int:
         """The answers that the whole run has."""
         n_choosing, n_reporting = len(self.choosing), len(self.reporting)
-        combined = combined_sizes(self)
+        combined = self.combined_sizes
         n_combined = len(combined) * len(combined_amounts(self.config))
         return (
             len(self.served) * (n_choosing + n_reporting)
@@ -95,13 +100,13 @@ class Plan:
         )
 
 
-def combined_sizes(plan: Plan) -> list[int]:
+def combined_sizes(config: SteerConfig, n_latents: int) -> list[int]:
     """How many latents are steered along together: the best 2, 4, ..., and all; a request takes only so many.
 
     Directions that are added need no such limit: their sum is one direction.
     """
-    n = sum(one.row.kind == "latent" for one in plan.targets) if plan.config.combine else 0
-    if not OPERATIONS[plan.config.op].is_sum:
+    n = n_latents if config.combine else 0
+    if not OPERATIONS[config.op].is_sum:
         n = min(n, MAX_ENTRIES)
     return sorted({*(2**power for power in range(1, n.bit_length()) if 2**power < n), n} if n > 1 else ())
 

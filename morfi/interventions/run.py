@@ -15,7 +15,7 @@ from morfi.engine.steering import Steering
 from morfi.errors import MorfiError
 from morfi.interventions.config import SteerConfig
 from morfi.interventions.directions import Target
-from morfi.interventions.plan import Plan, combined_amounts, combined_sizes, prepare_steer
+from morfi.interventions.plan import Plan, combined_amounts, prepare_steer
 from morfi.interventions.steerer import Steerer
 from morfi.interventions.verdicts import (
     UNSTEERED,
@@ -151,7 +151,7 @@ def combined_targets(plan: Plan, verdicts: Verdicts, best: dict[str, Arm]) -> li
     own = {one.row.direction: one for one in plan.targets if one.row.kind == "latent"}
     ranked = ranked_arms(verdicts, [best[name] for name in own], plan.choosing)
     found: list[Target] = []
-    for size in combined_sizes(plan):
+    for size in plan.combined_sizes:
         parts = [(own[arm.direction], arm.alpha) for arm in ranked[:size]]
         # The sum of what each would add, in units of the median norm: no unit vector.
         first = parts[0][0]

@@ -112,24 +112,27 @@ def name_of(one: Field[Any]) -> str:
     return option_of(one).name or one.name.replace("_", "-")
 
 
-def default_here(one: Field[Any]) -> Any:
-    """The value of a configuration's field that is not given, on this machine; None where it has none."""
+def default_here(one: Field[Any], *, gpu: bool | None = None) -> Any:
+    """The value of a configuration's field that is not given; None where it has none.
+
+    On this machine, or one that has a `gpu` or has not.
+    """
     known = option_of(one)
     if known.cpu or known.gpu:
-        return (known.gpu if is_gpu() else known.cpu) or one.default
+        return (known.gpu if (is_gpu() if gpu is None else gpu) else known.cpu) or one.default
     if one.default_factory is not MISSING:
         return one.default_factory()
     return None if one.default is MISSING or known.unset else one.default
 
 
-def sized_here(config: type) -> dict[str, Any]:
-    """The defaults of a configuration that depend on the machine, by field."""
+def sized_here(config: type, *, gpu: bool | None = None) -> dict[str, Any]:
+    """The defaults of a configuration that depend on the machine, by field, as of `default_here`."""
     sized = [
         one
         for one in fields(config)
         if "option" in one.metadata and (option_of(one).cpu or option_of(one).gpu)
     ]
-    return {one.name: default_here(one) for one in sized}
+    return {one.name: default_here(one, gpu=gpu) for one in sized}
 
 
 def default_text(one: Field[Any]) -> str:

@@ -14,6 +14,8 @@ from morfi.questions.prompts import Prompt
 if TYPE_CHECKING:
     import torch
 
+DEV_BATCH = 64  # prompts that are answered together
+
 
 class LiveGenerator:
     """Answers of a transformers model in memory: greedy, one for each prompt.
@@ -21,7 +23,7 @@ class LiveGenerator:
     An answer ends where the serving engine ends it: at EOS or at the first token that holds a newline.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch: int = 64) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch: int = DEV_BATCH) -> None:
         self._model, self._tokenizer, self._batch = model, tokenizer, batch
         eos = getattr(model.generation_config, "eos_token_id", None)
         ends = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
