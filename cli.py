@@ -467,17 +467,23 @@ def sql_command(common: Common, statement: str) -> None:
 @option(
     "--format",
     "fmt",
-    kind=click.Choice(["jsonl", "parquet", "csv", "steer-vectors"]),
+    kind=click.Choice(["jsonl", "parquet", "csv", "eee", "steer-vectors"]),
     default="jsonl",
-    help="Of the rows; or a steer run's directions, as safetensors with a JSON file beside it.",
+    help="Of the rows; eee, a folder as Every Eval Ever has it; or a steer run's directions, as safetensors "
+    "with a JSON file beside it.",
 )
-@file_option("--out", help="The file to write.", unset="standard output")
+@file_option("--out", help="The file, or new folder, to write.", unset="standard output")
 @common_options
 def export_command(common: Common, run: str, fmt: str, out: Path | None) -> None:
     """Writes a run's questions, prompts, answers and verdicts as rows, or what it steered along."""
     from morfi.interventions.vectors import export_vectors
     from morfi.runs.export import export
+    from morfi.runs.folders import FOLDERS, export_folder
 
+    if fmt in FOLDERS:
+        run_id = export_folder(common.store, run, fmt, out)
+        common.tell({"run_id": run_id, "format": fmt, "out": str(out)}, f"wrote {out}", f"wrote {out}")
+        return
     if fmt == "steer-vectors":
         if out is None:
             raise click.UsageError("steer-vectors are binary and need a file; give --out FILE.safetensors")

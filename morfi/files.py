@@ -97,8 +97,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
-        for file in part.iterdir():
-            _sync(file)
+        for inside in part.rglob("*"):
+            _sync(inside)
         _sync(part)
         if path.exists():
             path.rename(replaced)
