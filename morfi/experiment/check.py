@@ -11,6 +11,7 @@ from morfi.engine.residual_stream import ResidualStream, stream_of
 from morfi.errors import FaultsError, InputError
 from morfi.experiment.stages import Settings, Stage, given_to
 from morfi.latents.sae import load_sae
+from morfi.questions import load_questions
 from morfi.terminal import Say
 
 
@@ -25,6 +26,10 @@ def check_settings(settings: Settings, stages: Sequence[Stage], say: Say) -> Non
         # What earlier stages make is not there yet, and any name will do.
         given = given_to(stage, settings, dict.fromkeys(stage.takes.values(), "last"))
         _note(faults, stage.name, partial(stage.configure, given))
+    named = {settings[stage.name].get("data"): stage.name for stage in reversed(stages)}
+    for source, first in named.items():
+        if source is not None:
+            _note(faults, first, partial(_check_data, source))
     if not faults:
         for name, look in _TOGETHER.items():
             if name in {stage.name for stage in stages}:
@@ -40,6 +45,14 @@ def _note(faults: list[str], stage: str, look: Callable[[], Any]) -> None:
         look()
     except InputError as error:
         faults.append(f"[{stage.replace(' ', '.')}] {error}")
+
+
+def _check_data(source: str) -> None:
+    """Raises InputError for questions that are not there, before a model is looked for or fetched."""
+    try:
+        load_questions(source)
+    except InputError as error:
+        raise InputError(f'{error} It is named by data = "PATH" in the file, or --set data=PATH') from error
 
 
 def _check_epochs(settings: Settings) -> None:

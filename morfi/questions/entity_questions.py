@@ -13,6 +13,7 @@ from morfi.questions.question import Question
 from morfi.questions.sets import SPLITS, UNSPLIT, answers_of, shown, text_of
 from morfi.questions.wordings import find_subjects
 
+NAME = "EntityQuestions"
 _MOST_NAMED = 3  # wordings in one note
 _FILE_NAME = re.compile(r"(P\d+)(?:\.(train|dev|test))?\.jsonl?(?:\.(?:gz|bz2|xz|zst))?")
 

@@ -34,6 +34,11 @@ def load_questions(source: str, *, read_by: str | None = None) -> QuestionSet:
             return read_once(path, "questions", partial(_questions_at, path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if source == entity_questions.NAME:
+        raise InputError(
+            f"no folder {path.absolute()}; unpack dataset.zip of github.com/princeton-nlp/EntityQuestions, "
+            "and give the folder that holds train, dev and test."
+        )
     here = "" if path.is_absolute() else f" in {Path.cwd()}"
     raise InputError(
         f'no question file or folder "{source}"{here}; give "world-facts", a file ({READABLE}), or a folder '

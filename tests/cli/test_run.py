@@ -308,9 +308,3 @@ def test_the_written_file_is_the_same_experiment(run: CommandLine, experiment: P
     Path("written.toml").write_text(first.out)
     assert tomllib.loads(first.out)["train"]["epochs"] == [2, 3]
     assert run("run", "written.toml", "--write-config").out == first.out
-
-
-@pytest.mark.parametrize("name", ["smollm2", "smollm2-fast"])
-def test_every_experiment_that_comes_with_morfi_can_be_read(run: CommandLine, name: str) -> None:
-    given = ("--preset", name.removesuffix("-fast"), *(["--fast"] if name.endswith("-fast") else []))
-    assert tomllib.loads(run("run", *given, "--write-config").out)["split"]["ckpt"] == "smollm2"
