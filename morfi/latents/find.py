@@ -166,7 +166,7 @@ def ready_find(config: FindConfig, store: Store, progress: Progress, *, new: boo
     life = Life(run, store, progress, command).resumed(None if new else "auto")
 
     def work() -> Sequence[str]:
-        counted = _counted(config, store, found)
+        counted = counted_questions(config, store, found)
         progress.phase("checking the SAE")
         qualities = _qualities(config, sae, compared, counted)
         progress.phase("looking for trends")
@@ -190,8 +190,8 @@ def _qualities(
     return found
 
 
-def _counted(config: FindConfig, store: Store, found: Activations) -> list[int]:
-    """The places of the questions that count."""
+def counted_questions(config: FindConfig, store: Store, found: Activations) -> list[int]:
+    """The places of the questions that count: all, or those that the base model knew, or did not."""
     if config.questions == "all":
         return list(range(len(found.questions)))
     split_run = settings_of(found.run, CaptureRun).split_run

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from morfi.conditions.levels import varied_in
 from morfi.errors import InputError
 from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import steered
+from morfi.latents.activity import Activity, activity_of
 from morfi.latents.find import FindRun
+from morfi.report.picture import Picture
 from morfi.report.steering_figure import steer_figure
 from morfi.report.sweep_figure import sweep_figure
-from morfi.report.trend_figure import trend_figure
+from morfi.report.trend_figure import drawn, trend_figure
 from morfi.runs.settings import settings_of
 from morfi.store import Store
 from morfi.store.records import RunKind, RunRecord
@@ -25,28 +28,32 @@ def draw(store: Store, run_id: str, out: Path) -> tuple[Path, Path]:
     run = store.run(run_id)
     match run.kind:
         case RunKind.SWEEP:
-            return _swept(store, run, out)
+            return swept(store, run).write(out)
         case RunKind.FIND:
-            return _found(store, run, out)
+            latents = drawn(store.latents(run.run_id, selected=True).to_pylist())
+            activity = activity_of(store, run.run_id, [row["latent"] for row in latents]) if latents else {}
+            return found(store, run, activity).write(out)
         case RunKind.STEER:
-            return _steered(store, run, out)
+            return steered_along(store, run).write(out)
     raise InputError(f"{run.run_id} is a run of `morfi {run.kind}`, of which there is no picture")
 
 
-def _swept(store: Store, run: RunRecord, out: Path) -> tuple[Path, Path]:
-    rows = store.sweep_accuracies(run.run_id)
-    return sweep_figure(rows, varied_in(run), f"{run.base} on {run.data}", out)
+def swept(store: Store, run: RunRecord) -> Picture:
+    """The picture of a sweep: accuracy against the level."""
+    return sweep_figure(store.sweep_accuracies(run.run_id), varied_in(run), f"{run.base} on {run.data}")
 
 
-def _found(store: Store, run: RunRecord, out: Path) -> tuple[Path, Path]:
+def found(store: Store, run: RunRecord, activity: Mapping[str, Mapping[int, Activity]]) -> Picture:
+    """The picture of a find run: means of the selected latents, with the bands of `activity`."""
     latents = store.latents(run.run_id, selected=True).to_pylist()
     title = f"{run.base} on {run.data}, layer {settings_of(run, FindRun).layer}"
-    return trend_figure(store.trend_conditions(run.run_id), latents, varied_in(run), title, out)
+    return trend_figure(store.trend_conditions(run.run_id), latents, varied_in(run), title, activity)
 
 
-def _steered(store: Store, run: RunRecord, out: Path) -> tuple[Path, Path]:
-    found = steered(store, run)
-    assert found is not None
+def steered_along(store: Store, run: RunRecord) -> Picture:
+    """The picture of a steer run: gain against strength."""
+    outcome = steered(store, run)
+    assert outcome is not None
     settings = settings_of(run, SteerRun)
-    title = f"{settings.ckpt} of {run.base}, layer {found.layer}"
-    return steer_figure(found, settings, title, out)
+    title = f"{settings.ckpt} of {run.base}, layer {outcome.layer}"
+    return steer_figure(outcome, settings, title)

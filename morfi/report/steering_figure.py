@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.engine.operations import OPERATIONS
 from morfi.errors import InputError
 from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import Outcome, Steered
-from morfi.report.sweep_figure import write_picture
+from morfi.report.picture import NARROW, Picture, add_legend, name_it, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,28 +25,24 @@ _ALIKE = {
 _DELTA_U = "#d55e00"
 
 
-def steer_figure(found: Steered, config: SteerRun, title: str, out: Path) -> tuple[Path, Path]:
-    """Writes the picture of `found` to `out` with the endings .png and .svg, and returns the two paths.
+def steer_figure(found: Steered, config: SteerRun, title: str) -> Picture:
+    """The picture of `found`.
 
     The amounts that an operation takes are an axis; where it takes none, bars stand instead. Raises
-    InputError where there is nothing to show or no place to write it.
+    InputError where there is nothing to show.
     """
     shown = [one for one in found.outcomes if one.direction.kind not in ("combined", "scan")]
     if not shown:
-        raise InputError(f"nothing to draw for {out}: no directions were steered along")
-    return write_picture(out, lambda: _figure(shown, config, title))
+        raise InputError("nothing to draw: no directions were steered along")
+    return Picture(lambda narrow: _figure(shown, config, title, narrow=narrow))
 
 
-def _figure(shown: Sequence[Outcome], config: SteerRun, title: str) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def _figure(shown: Sequence[Outcome], config: SteerRun, title: str, *, narrow: bool) -> Figure:
     has_strengths = OPERATIONS[config.op].amount is not None
-    figure = Figure(figsize=(7.2, 4.2), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(*((NARROW, 4.9) if narrow else (7.2, 4.2)))
     axes = figure.subplots()
     if has_strengths:
-        _lines(axes, shown, config)
+        _lines(axes, shown, config, narrow=narrow)
     else:
         _bars(axes, shown)
     axes.axhline(0, color="0.2", linewidth=0.8, zorder=1)
@@ -58,13 +53,12 @@ def _figure(shown: Sequence[Outcome], config: SteerRun, title: str) -> Figure:
         lines = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         last = [label for _, _, label in _ALIKE.values() if label in lines]
         labels = [*(label for label in lines if label not in last), *last]
-        handles = [lines[label] for label in labels]
-        figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=7)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
+        add_legend(figure, [lines[label] for label in labels], labels, narrow=narrow)
+    name_it(figure, title, narrow=narrow)
     return figure
 
 
-def _lines(axes: Axes, shown: Sequence[Outcome], config: SteerRun) -> None:
+def _lines(axes: Axes, shown: Sequence[Outcome], config: SteerRun, *, narrow: bool) -> None:
     from matplotlib import colormaps
 
     named: set[str] = set()
@@ -88,7 +82,8 @@ def _lines(axes: Axes, shown: Sequence[Outcome], config: SteerRun) -> None:
     smallest = min(abs(tried.alpha) for one in shown for tried in one.tried if tried.alpha)
     axes.set_xscale("symlog", linthresh=smallest, linscale=0.6, base=2)
     ticks = sorted({0.0, *(tried.alpha for one in shown for tried in one.tried)})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
+    turned: dict[str, Any] = {"rotation": 90} if narrow else {}
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8, **turned)
     axes.minorticks_off()
 
 
@@ -121,4 +116,4 @@ def _bars(axes: Axes, shown: Sequence[Outcome]) -> None:
         [100 * one.best.gain for one in shown],
         color=[colours[one.direction.kind] for one in shown],
     )
-    axes.set_xticks(range(len(shown)), [one.direction.direction for one in shown], rotation=90, fontsize=7)
+    axes.set_xticks(range(len(shown)), [one.direction.direction for one in shown], rotation=90, fontsize=8)

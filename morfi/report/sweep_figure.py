@@ -1,16 +1,14 @@
-"""Pictures as PNG and SVG; a sweep's: accuracy against the level, one line per epoch setting."""
+"""The picture of a sweep: accuracy against the level, one line per epoch setting."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from morfi.conditions.levels import Property
 from morfi.errors import InputError
-from morfi.files import whole_file
+from morfi.report.picture import MARGIN, NARROW, Picture, add_legend, name_it, new_figure
 from morfi.report.sweep import GROUPS, groups_of, levels_of, settings_of
 from morfi.store.records import SweepAccuracy
 
@@ -27,77 +25,38 @@ _MARKERS = "osD^vPX"
 _BASE_COLOUR = "0.4"
 _UNORDERED_COLOUR = "#d55e00"  # of a setting that is no number of epochs, such as early-stop
 _SPREAD = 0.024  # of the axis, from the first line's points to the last's, so that intervals do not overlap
-MARGIN = 0.04  # of the axis, beyond its ends
-_STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "morfi",  # the same names inside the SVG every time
-}
 
 
-def sweep_figure(rows: Sequence[SweepAccuracy], varied: Property, title: str, out: Path) -> tuple[Path, Path]:
-    """Writes the picture of `rows` to `out` with the endings .png and .svg, and returns the two paths.
+def sweep_figure(rows: Sequence[SweepAccuracy], varied: Property, title: str) -> Picture:
+    """The picture of `rows`.
 
     Bars are the rows' 95 % intervals; the points of one level stand slightly apart so that each bar shows.
     Missing checkpoints leave gaps. The same rows give the same bytes.
-    Raises InputError where there is nothing to show or no place to write it.
+    Raises InputError where there is nothing to show.
     """
     if not _panels(rows):
-        raise InputError(f"nothing to draw for {out}: no accuracy on {' or '.join(_PANELS)} questions")
-    return write_picture(out, lambda: _figure(rows, varied, title))
+        raise InputError(f"nothing to draw: no accuracy on {' or '.join(_PANELS)} questions")
+    return Picture(lambda narrow: _figure(rows, varied, title, narrow=narrow))
 
 
-def write_picture(out: Path, draw: Callable[[], Figure]) -> tuple[Path, Path]:
-    """Writes what `draw` makes to `out` with the endings .png and .svg, and returns the two paths.
-
-    The same figure gives the same bytes. Raises InputError where there is no place to write it.
-    """
-    from matplotlib import style
-
-    base = out.with_suffix("") if out.suffix in (".png", ".svg") else out
-    png, svg = (base.with_name(f"{base.name}.{ending}") for ending in ("png", "svg"))
-    drawn: dict[Path, bytes] = {}
-    # The user's own matplotlib settings must not change the bytes.
-    with style.context(["default", _STYLE]):
-        figure = draw()
-        for path in (png, svg):
-            buffer = io.BytesIO()
-            metadata = {"Software": None} if path == png else {"Date": None, "Creator": None}
-            figure.savefig(buffer, format=path.suffix[1:], metadata=metadata)
-            drawn[path] = buffer.getvalue()
-    for path, content in drawn.items():
-        try:
-            with whole_file(path) as file:
-                file.write(content)
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be written: {error.strerror or error}; give another path"
-            ) from error
-    return png, svg
-
-
-def _figure(rows: Sequence[SweepAccuracy], varied: Property, title: str) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def _figure(rows: Sequence[SweepAccuracy], varied: Property, title: str, *, narrow: bool) -> Figure:
     panels = _panels(rows)
-    figure = Figure(figsize=(9.2 if len(panels) > 1 else 5.6, 3.8), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    shape = (len(panels), 1) if narrow else (1, len(panels))
+    size = (NARROW, 3.2 * len(panels) + 0.6) if narrow else (9.2 if len(panels) > 1 else 5.6, 3.8)
+    figure = new_figure(*size)
     settings, levels = settings_of(rows), levels_of(rows)
-    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    all_axes = list(figure.subplots(*shape, sharey=True, squeeze=False).flat)
     for axes, name in zip(all_axes, panels, strict=True):
         _draw(axes, [row for row in rows if row.questions == name], settings, levels, varied)
         axes.set_title(panels[name], loc="left")
-    all_axes[0].set_ylabel("closed-book accuracy (%)")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
+        if narrow or axes is all_axes[0]:
+            axes.set_ylabel("closed-book accuracy (%)")
+    name_it(figure, title, narrow=narrow)
     lines: dict[str, Any] = {}
     for axes in all_axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             lines.setdefault(label, handle)
-    figure.legend(list(lines.values()), list(lines), loc="outside right upper", frameon=False)
+    add_legend(figure, list(lines.values()), list(lines), narrow=narrow)
     return figure
 
 

@@ -107,9 +107,8 @@ def test_find_ranks_the_latent_that_rises_and_stores_all(
     assert (of_capture.object["n_questions"], of_capture.object["layers"]) == (10, [0, 1])
     assert "1 latent selected, 1 rising and 0 falling" in report.text
     assert report.object["latents"][0]["latent"] == 0
-    png, svg = trend_figure(
-        store.trend_conditions(found), latents, SHARE_UNKNOWN, "title", tmp_path / "figure"
-    )
+    picture = trend_figure(store.trend_conditions(found), latents, SHARE_UNKNOWN, "title")
+    png, svg = picture.write(tmp_path / "figure")
     assert png.stat().st_size > 10_000
     assert "1 rising latent" in svg.read_text()
 

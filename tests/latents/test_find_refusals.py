@@ -136,6 +136,7 @@ def test_no_latent_is_an_answer(
     report = report_of(store, found)
     assert "0 latents selected, 0 rising and 0 falling" in report.text
     assert report.object["latents"] == []
-    png, svg = trend_figure(store.trend_conditions(found), [], SHARE_UNKNOWN, "title", tmp_path / "figure")
+    picture = trend_figure(store.trend_conditions(found), [], SHARE_UNKNOWN, "title")
+    png, svg = picture.write(tmp_path / "figure")
     assert png.stat().st_size > 5_000
     assert "0 rising latents" in svg.read_text()

@@ -18,8 +18,10 @@ from morfi.interventions.outcome import steered
 from morfi.report.document import write_report
 from morfi.report.document.answer import answer_of
 from morfi.report.document.chain import Chain
-from morfi.report.document.html import Cell, document, figure, table
-from morfi.report.document.sections import Material
+from morfi.report.document.drawings import colours_of, figure
+from morfi.report.document.html import Cell, document, table
+from morfi.report.document.material import Material
+from morfi.report.picture import Picture
 from morfi.store import Store
 from morfi.store.records import SweepAccuracy
 
@@ -97,6 +99,8 @@ def test_a_steer_run_is_reported_with_all_that_it_builds_on(
     assert best.reported is not None
     row = next(row for row in found.rows if row[:2] == [best.direction.direction, "latent"])
     assert f"{100 * best.reported.difference:+.1f}" in row
+    assert "bands hold 95 % of 20 resamples of the questions" in html
+    assert html.count("<polygon") == html.count('class="card"') > 0
     flipped = [row for row in found.rows if "brought back" in row and best.direction.direction in row]
     assert len(flipped) == best.reported.n_gained > 0
 
@@ -158,11 +162,22 @@ def _find_of(store: Store, run_id: str) -> str:
 def test_text_from_outside_stays_text() -> None:
     bad = '<script>alert("x")</script>'
     shown = table((bad,), [(bad, Cell(bad, 1.0))], caption=bad)
-    shown += figure('<svg width="1" height="1"><g id="a"/><use href="#a"/></svg>', "one", bad, bad)
+    drawn = '<svg viewBox="0 0 90 9"><g id="a" style="fill: #440154; stroke: #000000"/><use href="#a"/></svg>'
+    shown += figure(cast("Picture", SimpleNamespace(svg=lambda *, narrow: drawn)), "one", bad, bad)
     whole = document(bad, bad, [])
     assert bad not in shown + whole
-    assert 'id="one-a"' in shown
-    assert 'href="#one-a"' in shown
+    for kind in ("wide", "narrow"):
+        assert f'<g id="one-{kind}-a" style="fill: var(--c440154); stroke: currentColor"/>' in shown
+        assert f'href="#one-{kind}-a"' in shown
+
+
+def test_a_picture_can_be_told_from_a_light_and_from_a_dark_page() -> None:
+    light, dark = colours_of("fill: var(--c440154); stroke: var(--ce5e5e5)").splitlines()
+    assert "--c440154: #440154; --ce5e5e5: #e5e5e5;" in light  # the darkest of the scale, and a grid
+    assert "--c440154: #440154" not in dark
+    assert "--ce5e5e5: #3c3c3c" in dark
+    assert "--cfde725: #fde725" not in colours_of("var(--cfde725)").splitlines()[0]
+    assert colours_of("nothing") == ""
 
 
 @pytest.fixture

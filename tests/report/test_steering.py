@@ -108,10 +108,10 @@ def test_the_picture_is_the_same_every_time(tmp_path: Path, op: str) -> None:
         outcome(place, kind, operation="add" if op == "clamp" else op) for place, kind in enumerate(kinds)
     ]
     config = replace(CONFIG, op=op, values=(0.0, 5.0) if op == "clamp" else None)
-    first, again = (steer_figure(steered(rows), config, "M_100", tmp_path / name) for name in "ab")
+    first, again = (steer_figure(steered(rows), config, "M_100").write(tmp_path / name) for name in "ab")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
     svg = first[1].read_text()
     assert "latent 0" in svg
     assert ("further latents" in svg) == (op != "ablate")
     with pytest.raises(InputError, match="nothing to draw"):
-        steer_figure(steered([outcome(0, "scan")]), config, "M_100", tmp_path / "c")
+        steer_figure(steered([outcome(0, "scan")]), config, "M_100")

@@ -52,17 +52,17 @@ def pieces(path: Path) -> list[list[int]]:
 
 @pytest.mark.long
 def test_the_same_rows_in_any_order_give_the_same_bytes_in_another_process(tmp_path: Path) -> None:
-    one = sweep_figure(rows(), SHARE_UNKNOWN, "M & D", tmp_path / "one")
+    one = sweep_figure(rows(), SHARE_UNKNOWN, "M & D").write(tmp_path / "one")
     shuffled = rows()
     random.Random(3).shuffle(shuffled)
-    two = sweep_figure(shuffled, SHARE_UNKNOWN, "M & D", tmp_path / "two.svg")
+    two = sweep_figure(shuffled, SHARE_UNKNOWN, "M & D").write(tmp_path / "two.svg")
     assert [path.name for path in (*one, *two)] == ["one.png", "one.svg", "two.png", "two.svg"]
     assert one[0].read_bytes() == two[0].read_bytes()
     assert one[1].read_bytes() == two[1].read_bytes()
     (tmp_path / "matplotlibrc").write_text("axes.facecolor: red\nlines.linewidth: 9\n")
     program = (
         "import sys, pathlib; sys.path.append(sys.argv[1]); import test_sweep_figure as t\n"
-        "t.sweep_figure(t.rows(), t.SHARE_UNKNOWN, 'M & D', pathlib.Path('three'))"
+        "t.sweep_figure(t.rows(), t.SHARE_UNKNOWN, 'M & D').write(pathlib.Path('three'))"
     )
     subprocess.run(
         [sys.executable, "-P", "-c", program, str(Path(__file__).parent)], check=True, cwd=tmp_path
@@ -72,7 +72,7 @@ def test_the_same_rows_in_any_order_give_the_same_bytes_in_another_process(tmp_p
 
 
 def test_the_picture_names_levels_settings_and_groups(tmp_path: Path) -> None:
-    found = texts(sweep_figure(rows(), SHARE_UNKNOWN, "Tiny on $facts$ <1>", tmp_path / "sweep")[1])
+    found = texts(sweep_figure(rows(), SHARE_UNKNOWN, "Tiny on $facts$ <1>").write(tmp_path / "sweep")[1])
     assert "Tiny on $facts$ <1>" in found
     for label in ("base model", "1 epoch", "5 epochs", "early-stop"):
         assert found.count(label) == 1
@@ -83,15 +83,16 @@ def test_the_picture_names_levels_settings_and_groups(tmp_path: Path) -> None:
 
 
 def test_there_is_one_line_an_epoch_setting_and_a_missing_checkpoint_breaks_it(tmp_path: Path) -> None:
-    assert pieces(sweep_figure(rows(), SHARE_UNKNOWN, "x", tmp_path / "whole")[1]) == [[1, 1, 1], [1, 1, 1]]
+    _, whole = sweep_figure(rows(), SHARE_UNKNOWN, "x").write(tmp_path / "whole")
+    assert pieces(whole) == [[1, 1, 1], [1, 1, 1]]
     some = [row for row in rows() if (row.epoch_setting, row.level) != ("5", 60)]
-    assert pieces(sweep_figure(some, SHARE_UNKNOWN, "x", tmp_path / "some")[1])[0] == [1, 2, 1]
+    assert pieces(sweep_figure(some, SHARE_UNKNOWN, "x").write(tmp_path / "some")[1])[0] == [1, 2, 1]
     kept = [row for row in rows() if (row.epoch_setting, row.questions) != ("1", "train Unknown")]
-    assert pieces(sweep_figure(kept, SHARE_UNKNOWN, "x", tmp_path / "kept")[1]) == [[1, 1, 1], [1, 1]]
+    assert pieces(sweep_figure(kept, SHARE_UNKNOWN, "x").write(tmp_path / "kept")[1]) == [[1, 1, 1], [1, 1]]
 
 
 def test_without_training_questions_there_is_one_panel(tmp_path: Path) -> None:
-    found = texts(sweep_figure(rows(train=False), SHARE_UNKNOWN, "x", tmp_path / "sweep")[1])
+    found = texts(sweep_figure(rows(train=False), SHARE_UNKNOWN, "x").write(tmp_path / "sweep")[1])
     assert found.count("share of Unknown in training (%)") == 1
     assert not any(text.startswith("Unknown training questions") for text in found)
     png = (tmp_path / "sweep.png").read_bytes()
@@ -99,15 +100,15 @@ def test_without_training_questions_there_is_one_panel(tmp_path: Path) -> None:
 
 
 def test_other_numbers_give_another_picture(tmp_path: Path) -> None:
-    one = sweep_figure(rows(), SHARE_UNKNOWN, "x", tmp_path / "one")
+    one = sweep_figure(rows(), SHARE_UNKNOWN, "x").write(tmp_path / "one")
     changed = [*rows()[:-1], accuracy(LEVELS[-1], SETTINGS[-1], "train Unknown", 99)]
-    two = sweep_figure(changed, SHARE_UNKNOWN, "x", tmp_path / "two")
+    two = sweep_figure(changed, SHARE_UNKNOWN, "x").write(tmp_path / "two")
     assert one[0].read_bytes() != two[0].read_bytes()
 
 
 @pytest.mark.parametrize("suffix", ["", ".png", ".svg"])
 def test_both_files_stand_beside_each_other_whatever_ending_is_given(suffix: str, tmp_path: Path) -> None:
-    png, svg = sweep_figure(rows(train=False), SHARE_UNKNOWN, "x", tmp_path / f"sweep-v1.5{suffix}")
+    png, svg = sweep_figure(rows(train=False), SHARE_UNKNOWN, "x").write(tmp_path / f"sweep-v1.5{suffix}")
     assert (png.name, svg.name) == ("sweep-v1.5.png", "sweep-v1.5.svg")
     assert sorted(path.name for path in tmp_path.iterdir()) == [png.name, svg.name]
 
@@ -115,13 +116,13 @@ def test_both_files_stand_beside_each_other_whatever_ending_is_given(suffix: str
 def test_rows_that_no_panel_shows_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     for nothing in ([], [accuracy(0, "1", "test Unknown", 3)]):
         with pytest.raises(InputError, match="nothing to draw"):
-            sweep_figure(nothing, SHARE_UNKNOWN, "x", tmp_path / "sweep")
+            sweep_figure(nothing, SHARE_UNKNOWN, "x").write(tmp_path / "sweep")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written: No such file or directory") as caught:
-        sweep_figure(rows(train=False), SHARE_UNKNOWN, "x", tmp_path / "absent" / "sweep")
+        sweep_figure(rows(train=False), SHARE_UNKNOWN, "x").write(tmp_path / "absent" / "sweep")
     assert "\n" not in str(caught.value)
 
 
@@ -129,7 +130,7 @@ def test_importing_the_figure_loads_no_matplotlib_and_drawing_no_pyplot(tmp_path
     program = (
         "import sys, pathlib, morfi.report.sweep_figure as figure; before = 'matplotlib' in sys.modules\n"
         "sys.path.append(sys.argv[1]); import test_sweep_figure as t\n"
-        "t.sweep_figure(t.rows(train=False), t.SHARE_UNKNOWN, 'x', pathlib.Path(sys.argv[2]) / 'x')\n"
+        "t.sweep_figure(t.rows(train=False), t.SHARE_UNKNOWN, 'x').write(pathlib.Path(sys.argv[2]) / 'x')\n"
         "print(before, 'matplotlib.pyplot' in sys.modules)"
     )
     command = [sys.executable, "-P", "-c", program, str(Path(__file__).parent), str(tmp_path)]

@@ -6,7 +6,7 @@ from morfi.conditions.condition import in_order
 from morfi.conditions.levels import varied_in
 from morfi.interventions.outcome import Outcome
 from morfi.interventions.verdicts import Answerer
-from morfi.report.document.sections import Material
+from morfi.report.document.material import Material
 from morfi.report.tables import percent
 from morfi.store.records import SweepAccuracy
 from morfi.words import by_number, counted

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-_IDS = re.compile(r'\bid="([^"]+)"')
-_HEADER = re.compile(r"^.*?(?=<svg)", re.DOTALL)  # the XML declaration and document type
-_SIZE = re.compile(r'(<svg[^>]*?) width="[^"]*"([^>]*?) height="[^"]*"', re.DOTALL)
+_SHORT = 24  # letters that stay on one line of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +68,15 @@ def table(
 def _cells(row: Sequence[str | Cell]) -> Iterable[str]:
     for place, one in enumerate(row):
         shown = one.shown if isinstance(one, Cell) else one
-        value = f' data-value="{one.value!r}" class="number"' if isinstance(one, Cell) else ""
+        value = ' class="long"' if len(shown) > _SHORT else ""
+        if isinstance(one, Cell):
+            value = f' data-value="{one.value!r}" class="number"'
         tag = 'th scope="row"' if place == 0 else "td"
         yield f"<{tag}{value}>{text(shown)}</{tag.split(maxsplit=1)[0]}>"
 
 
-def figure(svg: str, name: str, caption: str, said: str) -> str:
-    """A picture inside the document; `said` is what it shows, in words. Its ids begin with `name`."""
-    svg = _SIZE.sub(r"\1\2", _HEADER.sub("", svg), count=1)
-    for one in set(_IDS.findall(svg)):
-        for before, after in ((f'id="{one}"', f'id="{name}-{one}"'), (f"#{one}", f"#{name}-{one}")):
-            svg = re.sub(
-                rf'{re.escape(before)}(?=["\')]|$)' if before[0] == "#" else re.escape(before), after, svg
-            )
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{text(said)}"', 1)
-    return f"<figure>{svg}<figcaption>{text(caption)}</figcaption></figure>"
-
-
-def document(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole file: it asks no server for anything."""
+def document(title: str, lead: str, sections: Sequence[Section], colours: str = "") -> str:
+    """The whole file: it asks no server for anything. `colours` is the style sheet of its pictures."""
     own = resources.files("morfi.report.document")
     style, script = ((own / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     links = "".join(f'<li><a href="#{one.id}">{text(one.title)}</a></li>' for one in sections)
@@ -104,7 +91,7 @@ def document(title: str, lead: str, sections: Sequence[Section]) -> str:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'; "
         "script-src 'unsafe-inline'; img-src data:\">"
-        f'<style>{style}</style></head><body><a class="skip" href="#main">To the answer</a>'
+        f'<style>{style}{colours}</style></head><body><a class="skip" href="#main">To the answer</a>'
         f'<header><h1>{text(title)}</h1><p class="lead">{text(lead)}</p></header>'
         f'<nav aria-label="Sections"><ol>{links}</ol></nav><main id="main">{body}</main>'
         f"<script>{script}</script></body></html>\n"

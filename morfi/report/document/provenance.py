@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from morfi.report.document.html import Cell, Section, code, paragraph, table
-from morfi.report.document.sections import Material
+from morfi.report.document.material import Material
 from morfi.store.records import AttemptRecord, RunRecord
 
 

@@ -2,68 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from morfi.conditions.levels import varied_in
-from morfi.errors import InputError
-from morfi.interventions.config import SteerRun
-from morfi.interventions.outcome import Outcome, Share, Steered
+from morfi.interventions.outcome import Outcome, Share
 from morfi.interventions.verdicts import Answerer
 from morfi.latents.activations import EPOCHS, LEVEL
 from morfi.latents.find import MIN_EXPLAINED, FindRun
-from morfi.report.document.cards import SHOWN, card, examples_of
-from morfi.report.document.chain import Chain
-from morfi.report.document.flips import Pair, pairs_of, recovery_of
-from morfi.report.document.html import Cell, Section, figure, items, paragraph, table
-from morfi.report.pictures import draw
+from morfi.report.document.cards import card
+from morfi.report.document.figures import accuracy_figure, chance_figure, gains_figure, trends_figure
+from morfi.report.document.flips import recovery_of
+from morfi.report.document.html import Cell, Section, items, paragraph, table
+from morfi.report.document.material import SHOWN, Material
+from morfi.report.fdr_figure import expected_of
 from morfi.report.sweep import groups_of, levels_of
 from morfi.report.sweep import settings_of as epochs_of
 from morfi.report.tables import percent
 from morfi.runs.settings import settings_of
 from morfi.words import counted, together
 
-if TYPE_CHECKING:
-    from morfi.store import Store
-    from morfi.store.records import RunRecord
-
 _MANY = 400  # answers that flipped in a table
 _ALONG = {LEVEL: "levels", EPOCHS: "epochs"}
-_CLAIMED = ("latent", "delta_u")  # kinds of directions whose answers are shown one by one
-
-
-@dataclass(frozen=True)
-class Material:
-    """What sections are made of: the store, the experiment's runs, and what its steer run found."""
-
-    store: Store
-    chain: Chain
-    steered: Steered | None
-
-    @property
-    def steering(self) -> SteerRun:
-        """The settings of the steer run."""
-        assert self.chain.steer is not None
-        return settings_of(self.chain.steer, SteerRun)
-
-    @cached_property
-    def pairs(self) -> Mapping[str, Sequence[Pair]]:
-        """Questions and answers of the first latent and of delta_u, by direction."""
-        run = self.chain.steer
-        if run is None or self.steered is None:
-            return {}
-        shown = [one for kind in _CLAIMED for one in self.of_kind(kind)[:1]]
-        split = self.steering.report_on
-        return {one.direction.direction: pairs_of(self.store, run, one, split) for one in shown}
-
-    def of_kind(self, kind: str) -> list[Outcome]:
-        """The reported outcomes of a kind of direction, the best by what strengths were chosen on first."""
-        found = self.steered.outcomes if self.steered is not None else ()
-        return [one for one in found if one.direction.kind == kind and one.reported is not None]
 
 
 def setting(material: Material) -> Section | None:
@@ -114,7 +74,7 @@ def accuracy(material: Material) -> Section | None:
     if run is None or not (rows := material.store.sweep_accuracies(run.run_id)):
         return None
     varied = varied_in(run)
-    body = _picture(material.store, run, "sweep", "Closed-book accuracy against " + varied.name)
+    body = accuracy_figure(material, run)
     for group in groups_of(rows):
         inside = [row for row in rows if row.questions == group]
         cells = {(row.epoch_setting, row.level): row for row in inside}
@@ -153,15 +113,21 @@ def trends(material: Material) -> Section | None:
         )
     body = paragraph(*said)
     if len(selected):
-        body += _picture(material.store, run, "trends", "Mean activation of the selected latents")
+        body += trends_figure(material, run)
     rates = material.store.false_discoveries(run.run_id)
+    body += "".join(chance_figure(material, run, one) for one in summaries)
     if rates:
         rows = [
-            (f"|S| >= {row.s}", Cell(str(row.n_found), row.n_found), Cell(f"{row.fdr:.3f}", row.fdr))
+            (
+                f"|S| >= {row.s}",
+                Cell(str(row.n_found), row.n_found),
+                Cell(f"{expected_of(row):.1f}", expected_of(row)),
+                Cell(f"{row.fdr:.3f}", row.fdr),
+            )
             for row in rates
         ]
         body += table(
-            ("trend", "latents", "false discovery rate"),
+            ("trend", "latents", "by chance", "false discovery rate"),
             rows,
             caption="How many latents have so strong a trend; the rate, by shuffled levels",
         )
@@ -174,7 +140,7 @@ def gains(material: Material) -> Section | None:
     if run is None or found is None:
         return None
     steering = material.steering
-    body = _picture(material.store, run, "steering", f"Gain on {steering.choose_on} against strength")
+    body = gains_figure(material, run)
     rows = []
     for one in found.outcomes:
         if one.reported is None or one.recovery is None:
@@ -268,10 +234,12 @@ def cards(material: Material) -> Section | None:
     rows = material.store.latents(run.run_id, selected=True, limit=SHOWN).to_pylist()
     if not rows:
         return None
-    examples = examples_of(material.store, run.run_id, [row["latent"] for row in rows])
+    conditions = material.store.trend_conditions(run.run_id)
+    along = [row for row in conditions if row.axis == conditions[0].axis]
+    activity = material.activity.get(along[0].axis, {})
     gain_of = {one.direction.latent: one for one in material.of_kind("latent")}
     body = "".join(
-        card(row, _gain(gain_of.get(row["latent"])), examples.get(row["latent"], ())) for row in rows
+        card(row, along, _gain(gain_of.get(row["latent"])), activity.get(row["latent"])) for row in rows
     )
     return Section("latents", "The latents", f'<div class="cards">{body}</div>')
 
@@ -308,18 +276,6 @@ SECTIONS: Sequence[Callable[[Material], Section | None]] = (
     cards,
     limits,
 )
-
-
-def _picture(store: Store, run: RunRecord, name: str, caption: str) -> str:
-    """The picture of a run; nothing where there is nothing to draw."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            _, svg = draw(store, run.run_id, Path(folder) / name)
-        except InputError:
-            return ""
-        return figure(
-            svg.read_text(encoding="utf-8"), name, f"{caption}.", f"{caption}; the numbers stand below"
-        )
 
 
 def _setting(name: str | None) -> str:

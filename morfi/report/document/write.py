@@ -10,9 +10,11 @@ from morfi.files import whole_file
 from morfi.interventions.outcome import steered
 from morfi.report.document.answer import answer_of
 from morfi.report.document.chain import chain_of
+from morfi.report.document.drawings import colours_of
 from morfi.report.document.html import document
+from morfi.report.document.material import Material
 from morfi.report.document.provenance import cost, repeat, settings
-from morfi.report.document.sections import SECTIONS, Material
+from morfi.report.document.sections import SECTIONS
 
 if TYPE_CHECKING:
     from morfi.store import Store
@@ -31,7 +33,8 @@ def write_report(store: Store, run_id: str, out: Path | None) -> Path:
     sections = [one for make in (*SECTIONS, settings, cost, repeat) if (one := make(material)) is not None]
     title = f"{chain.last.base or chain.last.ckpt} on {chain.last.data}"
     path = out or store.path.parent / f"{chain.last.run_id}.html"
-    content = document(title, answer_of(material), sections)
+    colours = colours_of("".join(one.body for one in sections))
+    content = document(title, answer_of(material), sections, colours)
     try:
         with whole_file(path) as file:
             file.write(content.encode("utf-8"))

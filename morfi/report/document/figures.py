@@ -1,0 +1,97 @@
+"""The pictures of a report, each with its caption and with what it shows in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from morfi.conditions.levels import varied_in
+from morfi.errors import InputError
+from morfi.latents.find import FindRun
+from morfi.report.document.drawings import figure
+from morfi.report.document.material import Material
+from morfi.report.fdr_figure import expected_of, fdr_figure
+from morfi.report.pictures import found, steered_along, swept
+from morfi.report.sweep import settings_of as epochs_of
+from morfi.report.tables import percent
+from morfi.report.trend_figure import drawn
+from morfi.runs.settings import settings_of
+from morfi.words import counted, together
+
+if TYPE_CHECKING:
+    from morfi.store.records import RunRecord, TrendSummaryRow
+
+_LISTED = 4  # directions in the words of a picture
+
+
+def accuracy_figure(material: Material, run: RunRecord) -> str:
+    """Accuracy against the level; nothing where no group of questions has a panel."""
+    varied, rows = varied_in(run), material.store.sweep_accuracies(run.run_id)
+    try:
+        picture = swept(material.store, run)
+    except InputError:
+        return ""
+    said = []
+    for group in dict.fromkeys(row.questions for row in rows):
+        for setting in epochs_of([row for row in rows if row.questions == group]):
+            own = [row for row in rows if (row.questions, row.epoch_setting) == (group, setting)]
+            low, high = (end(own, key=lambda row: row.level or 0) for end in (min, max))
+            said.append(
+                f"{group}, epochs {setting}: {percent(low.accuracy)} at {varied.shown(low.level or 0)}, "
+                f"{percent(high.accuracy)} at {varied.shown(high.level or 0)}"
+            )
+    caption = f"Closed-book accuracy against {varied.name}; bars are 95 % intervals"
+    return figure(picture, "sweep", f"{caption}.", f"{caption}. {'; '.join(said)}.")
+
+
+def trends_figure(material: Material, run: RunRecord) -> str:
+    """Means of the selected latents along the axis, with bands where the captures are there."""
+    rows = drawn(material.store.latents(run.run_id, selected=True).to_pylist())
+    picture = found(material.store, run, material.activity)
+    caption = "Mean activation of the selected latents as a share of its largest"
+    if material.activity:
+        caption += f"; bands hold 95 % of {material.n_resamples} resamples of the questions"
+    else:
+        caption += "; no bands, for the captures or the SAE are no longer where they were"
+    said = []
+    for direction, name in ((1, "rise"), (-1, "fall")):
+        latents = [row["latent"] for row in rows if row["direction"] == direction]
+        said.append(f"{together(latents)} {name}" if latents else f"none {name}")
+    return figure(picture, "trends", f"{caption}.", f"{caption}. Of the latents drawn, {'; '.join(said)}.")
+
+
+def chance_figure(material: Material, run: RunRecord, summary: TrendSummaryRow) -> str:
+    """Latents found against those expected by chance, by |S|; nothing where no latent has a trend."""
+    rates = [row for row in material.store.false_discoveries(run.run_id) if row.axis == summary.axis]
+    if not rates:
+        return ""
+    picture = fdr_figure(
+        rates, f"{run.base} on {run.data}, along {summary.axis}", smallest_s=summary.smallest_s
+    )
+    found = [
+        f"|S| >= {row.s}: {row.n_found} found, {expected_of(row):.1f} expected by chance" for row in rates
+    ]
+    caption = "Latents with so strong a trend, and how many the median of shuffled levels gives (log scale)"
+    threshold = "no |S| was selected from"
+    if summary.smallest_s is not None:
+        threshold = f"selected from |S| >= {summary.smallest_s}"
+    elif settings_of(run, FindRun).method != "fdr":
+        threshold = "the rule of this run does not use it"
+    said = f"{caption}. {'; '.join(found)}; {threshold}."
+    return figure(picture, f"chance-{summary.axis}", f"{caption}; {threshold}.", said)
+
+
+def gains_figure(material: Material, run: RunRecord) -> str:
+    """Gain against strength; nothing where nothing was steered along."""
+    try:
+        picture = steered_along(material.store, run)
+    except InputError:
+        return ""
+    split = material.steering.choose_on
+    said = [
+        f"{one.direction.direction} {100 * one.best.gain:+.1f} points at alpha {one.best.alpha:+g}"
+        for kind in ("latent", "delta_u", "control", "random")
+        for one in material.of_kind(kind)[:_LISTED]
+    ]
+    caption = f"Gain on {split} against strength; control latents and random directions are grey"
+    best = f"The best of each: {'; '.join(said)}" if said else counted(0, "direction")
+    return figure(picture, "steering", f"{caption}.", f"{caption}. {best}.")

@@ -1,0 +1,69 @@
+"""What a report is made of: the runs of an experiment, and what is read from them once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from morfi.interventions.config import SteerRun
+from morfi.interventions.outcome import Outcome, Steered
+from morfi.latents.activity import MAX_DRAWN, Activity, activity_of
+from morfi.latents.find import FindRun
+from morfi.report.document.chain import Chain
+from morfi.report.document.flips import Pair, pairs_of
+from morfi.report.trend_figure import drawn
+from morfi.runs.settings import settings_of
+
+if TYPE_CHECKING:
+    from morfi.store import Store
+
+SHOWN = 12  # latents that have a card
+_CLAIMED = ("latent", "delta_u")  # kinds of directions whose answers are shown one by one
+
+
+@dataclass(frozen=True)
+class Material:
+    """What sections are made of: the store, the experiment's runs, and what its steer run found."""
+
+    store: Store
+    chain: Chain
+    steered: Steered | None
+
+    @property
+    def steering(self) -> SteerRun:
+        """The settings of the steer run."""
+        assert self.chain.steer is not None
+        return settings_of(self.chain.steer, SteerRun)
+
+    @cached_property
+    def pairs(self) -> Mapping[str, Sequence[Pair]]:
+        """Questions and answers of the first latent and of delta_u, by direction."""
+        run = self.chain.steer
+        if run is None or self.steered is None:
+            return {}
+        shown = [one for kind in _CLAIMED for one in self.of_kind(kind)[:1]]
+        split = self.steering.report_on
+        return {one.direction.direction: pairs_of(self.store, run, one, split) for one in shown}
+
+    def of_kind(self, kind: str) -> list[Outcome]:
+        """The reported outcomes of a kind of direction, the best by what strengths were chosen on first."""
+        found = self.steered.outcomes if self.steered is not None else ()
+        return [one for one in found if one.direction.kind == kind and one.reported is not None]
+
+    @cached_property
+    def activity(self) -> Mapping[str, Mapping[int, Activity]]:
+        """The activity by axis of the latents that have a line or a card; {} where it cannot be known."""
+        run = self.chain.find
+        rows = [] if run is None else self.store.latents(run.run_id, selected=True).to_pylist()
+        if run is None or not rows:
+            return {}
+        shown = dict.fromkeys(row["latent"] for row in (*rows[:SHOWN], *drawn(rows)))
+        return activity_of(self.store, run.run_id, list(shown))
+
+    @property
+    def n_resamples(self) -> int:
+        """How many resamples the bands of `activity` are of."""
+        assert self.chain.find is not None
+        return min(settings_of(self.chain.find, FindRun).resamples, MAX_DRAWN)
