@@ -169,6 +169,16 @@ def resolve_live(
     return Checkpoint(_name(ckpt), directory, sha256, base.name, base.sha256, None, base.dtype)
 
 
+def model_here(given: str, sha256: str, cache: Cache | None = None) -> ModelFiles | None:
+    """The files of the model that `given` names, where they lie here as they were; nothing is fetched."""
+    cache = cache or Cache()
+    try:
+        model = open_model(text_folder(_found(given, cache, None, None, fetch=False), cache))
+        return model if model.sha256(cache) == sha256 else None
+    except InputError:
+        return None
+
+
 def _merged_sha256(adapter_dir: Path, **sources: str) -> str:
     # Entries of format 1 were written before tokenizers in this form counted.
     own = {"tokenizer": "vocab.json"} if has_slow_vocabulary(adapter_dir) else {}
@@ -276,18 +286,19 @@ def _locate(given: str, cache: Cache, say: Say | None, revision: str | None = No
     return text_folder(_found(given, cache, say, revision), cache, say)
 
 
-def _found(given: str, cache: Cache, say: Say | None, revision: str | None) -> Path:
+def _found(given: str, cache: Cache, say: Say | None, revision: str | None, *, fetch: bool = True) -> Path:
     known = PRESETS.get(given)
     if known is not None:
-        embedded = known.embedded is not None
-        return embedded_model(known, cache, say) if embedded else _download(known.model_id, None, say)
+        if known.embedded is not None:
+            return embedded_model(known, cache, say)
+        return _download(known.model_id, None, say, fetch=fetch)
     path = Path(os.path.expanduser(given))  # of a user who is not there: as it stands
     if given and path.is_dir():
         return path.absolute()
     if given and path.exists():
         raise InputError(f"{given} is a file, expected a model or adapter folder; give the folder it lies in")
     if may_be_on_hub(given):
-        return _download(given, revision, say)
+        return _download(given, revision, say, fetch=fetch)
     if "/" in given or given.startswith(("~", ".")):
         raise InputError(f"there is no folder {given}; expected a model or adapter folder")
     raise InputError(
@@ -327,13 +338,18 @@ def may_be_on_hub(given: str) -> bool:
     return _HUB_ID.fullmatch(given) is not None
 
 
-def _download(model_id: str, revision: str | None, say: Say | None) -> Path:
+def _download(model_id: str, revision: str | None, say: Say | None, *, fetch: bool) -> Path:
+    """The folder of a model of the hub; without `fetch` only what was fetched before."""
     from huggingface_hub import errors, snapshot_download
 
     if say is not None:
         say(f"fetching {model_id} from the hub")
     try:
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(
+            snapshot_download(
+                model_id, revision=revision, allow_patterns=_HUB_FILES, local_files_only=not fetch
+            )
+        )
     # HTTPError is that of the client which the installed huggingface_hub uses.
     except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
         reason = reason_of(error)

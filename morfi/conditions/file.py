@@ -114,6 +114,14 @@ def open_series(file: Path, dtype: str | None, say: Say | None) -> Series:
     return Series(str(file.absolute()), Property(str(varied[0]), varied[1]), base, members, None)
 
 
+def base_named(file: Path) -> str:
+    """The base of the series in `file`, as `resolve` takes it; raises InputError where it names none."""
+    found = _parsed(file).get("base")
+    if not isinstance(found, str):
+        raise InputError(f"{file} names no base")
+    return found if found in PRESETS else _place(file, found)
+
+
 def _parsed(file: Path) -> dict[str, Any]:
     note_source(file)
     try:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from morfi.latents.activity import Activity, Example
+from morfi.latents.logit_lens import SpokenFor
 from morfi.report.document.html import text
 from morfi.store.records import ConditionRow
 from morfi.words import together
@@ -14,11 +15,16 @@ _WIDTH, _HEIGHT = 200, 40  # of the little curve, in units of its own
 
 
 def card(
-    row: Mapping[str, Any], conditions: Sequence[ConditionRow], gain: str, activity: Activity | None
+    row: Mapping[str, Any],
+    conditions: Sequence[ConditionRow],
+    gain: str,
+    activity: Activity | None,
+    tokens: SpokenFor | None,
 ) -> str:
     """The HTML of a latent's card; `gain` is what steering along it did, in words.
 
-    `conditions` are those of the row's means, `activity` is None where the captures are gone.
+    `conditions` are those of the row's means; `activity` is None where the captures are gone, `tokens` where
+    the model is.
     """
     direction = "rises" if row["direction"] > 0 else "falls"
     facts = {
@@ -40,8 +46,20 @@ def card(
     examples = _examples(activity.examples) if activity is not None else ""
     return (
         f'<article class="card"><h3>Latent {row["latent"]} {direction}</h3>{_curve(means, activity)}'
-        f"<dl>{listed}</dl>{examples}</article>"
+        f"<dl>{listed}</dl>{'' if tokens is None else _tokens(tokens)}{examples}</article>"
     )
+
+
+def _tokens(tokens: SpokenFor) -> str:
+    def shown(some: Sequence[str]) -> str:
+        return " ".join(f"<code>{text(_visible(one))}</code>" for one in some)
+
+    return f"<p>Promotes {shown(tokens.promoted)}</p><p>Suppresses {shown(tokens.suppressed)}</p>"
+
+
+def _visible(token: str) -> str:
+    """A token whose blanks and line ends can be seen."""
+    return token.replace(" ", "\u2423").replace("\n", "\u21b5").replace("\t", "\u21e5")
 
 
 def _examples(examples: Sequence[Example]) -> str:

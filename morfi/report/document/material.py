@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from morfi.checkpoints import model_here
+from morfi.conditions.file import base_named
+from morfi.conditions.load import names_file
+from morfi.errors import InputError
 from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import Outcome, Steered
 from morfi.latents.activity import MAX_DRAWN, Activity, activity_of
 from morfi.latents.find import FindRun
+from morfi.latents.logit_lens import SpokenFor, spoken_for
+from morfi.latents.sae import load_sae
 from morfi.report.document.chain import Chain
 from morfi.report.document.flips import Pair, pairs_of
 from morfi.report.trend_figure import drawn
 from morfi.runs.settings import settings_of
 
 if TYPE_CHECKING:
+    from morfi.checkpoints.model_files import ModelFiles
     from morfi.store import Store
+    from morfi.store.records import RunRecord
 
 SHOWN = 12  # latents that have a card
 _CLAIMED = ("latent", "delta_u")  # kinds of directions whose answers are shown one by one
@@ -61,6 +70,34 @@ class Material:
             return {}
         shown = dict.fromkeys(row["latent"] for row in (*rows[:SHOWN], *drawn(rows)))
         return activity_of(self.store, run.run_id, list(shown))
+
+    @cached_property
+    def tokens(self) -> Mapping[int, SpokenFor]:
+        """The tokens that the latents with a card speak for; {} where the model or the SAE is not here."""
+        run = self.chain.find
+        if run is None or run.base_sha256 is None:
+            return {}
+        latents = [
+            row["latent"] for row in self.store.latents(run.run_id, selected=True, limit=SHOWN).to_pylist()
+        ]
+        try:
+            model = self._base_model(run)
+            if not latents or model is None:
+                return {}
+            sae = load_sae(settings_of(run, FindRun).sae)
+            found = spoken_for(model, sae.W_dec[latents]) if sae.sha256 == run.config["sae_sha256"] else []
+        except InputError:
+            return {}
+        return dict(zip(latents, found, strict=False))
+
+    def _base_model(self, run: RunRecord) -> ModelFiles | None:
+        """The files of the experiment's base model, where they lie here as they were."""
+        assert run.base_sha256 is not None
+        try:
+            named = base_named(Path(run.ckpt)) if names_file(run.ckpt) else run.ckpt
+        except InputError:
+            return None
+        return model_here(named, run.base_sha256)
 
     @property
     def n_resamples(self) -> int:

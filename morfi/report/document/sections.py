@@ -238,10 +238,25 @@ def cards(material: Material) -> Section | None:
     along = [row for row in conditions if row.axis == conditions[0].axis]
     activity = material.activity.get(along[0].axis, {})
     gain_of = {one.direction.latent: one for one in material.of_kind("latent")}
-    body = "".join(
-        card(row, along, _gain(gain_of.get(row["latent"])), activity.get(row["latent"])) for row in rows
+    made = [
+        card(
+            row,
+            along,
+            _gain(gain_of.get(row["latent"])),
+            activity.get(row["latent"]),
+            material.tokens.get(row["latent"]),
+        )
+        for row in rows
+    ]
+    lens = (
+        "The tokens are those that a latent's decoder row raises and lowers most, read off by the model's "
+        "final norm and unembedding; the layers between are passed over."
     )
-    return Section("latents", "The latents", f'<div class="cards">{body}</div>')
+    if not material.tokens:
+        lens = "The tokens that a latent speaks for are not shown: its model or SAE is not where it was."
+    if not activity:
+        lens += " Nor are bands, firing rates and questions: the captures or the SAE are not where they were."
+    return Section("latents", "The latents", f'{paragraph(lens)}<div class="cards">{"".join(made)}</div>')
 
 
 def limits(material: Material) -> Section | None:
