@@ -13,6 +13,7 @@ import io
 import json
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -133,6 +134,7 @@ def ready_sae(config: SaeTraining, store: Store, start_engine: StartEngine, prog
     }
 
     def build(folder: Path) -> None:
+        begun = time.monotonic()
         work = folder / "residuals"
         work.mkdir()
         for line in tokenizer.changes.values():
@@ -151,6 +153,7 @@ def ready_sae(config: SaeTraining, store: Store, start_engine: StartEngine, prog
             "l0": quality.l0,
             "n_dead": quality.n_dead,
             "d_sae": len(quality.fired),
+            "wall_s": round(time.monotonic() - begun, 1),
         }
         (folder / QUALITY).write_text(json.dumps({**measured, "config": asdict(config)}, indent=1))
         shutil.rmtree(work)

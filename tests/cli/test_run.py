@@ -16,6 +16,8 @@ from command_line import CommandLine, refused
 
 from morfi.checkpoints import model_files, tokenizer
 from morfi.questions import load
+from morfi.report.document.chain import chain_of
+from morfi.report.document.experiment_file import experiment_file
 from morfi.store import Store
 
 NAMES = ["split", "mix", "train", "sweep", "capture", "sae train", "find", "steer"]
@@ -105,7 +107,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
 
 @pytest.mark.long
 def test_an_experiment_runs_to_its_end_once_and_goes_on_where_it_was_left(
-    run: CommandLine, experiment: Path, serving: Any, monkeypatch: pytest.MonkeyPatch
+    run: CommandLine,
+    experiment: Path,
+    serving: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Path,
+    data_file: Path,
 ) -> None:
     reads = counted(monkeypatch)
     before = run("run", experiment, "--dry-run", "--json")
@@ -132,6 +139,12 @@ def test_an_experiment_runs_to_its_end_once_and_goes_on_where_it_was_left(
     report = Path(whole.json["report"])
     assert report.name == f"{results['steer']}.html"
     assert "What steering brings back" in report.read_text(encoding="utf-8")
+
+    text = experiment_file(chain_of(store, results["steer"]))
+    for path in (tiny_model, data_file):
+        text = text.replace(f'"{path.name}"', f'"{path}"')
+    Path("again.toml").write_text(text)
+    assert states(run("run", "again.toml", "--dry-run", "--json")) == dict.fromkeys(NAMES, "done")
 
     n_starts, n_runs = len(serving.starts), len(store.runs(1000))
     again = run("run", experiment)

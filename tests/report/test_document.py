@@ -202,10 +202,18 @@ def test_tables_sort_and_filter_and_the_page_fits_a_phone(page: Any) -> None:
     page.locator("#gains thead button", has_text="gain on test").click()
     values = [float(text) for text in page.locator(gain).all_inner_texts()]
     assert values == sorted(values)
+    head = page.locator("#gains thead th:nth-child(5)")
+    assert head.get_attribute("aria-sort") == "ascending"
     page.keyboard.press("Enter")  # the button has the focus
+    assert head.get_attribute("aria-sort") == "descending"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     assert [float(text) for text in page.locator(gain).all_inner_texts()] == sorted(values, reverse=True)
     page.locator("#gains input").fill("random")
     assert rows.filter(visible=True).count() == 1
+    assert page.locator("#gains output").inner_text().startswith("1 of ")
+    page.locator("#repeat button", has_text="Copy").last.click()
+    assert "[steer]" in page.evaluate("getSelection().toString()")
+    page.locator("#repeat output", has_text="cop").wait_for()
     for width, scheme in ((390, "light"), (390, "dark"), (1440, "dark")):
         page.set_viewport_size({"width": width, "height": 800})
         page.emulate_media(color_scheme=scheme)

@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 _SHORT = 24  # letters that stay on one line of a table
 
@@ -27,6 +28,11 @@ class Cell:
     value: float
 
 
+def last_part(word: str) -> str:
+    """The word, of a path its last part alone: where files lie is nobody's business."""
+    return Path(word).name if word.startswith(("/", "~/")) else word
+
+
 def text(plain: object) -> str:
     """Plain text as HTML."""
     return html.escape(str(plain), quote=True)
@@ -42,9 +48,10 @@ def items(lines: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"
 
 
-def code(plain: str) -> str:
-    """Plain text to be read, or typed, as it stands."""
-    return f"<pre><code>{text(plain)}</code></pre>"
+def code(plain: str, *, copied: bool = False) -> str:
+    """Plain text to be read, or typed, as it stands; with a button that copies it, where it is to be."""
+    kind = ' class="copied" tabindex="0"' if copied else ""
+    return f"<pre{kind}><code>{text(plain)}</code></pre>"
 
 
 def table(

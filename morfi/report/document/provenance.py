@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from morfi.report.document.html import Cell, Section, code, paragraph, table
+from morfi.report.document.experiment_file import experiment_file, trained_sae
+from morfi.report.document.html import Cell, Section, code, last_part, paragraph, table
 from morfi.report.document.material import Material
-from morfi.store.records import AttemptRecord, RunRecord
+from morfi.store.records import AttemptRecord, RunKind, RunRecord
 
 
 def cost(material: Material) -> Section:
     """Time, requests and tokens of every run."""
-    rows = []
+    rows: list[tuple[str | Cell, ...]] = []
+
+    def prompt_tokens(run: RunRecord) -> int:
+        ended = f"SELECT sum(prompt_tokens)::BIGINT AS n FROM attempt_end WHERE run_id = '{run.run_id}'"
+        return int(material.store.query(ended).to_pylist()[0]["n"] or 0)
+
     for run in material.chain.runs:
         one = material.store.summary(run.run_id)
         rows.append(
@@ -22,14 +28,20 @@ def cost(material: Material) -> Section:
                 one.run_id,
                 one.status,
                 Cell(f"{one.wall_s / 60:.1f}", one.wall_s),
-                Cell(str(one.n_requests), one.n_requests),
-                Cell(str(one.output_tokens), one.output_tokens),
+                *(Cell(f"{n:,}", n) for n in (one.n_requests, prompt_tokens(run), one.output_tokens)),
             )
         )
-    header = ("stage", "run", "status", "minutes", "requests", "output tokens")
-    return Section(
-        "cost", "What it cost", table(header, rows, caption="By stage; an SAE's training is not counted")
-    )
+        if run.kind == RunKind.FIND and (trained := trained_sae(material.chain)) is not None:
+            rows.insert(-1, _training(trained))
+    header = ("stage", "run", "status", "minutes", "requests", "prompt tokens", "output tokens")
+    return Section("cost", "What it cost", table(header, rows, caption="By stage"))
+
+
+def _training(trained: Mapping[str, Any]) -> tuple[str | Cell, ...]:
+    """The row of an SAE's training, which is no run: its tokens are those that the SAE saw."""
+    seconds = trained.get("wall_s")
+    minutes = Cell(f"{seconds / 60:.1f}", seconds) if seconds is not None else "-"
+    return "sae train", f"{trained['config']['tokens']:,} tokens seen", "done", minutes, "-", "-", "-"
 
 
 def settings(material: Material) -> Section:
@@ -64,25 +76,27 @@ def _settings(run: RunRecord, attempts: list[AttemptRecord]) -> str:
 
 
 def repeat(material: Material) -> Section:
-    """The commands that made the runs."""
+    """The commands that made the runs, and the file that makes them again."""
     commands = []
     for run in material.chain.runs:
         attempts = material.store.attempts(run.run_id)
-        commands += [" ".join(_name(word) for word in one.command.split()) for one in attempts[:1]]
+        commands += [" ".join(last_part(word) for word in one.command.split()) for one in attempts[:1]]
     said = paragraph(
         "The commands as they were given, with folders left out; the same command goes on or repeats."
     )
-    return Section("repeat", "How to repeat it", said + code("\n".join(dict.fromkeys(commands))))
+    file = paragraph(
+        "The same as one file, with every setting that is not by default and folders left out: save it as "
+        "experiment.toml, and give morfi run experiment.toml."
+    )
+    body = said + code("\n".join(dict.fromkeys(commands)), copied=True)
+    body += file + code(experiment_file(material.chain), copied=True)
+    return Section("repeat", "How to repeat it", body)
 
 
 def _shortened(value: Any) -> Any:
-    """The value with the last part of each path in it: where files lie is nobody's business."""
+    """The value with the last part of each path in it."""
     if isinstance(value, dict):
         return {key: _shortened(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_shortened(one) for one in value]
-    return _name(value) if isinstance(value, str) else value
-
-
-def _name(word: str) -> str:
-    return Path(word).name if word.startswith(("/", "~/")) else word
+    return last_part(value) if isinstance(value, str) else value

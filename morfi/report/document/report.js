@@ -8,13 +8,14 @@ for (const table of document.querySelectorAll("table.sortable")) {
     return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent.toLowerCase();
   };
   heads.forEach((head, column) => {
+    head.setAttribute("aria-sort", "none");
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => {
       const falling = head.getAttribute("aria-sort") === "ascending";
-      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      heads.forEach((other) => other.setAttribute("aria-sort", "none"));
       head.setAttribute("aria-sort", falling ? "descending" : "ascending");
       const sign = falling ? -1 : 1;
       rows.sort((a, b) => {
@@ -24,8 +25,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
       body.append(...rows);
     });
   });
+  const bar = document.createElement("div");
+  bar.className = "filter";
   const label = document.createElement("label");
-  label.className = "filter";
   const input = document.createElement("input");
   input.type = "search";
   const count = document.createElement("output");
@@ -40,7 +42,28 @@ for (const table of document.querySelectorAll("table.sortable")) {
     count.textContent = `${shown} of ${rows.length} rows`;
   };
   input.addEventListener("input", filter);
-  label.append("Only rows with ", input, count);
-  table.parentElement.before(label);
+  label.append("Only rows with ", input);
+  bar.append(label, count);
+  table.parentElement.before(bar);
   filter();
+}
+for (const shown of document.querySelectorAll("pre.copied")) {
+  const bar = document.createElement("div");
+  bar.className = "filter";
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "Copy";
+  const said = document.createElement("output");
+  button.addEventListener("click", async () => {
+    // Selected first: where the browser does not let a page copy, a key does.
+    getSelection().selectAllChildren(shown);
+    try {
+      await navigator.clipboard.writeText(shown.textContent);
+      said.textContent = "copied";
+    } catch {
+      said.textContent = "selected: copy it with Ctrl+C or Cmd+C";
+    }
+  });
+  bar.append(button, said);
+  shown.before(bar);
 }

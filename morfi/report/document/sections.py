@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from morfi.conditions.levels import varied_in
 from morfi.interventions.outcome import Outcome, Share
@@ -13,7 +12,7 @@ from morfi.latents.find import MIN_EXPLAINED, FindRun
 from morfi.report.document.cards import card
 from morfi.report.document.figures import accuracy_figure, chance_figure, gains_figure, trends_figure
 from morfi.report.document.flips import recovery_of
-from morfi.report.document.html import Cell, Section, items, paragraph, table
+from morfi.report.document.html import Cell, Section, items, last_part, paragraph, table
 from morfi.report.document.material import SHOWN, Material
 from morfi.report.fdr_figure import expected_of
 from morfi.report.sweep import groups_of, levels_of
@@ -53,7 +52,7 @@ def setting(material: Material) -> Section | None:
         )
     if chain.find is not None:
         found = settings_of(chain.find, FindRun)
-        rows.append(("SAE", f"{_named(found.sae)} ({found.sae_sha256[:12]}), after layer {found.layer}"))
+        rows.append(("SAE", f"{last_part(found.sae)} ({found.sae_sha256[:12]}), after layer {found.layer}"))
         rows.append(("trends", f"along {found.along}, method {found.method}, epochs {found.epochs}"))
     if chain.steer is not None:
         steering = material.steering
@@ -316,8 +315,3 @@ def _interval(share: float, low: float, high: float) -> str:
 
 def _points(gain: float) -> str:
     return f"{100 * gain:+.1f}"
-
-
-def _named(path: str) -> str:
-    """A name of an SAE; of a folder its own name, for where it lies is nobody's business."""
-    return Path(path).name if path.startswith(("/", "~", ".")) else path
