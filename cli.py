@@ -421,13 +421,21 @@ def show_command(common: Common, run: str) -> None:
 @cli.command("report")
 @click.argument("run")
 @file_option("-o", "--out", help="The file to write.", unset="RUN.html beside the database")
+@option(
+    "--pictures",
+    kind=click.Path(path_type=Path, file_okay=False),
+    help="A folder for its pictures, each as PNG and SVG.",
+    unset="none",
+)
 @option("--open", "opened", is_flag=True, help="Show it in the browser.")
 @common_options
-def report_command(common: Common, run: str, out: Path | None, opened: bool) -> None:
+def report_command(
+    common: Common, run: str, out: Path | None, *, pictures: Path | None, opened: bool
+) -> None:
     """Writes the experiment that ends with RUN as one HTML file, to be read by anybody."""
     from morfi.report.document import write_report
 
-    path = write_report(common.store, run, out)
+    path = write_report(common.store, run, out, pictures)
     if opened:
         click.launch(str(path))
     common.tell({"out": str(path)}, f"wrote {path}", f"wrote {path}")

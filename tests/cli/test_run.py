@@ -111,8 +111,6 @@ def test_an_experiment_runs_to_its_end_once_and_goes_on_where_it_was_left(
     experiment: Path,
     serving: Any,
     monkeypatch: pytest.MonkeyPatch,
-    tiny_model: Path,
-    data_file: Path,
 ) -> None:
     reads = counted(monkeypatch)
     before = run("run", experiment, "--dry-run", "--json")
@@ -141,8 +139,9 @@ def test_an_experiment_runs_to_its_end_once_and_goes_on_where_it_was_left(
     assert "What steering brings back" in report.read_text(encoding="utf-8")
 
     text = experiment_file(chain_of(store, results["steer"]))
-    for path in (tiny_model, data_file):
-        text = text.replace(f'"{path.name}"', f'"{path}"')
+    given = tomllib.loads(experiment.read_text())
+    for path in (given["ckpt"], given["data"]):
+        text = text.replace(f'"{Path(path).name}"', f'"{path}"')
     Path("again.toml").write_text(text)
     assert states(run("run", "again.toml", "--dry-run", "--json")) == dict.fromkeys(NAMES, "done")
 

@@ -18,7 +18,7 @@ from morfi.interventions.outcome import steered
 from morfi.report.document import write_report
 from morfi.report.document.answer import answer_of
 from morfi.report.document.chain import Chain
-from morfi.report.document.drawings import colours_of, figure
+from morfi.report.document.drawings import Figure, colours_of, drawing
 from morfi.report.document.html import Cell, document, table
 from morfi.report.document.material import Material
 from morfi.report.picture import Picture
@@ -110,7 +110,9 @@ def test_the_report_asks_no_server_and_the_same_runs_give_the_same_bytes(
 ) -> None:
     store, run_id = steer_run
     first = write_report(store, run_id, tmp_path / "a.html").read_bytes()
-    assert write_report(store, run_id, tmp_path / "b.html").read_bytes() == first
+    folder = tmp_path / "pictures"
+    assert write_report(store, run_id, tmp_path / "b.html", folder).read_bytes() == first
+    assert {"trends.svg", "trends.png", "steering.svg"} <= {one.name for one in folder.iterdir()}
     addresses = set(re.findall(rb'(?:href|src|url)\s*[=(]\s*["\']?(https?:[^"\')>\s]+)', first))
     assert addresses == set()
     assert str(tmp_path).encode() not in first
@@ -161,14 +163,15 @@ def _find_of(store: Store, run_id: str) -> str:
 
 def test_text_from_outside_stays_text() -> None:
     bad = '<script>alert("x")</script>'
-    shown = table((bad,), [(bad, Cell(bad, 1.0))], caption=bad)
+    made = table((bad,), [(bad, Cell(bad, 1.0))], caption=bad)
     drawn = '<svg viewBox="0 0 90 9"><g id="a" style="fill: #440154; stroke: #000000"/><use href="#a"/></svg>'
-    shown += figure(cast("Picture", SimpleNamespace(svg=lambda *, narrow: drawn)), "one", bad, bad)
+    picture = cast("Picture", SimpleNamespace(svg=lambda *, narrow: drawn))
+    made += drawing(Figure(picture, "one", bad, bad))
     whole = document(bad, bad, [])
-    assert bad not in shown + whole
+    assert bad not in made + whole
     for kind in ("wide", "narrow"):
-        assert f'<g id="one-{kind}-a" style="fill: var(--c440154); stroke: currentColor"/>' in shown
-        assert f'href="#one-{kind}-a"' in shown
+        assert f'<g id="one-{kind}-a" style="fill: var(--c440154); stroke: currentColor"/>' in made
+        assert f'href="#one-{kind}-a"' in made
 
 
 def test_a_picture_can_be_told_from_a_light_and_from_a_dark_page() -> None:

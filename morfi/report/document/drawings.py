@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import re
+from dataclasses import dataclass
 
 from morfi.report.document.html import text
 from morfi.report.picture import Picture
@@ -21,12 +22,25 @@ _PAPER = {"light": (1.0, 1.0, 1.0), "dark": (0.086, 0.086, 0.102)}  # --paper of
 _STEP = 0.02  # of lightness
 
 
-def figure(picture: Picture, name: str, caption: str, said: str) -> str:
-    """A picture with its caption; `said` is what it shows, in words. Its ids begin with `name`."""
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture with its name, its caption, and what it shows in words."""
+
+    picture: Picture
+    name: str
+    caption: str
+    said: str
+
+
+def drawing(figure: Figure | None) -> str:
+    """The HTML of a figure, whose ids begin with its name; nothing where there is none."""
+    if figure is None:
+        return ""
     drawings = "".join(
-        _inside(picture.svg(narrow=kind == "narrow"), f"{name}-{kind}", kind, said) for kind in _SCALE
+        _inside(figure.picture.svg(narrow=kind == "narrow"), f"{figure.name}-{kind}", kind, figure.said)
+        for kind in _SCALE
     )
-    return f"<figure>{drawings}<figcaption>{text(caption)}</figcaption></figure>"
+    return f"<figure>{drawings}<figcaption>{text(figure.caption)}</figcaption></figure>"
 
 
 def _inside(svg: str, name: str, kind: str, said: str) -> str:

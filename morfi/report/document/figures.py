@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from morfi.conditions.levels import varied_in
 from morfi.errors import InputError
 from morfi.latents.find import FindRun
-from morfi.report.document.drawings import figure
+from morfi.report.document.drawings import Figure
 from morfi.report.document.material import Material
 from morfi.report.fdr_figure import expected_of, fdr_figure
 from morfi.report.pictures import found, steered_along, swept
@@ -23,13 +23,26 @@ if TYPE_CHECKING:
 _LISTED = 4  # directions in the words of a picture
 
 
-def accuracy_figure(material: Material, run: RunRecord) -> str:
-    """Accuracy against the level; nothing where no group of questions has a panel."""
+def figures_of(material: Material) -> list[Figure]:
+    """All pictures of the report, in its order."""
+    chain, made = material.chain, list[Figure | None]()
+    if chain.sweep is not None:
+        made.append(accuracy_figure(material, chain.sweep))
+    if chain.find is not None and (summaries := material.store.trend_summaries(chain.find.run_id)):
+        made.append(trends_figure(material, chain.find))
+        made += [chance_figure(material, chain.find, one) for one in summaries]
+    if material.steered is not None and chain.steer is not None:
+        made.append(gains_figure(material, chain.steer))
+    return [one for one in made if one is not None]
+
+
+def accuracy_figure(material: Material, run: RunRecord) -> Figure | None:
+    """Accuracy against the level; None where no group of questions has a panel."""
     varied, rows = varied_in(run), material.store.sweep_accuracies(run.run_id)
     try:
         picture = swept(material.store, run)
     except InputError:
-        return ""
+        return None
     said = []
     for group in dict.fromkeys(row.questions for row in rows):
         for setting in epochs_of([row for row in rows if row.questions == group]):
@@ -40,12 +53,14 @@ def accuracy_figure(material: Material, run: RunRecord) -> str:
                 f"{percent(high.accuracy)} at {varied.shown(high.level or 0)}"
             )
     caption = f"Closed-book accuracy against {varied.name}; bars are 95 % intervals"
-    return figure(picture, "sweep", f"{caption}.", f"{caption}. {'; '.join(said)}.")
+    return Figure(picture, "sweep", f"{caption}.", f"{caption}. {'; '.join(said)}.")
 
 
-def trends_figure(material: Material, run: RunRecord) -> str:
+def trends_figure(material: Material, run: RunRecord) -> Figure | None:
     """Means of the selected latents along the axis, with bands where the captures are there."""
     rows = drawn(material.store.latents(run.run_id, selected=True).to_pylist())
+    if not rows:
+        return None
     picture = found(material.store, run, material.activity)
     caption = "Mean activation of the selected latents as a share of its largest"
     if material.activity:
@@ -56,14 +71,14 @@ def trends_figure(material: Material, run: RunRecord) -> str:
     for direction, name in ((1, "rise"), (-1, "fall")):
         latents = [row["latent"] for row in rows if row["direction"] == direction]
         said.append(f"{together(latents)} {name}" if latents else f"none {name}")
-    return figure(picture, "trends", f"{caption}.", f"{caption}. Of the latents drawn, {'; '.join(said)}.")
+    return Figure(picture, "trends", f"{caption}.", f"{caption}. Of the latents drawn, {'; '.join(said)}.")
 
 
-def chance_figure(material: Material, run: RunRecord, summary: TrendSummaryRow) -> str:
-    """Latents found against those expected by chance, by |S|; nothing where no latent has a trend."""
+def chance_figure(material: Material, run: RunRecord, summary: TrendSummaryRow) -> Figure | None:
+    """Latents found against those expected by chance, by |S|; None where no latent has a trend."""
     rates = [row for row in material.store.false_discoveries(run.run_id) if row.axis == summary.axis]
     if not rates:
-        return ""
+        return None
     picture = fdr_figure(
         rates, f"{run.base} on {run.data}, along {summary.axis}", smallest_s=summary.smallest_s
     )
@@ -77,15 +92,15 @@ def chance_figure(material: Material, run: RunRecord, summary: TrendSummaryRow) 
     elif settings_of(run, FindRun).method != "fdr":
         threshold = "the rule of this run does not use it"
     said = f"{caption}. {'; '.join(found)}; {threshold}."
-    return figure(picture, f"chance-{summary.axis}", f"{caption}; {threshold}.", said)
+    return Figure(picture, f"chance-{summary.axis}", f"{caption}; {threshold}.", said)
 
 
-def gains_figure(material: Material, run: RunRecord) -> str:
-    """Gain against strength; nothing where nothing was steered along."""
+def gains_figure(material: Material, run: RunRecord) -> Figure | None:
+    """Gain against strength; None where nothing was steered along."""
     try:
         picture = steered_along(material.store, run)
     except InputError:
-        return ""
+        return None
     split = material.steering.choose_on
     said = [
         f"{one.direction.direction} {100 * one.best.gain:+.1f} points at alpha {one.best.alpha:+g}"
@@ -94,4 +109,4 @@ def gains_figure(material: Material, run: RunRecord) -> str:
     ]
     caption = f"Gain on {split} against strength; control latents and random directions are grey"
     best = f"The best of each: {'; '.join(said)}" if said else counted(0, "direction")
-    return figure(picture, "steering", f"{caption}.", f"{caption}. {best}.")
+    return Figure(picture, "steering", f"{caption}.", f"{caption}. {best}.")

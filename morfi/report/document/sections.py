@@ -10,6 +10,7 @@ from morfi.interventions.verdicts import Answerer
 from morfi.latents.activations import EPOCHS, LEVEL
 from morfi.latents.find import MIN_EXPLAINED, FindRun
 from morfi.report.document.cards import card
+from morfi.report.document.drawings import drawing
 from morfi.report.document.figures import accuracy_figure, chance_figure, gains_figure, trends_figure
 from morfi.report.document.flips import recovery_of
 from morfi.report.document.html import Cell, Section, items, last_part, paragraph, table
@@ -73,7 +74,7 @@ def accuracy(material: Material) -> Section | None:
     if run is None or not (rows := material.store.sweep_accuracies(run.run_id)):
         return None
     varied = varied_in(run)
-    body = accuracy_figure(material, run)
+    body = drawing(accuracy_figure(material, run))
     for group in groups_of(rows):
         inside = [row for row in rows if row.questions == group]
         cells = {(row.epoch_setting, row.level): row for row in inside}
@@ -111,10 +112,9 @@ def trends(material: Material) -> Section | None:
             f"{max(explained):.3f} of the variance."
         )
     body = paragraph(*said)
-    if len(selected):
-        body += trends_figure(material, run)
+    body += drawing(trends_figure(material, run))
     rates = material.store.false_discoveries(run.run_id)
-    body += "".join(chance_figure(material, run, one) for one in summaries)
+    body += "".join(drawing(chance_figure(material, run, one)) for one in summaries)
     if rates:
         rows = [
             (
@@ -139,7 +139,7 @@ def gains(material: Material) -> Section | None:
     if run is None or found is None:
         return None
     steering = material.steering
-    body = gains_figure(material, run)
+    body = drawing(gains_figure(material, run))
     rows = []
     for one in found.outcomes:
         if one.reported is None or one.recovery is None:

@@ -11,6 +11,7 @@ from morfi.interventions.outcome import steered
 from morfi.report.document.answer import answer_of
 from morfi.report.document.chain import chain_of
 from morfi.report.document.drawings import colours_of
+from morfi.report.document.figures import figures_of
 from morfi.report.document.html import document
 from morfi.report.document.material import Material
 from morfi.report.document.provenance import cost, repeat, settings
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from morfi.store import Store
 
 
-def write_report(store: Store, run_id: str, out: Path | None) -> Path:
+def write_report(store: Store, run_id: str, out: Path | None, pictures: Path | None = None) -> Path:
     """Writes the report of the experiment that ends with a run, and returns its path.
 
     `run_id` is as in `Store.run`; `out` None is a file named by the run, beside the database. The same runs
-    give the same bytes. Raises InputError for a run that is no part of an experiment, or where there is no
-    place to write it.
+    give the same bytes. Its pictures are also written to the folder `pictures`, each as PNG and SVG. Raises
+    InputError for a run that is no part of an experiment, or where there is no place to write.
     """
     chain = chain_of(store, run_id)
     found = steered(store, chain.steer) if chain.steer is not None else None
@@ -42,4 +43,11 @@ def write_report(store: Store, run_id: str, out: Path | None) -> Path:
         raise InputError(
             f"{path}: cannot be written: {error.strerror or error}; give another --out"
         ) from error
+    if pictures is not None:
+        try:
+            pictures.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{pictures}: {error.strerror or error}; give another --pictures") from error
+        for each in figures_of(material):
+            each.picture.write(pictures / each.name)
     return path
