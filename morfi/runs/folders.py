@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 from morfi.errors import InputError
 from morfi.files import whole_folder
 from morfi.runs.as_eee import write_eee
+from morfi.runs.as_lm_eval import write_lm_eval
 
 if TYPE_CHECKING:
     from morfi.store import Store
 
 # Each writes into a folder that is empty, and returns the run's id.
-FOLDERS: Mapping[str, Callable[[Store, str, Path], str]] = MappingProxyType({"eee": write_eee})
+FOLDERS: Mapping[str, Callable[[Store, str, Path], str]] = MappingProxyType(
+    {"eee": write_eee, "lm-eval": write_lm_eval}
+)
 
 
 def export_folder(store: Store, run_id: str, fmt: str, out: Path | None) -> str:

@@ -1,6 +1,6 @@
 """Exports that are folders, against the code of those who read them where it is installed.
 
-pip install --no-deps --ignore-requires-python every-eval-ever==0.3.0
+pip install --no-deps --ignore-requires-python every-eval-ever==0.3.0 lm-eval==0.4.13
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -161,3 +162,48 @@ def test_the_validator_of_every_eval_ever_takes_a_run(store: Store, tmp_path: Pa
                 run_semantic_checks=True,
             )
             assert (report.valid, report.errors, report.warnings) == (True, [], [])
+
+
+def test_lm_eval_hashes_and_file_names_are_those_of_its_own_code(store: Store, tmp_path: Path) -> None:
+    utils = pytest.importorskip("lm_eval.utils")
+    export_folder(store, "run-a", "lm-eval", tmp_path / "out")
+    names = [f"/{name}" for name in files_in(tmp_path / "out")]
+    (results_at,) = utils.get_results_filenames(names)
+    results = json.loads((tmp_path / "out" / results_at[1:]).read_text())
+    samples_at = utils.get_sample_results_filenames(names)
+    assert {utils.get_file_task_name(Path(name).name) for name in samples_at} == set(results["results"])
+    assert len(names) == 3
+    assert utils.sanitize_model_name(results["model_name"]) == Path(results_at).parent.name
+    for name in samples_at:
+        samples = [json.loads(line) for line in (tmp_path / "out" / name[1:]).read_text().splitlines()]
+        task = utils.get_file_task_name(Path(name).name)
+        scores = [sample["exact_match"] for sample in samples]
+        found = results["results"][task]
+        assert found["exact_match,none"] == pytest.approx(fmean(scores))
+        assert found["exact_match_stderr,none"] == pytest.approx(stdev(scores) / len(scores) ** 0.5)
+        for sample in samples:
+            doc = json.dumps(sample["doc"], indent=2, ensure_ascii=False)
+            assert sample["doc_hash"] == utils.hash_string(doc)
+            assert sample["prompt_hash"] == utils.hash_string(sample["arguments"]["gen_args_0"]["arg_0"])
+        hashes = "".join(one["doc_hash"] + one["prompt_hash"] + one["target_hash"] for one in samples)
+        assert results["task_hashes"][task] == utils.hash_string(hashes)
+
+
+@pytest.mark.parametrize("run_id", ["run-a", "run-b", "run-served"])
+def test_every_eval_ever_reads_an_lm_eval_folder_as_the_run(
+    store: Store, tmp_path: Path, run_id: str
+) -> None:
+    reader = pytest.importorskip("every_eval_ever.converters.lm_eval.adapter")
+    export_folder(store, run_id, "lm-eval", tmp_path / "out")
+    (results_at,) = (tmp_path / "out").rglob("results_*.json")
+    logs = reader.LMEvalAdapter().transform_from_file(results_at, {"eval_library_version": "0.4.13"})
+    found = {
+        log.evaluation_results[0].evaluation_name: log.evaluation_results[0].score_details for log in logs
+    }
+    expected = {f"world_facts_{one.relation}": one for one in store.accuracies(run_id) if one.relation}
+    assert {name: one.score for name, one in found.items()} == {
+        name: one.accuracy for name, one in expected.items()
+    }
+    assert {name: one.uncertainty.num_samples for name, one in found.items()} == {
+        name: one.n for name, one in expected.items()
+    }
