@@ -338,14 +338,22 @@ def run_command(common: Common, file: Path | None, write_config: bool, **given: 
 @cli.command("plan", cls=Plain)
 @experiment_options
 @option("--gpu", metavar="NAME", help="Plan for this GPU, such as h100.", unset="this machine")
+@option("--calibrate", is_flag=True, help="First measure this machine, about a minute; kept in the cache.")
 @store_options
-def plan_command(common: Common, file: Path | None, gpu: str | None, **given: Any) -> None:
+def plan_command(common: Common, file: Path | None, gpu: str | None, calibrate: bool, **given: Any) -> None:
     """Says what `morfi run` would take: the time, memory and disk of each stage, before anything is spent."""
     from morfi.command.experiment import asked_for
-    from morfi.planning.outlook import outlook
-    from morfi.report.planning import plan_object, plan_text
+    from morfi.planning.outlook import measured_here, outlook
+    from morfi.report.planning import calibration_text, plan_object, plan_text
 
-    settings = asked_for(file, given, cli)
+    alone = file is None and given["preset"] is None
+    settings = {} if calibrate and alone else asked_for(file, given, cli)
+    if calibrate:
+        with terminal.TerminalProgress() as progress:
+            kept = measured_here(settings, common.start_engine, progress)
+        if alone:
+            common.answer(asdict(kept), calibration_text(kept))
+            return
     with terminal.TerminalProgress() as progress:
         plan = outlook(settings, common.store, common.start_engine, progress, take=common.taken, gpu=gpu)
     common.answer(plan_object(plan), plan_text(plan))

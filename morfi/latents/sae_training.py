@@ -144,9 +144,9 @@ def ready_sae(config: SaeTraining, store: Store, start_engine: StartEngine, prog
             for name, questions in splits.items()
         }
         _capture(config, found, encoded, work, start_engine=start_engine, progress=progress)
-        _fit(config, work, folder, progress)
+        fit(config, work, folder, progress)
         progress.phase("measuring the SAE on held-out questions")
-        quality = measure(load_sae(str(folder)), _rows(sorted(work.glob("held-out-*")), config.layer))
+        quality = measure(load_sae(str(folder)), captured_rows(sorted(work.glob("held-out-*")), config.layer))
         measured = {
             "n_tokens": quality.n_tokens,
             "explained_variance": quality.explained_variance,
@@ -239,7 +239,7 @@ def _capture(
                     )
 
 
-def _rows(folders: Sequence[Path], layer: int) -> Iterator[torch.Tensor]:
+def captured_rows(folders: Sequence[Path], layer: int) -> Iterator[torch.Tensor]:
     """The residual streams in `folders`, shard by shard, without the first token of each text."""
     for folder in folders:
         for shard in read_shards(folder):
@@ -247,7 +247,7 @@ def _rows(folders: Sequence[Path], layer: int) -> Iterator[torch.Tensor]:
                 yield shard.values[shard.position > 0]
 
 
-def _fit(config: SaeTraining, work: Path, folder: Path, progress: Progress) -> None:
+def fit(config: SaeTraining, work: Path, folder: Path, progress: Progress) -> None:
     """Trains the SAE on what `work` holds and writes it to `folder` as SAELens does."""
     import torch
     from sae_lens.config import SAETrainerConfig
@@ -257,13 +257,13 @@ def _fit(config: SaeTraining, work: Path, folder: Path, progress: Progress) -> N
     from sae_lens.training.sae_trainer import SAETrainer
 
     folders = sorted(work.glob("train-*"))
-    d_model = next(_rows(folders, config.layer)).shape[1]
+    d_model = next(captured_rows(folders, config.layer)).shape[1]
     torch.manual_seed(config.seed)
     device = "cuda" if is_gpu() else "cpu"
 
     def again_and_again() -> Iterator[torch.Tensor]:
         while True:
-            yield from _rows(folders, config.layer)
+            yield from captured_rows(folders, config.layer)
 
     batches = mixing_buffer(_BUFFER * config.batch, config.batch, again_and_again())
     sae = BatchTopKTrainingSAE(

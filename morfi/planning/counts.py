@@ -113,35 +113,12 @@ class Counter:
         config, mix = _given(self._configs.train), _given(self._configs.mix)
         pool = facts.questions["train"]
         drawn = select(pool, limit=min(mix.size, len(pool)), seed=mix.seed)
-        prompts, answers = self._encoder.zero_shot(drawn), self._encoder.answers(drawn)
-        lengths = [prompts[one.id] + answers[one.id] for one in drawn] or [1]
-        lengths = (lengths * math.ceil(mix.size / len(lengths)))[: mix.size]
-        per_epoch, largest = padded_tokens(lengths, config)
-        n = len(mix.levels) * config.seeds
-        epochs = n * config.last_epoch
         known = [name for name in CATEGORIES if name != "Unknown"]
         n_dev = min(config.dev_limit, facts.n_in("dev", known))
         dev = select(facts.questions["dev"], limit=n_dev) if n_dev else ()
-        dev_prompts = sum(self._encoder.zero_shot(dev).values())
-        loose = min(config.max_tokens, mean(self._encoder.answers(dev)) + LOOSE)
-        kept = len(config.epochs) + config.early_stop
+        n, kept = len(mix.levels) * config.seeds, len(config.epochs) + config.early_stop
+        training = training_of(config, self._encoder, drawn, dev, size=mix.size, n=n)
         adapter = ROW_BYTES * self._shape.lora_parameters(config.rank, config.targets)
-        mean_answer = mean(answers)
-        training = Training(
-            trainings=n,
-            examples=mix.size * epochs,
-            tokens=per_epoch * epochs,
-            target_tokens=round(mix.size * epochs * mean_answer),
-            steps=math.ceil(mix.size / config.batch) * epochs,
-            parts=n_parts(mix.size, config) * epochs,
-            epochs=epochs,
-            dev_answers=n_dev * epochs,
-            dev_tokens=round((dev_prompts + n_dev * loose) * epochs),
-            dev_passes=math.ceil(n_dev / DEV_BATCH) * config.max_tokens * epochs,
-            checkpoints=n * kept,
-            largest_part=largest,
-            largest_targets=math.ceil(config.micro_batch * mean_answer),
-        )
         seeds = f" x {config.seeds} seeds" if config.seeds > 1 else ""
         return Work(
             "train",
@@ -279,6 +256,39 @@ class Counter:
         """The mean tokens of a prompt without exemplars and of its right answer."""
         prompts, answers = self._encoder.zero_shot(questions), self._encoder.answers(questions)
         return mean(prompts), min(mean(answers), max_tokens)
+
+
+def training_of(
+    config: TrainConfig,
+    encoder: Encoder,
+    drawn: Sequence[Question],
+    dev: Sequence[Question],
+    *,
+    size: int,
+    n: int,
+) -> Training:
+    """What `n` trainings compute on `size` examples like those `drawn`, each asked the `dev` questions."""
+    prompts, answers = encoder.zero_shot(drawn), encoder.answers(drawn)
+    lengths = [prompts[one.id] + answers[one.id] for one in drawn] or [1]
+    lengths = (lengths * math.ceil(size / len(lengths)))[:size]
+    per_epoch, largest = padded_tokens(lengths, config)
+    epochs, answer = n * config.last_epoch, mean(answers)
+    loose = min(config.max_tokens, mean(encoder.answers(dev)) + LOOSE)
+    return Training(
+        trainings=n,
+        examples=size * epochs,
+        tokens=per_epoch * epochs,
+        target_tokens=round(size * epochs * answer),
+        steps=math.ceil(size / config.batch) * epochs,
+        parts=n_parts(size, config) * epochs,
+        epochs=epochs,
+        dev_answers=len(dev) * epochs,
+        dev_tokens=round((sum(encoder.zero_shot(dev).values()) + len(dev) * loose) * epochs),
+        dev_passes=math.ceil(len(dev) / DEV_BATCH) * config.max_tokens * epochs,
+        checkpoints=n * (len(config.epochs) + config.early_stop),
+        largest_part=largest,
+        largest_targets=math.ceil(config.micro_batch * answer),
+    )
 
 
 def padded_tokens(lengths: Sequence[int], config: TrainConfig) -> tuple[int, int]:

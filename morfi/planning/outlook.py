@@ -9,13 +9,17 @@ from morfi.checkpoints.checkpoint import folder_here
 from morfi.engine.protocol import StartEngine
 from morfi.experiment import Outcome, Settings, run_experiment
 from morfi.experiment.run import TakeOptions
+from morfi.planning.calibration import Calibration, keep
 from morfi.planning.machine import gpu_machine, this_machine
 from morfi.planning.plan import Plan, plan_experiment
 from morfi.planning.subject import configs_of, n_gpus_of, sized_for
+from morfi.questions import load_questions
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
     from morfi.store import Store
+
+_SMALL, _RELATION = "smollm2", "P17"  # what is measured on, where nothing else is named
 
 
 def outlook(
@@ -40,6 +44,19 @@ def outlook(
         settings = sized_for(settings, gpu=True)
     standing = _standing(settings, store, start_engine, take) if _is_here(settings) else []
     return plan_experiment(sized_for(taken, gpu=machine.is_gpu), standing, machine, store, progress)
+
+
+def measured_here(settings: Settings, start_engine: StartEngine, progress: Progress) -> Calibration:
+    """The rates of this machine, measured and kept: on the model of `settings`, without any on SmolLM2.
+
+    Raises InputError where the model is not here, or cannot be trained or served.
+    """
+    from morfi.planning.measure import calibrate
+
+    ckpt = settings.get("split", {}).get("ckpt") or _SMALL
+    found = calibrate(ckpt, load_questions("world-facts"), _RELATION, start_engine, progress)
+    keep(found)
+    return found
 
 
 def _is_here(settings: Settings) -> bool:

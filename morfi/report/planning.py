@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from morfi.planning.calibration import Calibration
 from morfi.planning.fit import most_disk
 from morfi.planning.plan import Plan, Planned
 from morfi.report.tables import aligned
@@ -51,6 +52,26 @@ def plan_text(plan: Plan) -> str:
     peak = f"at most {size(total['peak_disk_bytes'])} on the disk at once" if plan.left else "all is done"
     notes = [f"- {one}" for one in plan.assumptions]
     return "\n".join([f"on {plan.machine.name}", *lines, peak, "", *notes])
+
+
+def calibration_text(found: Calibration) -> str:
+    """What a machine was measured to do."""
+    rates = found.rates
+    rows = [
+        ("prompts", f"{rates.prompt_flops / 1e9:,.0f} GFLOP/s"),
+        ("answers", f"{rates.answer_flops / 1e9:,.0f} GFLOP/s"),
+        ("training", f"{rates.train_flops / 1e9:,.0f} GFLOP/s"),
+        ("dev answers", f"{rates.dev_flops / 1e9:,.0f} GFLOP/s"),
+        ("SAE training", f"{rates.sae_flops / 1e9:,.0f} GFLOP/s"),
+        ("SAE encoding", f"{rates.encode_flops / 1e9:,.0f} GFLOP/s"),
+        ("engine start", f"{rates.start_s:.1f} s"),
+        ("swap", f"{rates.start_bytes / rates.swap_bytes_per_s:.2f} s"),
+        ("steered answer", f"{1e3 * rates.steered_s:.2f} ms beyond its operations"),
+        ("captured row", f"{1e6 * rates.row_s:.0f} us"),
+        ("disk", f"{rates.write_bytes_per_s / 1e6:,.0f} MB/s written"),
+        ("memory", f"{rates.answer_bytes_per_s / 1e9:,.0f} GB/s"),
+    ]
+    return "\n".join([f"{found.device}, on {found.model}", *aligned([("what", "rate"), *rows], numeric=(1,))])
 
 
 def _stage_object(one: Planned) -> dict[str, Any]:
