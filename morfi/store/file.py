@@ -176,7 +176,8 @@ def _connection(
     try:
         connection = _connect(path, lock_timeout_s, say, open_it)
         try:
-            yield connection
+            with _ctrl_c():
+                yield connection
         except duckdb.Error as error:
             if _is_about_the_file(error):
                 raise _refusal(path, error) from error
@@ -186,15 +187,21 @@ def _connection(
                     f"{reason_of(error)}; another morfi made them, so give another --db"
                 ) from error
             raise
-        except RuntimeError as error:
-            # DuckDB takes Ctrl-C for itself while a statement runs, and says so like this.
-            if "interrupted" in str(error):
-                raise KeyboardInterrupt from error
-            raise
         finally:
             connection.close()
     finally:
         _gate.release()
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[None]:
+    """Ctrl-C stays one in the block: DuckDB takes it for itself while a statement runs."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "interrupted" in str(error):  # as DuckDB says it
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _open(path: Path | None, *, read_only: bool, confined: bool) -> DuckDBPyConnection:
@@ -205,10 +212,15 @@ def _open(path: Path | None, *, read_only: bool, confined: bool) -> DuckDBPyConn
         _check_magic(path)
     # Absolute, so that names such as `md:x` stay names of files.
     name = ":memory:" if path is None else str(path.absolute())
-    connection = duckdb.connect(name, read_only=read_only, config=config)
-    connection.execute("SET enable_progress_bar = false")  # it would be drawn on standard output
-    if confined:
-        connection.execute("SET lock_configuration = true")
+    with _ctrl_c():
+        connection = duckdb.connect(name, read_only=read_only, config=config)
+        try:
+            connection.execute("SET enable_progress_bar = false")  # it would be drawn on standard output
+            if confined:
+                connection.execute("SET lock_configuration = true")
+        except BaseException:
+            connection.close()  # lest it keeps the file from whoever stores how this ended
+            raise
     return connection
 
 

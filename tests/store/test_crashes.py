@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import duckdb
 import pytest
 from answered_run import QUESTIONS, completions
 from child_process import child, line_of
@@ -27,6 +28,24 @@ def batch(n):
     return [CompletionRow("run-a", f"q{n * 64 + i}", 0, "p" * 300, answer)
             for i in range(64)]
 """
+
+
+def test_an_interrupt_while_the_file_is_opened_is_an_interrupt_and_lets_the_file_go(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+
+    class Interrupted:
+        def execute(self, _: str) -> None:
+            raise RuntimeError("Query interrupted")  # what DuckDB makes of Ctrl-C
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr(duckdb, "connect", lambda *_, **__: Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        store.runs()
+    assert closed == [True]
 
 
 def test_an_interrupt_while_a_statement_runs_is_an_interrupt(store: Store) -> None:
