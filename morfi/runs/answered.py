@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints.presets import PRESETS
 from morfi.errors import InputError
-from morfi.store.records import AttemptRecord, RelationAccuracy, RunRecord, RunSummary
+from morfi.store.records import AttemptRecord, RelationAccuracy, RunKind, RunRecord, RunSummary
 
 if TYPE_CHECKING:
     from morfi.store import Store
@@ -51,8 +51,11 @@ class AnsweredRun:
 
     @property
     def model_id(self) -> str:
-        """The model as developer/name; the developer is "local" where it was a folder or a server's name."""
-        return public_id(self.record.ckpt)
+        """The model as developer/name; the developer is "local" where it is none of the hub."""
+        ckpt = self.record.ckpt
+        if self.record.kind == RunKind.SWEEP_EVAL and ckpt != self.record.base:  # a name within its series
+            return f"local/{portable(ckpt)}"
+        return public_id(ckpt)
 
 
 def read_answered(store: Store, run_id: str) -> AnsweredRun:
