@@ -483,10 +483,10 @@ def sql_command(common: Common, statement: str) -> None:
 @option(
     "--format",
     "fmt",
-    kind=click.Choice(["jsonl", "parquet", "csv", "eee", "lm-eval", "steer-vectors"]),
+    kind=click.Choice(["jsonl", "parquet", "csv", "eee", "lm-eval", "tables", "steer-vectors"]),
     default="jsonl",
-    help="Of the rows; a folder as Every Eval Ever or lm-evaluation-harness has it; or a steer run's "
-    "directions, as safetensors with a JSON file beside it.",
+    help="Of the rows; a folder as Every Eval Ever or lm-evaluation-harness has it, or of all tables as "
+    "Parquet; or a steer run's directions, as safetensors with a JSON file beside it.",
 )
 @file_option("--out", help="The file, or new folder, to write.", unset="standard output")
 @common_options

@@ -12,13 +12,14 @@ from morfi.errors import InputError
 from morfi.files import whole_folder
 from morfi.runs.as_eee import write_eee
 from morfi.runs.as_lm_eval import write_lm_eval
+from morfi.runs.as_tables import write_tables
 
 if TYPE_CHECKING:
     from morfi.store import Store
 
 # Each writes into a folder that is empty, and returns the run's id.
 FOLDERS: Mapping[str, Callable[[Store, str, Path], str]] = MappingProxyType(
-    {"eee": write_eee, "lm-eval": write_lm_eval}
+    {"eee": write_eee, "lm-eval": write_lm_eval, "tables": write_tables}
 )
 
 

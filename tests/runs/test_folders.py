@@ -8,11 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import duckdb
+import pandas
 import pytest
+from pyarrow import parquet
 from run_record import START, run_record
 
 from morfi.errors import InputError
@@ -20,7 +24,7 @@ from morfi.questions.question import Question
 from morfi.runs import answered, folders
 from morfi.runs.folders import FOLDERS, export_folder
 from morfi.store import Store
-from morfi.store.records import AttemptRecord, CompletionRow, JudgedAnswer
+from morfi.store.records import AttemptRecord, CompletionRow, JudgedAnswer, SweepRow
 
 CKPT = "/home/somebody/models/my model"
 TEXTS = ["Paris", " a\u2028b", "", '"', "a\nb", "é🗼"]
@@ -55,6 +59,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     with store.together():
         write_run(store, "run-a", TEXTS)
         write_run(store, "run-b", ["other"])
+        store.begin_run(run_record("run-sweep", kind="sweep", data_sha256="run-a"), {})
+        store.add("run-sweep", [SweepRow(0, None, None, None, None, "a" * 64, 0.5, 1, "run-b")])
         write_run(store, "run-unfinished", ["a"], n_planned=2)
         write_run(store, "run-served", TEXTS, config={"match": "contains", "endpoint": "http://a"})
     return store
@@ -64,7 +70,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("fmt", FOLDERS)
+@pytest.mark.parametrize("fmt", ["eee", "lm-eval"])
 def test_a_folder_names_no_place_of_this_machine_and_is_the_same_again(
     store: Store, tmp_path: Path, fmt: str
 ) -> None:
@@ -119,6 +125,13 @@ def test_names_are_portable_and_those_of_the_hub_stay(
     assert {ckpt: answered.public_id(ckpt) for ckpt in names} == names
 
 
+def test_a_checkpoint_of_a_series_is_none_of_the_hub(store: Store) -> None:
+    run = answered.read_answered(store, "run-a")
+    record = replace(run.record, kind="sweep-eval", ckpt="level-050/epoch-03", base="org/model")
+    assert replace(run, record=record).model_id == "local/level-050_epoch-03"
+    assert replace(run, record=replace(record, ckpt="org/model")).model_id == "org/model"
+
+
 def test_eee_holds_each_relation_and_every_answer(store: Store, tmp_path: Path) -> None:
     export_folder(store, "run-a", "eee", tmp_path / "out")
     place = tmp_path / "out" / "data" / "world-facts" / "local" / "my_model"
@@ -146,6 +159,7 @@ def test_eee_holds_each_relation_and_every_answer(store: Store, tmp_path: Path) 
     assert {line["evaluation_result_id"] for line in lines} == ids
 
 
+@pytest.mark.long
 def test_the_validator_of_every_eval_ever_takes_a_run(store: Store, tmp_path: Path) -> None:
     core = pytest.importorskip("every_eval_ever.validator.validation_core")
     for run_id in ("run-a", "run-b", "run-served"):
@@ -207,3 +221,42 @@ def test_every_eval_ever_reads_an_lm_eval_folder_as_the_run(
     assert {name: one.uncertainty.num_samples for name, one in found.items()} == {
         name: one.n for name, one in expected.items()
     }
+
+
+@pytest.mark.parametrize(("run_id", "runs"), [("run-a", ["run-a"]), ("run-sweep", ["run-sweep", "run-b"])])
+def test_tables_hold_all_rows_of_a_run_and_no_others(
+    store: Store, tmp_path: Path, run_id: str, runs: list[str]
+) -> None:
+    export_folder(store, run_id, "tables", tmp_path / "out")
+    about = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (about["run_id"], about["runs"]) == (run_id, runs)
+    tables = {path.stem: parquet.read_table(path) for path in (tmp_path / "out").glob("*.parquet")}
+    assert {name: table.num_rows for name, table in tables.items()} == about["n_rows"]
+    wanted = {"asked", "attempt", "completion", "question", "run"}
+    assert set(tables) == (wanted | {"sweep_checkpoint"} if run_id == "run-sweep" else wanted)
+    listed = ", ".join(f"'{one}'" for one in runs)
+    for name, table in tables.items():
+        column = "data_sha256" if name == "question" else "run_id"
+        expected = store.query(f"FROM {name} WHERE {column} IN ({listed}) ORDER BY ALL").to_pylist()
+        found = table.to_pylist()
+        assert [{key: as_stored(value) for key, value in row.items()} for row in found] == expected
+
+
+def as_stored(value: Any) -> Any:
+    """A value of a Parquet file as the store has it: with UTC unsaid."""
+    return value.replace(tzinfo=None) if isinstance(value, datetime) else value
+
+
+@pytest.mark.long
+def test_pandas_and_duckdb_read_the_types_of_tables(store: Store, tmp_path: Path) -> None:
+    export_folder(store, "run-a", "tables", tmp_path / "out")
+    run, question = tmp_path / "out" / "run.parquet", tmp_path / "out" / "question.parquet"
+    assert pandas.read_parquet(run)["created_at"][0] == START
+    assert list(pandas.read_parquet(question)["answers"][0]) == ["Paris", "other"]
+    with duckdb.connect() as connection:
+        columns = "SELECT column_name, column_type FROM (DESCRIBE FROM read_parquet(?))"
+        types = dict(connection.execute(columns, [str(run)]).fetchall())
+        answers = connection.execute("SELECT answers FROM read_parquet(?)", [str(question)]).fetchall()
+    assert types["created_at"] == "TIMESTAMP WITH TIME ZONE"
+    assert (types["bos"], types["seed"], types["config"]) == ("BOOLEAN", "BIGINT", "VARCHAR")
+    assert (["Paris", "other"],) in answers
