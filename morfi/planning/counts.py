@@ -116,7 +116,7 @@ class Counter:
         known = [name for name in CATEGORIES if name != "Unknown"]
         n_dev = min(config.dev_limit, facts.n_in("dev", known))
         dev = select(facts.questions["dev"], limit=n_dev) if n_dev else ()
-        n, kept = len(mix.levels) * config.seeds, len(config.epochs) + config.early_stop
+        n, kept = len(mix.levels) * config.seeds, n_kept(config)
         training = training_of(config, self._encoder, drawn, dev, size=mix.size, n=n)
         adapter = ROW_BYTES * self._shape.lora_parameters(config.rank, config.targets)
         seeds = f" x {config.seeds} seeds" if config.seeds > 1 else ""
@@ -285,10 +285,15 @@ def training_of(
         dev_answers=len(dev) * epochs,
         dev_tokens=round((sum(encoder.zero_shot(dev).values()) + len(dev) * loose) * epochs),
         dev_passes=math.ceil(len(dev) / DEV_BATCH) * config.max_tokens * epochs,
-        checkpoints=n * (len(config.epochs) + config.early_stop),
+        checkpoints=n * n_kept(config),
         largest_part=largest,
         largest_targets=math.ceil(config.micro_batch * answer),
     )
+
+
+def n_kept(config: TrainConfig) -> int:
+    """The checkpoints of a training at most: early stopping adds one where it falls between those kept."""
+    return len(config.epochs) + (config.early_stop and config.last_epoch > len(config.epochs))
 
 
 def padded_tokens(lengths: Sequence[int], config: TrainConfig) -> tuple[int, int]:
@@ -321,7 +326,7 @@ class Steered:
 def steered(config: SteerConfig, n_layers: int, n_choosing: int, n_reporting: int) -> Steered:
     """What a steer run tries where every latent that `config` asks for is found."""
     n_latents = len(config.ids) if config.ids is not None else config.top
-    of_latents = n_latents * (1 + len(RIVALS) * config.rivals) + config.controls
+    of_latents = n_latents * (1 + len(RIVALS) * config.rivals) + (config.controls if n_latents else 0)
     directions = of_latents + 1 + config.random
     bare = PROJECT.name if OPERATIONS[config.op].needs_latent else config.op
     arms = of_latents * len(config.amounts)

@@ -18,7 +18,7 @@ from morfi.interventions.config import SteerConfig
 from morfi.latents.activations import EPOCHS
 from morfi.latents.find import BOTH, FindConfig
 from morfi.planning.asked import Encoder, encoder_of
-from morfi.planning.counts import CATEGORIES, LOOSE, Configs, Facts
+from morfi.planning.counts import CATEGORIES, LOOSE, Configs, Facts, n_kept
 from morfi.planning.shape import Shape, shape_of
 from morfi.questions import QuestionSet, load_questions, select, with_splits
 from morfi.runs.options import sized_here
@@ -73,7 +73,7 @@ def subject_of(settings: Settings, split_run: str | None, store: Store, progress
         questions = chosen_questions(data, configs.split)
         levels = configs.mix.levels if configs.mix is not None else ()
         train = configs.train
-        n_epochs = 1 if train is None else len(train.epochs) + train.early_stop
+        n_epochs = 1 if train is None else n_kept(train)
         seeds = 1 if train is None else train.seeds
         n_conditions, bos = 1 + len(levels) * seeds * n_epochs, configs.split.bos
         n_levels = len(levels) * seeds
@@ -132,7 +132,7 @@ def _assumed(category: Mapping[str, str] | None) -> list[str]:
     found = [
         f"an answer has the tokens of the right one and the end of its line, {LOOSE} more where the model "
         "was not taught that form or is steered",
-        "every latent that is asked for is found",
+        "every latent that is asked for is found, and early stopping falls between the epochs that are kept",
     ]
     if category is None:
         shares = ", ".join(f"{100 * share:.0f} % {name}" for name, share in CATEGORIES.items())
