@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from morfi.store.records import RunRecord
+from morfi.store.records import RunRecord, exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Property:
 
     def shown(self, level: float) -> str:
         """A level with its unit, such as "50 %"."""
-        return f"{level} {self.unit}" if self.unit else f"{level}"
+        return f"{exact(level)} {self.unit}" if self.unit else f"{exact(level)}"
 
     def scale(self, levels: Iterable[float]) -> tuple[float, float]:
         """The ends of an axis for these levels; never the same number."""

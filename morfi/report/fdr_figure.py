@@ -36,7 +36,8 @@ def _figure(
     # From 0, where no shuffle gives a trend, through 1 to thousands.
     axes.set_yscale("symlog", linthresh=1)
     axes.set(xlabel="|S| of the trend, at least", ylabel="latents")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.5 * max(1, *(row.n_found for row in rows)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -174,6 +174,13 @@ def test_text_from_outside_stays_text() -> None:
         assert f'href="#one-{kind}-a"' in made
 
 
+def test_a_token_of_many_blanks_stays_inside_its_card(page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    token = f"<p><code>{60 * chr(0x2423)}</code></p>"
+    page.evaluate("token => document.querySelector('.card').insertAdjacentHTML('beforeend', token)", token)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_a_picture_can_be_told_from_a_light_and_from_a_dark_page() -> None:
     light, dark = colours_of("fill: var(--c440154); stroke: var(--ce5e5e5)").splitlines()
     assert "--c440154: #440154; --ce5e5e5: #e5e5e5;" in light  # the darkest of the scale, and a grid

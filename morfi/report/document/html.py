@@ -67,7 +67,7 @@ def table(
     kind = ' class="sortable"' if sortable else ""
     return (
         f'<div class="scroll" tabindex="0" role="group" aria-label="{text(caption)}"><table{kind}>'
-        f"<caption>{text(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+        f"<caption><span>{text(caption)}</span></caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
         "</div>"
     )
 

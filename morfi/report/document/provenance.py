@@ -39,9 +39,9 @@ def cost(material: Material) -> Section:
 
 def _training(trained: Mapping[str, Any]) -> tuple[str | Cell, ...]:
     """The row of an SAE's training, which is no run: its tokens are those that the SAE saw."""
-    seconds = trained.get("wall_s")
-    minutes = Cell(f"{seconds / 60:.1f}", seconds) if seconds is not None else "-"
-    return "sae train", f"{trained['config']['tokens']:,} tokens seen", "done", minutes, "-", "-", "-"
+    seconds, none = trained.get("wall_s"), Cell("-", 0)
+    minutes = Cell(f"{seconds / 60:.1f}", seconds) if seconds is not None else none
+    return "sae train", f"{trained['config']['tokens']:,} tokens seen", "done", minutes, none, none, none
 
 
 def settings(material: Material) -> Section:
