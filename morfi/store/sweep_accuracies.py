@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from morfi.statistics import wilson_interval
-from morfi.store.records import SweepAccuracy
+from morfi.store.records import SweepAccuracy, exact
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -31,9 +31,9 @@ ORDER BY questions, s.level NULLS FIRST, s.epoch_setting, s.seed
 def sweep_accuracies(connection: DuckDBPyConnection, run_id: str) -> list[SweepAccuracy]:
     """Accuracy of the base model, then of each level and epoch setting, on each group of questions."""
     found: list[SweepAccuracy] = []
-    for level, setting, questions, _, n, n_correct in connection.execute(
-        _BY_SEED, {"run": run_id}
-    ).fetchall():
+    rows = connection.execute(_BY_SEED, {"run": run_id}).fetchall()
+    for by, setting, questions, _, n, n_correct in rows:
+        level = None if by is None else exact(by)
         last = found[-1] if found else None
         if last is None or (last.level, last.epoch_setting, last.questions) != (level, setting, questions):
             last = SweepAccuracy(level, setting, questions, 0, 0, 0, 0.0, 0.0, 1.0)

@@ -151,6 +151,7 @@ def test_sweep_accuracy_is_by_level_epoch_setting_and_what_the_base_knew(store: 
         SweepAccuracy(None, None, "train Unknown", 1, 1, 0, 0.0, *_bounds(0, 1), (0.0,)),
         SweepAccuracy(50, "5", "train Unknown", 2, 2, 2, 1.0, *_bounds(2, 2), (1.0, 1.0)),
     ]
+    assert [str(one.level) for one in found[:2]] == ["None", "50"]
     # t of one degree of freedom: 12.706 times the standard error of 0.5.
     over_seeds = found[1].over_seeds
     assert over_seeds is not None
