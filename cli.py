@@ -427,23 +427,22 @@ def show_command(common: Common, run: str) -> None:
 
 
 @cli.command("report")
-@click.argument("run")
-@file_option("-o", "--out", help="The file to write.", unset="RUN.html beside the database")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@option("--format", "form", default="html", metavar="html|md", help="A page of HTML, or Markdown.")
+@file_option("-o", "--out", help="The file to write.", unset="RUN.html or RUN.md beside the database")
 @option(
     "--pictures",
     kind=click.Path(path_type=Path, file_okay=False),
-    help="A folder for its pictures, each as PNG and SVG.",
+    help="A folder for its pictures, each as PNG and SVG; of HTML.",
     unset="none",
 )
 @option("--open", "opened", is_flag=True, help="Show it in the browser.")
 @common_options
-def report_command(
-    common: Common, run: str, out: Path | None, *, pictures: Path | None, opened: bool
-) -> None:
-    """Writes the experiment that ends with RUN as one HTML file, to be read by anybody."""
-    from morfi.report.document import write_report
+def report_command(common: Common, runs: tuple[str, ...], *, opened: bool, **given: Any) -> None:
+    """Writes the experiment that ends with RUN as one file, to be read by anybody; of several, Markdown."""
+    from morfi.report.document import write_as
 
-    path = write_report(common.store, run, out, pictures)
+    path = write_as(given["form"], common.store, runs, given["out"], given["pictures"])
     if opened:
         click.launch(str(path))
     common.tell({"out": str(path)}, f"wrote {path}", f"wrote {path}")

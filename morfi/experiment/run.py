@@ -18,8 +18,9 @@ from morfi.experiment.check import check_settings
 from morfi.experiment.known import Known
 from morfi.experiment.stages import Settings, Stage, Surroundings, given_to, stages_of
 from morfi.files import noting_sources
+from morfi.interventions.replicates import replicates
 from morfi.runs.life import Ready
-from morfi.store.records import EVERY
+from morfi.store.records import EVERY, RunKind
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
@@ -130,7 +131,11 @@ def _standing(store: Store, stage: Stage, ready: Ready) -> Outcome:
     known = {one.run_id: one for one in _runs(store, stage)}
     own = known.get(ready.result)
     if ready.work is None:
-        return Outcome(stage.name, DONE, ready.result, None if own is None else own.wall_s)
+        every = [ready.result]
+        if stage.kind == RunKind.STEER:
+            every = [one.run_id for one in replicates(store, store.run(ready.result))]
+        seconds = None if own is None else sum(known[one].wall_s for one in every)
+        return Outcome(stage.name, DONE, ready.result, seconds)
     before = _before(store, stage)
     if own is not None:
         return Outcome(stage.name, BEGUN, ready.result, before)

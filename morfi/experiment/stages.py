@@ -171,20 +171,30 @@ def _steer_config(given: Mapping[str, Any]) -> SteerConfig:
 
 
 def _steer(given: Mapping[str, Any], around: Surroundings) -> Ready:
-    """Steers the highest level unless told otherwise; along the baselines alone where no latent was found."""
+    """Steers the highest level unless told otherwise; along the baselines alone where no latent was found.
+
+    Every seed of that checkpoint is steered, in a run of its own.
+    """
     from morfi.interventions.config import TRENDS
     from morfi.interventions.run import ready_steer
 
     given, store, found = dict(given), around.store, given["latents"]
+    conditions = [condition_of(row) for row in store.trend_conditions(found)]
     if "ckpt" not in given:
-        conditions = [condition_of(row) for row in store.trend_conditions(found)]
         given["ckpt"] = max(conditions, key=lambda one: one.level).name
     signs = TRENDS[given.get("trend", "any")]
     directions = store.latents(found, selected=True)["direction"].to_pylist()
     if "ids" not in given and not set(signs) & set(directions):
         around.progress.phase("no latent has a trend: only delta_u and random directions are steered along")
         given["top"] = 0
-    return ready_steer(_steer_config(given), store, around.start_engine, **_how(around))
+    seeds = sorted({one.seed for one in conditions if one.name == given["ckpt"]})
+    by_seed = [{"train_seed": seed, **given} for seed in seeds if given.get("train_seed", seed) == seed]
+    return Ready.together(
+        [
+            ready_steer(_steer_config(one), store, around.start_engine, **_how(around))
+            for one in by_seed or [given]
+        ]
+    )
 
 
 def _how(around: Surroundings) -> dict[str, Any]:

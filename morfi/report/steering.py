@@ -7,24 +7,13 @@ from typing import Any
 
 from morfi.engine.operations import ADD, OPERATIONS
 from morfi.interventions.config import SteerRun
-from morfi.interventions.groups import CONTROL, DELTA_U, DOWN, LATENT, RANDOM, UP, Group
+from morfi.interventions.groups import DELTA_U, LATENT, Group
 from morfi.interventions.outcome import Outcome, Recovery, Share, Steered
-from morfi.interventions.rivals import CHANGE, KNOWLEDGE
 from morfi.interventions.verdicts import Answerer
+from morfi.report.findings.words import GROUPS, between, points
 from morfi.report.tables import aligned, percent
-from morfi.statistics import Interval
 from morfi.words import counted
 
-GROUPS = {
-    LATENT: "latents with a trend",
-    CHANGE: "latents whose mean changes most",
-    KNOWLEDGE: "latents that tell known from unknown",
-    CONTROL: "control latents",
-    RANDOM: "random directions",
-    DELTA_U: "delta_u",
-    DOWN: "rising latents that go best down",
-    UP: "falling latents that go best up",
-}
 _TRENDS = {1: "rises", -1: "falls"}
 
 
@@ -104,7 +93,7 @@ def _scan(found: Steered) -> list[str]:
             f"{one.best.alpha:+g}",
             f"{one.best.strength:+.4g}",
             percent(one.best.accuracy),
-            _points(one.best.gain),
+            points(one.best.gain),
         )
         for one in every
     ]
@@ -136,8 +125,8 @@ def _line(one: Outcome, op: str) -> tuple[str, ...]:
         percent(one.best.accuracy),
         percent(reported.accuracy_a),
         percent(reported.accuracy_b),
-        _points(reported.difference),
-        _between(reported.interval),
+        points(reported.difference),
+        between(reported.interval),
         f"{reported.p:.2g}",
         *(_recovery(one.recovery[name]) for name in (Answerer.REFERENCE, Answerer.BASE)),
     )
@@ -178,31 +167,26 @@ def _groups(found: Steered, config: SteerRun) -> list[str]:
         best = next(one for one in found.groups if one.kind == LATENT)
         lines.append(
             f"{best.best}, the best by what was chosen on, against delta_u: "
-            f"{_points(ahead.difference)} points ({_between(ahead.interval)}), McNemar p {ahead.p:.2g}"
+            f"{points(ahead.difference)} points ({between(ahead.interval)}), McNemar p {ahead.p:.2g}"
         )
     return lines
 
 
 def _group(group: Group, config: SteerRun) -> tuple[str, ...]:
-    spread = "" if group.interval is None else _between(clipped(group.interval))
+    spread = "" if group.interval is None else between(group.interval)
     margin = group.margin
     return (
         group_name(group.kind, config),
         str(group.n),
-        _points(group.gain),
+        points(group.gain),
         spread,
         group.best,
         f"{group.best_alpha:+g}",
-        _points(group.best_chosen),
-        _points(group.best_gain.difference),
-        _between(group.best_gain.interval),
-        "" if margin is None else f"{_points(margin.difference)} ({_between(margin.interval)})",
+        points(group.best_chosen),
+        points(group.best_gain.difference),
+        between(group.best_gain.interval),
+        "" if margin is None else f"{points(margin.difference)} ({between(margin.interval)})",
     )
-
-
-def clipped(interval: Interval) -> Interval:
-    """The interval of a gain, which goes no further than from all to nothing."""
-    return Interval(max(interval.low, -1.0), min(interval.high, 1.0))
 
 
 def _shared(found: Steered, config: SteerRun) -> list[str]:
@@ -214,7 +198,7 @@ def _shared(found: Steered, config: SteerRun) -> list[str]:
         if n_all
         else f"{GROUPS[rule]}: none, for it is not known which of the questions the base model knew"
         for rule, n, n_all in counts
-        if n or not n_all
+        if n or (own and not n_all)
     ]
 
 
@@ -228,11 +212,3 @@ def _recovery(found: Recovery) -> str:
 
 def _share(share: Share) -> str:
     return f"{percent(share.share)} ({share.n_right} of {share.n})"
-
-
-def _points(gain: float) -> str:
-    return f"{100 * gain:+.1f}"
-
-
-def _between(interval: Interval) -> str:
-    return f"{_points(interval.low)} to {_points(interval.high)}"

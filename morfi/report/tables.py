@@ -1,4 +1,4 @@
-"""Text tables: columns that line up, and shares in percent."""
+"""Tables as text and in Markdown, and shares in percent."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from collections.abc import Iterable, Sequence
 def percent(share: float | None) -> str:
     """`share` as "57.1 %"; empty for None."""
     return "" if share is None else f"{100 * share:.1f} %"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown; no bar within a cell ends it."""
+    every = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in every]
 
 
 def aligned(

@@ -136,6 +136,15 @@ class Ready:
         """Does what is lacking; returns what could not be done and why."""
         return () if self.work is None else self.work()
 
+    @classmethod
+    def together(cls, parts: Sequence[Ready]) -> Ready:
+        """Several as one, done in their order; its result is the first's."""
+        lacks = any(one.work is not None for one in parts)
+        return cls(
+            parts[0].result,
+            (lambda: [failure for one in parts for failure in one.finish()]) if lacks else None,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Life:

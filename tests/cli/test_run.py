@@ -16,9 +16,10 @@ from command_line import CommandLine, refused
 
 from morfi.checkpoints import model_files, tokenizer
 from morfi.questions import load
-from morfi.report.document.chain import chain_of
 from morfi.report.document.experiment_file import experiment_file
+from morfi.report.findings.chain import chain_of
 from morfi.store import Store
+from morfi.store.records import RunKind
 
 NAMES = ["split", "mix", "train", "sweep", "capture", "sae train", "find", "steer"]
 # Every option that is given decides what its stage, and those that build on it, make.
@@ -304,10 +305,21 @@ def test_where_no_latent_has_a_trend_the_baselines_are_steered_along(
     run: CommandLine, experiment: Path
 ) -> None:
     few = [word for one in ("steer.top=2", "steer.random=1", "find.rho-min=1") for word in ("--set", one)]
-    ended = run("run", experiment, *few, "--set", "find.min-firing=1", "--json")
+    ended = run("run", experiment, *few, "--set", "find.min-firing=1", "--seeds", "2", "--json")
     assert set(states(ended).values()) == {"done"}
     assert "no latent has a trend: only delta_u and random directions" in ended.err
     assert "none was selected" in Path(ended.json["report"]).read_text(encoding="utf-8")
+    store = Store(Path("morfi.duckdb"))
+    steered = [store.run(one.run_id) for one in store.runs(99, (RunKind.STEER,))]
+    assert sorted((one.config["ckpt"], one.config["train_seed"]) for one in steered) == [
+        ("M_100", 0),
+        ("M_100", 1),
+    ]
+    assert len({one.ckpt_sha256 for one in steered}) == 2
+    (result,) = (one for one in ended.json["stages"] if one["stage"] == "steer")
+    assert store.run(result["result"]).config["train_seed"] == 0
+    assert result["seconds"] == pytest.approx(sum(store.summary(one.run_id).wall_s for one in steered))
+    assert len(store.trend_conditions(steered[0].config["latents"])) == 6
 
 
 def test_a_stage_before_the_first_must_be_done(run: CommandLine, experiment: Path) -> None:

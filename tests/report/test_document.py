@@ -15,12 +15,12 @@ from run_record import run_record
 
 from morfi.errors import InputError
 from morfi.interventions.outcome import steered
-from morfi.report.document import write_report
+from morfi.report.document import write_as, write_report
 from morfi.report.document.answer import answer_of
-from morfi.report.document.chain import Chain
 from morfi.report.document.drawings import Figure, colours_of, drawing
 from morfi.report.document.html import Cell, document, table
 from morfi.report.document.material import Material
+from morfi.report.findings.chain import Chain
 from morfi.report.picture import Picture
 from morfi.store import Store
 from morfi.store.records import SweepAccuracy
@@ -130,6 +130,37 @@ def test_the_report_stands_beside_the_database_unless_told_otherwise(
     assert "The latents" in found.headings
     with pytest.raises(InputError, match="cannot be written"):
         write_report(store, find_run, tmp_path / "no" / "r.html")
+
+
+def test_the_page_in_markdown_answers_every_claim_by_the_same_numbers(
+    steerable: tuple[Store, str], steer: Callable[..., str], tmp_path: Path
+) -> None:
+    store, run_id = steerable[0], steer(rivals=True, ids=(0, 3))
+    page = write_as("md", store, [run_id], tmp_path / "r.md").read_text(encoding="utf-8")
+    assert [page.count(f"\n- ({letter}) ") for letter in "abcde"] == [1] * 5
+    found = steered(store, store.run(run_id))
+    assert found is not None
+    groups = {group.kind: group for group in found.groups}
+    assert {"change", "knowledge", "control", "random", "delta_u"} <= set(groups)
+    for kind in ("control", "random"):
+        margin = groups[kind].margin
+        assert margin is not None
+        assert f"{100 * margin.difference:+.1f} (" in page
+    assert "Llama Scope | +33.4 down, +21.7 up | 69.0 to 76.9 %" in page
+    assert f"| steer | {run_id} |" in page
+    assert str(tmp_path) not in page
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in page.splitlines() if "**tiny" in line} == {5}
+    both = write_as("md", store, [run_id, run_id], tmp_path / "b.md").read_text(encoding="utf-8")
+    assert both.startswith("# Experiments on several models\n")
+    assert both.count("\n### The claims\n") == 2
+    assert write_as("md", store, [run_id], tmp_path / "c.md").read_text(encoding="utf-8") == page
+    html = Outline(write_as("html", store, [run_id], tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert {"By how directions were chosen", "What the paper claims, and this experiment says"} <= set(
+        html.headings
+    )
+    for form, runs, said in (("pdf", [run_id], "none of html, md"), ("html", [run_id] * 2, "2 runs in one")):
+        with pytest.raises(InputError, match=said):
+            write_as(form, store, runs, None)
 
 
 def test_a_sweep_is_answered_for_one_number_of_epochs(store: Store) -> None:

@@ -16,8 +16,8 @@ from morfi.interventions.config import SteerConfig
 from morfi.latents.capture import CaptureConfig
 from morfi.latents.find import FindConfig
 from morfi.latents.sae_training import QUALITY, SaeTraining
-from morfi.report.document.chain import Chain
 from morfi.report.document.html import last_part
+from morfi.report.findings.chain import Chain
 from morfi.runs.options import name_of
 from morfi.training.config import TrainConfig
 from morfi.training.mixtures import MixConfig

@@ -18,8 +18,9 @@ from morfi.latents.activity import MAX_DRAWN, Activity, activity_of
 from morfi.latents.find import FindRun
 from morfi.latents.logit_lens import SpokenFor, spoken_for
 from morfi.latents.sae import load_sae
-from morfi.report.document.chain import Chain
-from morfi.report.document.flips import Pair, pairs_of
+from morfi.report.findings import Experiment, experiment_of
+from morfi.report.findings.chain import Chain
+from morfi.report.findings.flips import Pair, pairs_of
 from morfi.report.trend_figure import drawn
 from morfi.runs.settings import settings_of
 
@@ -55,6 +56,11 @@ class Material:
         shown = [one for kind in _CLAIMED for one in self.of_kind(kind)[:1]]
         split = self.steering.report_on
         return {one.direction.direction: pairs_of(self.store, run, one, split) for one in shown}
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The experiment's numbers, with those of its other seeds."""
+        return experiment_of(self.store, self.chain.last.run_id)
 
     def of_kind(self, kind: str) -> list[Outcome]:
         """The reported outcomes of a kind of direction, the best by what strengths were chosen on first."""

@@ -12,10 +12,11 @@ from morfi.latents.find import MIN_EXPLAINED, FindRun
 from morfi.report.document.cards import card
 from morfi.report.document.drawings import drawing
 from morfi.report.document.figures import accuracy_figure, chance_figure, gains_figure, trends_figure
-from morfi.report.document.flips import recovery_of
 from morfi.report.document.html import Cell, Section, items, last_part, paragraph, table
 from morfi.report.document.material import SHOWN, Material
+from morfi.report.document.rules import claims, rules, seeds
 from morfi.report.fdr_figure import expected_of
+from morfi.report.findings.flips import recovery_of
 from morfi.report.sweep import groups_of, levels_of
 from morfi.report.sweep import settings_of as epochs_of
 from morfi.report.tables import percent
@@ -28,6 +29,12 @@ _ALONG = {LEVEL: "levels", EPOCHS: "epochs"}
 
 def setting(material: Material) -> Section | None:
     """What was done, in a table."""
+    body = table(("", ""), setting_rows(material), caption="The setting")
+    return Section("setting", "What was done", body)
+
+
+def setting_rows(material: Material) -> list[tuple[str, str]]:
+    """What was done: names and values."""
     chain = material.chain
     last = chain.last
     rows = [("model", last.base or last.ckpt), ("questions", f"{last.data} ({last.data_sha256[:12]})")]
@@ -65,7 +72,7 @@ def setting(material: Material) -> Section | None:
                 f"strengths chosen on {steering.choose_on}, reported on {steering.report_on}",
             )
         )
-    return Section("setting", "What was done", table(("", ""), rows, caption="The setting"))
+    return rows
 
 
 def accuracy(material: Material) -> Section | None:
@@ -260,7 +267,14 @@ def cards(material: Material) -> Section | None:
 
 def limits(material: Material) -> Section | None:
     """What the experiment cannot tell."""
-    chain, lines = material.chain, []
+    lines = limit_lines(material)
+    return Section("limits", "What was not controlled for", items(lines)) if lines else None
+
+
+def limit_lines(material: Material) -> list[str]:
+    """What the experiment cannot tell, a sentence or two each."""
+    chain = material.chain
+    lines: list[str] = []
     if chain.train is not None and chain.train.config["seeds"] == 1:
         lines.append("There is one training of each mixture: another seed may give other numbers.")
     if chain.find is not None:
@@ -277,14 +291,17 @@ def limits(material: Material) -> Section | None:
         lines.append("The largest of many gains is too large, even where it was chosen on other questions.")
     if chain.split is None:
         lines.append("What the base model knew was not measured: known and unknown questions are one group.")
-    return Section("limits", "What was not controlled for", items(lines)) if lines else None
+    return lines
 
 
 SECTIONS: Sequence[Callable[[Material], Section | None]] = (
+    claims,
     setting,
     accuracy,
     trends,
     gains,
+    rules,
+    seeds,
     recovered,
     flips,
     cards,

@@ -1,0 +1,196 @@
+"""The page of an experiment in Markdown: what it says to each claim of the paper, then its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from morfi.conditions.levels import varied_in
+from morfi.report.document.markdown_trends import trends
+from morfi.report.document.material import Material
+from morfi.report.document.sections import limit_lines, setting_rows
+from morfi.report.findings import RULE, Experiment, Part, claims_of
+from morfi.report.findings.published import PAPER, PUBLISHED
+from morfi.report.findings.words import GROUPS, estimated, points, share
+from morfi.report.sweep import groups_of, levels_of, settings_of
+from morfi.report.tables import markdown_table, percent
+from morfi.store.records import SweepAccuracy
+
+Lines = list[str]
+
+
+def page(experiments: Sequence[Experiment]) -> str:
+    """The page: of several experiments first a table of them all, then each."""
+    if len(experiments) == 1:
+        lines = [f"# {_title(experiments[0])}", *_experiment(experiments[0], "##")]
+    else:
+        lines = ["# Experiments on several models", "", RULE, "", *_side_by_side(experiments)]
+        for one in experiments:
+            lines += ["", f"## {_title(one)}", *_experiment(one, "###")]
+    return "\n".join(lines) + "\n"
+
+
+def _title(one: Experiment) -> str:
+    last = one.chain.last
+    return f"{Path(last.base or last.ckpt).name} on {Path(last.data).name}"
+
+
+def _experiment(one: Experiment, heading: str) -> Lines:
+    material = Material(one.store, one.chain, next((found for _, found in one.by_seed.values()), None))
+    sections = {
+        "The claims": _claims(one),
+        "What was done": markdown_table(("", ""), setting_rows(material)),
+        "Accuracy": _accuracy(one),
+        "Latents that follow the level": trends(one),
+        "Gains by how directions were chosen": _groups(one),
+        "Recovery by relation": _relations(one),
+        "Beside the published figures": _published([one]),
+        "What was not controlled for": [f"- {line}" for line in limit_lines(material)],
+        "Runs": _runs(one),
+    }
+    lines: Lines = []
+    for title, body in sections.items():
+        if body:
+            lines += ["", f"{heading} {title}", "", *body]
+    return lines
+
+
+def _claims(one: Experiment) -> Lines:
+    claims = claims_of(one)
+    rows = [
+        (f"({claim.letter})" if number == 0 else "", part.says, _number(part), part.verdict)
+        for claim in claims
+        for number, part in enumerate(claim.parts)
+    ]
+    said = [f"- ({claim.letter}) {claim.text} **It {claim.verdict}.**" for claim in claims]
+    header = ("", "number, in points", "with its 95 % interval", "alone it")
+    return [*said, "", RULE, "", *markdown_table(header, rows)]
+
+
+def _number(part: Part) -> str:
+    return "not measured" if part.found is None else estimated(part.found)
+
+
+def _accuracy(one: Experiment) -> Lines:
+    rows = one.accuracies
+    if not rows or one.chain.sweep is None:
+        return []
+    varied, lines = varied_in(one.chain.sweep), Lines()
+    levels = levels_of(rows)
+    for group in groups_of(rows):
+        inside = [row for row in rows if row.questions == group]
+        cells = {(row.epoch_setting, row.level): row for row in inside}
+        body = []
+        for name in (None, *settings_of(inside)):
+            own = [cells.get((name, None if name is None else level)) for level in levels]
+            if any(own):
+                body.append((_epochs(name), *("-" if cell is None else _cell(cell) for cell in own)))
+        n = " to ".join(dict.fromkeys(str(end(row.n for row in inside)) for end in (min, max)))
+        over = "seeds" if any(row.over_seeds for row in inside) else "answers"
+        lines += ["", f"{group}, in percent, with 95 % intervals over {over} (n {n}):", ""]
+        lines += markdown_table(("", *(varied.shown(level) for level in levels)), body)
+    return lines[1:]
+
+
+def _epochs(name: str | None) -> str:
+    return "base model" if name is None else f"epochs {name}"
+
+
+def _cell(row: SweepAccuracy) -> str:
+    over_seeds = row.over_seeds
+    if over_seeds is None:
+        low, high = row.ci_low, row.ci_high
+    else:
+        low, high = max(0.0, over_seeds.low), min(1.0, over_seeds.high)
+    return f"{100 * row.mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _groups(one: Experiment) -> Lines:
+    if not one.groups or one.steering is None:
+        return []
+    on = one.steering.choose_on, one.steering.report_on
+    rows = [
+        (
+            GROUPS[group.kind],
+            str(group.n),
+            points(group.gain.value) if group.n == 1 else estimated(group.gain),
+            ", ".join(dict.fromkeys(group.best)),
+            points(group.chosen),
+            estimated(group.best_gain),
+            estimated(group.margin),
+        )
+        for group in one.groups.values()
+    ]
+    header = ("", "n", "mean gain", f"best on {on[0]}", f"its gain on {on[0]}", f"on {on[1]}")
+    seeds = f"Means over {len(one.by_seed)} seeds. " if len(one.by_seed) > 1 else ""
+    return [
+        f"{seeds}Gains in points of accuracy on {on[1]}; strengths, and what is best, were chosen on "
+        f"{on[0]}. The last column is what the latents with a trend have beyond the row, on average; of "
+        "falling latents, what the rising ones have beyond them.",
+        "",
+        *markdown_table((*header, "ahead of it"), rows),
+    ]
+
+
+def _relations(one: Experiment) -> Lines:
+    if one.steering is None:
+        return []
+    names = {"latent": "the best latent", "delta_u": "delta_u"}
+    rows = [
+        (
+            names[row.kind],
+            row.relation or "all",
+            str(row.n),
+            points(row.gain),
+            share(row.recovery.recovered),
+            share(row.recovery.base_rate),
+        )
+        for row in one.regained
+    ]
+    return [
+        f"R_K is the share of the answers brought back that {one.steering.reference} has right; the base "
+        "rate is the same of all answers that were wrong before. Answers of all seeds together.",
+        "",
+        *markdown_table(("along", "relation", "answers", "gain", "R_K", "base rate"), rows),
+    ]
+
+
+def _side_by_side(experiments: Sequence[Experiment]) -> Lines:
+    """The claims of every experiment, then the figures beside those of the paper."""
+    claims = [claims_of(one) for one in experiments]
+    header = ("", *(_title(one) for one in experiments))
+    rows = [
+        (f"({own[0].letter}) {own[0].text}", *(one.verdict for one in own))
+        for own in zip(*claims, strict=True)
+    ]
+    return [*markdown_table(header, rows), "", *_published(experiments)]
+
+
+def _published(experiments: Sequence[Experiment]) -> Lines:
+    rows = [(one.model, one.sae, one.gain, one.recovery) for one in PUBLISHED]
+    for one in experiments:
+        latent = one.groups.get("latent")
+        if latent is None:
+            continue
+        best = [
+            f"{estimated(latent.best_gain)}, the best on {one.steering.choose_on if one.steering else ''}"
+        ]
+        for kind in ("down", "up"):
+            if (group := one.groups.get(kind)) is not None:
+                best.append(f"{kind} {points(group.best_gain.value)}")
+        recovered = [row for row in one.regained if (row.kind, row.relation) == ("latent", None)]
+        shown = [percent(row.recovery.recovered.share) or "-" for row in recovered]
+        rows.append((f"**{_title(one)}**", "this experiment", "; ".join(best), ", ".join(shown)))
+    note = f"{PAPER} reports the largest gain of its latents; here it is that of the latent chosen before."
+    return [note, "", *markdown_table(("model", "SAE", "best single-latent gain, points", "R_K"), rows)]
+
+
+def _runs(one: Experiment) -> Lines:
+    runs = [run for run in one.chain.runs if run.kind != "steer"] + [run for run, _ in one.by_seed.values()]
+    rows = []
+    for run in runs:
+        attempts = one.store.attempts(run.run_id)
+        made = f"{attempts[-1].morfi_version}, {attempts[-1].device}" if attempts else ""
+        minutes = f"{one.store.summary(run.run_id).wall_s / 60:.1f}"
+        rows.append((str(run.kind), run.run_id, made, minutes, run.fingerprint[:12]))
+    return markdown_table(("command", "run", "morfi, device", "minutes", "fingerprint"), rows)

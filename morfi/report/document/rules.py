@@ -1,0 +1,97 @@
+"""Sections on ways of choosing directions, rivals of the trend among them, and on the seeds."""
+
+from __future__ import annotations
+
+from morfi.report.document.html import Cell, Section, items, paragraph, table
+from morfi.report.document.material import Material
+from morfi.report.findings import RULE, claims_of
+from morfi.report.findings.estimate import Estimate
+from morfi.report.findings.words import GROUPS, estimated, points
+from morfi.store.records import SweepAccuracy
+
+
+def claims(material: Material) -> Section | None:
+    """What the experiment says to the claims of the paper."""
+    if material.steered is None:
+        return None
+    found = claims_of(material.experiment)
+    said = [f"({one.letter}) {one.text} It {one.verdict}." for one in found]
+    rows = [
+        (
+            f"({one.letter}) {part.says}",
+            "not measured" if part.found is None else estimated(part.found),
+            part.verdict,
+        )
+        for one in found
+        for part in one.parts
+    ]
+    body = items(said) + table(("number", "points", "alone it"), rows, caption=RULE)
+    return Section("claims", "What the paper claims, and this experiment says", body)
+
+
+def rules(material: Material) -> Section | None:
+    """Mean gains, and those of the best by what was chosen on, by how directions were chosen."""
+    if material.steered is None or not (groups := material.experiment.groups):
+        return None
+    choose_on, report_on = material.steering.choose_on, material.steering.report_on
+    rows = [
+        (
+            GROUPS[one.kind],
+            Cell(str(one.n), one.n),
+            _cell(one.gain) if one.n > 1 else Cell(points(one.gain.value), one.gain.value),
+            ", ".join(dict.fromkeys(one.best)),
+            Cell(points(one.chosen), one.chosen),
+            _cell(one.best_gain),
+            "-" if one.margin is None else _cell(one.margin),
+        )
+        for one in groups.values()
+    ]
+    header = ("", "n", "mean gain", f"best on {choose_on}", f"on {choose_on}", f"on {report_on}")
+    caption = (
+        "Gains in points. The last column is what the latents with a trend have beyond the row, on average; "
+        "of falling latents, what the rising ones have beyond them."
+    )
+    body = table((*header, "ahead of it"), rows, caption=caption, sortable=True)
+    return Section("rules", "By how directions were chosen", body)
+
+
+def seeds(material: Material) -> Section | None:
+    """Accuracy and gains of every seed, with intervals over seeds, where there are several."""
+    body, swept = "", material.experiment.accuracies
+    several = [row for row in swept if row.n_seeds > 1 and row.level is not None]
+    if several:
+        n = max(row.n_seeds for row in several)
+        rows = [_accuracy_line(row, n) for row in several]
+        header = ("questions", "level", "epochs", *(f"training {number + 1}" for number in range(n)))
+        body += table(
+            (*header, "mean", "95 % over seeds"), rows, caption="Accuracy in percent", sortable=True
+        )
+    by_seed = material.experiment.by_seed
+    if len(by_seed) > 1:
+        gains = [
+            (GROUPS[one.kind], what, *map(points, found.values), estimated(found))
+            for one in material.experiment.groups.values()
+            for what, found in (("mean", one.gain), ("best", one.best_gain))
+            if len(found.values) == len(by_seed)
+        ]
+        header = ("", "gain", *(f"seed {seed}" for seed in by_seed), "mean")
+        body += table(header, gains, caption=f"Gains on {material.steering.report_on} in points, by seed")
+    if not body:
+        return None
+    said = "Every training of a level was begun with another seed; the intervals here are over trainings."
+    return Section("seeds", "Over trainings", paragraph(said) + body)
+
+
+def _accuracy_line(row: SweepAccuracy, n: int) -> list[str | Cell]:
+    """A checkpoint's accuracy by seed, in `n` columns, and their mean with its interval."""
+    over = row.over_seeds
+    spread = "-"
+    if over is not None:
+        spread = f"{100 * max(0.0, over.low):.1f} to {100 * min(1.0, over.high):.1f}"
+    by_seed = [f"{100 * one:.1f}" for one in row.by_seed] + [""] * (n - row.n_seeds)
+    level = Cell(str(row.level), row.level or 0)
+    return [row.questions, level, row.epoch_setting or "", *by_seed, f"{100 * row.mean:.1f}", spread]
+
+
+def _cell(found: Estimate) -> Cell:
+    return Cell(estimated(found), found.value)

@@ -1,0 +1,16 @@
+"""What an experiment says, as numbers with intervals: every report of it reads them here."""
+
+from morfi.report.findings.claims import CANNOT, FAILS, HOLDS, RULE, Claim, Part, claims_of
+from morfi.report.findings.experiment import Experiment, experiment_of
+
+__all__ = [
+    "CANNOT",
+    "FAILS",
+    "HOLDS",
+    "RULE",
+    "Claim",
+    "Experiment",
+    "Part",
+    "claims_of",
+    "experiment_of",
+]
