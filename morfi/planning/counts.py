@@ -223,7 +223,10 @@ class Counter:
             for split in (config.choose_on, config.report_on)
         )
         tried = steered(config, len(self._configs.capture.layers), n_choosing, n_reporting)
-        n_steered, n = tried.answers, tried.answers + 3 * (n_choosing + n_reporting)
+        train = self._configs.train
+        n_runs = 1 if train is None or config.train_seed else train.seeds  # one for each seed
+        n_steered = n_runs * tried.answers
+        n = n_steered + n_runs * 3 * (n_choosing + n_reporting)
         both = (*facts.questions[config.choose_on], *facts.questions[config.report_on])
         prompt, answer = self._means(both, config.max_tokens)
         loose = min(config.max_tokens, answer + LOOSE)
@@ -233,13 +236,21 @@ class Counter:
             answer_tokens=round(n_steered * loose + (n - n_steered) * answer),
             steered=n_steered,
             longest=math.ceil(prompt) + config.max_tokens,
-            skipped=self._skipped(tried.chosen, n_choosing, prompt),
+            skipped=n_runs * self._skipped(tried.chosen, n_choosing, prompt),
         )
         words = (
             f"{tried.directions} directions, {tried.arms} with strengths, on {n_choosing:,} questions; "
             f"the best on {n_reporting:,}"
         )
-        return Work("steer", words, starts=1, swaps=2, answering=done, disk={"database": n * ANSWER_BYTES})
+        words += f"; {n_runs} seeds" if n_runs > 1 else ""
+        return Work(
+            "steer",
+            words,
+            starts=n_runs,
+            swaps=2 * n_runs,
+            answering=done,
+            disk={"database": n * ANSWER_BYTES},
+        )
 
     def _skipped(self, n_chosen: int, n_choosing: int, prompt: float) -> float:
         """The prompt tokens that equal requests share up to the steered layer, where the engine does so."""

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from morfi.interventions.groups import Group, Margin
+from morfi.report.document.rules import seeds
 from morfi.report.findings import CANNOT, FAILS, HOLDS, Claim, Experiment, Part
 from morfi.report.findings.chain import Chain
 from morfi.report.findings.estimate import QUESTIONS, SEEDS, Estimate, estimate
 from morfi.report.findings.words import estimated
 from morfi.statistics import Interval
+from morfi.store.records import SweepAccuracy
 
 OWN = (Interval(-0.1, 0.3), Interval(-0.2, 0.2), Interval(0.0, 0.4))
 
@@ -81,3 +84,39 @@ def test_the_fall_is_paired_by_question_and_seed() -> None:
     assert (fall.values, more.values) == ((0.75, 0.5), (0.5, 0.5))
     assert (fall.over, more.over) == (SEEDS, QUESTIONS)
     assert experiment.fall("9") is None
+
+
+def test_gains_over_seeds_are_means_and_stand_by_seed_in_the_page() -> None:
+    def seed(gain: float, best: str) -> Any:
+        changed = SimpleNamespace(difference=gain, interval=Interval(gain - 0.1, gain + 0.1))
+        margin = Margin(gain / 2, Interval(-0.1, 0.1))
+        return SimpleNamespace(
+            groups=[
+                Group("latent", 3, gain, None, best, -1.0, 0.3, cast("Any", changed)),
+                Group("control", 2, 0.0, None, "control 9", 1.0, 0.0, cast("Any", changed), margin),
+            ]
+        )
+
+    found = {
+        number: seed(gain, best) for number, (gain, best) in enumerate([(0.1, "a"), (0.2, "b"), (0.3, "a")])
+    }
+    swept = [SweepAccuracy(100, "3", "test Known", 3, 30, 15, 0.5, 0.3, 0.7, (0.4, 0.5, 0.6))]
+    told = SimpleNamespace(sweep_accuracies=lambda _: swept)
+    sweep = cast("Any", SimpleNamespace(run_id="sweep"))
+    experiment = Experiment(
+        cast("Any", told), Chain(sweep=sweep), {number: (sweep, one) for number, one in found.items()}
+    )
+    latent = experiment.groups["latent"]
+    assert (latent.n, latent.best) == (3, ("a", "b", "a"))
+    assert latent.chosen == pytest.approx(0.3)
+    for one in (latent.gain, latent.best_gain):
+        assert one.value == pytest.approx(0.2)
+        assert one.over == SEEDS
+    margin = experiment.groups["control"].margin
+    assert margin is not None
+    assert margin.values == (0.05, 0.1, 0.15)
+    material = SimpleNamespace(experiment=experiment, steering=SimpleNamespace(report_on="test"))
+    section = seeds(cast("Any", material))
+    assert section is not None
+    for cell in ("40.0", "60.0", "+20.0 (-4.8 to +44.8 over 3 seeds)", "seed 2"):
+        assert cell in section.body
