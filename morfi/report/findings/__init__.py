@@ -1,12 +1,13 @@
 """What an experiment says, as numbers with intervals: every report of it reads them here."""
 
-from morfi.report.findings.claims import CANNOT, FAILS, HOLDS, RULE, Claim, Part, claims_of
+from morfi.report.findings.claims import CANNOT, FAILS, HOLDS, IN_PART, RULE, Claim, Part, claims_of
 from morfi.report.findings.experiment import Experiment, experiment_of
 
 __all__ = [
     "CANNOT",
     "FAILS",
     "HOLDS",
+    "IN_PART",
     "RULE",
     "Claim",
     "Experiment",

@@ -11,11 +11,13 @@ from morfi.interventions.rivals import CHANGE, KNOWLEDGE
 from morfi.report.findings.estimate import Estimate
 from morfi.report.findings.experiment import Experiment
 
-HOLDS, FAILS, CANNOT = "holds", "does not hold", "cannot be said"
+HOLDS, IN_PART, FAILS, CANNOT = "holds", "holds in part", "does not hold", "cannot be said"
 RULE = (
-    "A claim holds where the 95 % interval of each of its numbers lies above 0, does not hold where that of "
-    "one lies below 0, and cannot be said otherwise. Intervals are Student's t over trainings where several "
-    "seeds were trained, else over questions (the paired bootstrap), which says nothing of another training."
+    "A number speaks for its claim where its 95 % interval lies above 0, and against it where that lies "
+    "below 0. A claim holds where all of its numbers speak for it, holds in part where some do, does "
+    "not hold where one speaks against it and none for it, and cannot be said otherwise. Intervals are "
+    "Student's t over trainings where several seeds were trained, else over questions (the paired "
+    "bootstrap), which says nothing of another training."
 )
 
 
@@ -45,9 +47,11 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Holds where every part does; does not hold where one does not."""
+        """By `RULE`."""
         found = {one.verdict for one in self.parts}
-        return FAILS if FAILS in found else HOLDS if found == {HOLDS} else CANNOT
+        if HOLDS in found:
+            return HOLDS if found == {HOLDS} else IN_PART
+        return FAILS if FAILS in found else CANNOT
 
 
 def claims_of(experiment: Experiment) -> list[Claim]:
@@ -65,8 +69,8 @@ def claims_of(experiment: Experiment) -> list[Claim]:
             _beyond(
                 experiment,
                 {
-                    CHANGE: "as many whose mean changes most",
-                    KNOWLEDGE: "as many that tell known questions from unknown ones",
+                    CHANGE: "the latents whose mean changes most",
+                    KNOWLEDGE: "the latents that tell known questions from unknown ones",
                 },
             ),
         ),
@@ -117,10 +121,17 @@ def _falls(experiment: Experiment) -> Claim:
 
 
 def _beyond(experiment: Experiment, rivals: dict[str, str]) -> list[Part]:
-    return [
-        Part(f"mean gain of latents with a trend, beyond that of {name}", _margin(experiment, kind))
-        for kind, name in rivals.items()
-    ]
+    """What the latents with a trend have beyond each rival: on average, and the best of either on dev."""
+    parts = []
+    for kind, name in rivals.items():
+        parts += [
+            Part(f"mean gain of latents with a trend, beyond that of {name}", _margin(experiment, kind)),
+            Part(
+                f"gain of the best of them on dev, beyond that of the best of {name}",
+                _ahead(experiment, kind),
+            ),
+        ]
+    return parts
 
 
 def _margin(experiment: Experiment, kind: str) -> Estimate | None:
