@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from morfi.errors import InputError
 from morfi.latents.activations import Activations, load_activations
-from morfi.latents.find import counted_questions, load_found
+from morfi.latents.find import Found, counted_questions, load_found
 from morfi.latents.sae import Sae
 
 if TYPE_CHECKING:
@@ -46,14 +46,21 @@ class Activity:
     examples: tuple[Example, ...]
 
 
-def activity_of(store: Store, find_run: str, latents: Sequence[int]) -> Mapping[str, Mapping[int, Activity]]:
-    """The activity of latents by axis; {} where the SAE or the captures are gone or other ones.
+def found_here(store: Store, find_run: str) -> Found | None:
+    """The find run read back; None where its SAE or its captures are gone or other ones."""
+    try:
+        return load_found(store, find_run)
+    except InputError:
+        return None
+
+
+def activity_of(store: Store, found: Found, latents: Sequence[int]) -> Mapping[str, Mapping[int, Activity]]:
+    """The activity of latents by axis; {} where captures along an axis are gone or other ones.
 
     Resamples are drawn as `morfi find` drew them: questions within their relation, by the run's seed.
     """
+    config = found.settings
     try:
-        found = load_found(store, find_run)
-        config = found.settings
         others = [load_activations(store, config.activations, config.layer, axis) for axis in config.axes[1:]]
     except InputError:
         return {}

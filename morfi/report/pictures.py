@@ -9,7 +9,7 @@ from morfi.conditions.levels import varied_in
 from morfi.errors import InputError
 from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import steered
-from morfi.latents.activity import Activity, activity_of
+from morfi.latents.activity import Activity, activity_of, found_here
 from morfi.latents.find import FindRun
 from morfi.report.picture import Picture
 from morfi.report.steering_figure import steer_figure
@@ -31,7 +31,8 @@ def draw(store: Store, run_id: str, out: Path) -> tuple[Path, Path]:
             return swept(store, run).write(out)
         case RunKind.FIND:
             latents = drawn(store.latents(run.run_id, selected=True).to_pylist())
-            activity = activity_of(store, run.run_id, [row["latent"] for row in latents]) if latents else {}
+            here = found_here(store, run.run_id) if latents else None
+            activity = activity_of(store, here, [row["latent"] for row in latents]) if here else {}
             return found(store, run, activity).write(out)
         case RunKind.STEER:
             return steered_along(store, run).write(out)

@@ -15,7 +15,9 @@ from run_record import run_record
 
 from morfi.errors import InputError
 from morfi.interventions.outcome import steered
-from morfi.report.document import write_as, write_report
+from morfi.latents import activity
+from morfi.latents.logit_lens import SpokenFor
+from morfi.report.document import material, write_as, write_report
 from morfi.report.document.answer import answer_of
 from morfi.report.document.drawings import Figure, colours_of, drawing
 from morfi.report.document.html import Cell, document, table
@@ -100,6 +102,7 @@ def test_a_steer_run_is_reported_with_all_that_it_builds_on(
     row = next(row for row in found.rows if row[:2] == [best.direction.direction, "latent"])
     assert f"{100 * best.reported.difference:+.1f}" in row
     assert "bands hold 95 % of 20 resamples of the questions" in html
+    assert re.search(r"\|S\| &gt;= \d+: \d+ found, [\d.]+ expected by chance", html)
     assert html.count("<polygon") == html.count('class="card"') > 0
     flipped = [row for row in found.rows if "brought back" in row and best.direction.direction in row]
     assert len(flipped) == best.reported.n_gained > 0
@@ -203,6 +206,27 @@ def test_text_from_outside_stays_text() -> None:
     for kind in ("wide", "narrow"):
         assert f'<g id="one-{kind}-a" style="fill: var(--c440154); stroke: currentColor"/>' in made
         assert f'href="#one-{kind}-a"' in made
+
+
+def test_what_is_not_here_any_more_is_said_and_left_out(
+    steerable: tuple[Store, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, find_run = steerable
+
+    def gone(*_: object) -> None:
+        raise InputError("gone")
+
+    spoken = SpokenFor((" a<b",), ("\n",))
+    monkeypatch.setattr(material, "spoken_for", lambda _, rows: [spoken] * len(rows))
+    monkeypatch.setattr(activity, "load_found", gone)
+    html = write_report(store, find_run, tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "no bands, for the captures or the SAE are no longer where they were" in html
+    assert "No bands, firing rates and questions" in html
+    assert "<polygon" not in html
+    assert "Promotes <code>\u2423a&lt;b</code></p><p>Suppresses <code>\u21b5</code>" in html
+    monkeypatch.setattr(material, "load_sae", gone)
+    html = write_report(store, find_run, tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "The tokens that a latent speaks for are not shown" in html
 
 
 def test_a_token_of_many_blanks_stays_inside_its_card(page: Any) -> None:

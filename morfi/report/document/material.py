@@ -14,8 +14,8 @@ from morfi.conditions.load import names_file
 from morfi.errors import InputError
 from morfi.interventions.config import SteerRun
 from morfi.interventions.outcome import Outcome, Steered
-from morfi.latents.activity import MAX_DRAWN, Activity, activity_of
-from morfi.latents.find import FindRun
+from morfi.latents.activity import MAX_DRAWN, Activity, activity_of, found_here
+from morfi.latents.find import FindRun, Found
 from morfi.latents.logit_lens import SpokenFor, spoken_for
 from morfi.latents.sae import load_sae
 from morfi.report.findings import Experiment, experiment_of
@@ -68,14 +68,19 @@ class Material:
         return [one for one in found if one.direction.kind == kind and one.reported is not None]
 
     @cached_property
+    def found(self) -> Found | None:
+        """The find run read back; None where there is none, or its SAE or captures are gone."""
+        return None if self.chain.find is None else found_here(self.store, self.chain.find.run_id)
+
+    @cached_property
     def activity(self) -> Mapping[str, Mapping[int, Activity]]:
         """The activity by axis of the latents that have a line or a card; {} where it cannot be known."""
         run = self.chain.find
         rows = [] if run is None else self.store.latents(run.run_id, selected=True).to_pylist()
-        if run is None or not rows:
+        if not rows or self.found is None:
             return {}
         shown = dict.fromkeys(row["latent"] for row in (*rows[:SHOWN], *drawn(rows)))
-        return activity_of(self.store, run.run_id, list(shown))
+        return activity_of(self.store, self.found, list(shown))
 
     @cached_property
     def tokens(self) -> Mapping[int, SpokenFor]:
@@ -90,8 +95,10 @@ class Material:
             model = self._base_model(run)
             if not latents or model is None:
                 return {}
-            sae = load_sae(settings_of(run, FindRun).sae)
-            found = spoken_for(model, sae.W_dec[latents]) if sae.sha256 == run.config["sae_sha256"] else []
+            # Its captures may be gone while the SAE is here.
+            sae = self.found.sae if self.found is not None else load_sae(settings_of(run, FindRun).sae)
+            is_same = self.found is not None or sae.sha256 == run.config["sae_sha256"]
+            found = spoken_for(model, sae.W_dec[latents]) if is_same else []
         except InputError:
             return {}
         return dict(zip(latents, found, strict=False))

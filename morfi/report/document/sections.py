@@ -261,7 +261,7 @@ def cards(material: Material) -> Section | None:
     if not material.tokens:
         lens = "The tokens that a latent speaks for are not shown: its model or SAE is not where it was."
     if not activity:
-        lens += " Nor are bands, firing rates and questions: the captures or the SAE are not where they were."
+        lens += " No bands, firing rates and questions: the captures or the SAE are not where they were."
     return Section("latents", "The latents", f'{paragraph(lens)}<div class="cards">{"".join(made)}</div>')
 
 
