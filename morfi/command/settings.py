@@ -182,7 +182,8 @@ def taken(command: Configured, values: Mapping[str, Any], where: str) -> dict[st
         except click.BadParameter as error:
             raise InputError(f"{place}: {error.message}") from error
         except InputError as error:
-            raise InputError(f"{place}: {error}") from error
+            said = str(error).removeprefix(f"--{key} ")  # an option's name, where a key stands
+            raise InputError(f"{place} {said}" if said != str(error) else f"{place}: {error}") from error
     return found
 
 

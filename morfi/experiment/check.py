@@ -9,6 +9,7 @@ from typing import Any
 from morfi.checkpoints import resolve
 from morfi.engine.residual_stream import ResidualStream, stream_of
 from morfi.errors import FaultsError, InputError
+from morfi.experiment.keys import as_keys
 from morfi.experiment.stages import Settings, Stage, given_to
 from morfi.latents.sae import load_sae
 from morfi.questions import load_questions
@@ -44,7 +45,7 @@ def _note(faults: list[str], stage: str, look: Callable[[], Any]) -> None:
     try:
         look()
     except InputError as error:
-        faults.append(f"[{stage.replace(' ', '.')}] {error}")
+        faults.append(f"[{stage.replace(' ', '.')}] {as_keys(str(error))}")
 
 
 def _check_data(source: str) -> None:
@@ -83,7 +84,7 @@ def _check_model(settings: Settings, stages: set[str], faults: list[str], say: S
         try:
             base = resolve(given["ckpt"], base=given.get("base"), dtype=given.get("dtype"), say=say)
         except InputError as error:
-            faults.append(f"[split] {error}")
+            faults.append(f"[split] {as_keys(str(error))}")
             return
         stream = stream_of(base)
     layers = settings["capture"].get("layers") or ()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from morfi.engine.protocol import StartEngine
 from morfi.errors import InputError, MorfiError, nearest
 from morfi.experiment.check import check_settings
+from morfi.experiment.keys import Keys, said_of
 from morfi.experiment.known import Known
 from morfi.experiment.stages import Settings, Stage, Surroundings, given_to, stages_of
 from morfi.files import noting_sources
@@ -84,9 +85,9 @@ def run_experiment(
             taken = {name: take(options) for name, options in settings.items()}
             with open_progress() as progress:
                 check_settings(taken, [one for one, _ in stages], progress.phase)
-        with open_progress() as progress:
+        with open_progress() as progress, said_of(stage.name):
             progress.phase(f"stage {number} of {len(stages)}: {stage.name}")
-            around = Surroundings(store, start_engine, progress, command)
+            around = Surroundings(store, start_engine, Keys(progress), command)
             with noting_sources() as sources:
                 ready = stage.ready(given_to(stage, taken, results), around)
             led = known.led(stage, given, sources)
@@ -94,7 +95,7 @@ def run_experiment(
                 yield _standing(store, stage, ready)
                 continue
             if ready.work is not None and not is_asked:
-                raise InputError(f"{stage.name} is not done; leave --from out, or begin with it")
+                raise InputError("it is not done; leave --from out, or begin with it")
             yield _standing(store, stage, ready) if ready.work is None else _worked(store, stage, ready)
             led.keep(ready.result)
             results[stage.name] = ready.result
@@ -105,7 +106,7 @@ def _worked(store: Store, stage: Stage, ready: Ready) -> Outcome:
     begun = time.monotonic()
     failures = ready.finish()
     if failures:
-        raise MorfiError(f"{stage.name}: checkpoints that failed: {'; '.join(failures)}")
+        raise MorfiError(f"checkpoints that failed: {'; '.join(failures)}")
     outcome = replace(_standing(store, stage, replace(ready, work=None)), is_new=True)
     return outcome if outcome.seconds is not None else replace(outcome, seconds=time.monotonic() - begun)
 

@@ -286,6 +286,25 @@ def test_stages_that_do_not_fit_each_other_are_refused_before_the_first(
     assert f"  {message}" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("mix.size=0", "[mix] size is 0; expected at least 1"),
+        ("split.n-ex=3", "n-ex"),
+        ("steer.positions=x", '[steer] positions "x"'),
+        ("find.epochs=1", None),
+    ],
+)
+def test_messages_name_keys_and_no_options(
+    run: CommandLine, experiment: Path, change: str, message: str | None
+) -> None:
+    shots = ("--set", "split.shots=0") if change.startswith("split") else ()
+    ended = run("run", experiment, "--set", change, *shots, "--dry-run")
+    assert ended.code == (0 if message is None else 2)
+    assert (message or "") in ended.err
+    assert "--" not in ended.err
+
+
 def test_an_sae_of_another_width_is_refused_before_the_first_stage(
     run: CommandLine, experiment: Path, identity_sae: Path
 ) -> None:
@@ -323,7 +342,7 @@ def test_where_no_latent_has_a_trend_the_baselines_are_steered_along(
 
 
 def test_a_stage_before_the_first_must_be_done(run: CommandLine, experiment: Path) -> None:
-    refused(run("run", experiment, "--from", "mix"), "split is not done")
+    refused(run("run", experiment, "--from", "mix"), "[split] it is not done")
 
 
 def test_the_written_file_is_the_same_experiment(run: CommandLine, experiment: Path) -> None:
