@@ -60,7 +60,8 @@ class Facts:
 
     questions: Mapping[str, tuple[Question, ...]]
     category: Mapping[str, str] | None
-    n_conditions: int  # with the base model
+    n_conditions: int  # checkpoints, with the base model
+    n_captured: int  # the same, an early stop counted beside the epoch that it is
     n_compared: int  # conditions of a find run
 
     def n_in(self, split: str, categories: Sequence[str]) -> int:
@@ -164,15 +165,15 @@ class Counter:
         """The residual stream of every checkpoint at the last token of the same prompts."""
         config = self._configs.capture
         asked = self._chosen(facts, config.split or "dev", config.limit, config.seed)
-        n, n_layers = facts.n_conditions * len(asked), len(config.layers)
+        n, n_layers = facts.n_captured * len(asked), len(config.layers)
         prompt, _ = self._means(asked, 1)
         row = self._shape.d_model * ROW_BYTES + _PLACE_BYTES
-        words = f"{facts.n_conditions} checkpoints x {len(asked):,} prompts x {_layers(n_layers)}"
+        words = f"{facts.n_captured} checkpoints x {len(asked):,} prompts x {_layers(n_layers)}"
         return Work(
             "capture",
             words,
             starts=1,
-            swaps=facts.n_conditions - 1,
+            swaps=facts.n_captured - 1,
             answering=_reading(n, round(n * prompt), math.ceil(prompt) + 1),
             rows=n * n_layers,
             disk={"captures": n * n_layers * row},

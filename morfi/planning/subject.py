@@ -76,13 +76,15 @@ def subject_of(settings: Settings, split_run: str | None, store: Store, progress
         n_epochs = 1 if train is None else n_kept(train)
         seeds = 1 if train is None else train.seeds
         n_conditions, bos = 1 + len(levels) * seeds * n_epochs, configs.split.bos
+        settings_kept = 1 if train is None else len(train.epochs) + train.early_stop
+        n_captured = 1 + len(levels) * seeds * settings_kept
         n_levels = len(levels) * seeds
         if split_run is not None:
             category = {row.question_id: row.category for row in store.knowledge(split_run)}
     else:
         series = load_series(configs.capture.ckpts, store, configs.capture.dtype, progress)
         model, bos = str(series.base.model_dir), series.bos
-        n_conditions = len(series.conditions)
+        n_conditions = n_captured = len(series.conditions)
         n_levels = len({(one.level, one.seed) for one in series.members})
         n_epochs = len({one.epoch_setting for one in series.members})
         data = with_splits(load_questions(str(configs.capture.data or configs.sweep.data)))
@@ -100,7 +102,7 @@ def subject_of(settings: Settings, split_run: str | None, store: Store, progress
         folder is not None,
         encoder,
         data,
-        Facts(questions, category, n_conditions, compared),
+        Facts(questions, category, n_conditions, n_captured, compared),
         d_sae,
         tuple(one for one in notes if one is not None),
     )
