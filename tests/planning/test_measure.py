@@ -15,6 +15,7 @@ from morfi.planning.calibration import Calibration, calibrated, keep
 from morfi.planning.rates import GPUS, gpu_rates
 from morfi.questions import load_questions, with_splits
 from morfi.runs.provenance import versions
+from morfi.training.config import train_config
 
 MADE = Calibration("a device", "tiny", "2026-11-26T12:00:00+00:00", versions(), gpu_rates(GPUS["l40s"]))
 
@@ -25,6 +26,8 @@ def test_every_rate_is_measured_and_finite(
     tiny_model: Path, data_file: Path, serving: Any, log: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(measure, "_SAE_STEPS", 4)
+    # No weight of the tiny model has a rank above 16.
+    monkeypatch.setattr(measure, "train_config", lambda given: train_config({**given, "rank": 4}))
     found = measure.calibrate(
         str(tiny_model), with_splits(load_questions(str(data_file))), "P17", serving, log
     )
