@@ -8,7 +8,7 @@ from pathlib import Path
 from morfi.conditions.levels import varied_in
 from morfi.errors import InputError
 from morfi.interventions.config import SteerRun
-from morfi.interventions.outcome import steered
+from morfi.interventions.outcome import Steered, steered
 from morfi.latents.activity import Activity, activity_of, found_here
 from morfi.latents.find import FindRun
 from morfi.report.picture import Picture
@@ -35,7 +35,9 @@ def draw(store: Store, run_id: str, out: Path) -> tuple[Path, Path]:
             activity = activity_of(store, here, [row["latent"] for row in latents]) if here else {}
             return found(store, run, activity).write(out)
         case RunKind.STEER:
-            return steered_along(store, run).write(out)
+            outcome = steered(store, run)
+            assert outcome is not None
+            return steered_along(run, outcome).write(out)
     raise InputError(f"{run.run_id} is a run of `morfi {run.kind}`, of which there is no picture")
 
 
@@ -51,10 +53,8 @@ def found(store: Store, run: RunRecord, activity: Mapping[str, Mapping[int, Acti
     return trend_figure(store.trend_conditions(run.run_id), latents, varied_in(run), title, activity)
 
 
-def steered_along(store: Store, run: RunRecord) -> Picture:
-    """The picture of a steer run: gain against strength."""
-    outcome = steered(store, run)
-    assert outcome is not None
+def steered_along(run: RunRecord, outcome: Steered, note: str = "") -> Picture:
+    """The picture of a steer run: gain against strength; `note` stands at the end of its title."""
     settings = settings_of(run, SteerRun)
-    title = f"{settings.ckpt} of {run.base}, layer {outcome.layer}"
+    title = f"{settings.ckpt} of {run.base}, layer {outcome.layer}{note}"
     return steer_figure(outcome, settings, title)

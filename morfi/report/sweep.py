@@ -24,6 +24,11 @@ def settings_of(rows: Iterable[SweepAccuracy]) -> list[str]:
     return in_order(row.epoch_setting for row in rows if row.epoch_setting is not None)
 
 
+def over_of(rows: Iterable[SweepAccuracy]) -> str:
+    """What the intervals of `rows` are over."""
+    return "seeds" if any(row.over_seeds for row in rows) else "answers"
+
+
 def levels_of(rows: Iterable[SweepAccuracy]) -> list[float]:
     """The levels among `rows`, rising; the base model has none."""
     return sorted({row.level for row in rows if row.level is not None})

@@ -84,10 +84,10 @@ def _draw(
         # A cell that is missing is NaN, which breaks the line.
         axes.errorbar(
             [level + shift for level in levels],
-            [100 * cell.accuracy if cell else math.nan for cell in cells],
+            [100 * cell.mean if cell else math.nan for cell in cells],
             yerr=[
-                [100 * (cell.accuracy - cell.ci_low) if cell else math.nan for cell in cells],
-                [100 * (cell.ci_high - cell.accuracy) if cell else math.nan for cell in cells],
+                [100 * (cell.mean - cell.interval.low) if cell else math.nan for cell in cells],
+                [100 * (cell.interval.high - cell.mean) if cell else math.nan for cell in cells],
             ],
             label=_label(setting),
             color=colours[setting],

@@ -382,6 +382,14 @@ class SweepAccuracy:
         """Student's t interval of the mean over seeds; None for one seed, and for seeds all alike."""
         return spread_interval(self.by_seed)
 
+    @property
+    def interval(self) -> Interval:
+        """The 95 % interval of `mean`, inside 0 and 1: over seeds where there are several, else Wilson's."""
+        over = self.over_seeds
+        if over is None:
+            return Interval(self.ci_low, self.ci_high)
+        return Interval(max(0.0, over.low), min(1.0, over.high))
+
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:

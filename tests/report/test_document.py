@@ -22,6 +22,7 @@ from morfi.report.document.answer import answer_of
 from morfi.report.document.drawings import Figure, colours_of, drawing
 from morfi.report.document.html import Cell, document, table
 from morfi.report.document.material import Material
+from morfi.report.findings import Experiment
 from morfi.report.findings.chain import Chain
 from morfi.report.picture import Picture
 from morfi.store import Store
@@ -178,7 +179,7 @@ def test_a_sweep_is_answered_for_one_number_of_epochs(store: Store) -> None:
     ]
     run = run_record("sweep", kind="sweep", config={"property": "dose", "unit": "mg"})
     told = SimpleNamespace(sweep_accuracies=lambda _: rows)
-    said = answer_of(Material(cast("Store", told), Chain(sweep=run), None))
+    said = answer_of(Material(Experiment(cast("Store", told), Chain(sweep=run), {})))
     assert "Epochs 3: accuracy on test Known questions is 56.0 %" in said
     assert "where dose is 0 mg, and 53.0 %" in said
 

@@ -7,14 +7,20 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from run_record import run_record
 from scipy import stats
 
 from morfi.interventions.groups import Group, Margin
+from morfi.interventions.outcome import Recovery, share_of
+from morfi.report.document.answer import answer_of
+from morfi.report.document.gains import gained
+from morfi.report.document.material import Material
 from morfi.report.document.rules import seeds
 from morfi.report.findings import CANNOT, FAILS, HOLDS, IN_PART, Claim, Experiment, Part
 from morfi.report.findings.chain import Chain
 from morfi.report.findings.estimate import QUESTIONS, SEEDS, Estimate, estimate
 from morfi.report.findings.words import estimated
+from morfi.runs.compare import Difference
 from morfi.statistics import Interval
 from morfi.store.records import SweepAccuracy
 
@@ -120,3 +126,43 @@ def test_gains_over_seeds_are_means_and_stand_by_seed_in_the_page() -> None:
     assert section is not None
     for cell in ("40.0", "60.0", "+20.0 (-4.8 to +44.8 over 3 seeds)", "seed 2"):
         assert cell in section.body
+
+
+def test_no_number_of_one_seed_stands_for_the_experiment() -> None:
+    """The answer at the top, the gains of every direction and the picture's caption."""
+
+    def seed(gain: float, alpha: float) -> Any:
+        changed = Difference(
+            None, 9, 0.5, OWN[0], 0.5 + gain, OWN[0], gain, Interval(gain - 0.1, gain + 0.1), 0.5, 1, 0
+        )
+        recovered = Recovery(share_of([True, False]), share_of([]))
+        outcome = SimpleNamespace(
+            direction=SimpleNamespace(direction="latent 7", kind="latent", latent=7),
+            best=SimpleNamespace(alpha=alpha, gain=gain),
+            reported=changed,
+            recovery={"reference": recovered},
+        )
+        return SimpleNamespace(
+            accuracies={who: {"test": share_of([True, False])} for who in ("checkpoint", "reference")},
+            groups=[Group("latent", 1, gain, None, "latent 7", alpha, gain, changed)],
+            outcomes=[outcome],
+        )
+
+    config = {"ckpt": "M_100", "latents": "find", "reference": "M_0", "epochs": "3", "layer": 1}
+    config |= {"median_norm": 1.0, "train_run": "train", "split_run": "split"}
+    runs = [run_record(f"steer{n}", kind="steer", config={**config, "train_seed": n}) for n in range(3)]
+    values = zip((0.1, 0.2, 0.3), (0.5, 0.5, 1.0), strict=True)
+    by_seed = {n: (runs[n], seed(*one)) for n, one in enumerate(values)}
+    material = Material(Experiment(cast("Any", None), Chain(steer=runs[0]), by_seed))
+    said = answer_of(material)
+    assert said.startswith("On average over 3 seeds, M_100 answers 50.0 % of 2 known questions")
+    assert "it answers 70.0 % (+20.0 points, 95 % interval -4.8 to +44.8 over 3 seeds)" in said
+    (along,) = material.experiment.directions
+    assert (along.gain.value, along.p, along.recovered.n) == (pytest.approx(0.2), None, 6)
+    assert gained(along) == "+20.0 (-4.8 to +44.8 over 3 seeds) points at alpha +0.5, +0.5, +1"
+    assert material.one_seed == "seed 0 alone, one of 3"
+    alone = Experiment(cast("Any", None), Chain(steer=runs[1]), {1: by_seed[1]})
+    assert "it answers 70.0 % (+20.0 points, 95 % interval +10.0 to +30.0 over questions)" in answer_of(
+        Material(alone)
+    )
+    assert (Material(alone).one_seed, alone.directions[0].p) == ("", 0.5)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from morfi.conditions.condition import in_order
 from morfi.conditions.levels import varied_in
-from morfi.interventions.outcome import Outcome
+from morfi.interventions.groups import CONTROL, DELTA_U, LATENT, RANDOM
 from morfi.interventions.verdicts import Answerer
 from morfi.report.document.material import Material
+from morfi.report.findings.experiment import GroupOverSeeds
+from morfi.report.findings.words import interval_of, points
 from morfi.report.tables import percent
 from morfi.store.records import SweepAccuracy
 from morfi.words import by_number, counted
@@ -29,30 +33,31 @@ def answer_of(material: Material) -> str:
 
 
 def _steered(material: Material) -> str:
-    assert material.steered is not None
-    steering = material.steering
-    shares = material.steered.accuracies
-    lost = shares[Answerer.CHECKPOINT][steering.report_on]
-    kept = shares[Answerer.REFERENCE][steering.report_on]
+    """The means over seeds, of one seed its own numbers."""
+    experiment, steering = material.experiment, material.steering
+    lost, kept = (experiment.unsteered(one) for one in (Answerer.CHECKPOINT, Answerer.REFERENCE))
+    before = fmean(one.share or 0.0 for one in lost)
     known = "" if steering.split_run is None or steering.questions == "all" else "known "
-    said = (
-        f"{steering.ckpt} answers {percent(lost.share)} of {lost.n} {known}questions, {steering.reference} "
-        f"{percent(kept.share)}."
-    )
-    latents, composite = material.of_kind("latent"), material.of_kind("delta_u")
-    parts = [said]
-    if latents:
-        parts.append(
-            f"Steered along one SAE latent, {latents[0].direction.latent}, it answers {_after(latents[0])}."
-        )
+    n = " to ".join(dict.fromkeys(str(end(one.n for one in lost)) for end in (min, max)))
+    over = f"On average over {len(lost)} seeds, " if len(lost) > 1 else ""
+    parts = [
+        f"{over}{steering.ckpt} answers {percent(before)} of {n} {known}questions, {steering.reference} "
+        f"{percent(fmean(one.share or 0.0 for one in kept))}."
+    ]
+    groups = experiment.groups
+    if (latents := groups.get(LATENT)) is not None:
+        names = [one.removeprefix("latent ") for one in dict.fromkeys(latents.best)]
+        which = f"one SAE latent, {names[0]},"
+        if len(names) > 1:
+            which = f"the SAE latent that was each seed's best on {steering.choose_on} ({', '.join(names)})"
+        parts.append(f"Steered along {which} it answers {_after(before, latents)}.")
     else:
         parts.append("No latent of the SAE was steered along: none was selected.")
-    if composite:
-        parts.append(f"Along delta_u, which needs no SAE, it answers {_after(composite[0])}.")
-    groups = {group.kind: group for group in material.steered.groups}
+    if (composite := groups.get(DELTA_U)) is not None:
+        parts.append(f"Along delta_u, which needs no SAE, it answers {_after(before, composite)}.")
     beside = [
-        f"{name} {100 * groups[kind].gain:+.1f} points on average"
-        for kind, name in (("control", "control latents"), ("random", "random directions"))
+        f"{name} {points(groups[kind].gain.value)} points on average"
+        for kind, name in ((CONTROL, "control latents"), (RANDOM, "random directions"))
         if kind in groups
     ]
     if beside:
@@ -60,13 +65,9 @@ def _steered(material: Material) -> str:
     return " ".join(parts)
 
 
-def _after(one: Outcome) -> str:
-    assert one.reported is not None
-    low, high = one.reported.interval.low, one.reported.interval.high
-    return (
-        f"{percent(one.reported.accuracy_b)} ({100 * one.reported.difference:+.1f} points, 95 % interval "
-        f"{100 * low:+.1f} to {100 * high:+.1f})"
-    )
+def _after(before: float, group: GroupOverSeeds) -> str:
+    gain = group.best_gain
+    return f"{percent(before + gain.value)} ({points(gain.value)} points, 95 % interval {interval_of(gain)})"
 
 
 def _swept(material: Material) -> str:
@@ -88,5 +89,7 @@ def _swept(material: Material) -> str:
 
 
 def _interval(row: SweepAccuracy) -> str:
-    low, high = 100 * row.ci_low, 100 * row.ci_high
-    return f"{percent(row.accuracy)} (95 % interval {low:.1f} to {high:.1f}, n {row.n})"
+    found = row.interval
+    over = "" if row.over_seeds is None else f" over {row.n_seeds} seeds"
+    low, high = 100 * found.low, 100 * found.high
+    return f"{percent(row.mean)} (95 % interval {low:.1f} to {high:.1f}{over}, n {row.n})"

@@ -11,6 +11,7 @@ from morfi.report.document.drawings import Figure
 from morfi.report.document.material import Material
 from morfi.report.fdr_figure import expected_of, fdr_figure
 from morfi.report.pictures import found, steered_along, swept
+from morfi.report.sweep import over_of
 from morfi.report.sweep import settings_of as epochs_of
 from morfi.report.tables import percent
 from morfi.report.trend_figure import drawn
@@ -49,10 +50,10 @@ def accuracy_figure(material: Material, run: RunRecord) -> Figure | None:
             own = [row for row in rows if (row.questions, row.epoch_setting) == (group, setting)]
             low, high = (end(own, key=lambda row: row.level or 0) for end in (min, max))
             said.append(
-                f"{group}, epochs {setting}: {percent(low.accuracy)} at {varied.shown(low.level or 0)}, "
-                f"{percent(high.accuracy)} at {varied.shown(high.level or 0)}"
+                f"{group}, epochs {setting}: {percent(low.mean)} at {varied.shown(low.level or 0)}, "
+                f"{percent(high.mean)} at {varied.shown(high.level or 0)}"
             )
-    caption = f"Closed-book accuracy against {varied.name}; bars are 95 % intervals"
+    caption = f"Closed-book accuracy against {varied.name}; bars are 95 % intervals over {over_of(rows)}"
     return Figure(picture, "sweep", f"{caption}.", f"{caption}. {'; '.join(said)}.")
 
 
@@ -97,8 +98,10 @@ def chance_figure(material: Material, run: RunRecord, summary: TrendSummaryRow) 
 
 def gains_figure(material: Material, run: RunRecord) -> Figure | None:
     """Gain against strength; None where nothing was steered along."""
+    assert material.steered is not None
+    whose = f", {material.one_seed}" if material.one_seed else ""
     try:
-        picture = steered_along(material.store, run)
+        picture = steered_along(run, material.steered, whose)
     except InputError:
         return None
     split = material.steering.choose_on
@@ -107,6 +110,6 @@ def gains_figure(material: Material, run: RunRecord) -> Figure | None:
         for kind in ("latent", "delta_u", "control", "random")
         for one in material.of_kind(kind)[:_LISTED]
     ]
-    caption = f"Gain on {split} against strength; control latents and random directions are grey"
+    caption = f"Gain on {split} against strength{whose}; control latents and random directions are grey"
     best = f"The best of each: {'; '.join(said)}" if said else counted(0, "direction")
     return Figure(picture, "steering", f"{caption}.", f"{caption}. {best}.")

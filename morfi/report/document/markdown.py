@@ -11,8 +11,8 @@ from morfi.report.document.material import Material
 from morfi.report.document.sections import limit_lines, setting_rows
 from morfi.report.findings import RULE, Experiment, Part, claims_of
 from morfi.report.findings.published import PAPER, PUBLISHED
-from morfi.report.findings.words import GROUPS, estimated, points, share
-from morfi.report.sweep import groups_of, levels_of, settings_of
+from morfi.report.findings.words import BEST, GROUPS, estimated, points, share
+from morfi.report.sweep import groups_of, levels_of, over_of, settings_of
 from morfi.report.tables import markdown_table, percent
 from morfi.store.records import SweepAccuracy
 
@@ -36,7 +36,7 @@ def _title(one: Experiment) -> str:
 
 
 def _experiment(one: Experiment, heading: str) -> Lines:
-    material = Material(one.store, one.chain, next((found for _, found in one.by_seed.values()), None))
+    material = Material(one)
     sections = {
         "The claims": _claims(one),
         "What was done": markdown_table(("", ""), setting_rows(material)),
@@ -86,8 +86,7 @@ def _accuracy(one: Experiment) -> Lines:
             if any(own):
                 body.append((_epochs(name), *("-" if cell is None else _cell(cell) for cell in own)))
         n = " to ".join(dict.fromkeys(str(end(row.n for row in inside)) for end in (min, max)))
-        over = "seeds" if any(row.over_seeds for row in inside) else "answers"
-        lines += ["", f"{group}, in percent, with 95 % intervals over {over} (n {n}):", ""]
+        lines += ["", f"{group}, in percent, with 95 % intervals over {over_of(inside)} (n {n}):", ""]
         lines += markdown_table(("", *(varied.shown(level) for level in levels)), body)
     return lines[1:]
 
@@ -97,12 +96,8 @@ def _epochs(name: str | None) -> str:
 
 
 def _cell(row: SweepAccuracy) -> str:
-    over_seeds = row.over_seeds
-    if over_seeds is None:
-        low, high = row.ci_low, row.ci_high
-    else:
-        low, high = max(0.0, over_seeds.low), min(1.0, over_seeds.high)
-    return f"{100 * row.mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    found = row.interval
+    return f"{100 * row.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 
 def _groups(one: Experiment) -> Lines:
@@ -135,10 +130,9 @@ def _groups(one: Experiment) -> Lines:
 def _relations(one: Experiment) -> Lines:
     if one.steering is None:
         return []
-    names = {"latent": "the best latent", "delta_u": "delta_u"}
     rows = [
         (
-            names[row.kind],
+            BEST[row.kind],
             row.relation or "all",
             str(row.n),
             points(row.gain),
@@ -186,9 +180,8 @@ def _published(experiments: Sequence[Experiment]) -> Lines:
 
 
 def _runs(one: Experiment) -> Lines:
-    runs = [run for run in one.chain.runs if run.kind != "steer"] + [run for run, _ in one.by_seed.values()]
     rows = []
-    for run in runs:
+    for run in one.runs:
         attempts = one.store.attempts(run.run_id)
         made = f"{attempts[-1].morfi_version}, {attempts[-1].device}" if attempts else ""
         minutes = f"{one.store.summary(run.run_id).wall_s / 60:.1f}"

@@ -18,7 +18,7 @@ from morfi.latents.activity import MAX_DRAWN, Activity, activity_of, found_here
 from morfi.latents.find import FindRun, Found
 from morfi.latents.logit_lens import SpokenFor, spoken_for
 from morfi.latents.sae import load_sae
-from morfi.report.findings import Experiment, experiment_of
+from morfi.report.findings import Experiment
 from morfi.report.findings.chain import Chain
 from morfi.report.findings.flips import Pair, pairs_of
 from morfi.report.trend_figure import drawn
@@ -35,11 +35,30 @@ _CLAIMED = ("latent", "delta_u")  # kinds of directions whose answers are shown 
 
 @dataclass(frozen=True)
 class Material:
-    """What sections are made of: the store, the experiment's runs, and what its steer run found."""
+    """What sections are made of: the experiment's numbers, and what is read from its runs once."""
 
-    store: Store
-    chain: Chain
-    steered: Steered | None
+    experiment: Experiment
+
+    @property
+    def store(self) -> Store:
+        """The store of its runs."""
+        return self.experiment.store
+
+    @property
+    def chain(self) -> Chain:
+        """Its runs, one of each command."""
+        return self.experiment.chain
+
+    @property
+    def steered(self) -> Steered | None:
+        """What the steer run of the chain found: of one seed."""
+        return self.experiment.steered
+
+    @property
+    def one_seed(self) -> str:
+        """Whose numbers those of `steered` are, in words; empty where there is one seed."""
+        n, run = len(self.experiment.by_seed), self.chain.steer
+        return f"seed {run.config['train_seed']} alone, one of {n}" if run is not None and n > 1 else ""
 
     @property
     def steering(self) -> SteerRun:
@@ -49,7 +68,7 @@ class Material:
 
     @cached_property
     def pairs(self) -> Mapping[str, Sequence[Pair]]:
-        """Questions and answers of the first latent and of delta_u, by direction."""
+        """Questions and answers of the first latent and of delta_u of one seed, by direction."""
         run = self.chain.steer
         if run is None or self.steered is None:
             return {}
@@ -57,13 +76,8 @@ class Material:
         split = self.steering.report_on
         return {one.direction.direction: pairs_of(self.store, run, one, split) for one in shown}
 
-    @cached_property
-    def experiment(self) -> Experiment:
-        """The experiment's numbers, with those of its other seeds."""
-        return experiment_of(self.store, self.chain.last.run_id)
-
     def of_kind(self, kind: str) -> list[Outcome]:
-        """The reported outcomes of a kind of direction, the best by what strengths were chosen on first."""
+        """The reported outcomes of one seed along a kind of direction, the best on `choose_on` first."""
         found = self.steered.outcomes if self.steered is not None else ()
         return [one for one in found if one.direction.kind == kind and one.reported is not None]
 

@@ -20,7 +20,7 @@ def cost(material: Material) -> Section:
         ended = f"SELECT sum(prompt_tokens)::BIGINT AS n FROM attempt_end WHERE run_id = '{run.run_id}'"
         return int(material.store.query(ended).to_pylist()[0]["n"] or 0)
 
-    for run in material.chain.runs:
+    for run in material.experiment.runs:
         one = material.store.summary(run.run_id)
         rows.append(
             (
@@ -47,7 +47,7 @@ def _training(trained: Mapping[str, Any]) -> tuple[str | Cell, ...]:
 def settings(material: Material) -> Section:
     """Every setting, version, hash and seed, by run."""
     body = ""
-    for run in material.chain.runs:
+    for run in material.experiment.runs:
         attempts = material.store.attempts(run.run_id)
         body += (
             f"<details><summary>{run.kind} {run.run_id}</summary>{code(_settings(run, attempts))}</details>"
@@ -78,7 +78,7 @@ def _settings(run: RunRecord, attempts: list[AttemptRecord]) -> str:
 def repeat(material: Material) -> Section:
     """The commands that made the runs, and the file that makes them again."""
     commands = []
-    for run in material.chain.runs:
+    for run in material.experiment.runs:
         attempts = material.store.attempts(run.run_id)
         commands += [" ".join(last_part(word) for word in one.command.split()) for one in attempts[:1]]
     said = paragraph(

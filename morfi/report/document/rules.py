@@ -47,9 +47,11 @@ def rules(material: Material) -> Section | None:
         for one in groups.values()
     ]
     header = ("", "n", "mean gain", f"best on {choose_on}", f"on {choose_on}", f"on {report_on}")
+    n_seeds = len(material.experiment.by_seed)
+    lead = f"Means over {n_seeds} seeds, gains" if n_seeds > 1 else "Gains"
     caption = (
-        "Gains in points. The last column is what the latents with a trend have beyond the row, on average; "
-        "of falling latents, what the rising ones have beyond them."
+        f"{lead} in points. The last column is what the latents with a trend have beyond the row, on "
+        "average; of falling latents, what the rising ones have beyond them."
     )
     body = table((*header, "ahead of it"), rows, caption=caption, sortable=True)
     return Section("rules", "By how directions were chosen", body)

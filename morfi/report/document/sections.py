@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from morfi.conditions.levels import varied_in
-from morfi.interventions.outcome import Outcome, Share
-from morfi.interventions.verdicts import Answerer
 from morfi.latents.activations import EPOCHS, LEVEL
 from morfi.latents.find import MIN_EXPLAINED, FindRun
 from morfi.report.document.cards import card
 from morfi.report.document.drawings import drawing
-from morfi.report.document.figures import accuracy_figure, chance_figure, gains_figure, trends_figure
+from morfi.report.document.figures import accuracy_figure, chance_figure, trends_figure
+from morfi.report.document.gains import gained, gains, recovered
 from morfi.report.document.html import Cell, Section, items, last_part, paragraph, table
 from morfi.report.document.material import SHOWN, Material
 from morfi.report.document.rules import claims, rules, seeds
 from morfi.report.fdr_figure import expected_of
-from morfi.report.findings.flips import recovery_of
-from morfi.report.sweep import groups_of, levels_of
+from morfi.report.sweep import groups_of, levels_of, over_of
 from morfi.report.sweep import settings_of as epochs_of
-from morfi.report.tables import percent
 from morfi.runs.settings import settings_of
+from morfi.statistics import Interval
 from morfi.words import counted, together
 
 _MANY = 400  # answers that flipped in a table
@@ -93,12 +91,13 @@ def accuracy(material: Material) -> Section | None:
                 lines.append(
                     [
                         _setting(name),
-                        *(_interval(one.accuracy, one.ci_low, one.ci_high) if one else "-" for one in shown),
+                        *(_interval(one.mean, one.interval) if one else "-" for one in shown),
                     ]
                 )
         n = together(sorted({row.n for row in inside}))
         header = ("", *(varied.shown(level) for level in levels))
-        body += table(header, lines, caption=f"{group}, n {n}: accuracy in %, with 95 % intervals")
+        over = f"with 95 % intervals over {over_of(inside)}"
+        body += table(header, lines, caption=f"{group}, n {n}: accuracy in %, {over}")
     return Section("accuracy", f"What training costs: accuracy by {varied.name}", body)
 
 
@@ -140,72 +139,6 @@ def trends(material: Material) -> Section | None:
     return Section("trends", f"Which latents follow {varied_in(run).name}", body)
 
 
-def gains(material: Material) -> Section | None:
-    """What steering along each direction does, dev beside test, with the baselines."""
-    run, found = material.chain.steer, material.steered
-    if run is None or found is None:
-        return None
-    steering = material.steering
-    body = drawing(gains_figure(material, run))
-    rows = []
-    for one in found.outcomes:
-        if one.reported is None or one.recovery is None:
-            continue
-        recovered = one.recovery[Answerer.REFERENCE].recovered
-        between = one.reported.interval
-        rows.append(
-            (
-                one.direction.direction,
-                one.direction.kind,
-                Cell(f"{one.best.alpha:+g}", one.best.alpha),
-                Cell(_points(one.best.gain), one.best.gain),
-                Cell(_points(one.reported.difference), one.reported.difference),
-                f"{_points(between.low)} to {_points(between.high)}",
-                Cell(f"{one.reported.p:.2g}", one.reported.p),
-                Cell(percent(recovered.share) or "-", recovered.share or 0.0),
-                Cell(str(recovered.n), recovered.n),
-            )
-        )
-    on = [f"gain on {split}" for split in (steering.choose_on, steering.report_on)]
-    last = ("95 % interval", "McNemar p", f"R_K of {steering.reference}", "brought back")
-    header = ("direction", "kind", "alpha", *on, *last)
-    caption = (
-        f"Gains in points. Strengths and order are chosen on {steering.choose_on}; what counts is the gain "
-        f"on {steering.report_on}. R_K: of the answers brought back, the share that {steering.reference} "
-        "has right."
-    )
-    body += table(header, rows, caption=caption, sortable=True)
-    return Section("gains", "What steering brings back", body)
-
-
-def recovered(material: Material) -> Section | None:
-    """Gain and knowledge recovery by relation, of the best latent and of delta_u."""
-    if not material.pairs:
-        return None
-    rows = []
-    for name, own in material.pairs.items():
-        for relation in (*sorted({one.relation for one in own}), None):
-            inside = [one for one in own if relation in (None, one.relation)]
-            rate = recovery_of(inside)
-            gain = sum(one.is_right - one.was_right for one in inside) / len(inside)
-            rows.append(
-                (
-                    name,
-                    relation or "all",
-                    Cell(str(len(inside)), len(inside)),
-                    Cell(_points(gain), gain),
-                    _share(rate.recovered),
-                    _share(rate.base_rate),
-                )
-            )
-    header = ("direction", "relation", "questions", "gain", "R_K", "base rate")
-    reference = material.steering.reference
-    caption = (
-        f"On {material.steering.report_on}; the base rate is that of {reference} on all that was wrong before"
-    )
-    return Section("relations", "By relation", table(header, rows, caption=caption))
-
-
 def flips(material: Material) -> Section | None:
     """Every answer that steering changed from right to wrong or back."""
     every = [one for own in material.pairs.values() for one in own if one.was_right != one.is_right]
@@ -226,8 +159,9 @@ def flips(material: Material) -> Section | None:
     ]
     header = ("question", "relation", "direction", "change", "before", "steered", material.steering.reference)
     left = f"; the first {_MANY} of {len(every)}" if len(every) > _MANY else ""
+    whose = f", {material.one_seed}" if material.one_seed else ""
     body = table(
-        (*header, "accepted"), rows, caption=f"On {material.steering.report_on}{left}", sortable=True
+        (*header, "accepted"), rows, caption=f"On {material.steering.report_on}{whose}{left}", sortable=True
     )
     return Section("flips", "Answers that flipped", body)
 
@@ -243,12 +177,12 @@ def cards(material: Material) -> Section | None:
     conditions = material.store.trend_conditions(run.run_id)
     along = [row for row in conditions if row.axis == conditions[0].axis]
     activity = material.activity.get(along[0].axis, {})
-    gain_of = {one.direction.latent: one for one in material.of_kind("latent")}
+    along_of = {one.latent: one for one in material.experiment.directions}
     made = [
         card(
             row,
             along,
-            _gain(gain_of.get(row["latent"])),
+            gained(along_of.get(row["latent"])),
             activity.get(row["latent"]),
             material.tokens.get(row["latent"]),
         )
@@ -316,19 +250,5 @@ def _setting(name: str | None) -> str:
     return counted(int(name), "epoch") if name.isdecimal() else name
 
 
-def _gain(one: Outcome | None) -> str:
-    if one is None or one.reported is None:
-        return "not along this one"
-    return f"{_points(one.reported.difference)} points at alpha {one.best.alpha:+g}"
-
-
-def _share(one: Share) -> str:
-    return "- (n 0)" if one.share is None else f"{percent(one.share)} (n {one.n})"
-
-
-def _interval(share: float, low: float, high: float) -> str:
-    return f"{100 * share:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def _points(gain: float) -> str:
-    return f"{100 * gain:+.1f}"
+def _interval(share: float, found: Interval) -> str:
+    return f"{100 * share:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"

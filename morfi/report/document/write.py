@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from morfi.errors import InputError
 from morfi.files import whole_file
-from morfi.interventions.outcome import steered
 from morfi.report.document.answer import answer_of
 from morfi.report.document.drawings import colours_of
 from morfi.report.document.figures import figures_of
@@ -18,7 +17,6 @@ from morfi.report.document.material import Material
 from morfi.report.document.provenance import cost, repeat, settings
 from morfi.report.document.sections import SECTIONS
 from morfi.report.findings import experiment_of
-from morfi.report.findings.chain import chain_of
 
 if TYPE_CHECKING:
     from morfi.store import Store
@@ -31,9 +29,8 @@ def write_report(store: Store, run_id: str, out: Path | None, pictures: Path | N
     give the same bytes. Its pictures are also written to the folder `pictures`, each as PNG and SVG. Raises
     InputError for a run that is no part of an experiment, or where there is no place to write.
     """
-    chain = chain_of(store, run_id)
-    found = steered(store, chain.steer) if chain.steer is not None else None
-    material = Material(store, chain, found)
+    material = Material(experiment_of(store, run_id))
+    chain = material.chain
     sections = [one for make in (*SECTIONS, settings, cost, repeat) if (one := make(material)) is not None]
     title = f"{chain.last.base or chain.last.ckpt} on {chain.last.data}"
     path = out or store.path.parent / f"{chain.last.run_id}.html"

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from morfi.conditions.condition import in_order
 from morfi.interventions.config import SteerRun
 from morfi.interventions.groups import DELTA_U, LATENT, Group
-from morfi.interventions.outcome import Outcome, Recovery, Steered, steered
+from morfi.interventions.outcome import Recovery, Share, Steered, steered
 from morfi.interventions.replicates import replicates
 from morfi.report.findings.chain import Chain, chain_of
+from morfi.report.findings.directions import Along, along_each
 from morfi.report.findings.estimate import DIRECTIONS, Estimate, estimate
 from morfi.report.findings.flips import Pair, pairs_of, recovery_of
 from morfi.runs.compare import difference
@@ -79,6 +80,26 @@ class Experiment:
     def steering(self) -> SteerRun | None:
         """The settings of the steer run."""
         return None if self.chain.steer is None else settings_of(self.chain.steer, SteerRun)
+
+    @property
+    def steered(self) -> Steered | None:
+        """What the chain's own steer run found, of one seed; None where it is missing or has not ended."""
+        own = self.chain.steer
+        every = self.by_seed.values()
+        return next((found for run, found in every if own is not None and run.run_id == own.run_id), None)
+
+    @cached_property
+    def runs(self) -> list[RunRecord]:
+        """All runs in the order of their commands, with the steer runs of every seed."""
+        steer_runs = {run.run_id: run for run, _ in self.by_seed.values()}
+        return [run for run in self.chain.runs if run.run_id not in steer_runs] + list(steer_runs.values())
+
+    def unsteered(self, served: str) -> list[Share]:
+        """What answers right unsteered on the questions reported, a share for each seed."""
+        return [
+            found.accuracies[served][settings_of(run, SteerRun).report_on]
+            for run, found in self.by_seed.values()
+        ]
 
     @cached_property
     def accuracies(self) -> list[SweepAccuracy]:
@@ -149,20 +170,14 @@ class Experiment:
         return {kind: _over_seeds(kind, own) for kind, own in every.items()}
 
     @cached_property
+    def directions(self) -> list[Along]:
+        """Every direction that was reported, as `along_each` gives them."""
+        return along_each([found for _, found in self.by_seed.values()])
+
+    @property
     def latent_gains(self) -> dict[int, Estimate]:
         """The reported gain along each latent that was steered along, by number."""
-        found: dict[int, list[Outcome]] = {}
-        for _, one in self.by_seed.values():
-            for outcome in one.outcomes:
-                if outcome.direction.latent is not None and outcome.reported is not None:
-                    found.setdefault(outcome.direction.latent, []).append(outcome)
-        return {
-            latent: estimate(
-                [one.reported.difference for one in own if one.reported is not None],
-                [one.reported.interval for one in own if one.reported is not None],
-            )
-            for latent, own in found.items()
-        }
+        return {one.latent: one.gain for one in self.directions if one.latent is not None}
 
     @cached_property
     def regained(self) -> list[Regained]:

@@ -19,6 +19,7 @@ GROUPS = {
     DOWN: "rising latents that go best down",
     UP: "falling latents that go best up",
 }
+BEST = {LATENT: "the best latent", DELTA_U: "delta_u"}
 _OVER = {QUESTIONS: "questions", DIRECTIONS: "directions"}
 
 
