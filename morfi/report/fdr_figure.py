@@ -46,6 +46,21 @@ def _figure(
     return figure
 
 
+def few_of(
+    rates: Sequence[FalseDiscoveriesRow], smallest_s: int | None, most: int = 20
+) -> list[FalseDiscoveriesRow]:
+    """At most `most` of the rates of one axis, the strongest trends first, evenly apart.
+
+    Both ends are among them, and that of `smallest_s`, the least |S| selected from.
+    """
+    rows = sorted(rates, key=lambda row: -row.s)
+    if len(rows) <= most:
+        return rows
+    steps = most - 2  # one place is left for the threshold
+    places = {round(number * (len(rows) - 1) / steps) for number in range(steps + 1)}
+    return [row for place, row in enumerate(rows) if place in places or row.s == smallest_s]
+
+
 def expected_of(row: FalseDiscoveriesRow) -> float:
     """How many of the latents found are expected by chance."""
     return row.fdr * row.n_found

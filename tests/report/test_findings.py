@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,13 +17,14 @@ from morfi.report.document.answer import answer_of
 from morfi.report.document.gains import gained
 from morfi.report.document.material import Material
 from morfi.report.document.rules import seeds
+from morfi.report.fdr_figure import few_of
 from morfi.report.findings import CANNOT, FAILS, HOLDS, IN_PART, Claim, Experiment, Part
 from morfi.report.findings.chain import Chain
 from morfi.report.findings.estimate import QUESTIONS, SEEDS, Estimate, estimate
 from morfi.report.findings.words import estimated
 from morfi.runs.compare import Difference
 from morfi.statistics import Interval
-from morfi.store.records import SweepAccuracy
+from morfi.store.records import FalseDiscoveriesRow, SweepAccuracy
 
 OWN = (Interval(-0.1, 0.3), Interval(-0.2, 0.2), Interval(0.0, 0.4))
 
@@ -166,3 +168,14 @@ def test_no_number_of_one_seed_stands_for_the_experiment() -> None:
         Material(alone)
     )
     assert (Material(alone).one_seed, alone.directions[0].p) == ("", 0.5)
+
+
+def test_of_many_thresholds_a_few_stand_in_a_table_the_ends_and_the_one_selected_from_among_them() -> None:
+    rates = [FalseDiscoveriesRow("level", s, s, 0.1) for s in range(1, 151)]
+    for smallest in (*range(1, 151), None):
+        shown = [row.s for row in few_of(rates, smallest)]
+        assert len(shown) <= 20
+        assert shown == sorted(set(shown), reverse=True)
+        assert {150, 1, *([smallest] if smallest is not None else [])} <= set(shown)
+        assert max(one - other for one, other in pairwise(shown)) <= 9
+    assert few_of(rates[:20], 3) == rates[19::-1]

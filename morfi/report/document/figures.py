@@ -9,7 +9,7 @@ from morfi.errors import InputError
 from morfi.latents.find import FindRun
 from morfi.report.document.drawings import Figure
 from morfi.report.document.material import Material
-from morfi.report.fdr_figure import expected_of, fdr_figure
+from morfi.report.fdr_figure import expected_of, fdr_figure, few_of
 from morfi.report.pictures import found, steered_along, swept
 from morfi.report.sweep import over_of
 from morfi.report.sweep import settings_of as epochs_of
@@ -84,7 +84,8 @@ def chance_figure(material: Material, run: RunRecord, summary: TrendSummaryRow) 
         rates, f"{run.base} on {run.data}, along {summary.axis}", smallest_s=summary.smallest_s
     )
     found = [
-        f"|S| >= {row.s}: {row.n_found} found, {expected_of(row):.1f} expected by chance" for row in rates
+        f"|S| >= {row.s}: {row.n_found} found, {expected_of(row):.1f} expected by chance"
+        for row in few_of(rates, summary.smallest_s)
     ]
     caption = "Latents with so strong a trend, and how many the median of shuffled levels gives (log scale)"
     threshold = "no |S| was selected from"

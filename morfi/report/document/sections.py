@@ -14,11 +14,12 @@ from morfi.report.document.gains import gained, gains, recovered
 from morfi.report.document.html import Cell, Section, items, last_part, paragraph, table
 from morfi.report.document.material import SHOWN, Material
 from morfi.report.document.rules import claims, rules, seeds
-from morfi.report.fdr_figure import expected_of
+from morfi.report.fdr_figure import expected_of, few_of
 from morfi.report.sweep import groups_of, levels_of, over_of
 from morfi.report.sweep import settings_of as epochs_of
 from morfi.runs.settings import settings_of
 from morfi.statistics import Interval
+from morfi.store.records import FalseDiscoveriesRow, TrendSummaryRow
 from morfi.words import counted, together
 
 _MANY = 400  # answers that flipped in a table
@@ -120,23 +121,32 @@ def trends(material: Material) -> Section | None:
     body = paragraph(*said)
     body += drawing(trends_figure(material, run))
     rates = material.store.false_discoveries(run.run_id)
-    body += "".join(drawing(chance_figure(material, run, one)) for one in summaries)
-    if rates:
-        rows = [
-            (
-                f"|S| >= {row.s}",
-                Cell(str(row.n_found), row.n_found),
-                Cell(f"{expected_of(row):.1f}", expected_of(row)),
-                Cell(f"{row.fdr:.3f}", row.fdr),
-            )
-            for row in rates
-        ]
-        body += table(
-            ("trend", "latents", "by chance", "false discovery rate"),
-            rows,
-            caption="How many latents have so strong a trend; the rate, by shuffled levels",
-        )
+    for one in summaries:
+        body += drawing(chance_figure(material, run, one))
+        body += _rates(one, [row for row in rates if row.axis == one.axis])
     return Section("trends", f"Which latents follow {varied_in(run).name}", body)
+
+
+def _rates(summary: TrendSummaryRow, rates: Sequence[FalseDiscoveriesRow]) -> str:
+    """The table of false discovery rates of an axis, of many thresholds a choice; nothing without any."""
+    if not rates:
+        return ""
+    shown = few_of(rates, summary.smallest_s)
+    rows = [
+        (
+            f"|S| >= {row.s}{', selected from here' if row.s == summary.smallest_s else ''}",
+            Cell(str(row.n_found), row.n_found),
+            Cell(f"{expected_of(row):.1f}", expected_of(row)),
+            Cell(f"{row.fdr:.3f}", row.fdr),
+        )
+        for row in shown
+    ]
+    caption = (
+        f"Latents with so strong a trend along the {_ALONG[summary.axis]}; the rate is by shuffled levels"
+    )
+    if len(shown) < len(rates):
+        caption += f"; {len(shown)} of {len(rates)} thresholds: the picture has them all"
+    return table(("trend", "latents", "by chance", "false discovery rate"), rows, caption=caption)
 
 
 def flips(material: Material) -> Section | None:
