@@ -21,7 +21,8 @@ from morfi.report.fdr_figure import few_of
 from morfi.report.findings import CANNOT, FAILS, HOLDS, IN_PART, Claim, Experiment, Part
 from morfi.report.findings.chain import Chain
 from morfi.report.findings.estimate import QUESTIONS, SEEDS, Estimate, estimate
-from morfi.report.findings.words import estimated
+from morfi.report.findings.flips import Pair, Usual, usual_of
+from morfi.report.findings.words import estimated, usual
 from morfi.runs.compare import Difference
 from morfi.statistics import Interval
 from morfi.store.records import FalseDiscoveriesRow, SweepAccuracy
@@ -180,3 +181,10 @@ def test_of_many_thresholds_a_few_stand_in_a_table_the_ends_and_the_one_selected
         assert {150, 1, *([smallest] if smallest is not None else [])} <= set(shown)
         assert max(one - other for one, other in pairwise(shown)) <= 9
     assert few_of(rates[:20], 3) == rates[19::-1]
+
+
+def test_the_most_frequent_answer_is_counted_in_normal_form_steered_and_before() -> None:
+    texts = [("Peru", "France"), ("France", " france."), ("Peru", "the France"), ("", "Peru")]
+    pairs = [Pair("d", "P17", "q", (), before, after, False, False, "", False) for before, after in texts]
+    assert usual_of(pairs) == Usual("france", 0.75, 0.25)
+    assert usual(usual_of(pairs[3:])) == "peru, 100.0 %; before 0.0 %"

@@ -8,7 +8,7 @@ from morfi.report.document.html import Cell, Section, table
 from morfi.report.document.material import Material
 from morfi.report.findings.directions import Along
 from morfi.report.findings.estimate import SEEDS
-from morfi.report.findings.words import BEST, between, estimated, interval_of, points, share
+from morfi.report.findings.words import BEST, USUAL, between, estimated, interval_of, points, share, usual
 from morfi.report.tables import percent
 
 
@@ -78,6 +78,7 @@ def recovered(material: Material) -> Section | None:
             Cell(points(one.gain), one.gain),
             share(one.recovery.recovered),
             share(one.recovery.base_rate),
+            usual(one.usual),
         )
         for one in regained
     ]
@@ -85,7 +86,7 @@ def recovered(material: Material) -> Section | None:
     seeds = f"Answers of all {n_seeds} seeds together, o" if n_seeds > 1 else "O"
     caption = (
         f"{seeds}n {steering.report_on}; the base rate is that of {steering.reference} on all that was wrong "
-        "before"
+        f"before. {USUAL}"
     )
-    header = ("along", "relation", "answers", "gain", "R_K", "base rate")
+    header = ("along", "relation", "answers", "gain", "R_K", "base rate", "most frequent answer")
     return Section("relations", "By relation", table(header, rows, caption=caption))

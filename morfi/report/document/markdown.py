@@ -11,7 +11,7 @@ from morfi.report.document.material import Material
 from morfi.report.document.sections import limit_lines, setting_rows
 from morfi.report.findings import RULE, Experiment, Part, claims_of
 from morfi.report.findings.published import PAPER, PUBLISHED
-from morfi.report.findings.words import BEST, GROUPS, estimated, points, share
+from morfi.report.findings.words import BEST, GROUPS, USUAL, estimated, points, share, usual
 from morfi.report.sweep import groups_of, levels_of, over_of, settings_of
 from morfi.report.tables import markdown_table, percent
 from morfi.store.records import SweepAccuracy
@@ -130,6 +130,7 @@ def _groups(one: Experiment) -> Lines:
 def _relations(one: Experiment) -> Lines:
     if one.steering is None:
         return []
+    header = ("along", "relation", "answers", "gain", "R_K", "base rate", "most frequent answer")
     rows = [
         (
             BEST[row.kind],
@@ -138,14 +139,15 @@ def _relations(one: Experiment) -> Lines:
             points(row.gain),
             share(row.recovery.recovered),
             share(row.recovery.base_rate),
+            usual(row.usual),
         )
         for row in one.regained
     ]
     return [
         f"R_K is the share of the answers brought back that {one.steering.reference} has right; the base "
-        "rate is the same of all answers that were wrong before. Answers of all seeds together.",
+        f"rate is the same of all answers that were wrong before. Answers of all seeds together. {USUAL}",
         "",
-        *markdown_table(("along", "relation", "answers", "gain", "R_K", "base rate"), rows),
+        *markdown_table(header, rows),
     ]
 
 

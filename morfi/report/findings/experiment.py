@@ -15,7 +15,7 @@ from morfi.interventions.replicates import replicates
 from morfi.report.findings.chain import Chain, chain_of
 from morfi.report.findings.directions import Along, along_each
 from morfi.report.findings.estimate import DIRECTIONS, Estimate, estimate
-from morfi.report.findings.flips import Pair, pairs_of, recovery_of
+from morfi.report.findings.flips import Pair, Usual, pairs_of, recovery_of, usual_of
 from morfi.runs.compare import difference
 from morfi.runs.settings import settings_of
 from morfi.statistics import Interval, paired_bootstrap_interval
@@ -66,6 +66,7 @@ class Regained:
     n: int
     gain: float
     recovery: Recovery
+    usual: Usual
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class Experiment:
                 own = [one for one in pairs if relation in (None, one.relation)]
                 if own:
                     gain = sum(one.is_right - one.was_right for one in own) / len(own)
-                    found.append(Regained(kind, relation, len(own), gain, recovery_of(own)))
+                    found.append(Regained(kind, relation, len(own), gain, recovery_of(own), usual_of(own)))
         return found
 
     def _pairs(self, kind: str) -> list[Pair]:

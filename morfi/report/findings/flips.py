@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from morfi.interventions.outcome import Outcome, Recovery, recovery
+from morfi.questions.matching import normalise
 
 if TYPE_CHECKING:
     from morfi.store import Store
@@ -34,6 +36,18 @@ class Pair:
         if self.was_right == self.is_right:
             return "right both times" if self.is_right else "wrong both times"
         return "brought back" if self.is_right else "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """The answer that steering along a direction gives most often: its share steered, and before.
+
+    A direction that makes a model give one answer to everything gains where that answer is often right.
+    """
+
+    answer: str
+    share: float
+    before: float
 
 
 def pairs_of(store: Store, run: RunRecord, outcome: Outcome, split: str) -> list[Pair]:
@@ -74,4 +88,15 @@ def recovery_of(pairs: Sequence[Pair]) -> Recovery:
         [one.was_right for one in pairs],
         [one.is_right for one in pairs],
         [one.reference_right for one in pairs],
+    )
+
+
+def usual_of(pairs: Sequence[Pair]) -> Usual:
+    """The most frequent of the steered answers in SQuAD's normal form, the first of equally frequent ones."""
+    counts = Counter(normalise(one.after) for one in pairs)
+    answer = min(counts, key=lambda one: (-counts[one], one))
+    return Usual(
+        answer,
+        share=counts[answer] / len(pairs),
+        before=sum(normalise(one.before) == answer for one in pairs) / len(pairs),
     )

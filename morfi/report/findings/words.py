@@ -6,6 +6,7 @@ from morfi.interventions.groups import CONTROL, DELTA_U, DOWN, LATENT, RANDOM, U
 from morfi.interventions.outcome import Share
 from morfi.interventions.rivals import CHANGE, KNOWLEDGE
 from morfi.report.findings.estimate import DIRECTIONS, QUESTIONS, Estimate
+from morfi.report.findings.flips import Usual
 from morfi.report.tables import percent
 from morfi.statistics import Interval
 
@@ -20,6 +21,10 @@ GROUPS = {
     UP: "falling latents that go best up",
 }
 BEST = {LATENT: "the best latent", DELTA_U: "delta_u"}
+USUAL = (
+    "The most frequent answer is that of the steered model: one that takes the place of others gains where "
+    "it is often right."
+)
 _OVER = {QUESTIONS: "questions", DIRECTIONS: "directions"}
 
 
@@ -46,6 +51,11 @@ def interval_of(found: Estimate) -> str:
         return "no interval"
     n = len(found.values)
     return f"{between(found.interval)} over {_OVER.get(found.over, f'{n} seeds')}"
+
+
+def usual(found: Usual) -> str:
+    """The most frequent answer with its share steered, and before."""
+    return f"{found.answer or '(none)'}, {percent(found.share)}; before {percent(found.before)}"
 
 
 def share(found: Share) -> str:
