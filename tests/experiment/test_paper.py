@@ -1,0 +1,114 @@
+"""The experiments of the paper, each from its own file, on a tiny model of its architecture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import REQUIRED
+from command_line import CommandLine
+from sae_releases import WRITERS, repository
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from morfi.command.experiment import open_experiment
+from morfi.store import Store
+
+# Their architectures, with as many layers as the SAE's place asks for.
+PAPER = {
+    "llama-3.1-8b": ("LlamaForCausalLM", 17),
+    "gemma-2-9b": ("Gemma2ForCausalLM", 22),
+    "mistral-7b-v0.3": ("MistralForCausalLM", 17),
+}
+WORDINGS = {
+    "P17": "Which country is {} located in?",
+    "P36": "What is the capital of {}?",
+    "P495": "Which country was {} created in?",
+}
+# Sizes that a tiny model needs; and since one of random weights knows no names, another kind of answer.
+SMALL = {
+    "match": "regex:.*[ -O]",
+    "relations": ",".join(WORDINGS),
+    "split.n-ex": 1,
+    "split.shots": 0,
+    "split.samples": 0,
+    "mix.size": 4,
+    "train.rank": 2,
+    "train.batch": 4,
+    "train.warmup": 0,
+    "train.epochs": "1",
+    "train.dev-limit": 2,
+    "find.epochs": "1",
+    "find.force": "true",
+    "find.resamples": 20,
+    "steer.top": 2,
+    "steer.controls": 1,
+    "steer.random": 1,
+    "steer.alphas": "-0.5,0.5",
+    "steer.limit": 6,
+}
+
+
+@pytest.fixture
+def run(
+    isolated_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> CommandLine:
+    """Runs a command in this process, in an empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return CommandLine(monkeypatch, capfd)
+
+
+def entity_questions(folder: Path) -> Path:
+    """A folder of EntityQuestions, of three relations: 40 questions in train, 10 in dev and in test."""
+    for split, n in (("train", 40), ("dev", 10), ("test", 10)):
+        (folder / split).mkdir(parents=True)
+        for relation, wording in WORDINGS.items():
+            names = [f"{split.title()} {relation[1:]} {place * 7919 % 997}" for place in range(n)]
+            rows = [{"question": wording.format(name), "answers": ["Lyon"]} for name in names]
+            (folder / split / f"{relation}.{split}.json").write_text(json.dumps(rows))
+    return folder
+
+
+def random_model(folder: Path, architecture: str, n_layers: int, make_tokenizer: Callable[..., Any]) -> Path:
+    """A model whose answers are of ASCII, and differ from question to question."""
+    family, sizes = REQUIRED[architecture]
+    torch.manual_seed(0)
+    sizes = {**sizes, "num_hidden_layers": n_layers, "initializer_range": 0.3}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+    with torch.no_grad():
+        rows = model.get_output_embeddings().weight  # the special tokens first, then each byte
+        rows[: 3 + ord(" ")] = 0
+        rows[3 + ord("~") :] = 0
+    model.save_pretrained(folder)
+    make_tokenizer(adds_bos=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("starts_vllm")
+@pytest.mark.parametrize("name", PAPER)
+def test_an_experiment_of_the_paper_runs_from_its_file_to_its_report(
+    run: CommandLine, hub: Path, tmp_path: Path, make_tokenizer: Callable[..., Any], name: str
+) -> None:
+    tables, _ = open_experiment(None, name, fast=False)
+    sae = tables["find"]["sae"]
+    WRITERS[sae](hub / repository(sae))
+    model = random_model(tmp_path / "model", *PAPER[name], make_tokenizer)
+    changes = {**SMALL, "ckpt": model, "data": entity_questions(tmp_path / "questions")}
+    given = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    found = run("run", "--preset", name, *given, "--json").json
+    assert {one["state"] for one in found["stages"]} == {"done"}
+    results = {one["stage"]: one["result"] for one in found["stages"]}
+    assert list(results) == ["split", "mix", "train", "sweep", "capture", "find", "steer"]
+    store = Store(Path("morfi.duckdb"))
+    levels, settings = tables["mix"]["levels"], {"1", "early-stop"}
+    kept = {(row.level, row.epoch_setting) for row in store.checkpoints(results["train"])}
+    assert kept == {(level, one) for level in levels for one in settings}
+    find = store.run(results["find"]).config
+    assert (find["layer"], find["sae"], find["method"]) == (tables["layer"], sae, "bootstrap")
+    assert len(store.latents(results["find"])) == 192
+    assert Path(found["report"]).is_file()
