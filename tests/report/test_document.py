@@ -233,6 +233,7 @@ def test_what_is_not_here_any_more_is_said_and_left_out(
 def test_a_token_of_many_blanks_stays_inside_its_card(page: Any) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
     token = f"<p><code>{60 * chr(0x2423)}</code></p>"
+    page.locator("#latents summary").click()
     page.evaluate("token => document.querySelector('.card').insertAdjacentHTML('beforeend', token)", token)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
@@ -277,6 +278,12 @@ def test_tables_sort_and_filter_and_the_page_fits_a_phone(page: Any) -> None:
     page.locator("#gains input").fill("random")
     assert rows.filter(visible=True).count() == 1
     assert page.locator("#gains output").inner_text().startswith("1 of ")
+    flipped, card = page.locator("#flips tbody tr").first, page.locator("#latents .card").first
+    assert not flipped.is_visible()
+    page.locator("nav a", has_text="Answers that flipped").click()
+    assert flipped.is_visible()
+    page.locator("#latents summary").press("Enter")
+    assert card.is_visible()
     page.locator("#repeat button", has_text="Copy").last.click()
     assert "[steer]" in page.evaluate("getSelection().toString()")
     page.locator("#repeat output", has_text="cop").wait_for()
@@ -284,5 +291,8 @@ def test_tables_sort_and_filter_and_the_page_fits_a_phone(page: Any) -> None:
         page.set_viewport_size({"width": width, "height": 800})
         page.emulate_media(color_scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator("#latents summary").press("Enter")
+    assert not card.is_visible()
     page.emulate_media(media="print")
+    assert card.is_visible()
     assert not page.locator("nav").is_visible()

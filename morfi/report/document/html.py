@@ -72,6 +72,11 @@ def table(
     )
 
 
+def folded(summary: str, body: str) -> str:
+    """HTML that a reader opens by its summary, or by the section's link; paper shows it all."""
+    return f'<details class="fold"><summary>{text(summary)}</summary>{body}</details>'
+
+
 def _cells(row: Sequence[str | Cell]) -> Iterable[str]:
     for place, one in enumerate(row):
         shown = one.shown if isinstance(one, Cell) else one

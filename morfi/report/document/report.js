@@ -67,3 +67,8 @@ for (const shown of document.querySelectorAll("pre.copied")) {
   bar.append(button, said);
   shown.before(bar);
 }
+for (const link of document.querySelectorAll("nav a")) {
+  link.addEventListener("click", () => {
+    for (const fold of document.querySelectorAll(`${link.hash} > details.fold`)) fold.open = true;
+  });
+}

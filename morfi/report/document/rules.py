@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from morfi.report.document.html import Cell, Section, items, paragraph, table
+from morfi.report.document.html import Cell, Section, folded, items, paragraph, table
 from morfi.report.document.material import Material
 from morfi.report.findings import RULE, claims_of
 from morfi.report.findings.estimate import Estimate
 from morfi.report.findings.words import GROUPS, estimated, points
 from morfi.store.records import SweepAccuracy
+from morfi.words import counted
 
 
 def claims(material: Material) -> Section | None:
@@ -65,9 +66,10 @@ def seeds(material: Material) -> Section | None:
         n = max(row.n_seeds for row in several)
         rows = [_accuracy_line(row, n) for row in several]
         header = ("questions", "level", "epochs", *(f"training {number + 1}" for number in range(n)))
-        body += table(
+        accuracies = table(
             (*header, "mean", "95 % over seeds"), rows, caption="Accuracy in percent", sortable=True
         )
+        body += folded(f"Accuracy of every training: {counted(len(rows), 'row')}", accuracies)
     by_seed = material.experiment.by_seed
     if len(by_seed) > 1:
         gains = [

@@ -11,7 +11,7 @@ from morfi.report.document.cards import card
 from morfi.report.document.drawings import drawing
 from morfi.report.document.figures import accuracy_figure, chance_figure, trends_figure
 from morfi.report.document.gains import gained, gains, recovered
-from morfi.report.document.html import Cell, Section, items, last_part, paragraph, table
+from morfi.report.document.html import Cell, Section, folded, items, last_part, paragraph, table
 from morfi.report.document.material import SHOWN, Material
 from morfi.report.document.rules import claims, rules, seeds
 from morfi.report.fdr_figure import expected_of, few_of
@@ -173,6 +173,8 @@ def flips(material: Material) -> Section | None:
     body = table(
         (*header, "accepted"), rows, caption=f"On {material.steering.report_on}{whose}{left}", sortable=True
     )
+    names = together(dict.fromkeys(one.direction for one in every))
+    body = folded(f"{counted(len(every), 'answer')} along {names}{whose}", body)
     return Section("flips", "Answers that flipped", body)
 
 
@@ -206,7 +208,8 @@ def cards(material: Material) -> Section | None:
         lens = "The tokens that a latent speaks for are not shown: its model or SAE is not where it was."
     if not activity:
         lens += " No bands, firing rates and questions: the captures or the SAE are not where they were."
-    return Section("latents", "The latents", f'{paragraph(lens)}<div class="cards">{"".join(made)}</div>')
+    shown = folded(counted(len(made), "card"), f'<div class="cards">{"".join(made)}</div>')
+    return Section("latents", "The latents", paragraph(lens) + shown)
 
 
 def limits(material: Material) -> Section | None:
