@@ -141,6 +141,10 @@ def test_the_page_in_markdown_answers_every_claim_by_the_same_numbers(
 ) -> None:
     store, run_id = steerable[0], steer(rivals=True, ids=(0, 3))
     page = write_as("md", store, [run_id], tmp_path / "r.md").read_text(encoding="utf-8")
+    head = page[: page.index("\n## ")]
+    assert head.startswith("# tiny on ")
+    assert "**What was asked.**" in head
+    assert re.search(r"\*\*What came out.\*\* \S+ answers [\d.]+ % of \d+ ", head)
     assert [page.count(f"\n- ({letter}) ") for letter in "abcde"] == [1] * 5
     found = steered(store, store.run(run_id))
     assert found is not None

@@ -22,7 +22,7 @@ from morfi.report.findings import CANNOT, FAILS, HOLDS, IN_PART, Claim, Experime
 from morfi.report.findings.chain import Chain
 from morfi.report.findings.estimate import QUESTIONS, SEEDS, Estimate, estimate
 from morfi.report.findings.flips import Pair, Usual, usual_of
-from morfi.report.findings.words import estimated, usual
+from morfi.report.findings.words import column, estimated, usual
 from morfi.runs.compare import Difference
 from morfi.statistics import Interval
 from morfi.store.records import FalseDiscoveriesRow, SweepAccuracy
@@ -170,6 +170,15 @@ def test_no_number_of_one_seed_stands_for_the_experiment() -> None:
         Material(alone)
     )
     assert (Material(alone).one_seed, alone.directions[0].p) == ("", 0.5)
+
+
+def test_a_column_says_once_what_most_of_its_intervals_are_over() -> None:
+    seeds, own = estimate((0.1, 0.2, 0.3), OWN), Estimate((0.1,), OWN[0], QUESTIONS)
+    found = column([seeds, None, own, seeds])
+    assert found.headed("gain") == "gain (95 % interval over 3 seeds)"
+    most, other = "+20.0 (-4.8 to +44.8)", "+10.0 (-10.0 to +30.0 over questions)"
+    assert found.cells == (most, "-", other, most)
+    assert (column([None]).headed("gain"), column([]).cells) == ("gain", ())
 
 
 def test_of_many_thresholds_a_few_stand_in_a_table_the_ends_and_the_one_selected_from_among_them() -> None:

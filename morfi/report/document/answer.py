@@ -8,12 +8,37 @@ from morfi.conditions.condition import in_order
 from morfi.conditions.levels import varied_in
 from morfi.interventions.groups import CONTROL, DELTA_U, LATENT, RANDOM
 from morfi.interventions.verdicts import Answerer
+from morfi.report.document.html import last_part
 from morfi.report.document.material import Material
 from morfi.report.findings.experiment import GroupOverSeeds
 from morfi.report.findings.words import interval_of, points
 from morfi.report.tables import percent
 from morfi.store.records import SweepAccuracy
 from morfi.words import by_number, counted
+
+
+def asked_of(material: Material) -> str:
+    """What the experiment asks, for somebody who has not heard of it."""
+    chain = material.chain
+    run = chain.find or chain.sweep
+    varied = "share of Unknown in training" if run is None else varied_in(run).name
+    base = last_part(chain.last.base or chain.last.ckpt)
+    made = f"These checkpoints of {base} differ in one thing, {varied}."
+    if chain.mix is not None:
+        made = (
+            f"{base} was fine-tuned on questions that it could answer mixed with Unknown ones, whose "
+            "answers it did not know, in several shares."
+        )
+    asked = [f"does its accuracy change with the {varied}"]
+    if chain.find is not None:
+        asked.append(f"which latents of a sparse autoencoder (SAE) of its activations follow the {varied}")
+    if chain.steer is not None:
+        asked.append("does steering along these latents bring answers back that were lost")
+    names = ""
+    if chain.steer is not None:
+        steering = material.steering
+        names = f" {steering.ckpt} is the checkpoint that is steered, {steering.reference} the reference."
+    return f"{made} The questions: {', '.join(asked)}?{names}"
 
 
 def answer_of(material: Material) -> str:

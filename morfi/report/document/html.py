@@ -62,7 +62,7 @@ def table(
     sortable: bool = False,
 ) -> str:
     """A table; the first cell of each row is its heading. A `sortable` one sorts and filters in a browser."""
-    heads = "".join(f'<th scope="col">{text(one)}</th>' for one in header)
+    heads = "".join(f'<th scope="col"{_long(one)}>{text(one)}</th>' for one in header)
     body = "".join(f"<tr>{''.join(_cells(row))}</tr>" for row in rows)
     kind = ' class="sortable"' if sortable else ""
     return (
@@ -77,10 +77,14 @@ def folded(summary: str, body: str) -> str:
     return f'<details class="fold"><summary>{text(summary)}</summary>{body}</details>'
 
 
+def _long(shown: str) -> str:
+    return ' class="long"' if len(shown) > _SHORT else ""
+
+
 def _cells(row: Sequence[str | Cell]) -> Iterable[str]:
     for place, one in enumerate(row):
         shown = one.shown if isinstance(one, Cell) else one
-        value = ' class="long"' if len(shown) > _SHORT else ""
+        value = _long(shown)
         if isinstance(one, Cell):
             value = f' data-value="{one.value!r}" class="number"'
         tag = 'th scope="row"' if place == 0 else "td"

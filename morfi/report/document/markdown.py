@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from morfi.conditions.levels import varied_in
+from morfi.report.document.answer import answer_of, asked_of
 from morfi.report.document.markdown_trends import trends
 from morfi.report.document.material import Material
 from morfi.report.document.sections import limit_lines, setting_rows
 from morfi.report.findings import RULE, Experiment, Part, claims_of
 from morfi.report.findings.published import PAPER, PUBLISHED
-from morfi.report.findings.words import BEST, GROUPS, USUAL, estimated, points, share, usual
+from morfi.report.findings.words import BEST, GROUPS, USUAL, column, estimated, points, share, usual
 from morfi.report.sweep import groups_of, levels_of, over_of, settings_of
 from morfi.report.tables import markdown_table, percent
 from morfi.store.records import SweepAccuracy
@@ -48,7 +49,8 @@ def _experiment(one: Experiment, heading: str) -> Lines:
         "What was not controlled for": [f"- {line}" for line in limit_lines(material)],
         "Runs": _runs(one),
     }
-    lines: Lines = []
+    lines: Lines = ["", f"**What was asked.** {asked_of(material)}"]
+    lines += ["", f"**What came out.** {answer_of(material)}"]
     for title, body in sections.items():
         if body:
             lines += ["", f"{heading} {title}", "", *body]
@@ -57,18 +59,20 @@ def _experiment(one: Experiment, heading: str) -> Lines:
 
 def _claims(one: Experiment) -> Lines:
     claims = claims_of(one)
+    numbers = column([part.found for claim in claims for part in claim.parts])
+    cells = iter(numbers.cells)
     rows = [
-        (f"({claim.letter})" if number == 0 else "", part.says, _number(part), part.verdict)
+        (f"({claim.letter})" if number == 0 else "", part.says, _number(part, next(cells)), part.verdict)
         for claim in claims
         for number, part in enumerate(claim.parts)
     ]
     said = [f"- ({claim.letter}) {claim.text} **It {claim.verdict}.**" for claim in claims]
-    header = ("", "number, in points", "with its 95 % interval", "alone it")
+    header = ("", "number", numbers.headed("points"), "alone it")
     return [*said, "", RULE, "", *markdown_table(header, rows)]
 
 
-def _number(part: Part) -> str:
-    return "not measured" if part.found is None else estimated(part.found)
+def _number(part: Part, cell: str) -> str:
+    return "not measured" if part.found is None else cell
 
 
 def _accuracy(one: Experiment) -> Lines:
@@ -81,18 +85,16 @@ def _accuracy(one: Experiment) -> Lines:
         inside = [row for row in rows if row.questions == group]
         cells = {(row.epoch_setting, row.level): row for row in inside}
         body = []
-        for name in (None, *settings_of(inside)):
-            own = [cells.get((name, None if name is None else level)) for level in levels]
-            if any(own):
-                body.append((_epochs(name), *("-" if cell is None else _cell(cell) for cell in own)))
-        n = " to ".join(dict.fromkeys(str(end(row.n for row in inside)) for end in (min, max)))
-        lines += ["", f"{group}, in percent, with 95 % intervals over {over_of(inside)} (n {n}):", ""]
-        lines += markdown_table(("", *(varied.shown(level) for level in levels)), body)
+        for name in settings_of(inside):
+            own = [cells.get((name, level)) for level in levels]
+            body.append((name, *("-" if cell is None else _cell(cell) for cell in own)))
+        base = cells.pop((None, None), None)
+        asked = [row.n for row in cells.values()] or [0]
+        n = " to ".join(dict.fromkeys(str(end(asked)) for end in (min, max)))
+        lines += ["", f"{group}, in percent, with 95 % intervals over {over_of(inside)} (n {n})"]
+        lines[-1] += ":" if base is None else f"; base model {_cell(base)}, over {base.n} answers:"
+        lines += ["", *markdown_table(("epochs", *(varied.shown(level) for level in levels)), body)]
     return lines[1:]
-
-
-def _epochs(name: str | None) -> str:
-    return "base model" if name is None else f"epochs {name}"
 
 
 def _cell(row: SweepAccuracy) -> str:
@@ -104,26 +106,29 @@ def _groups(one: Experiment) -> Lines:
     if not one.groups or one.steering is None:
         return []
     on = one.steering.choose_on, one.steering.report_on
+    groups = list(one.groups.values())
+    gain = column([None if group.n == 1 else group.gain for group in groups])
+    best, ahead = (column([getattr(group, name) for group in groups]) for name in ("best_gain", "margin"))
     rows = [
         (
             GROUPS[group.kind],
             str(group.n),
-            points(group.gain.value) if group.n == 1 else estimated(group.gain),
+            points(group.gain.value) if group.n == 1 else gain.cells[row],
             ", ".join(dict.fromkeys(group.best)),
             points(group.chosen),
-            estimated(group.best_gain),
-            estimated(group.margin),
+            best.cells[row],
+            ahead.cells[row],
         )
-        for group in one.groups.values()
+        for row, group in enumerate(groups)
     ]
-    header = ("", "n", "mean gain", f"best on {on[0]}", f"its gain on {on[0]}", f"on {on[1]}")
+    header = ("chosen as", "n", gain.headed("mean gain"), f"best on {on[0]}", f"its gain on {on[0]}")
     seeds = f"Means over {len(one.by_seed)} seeds. " if len(one.by_seed) > 1 else ""
     return [
         f"{seeds}Gains in points of accuracy on {on[1]}; strengths, and what is best, were chosen on "
         f"{on[0]}. The last column is what the latents with a trend have beyond the row, on average; of "
         "falling latents, what the rising ones have beyond them.",
         "",
-        *markdown_table((*header, "ahead of it"), rows),
+        *markdown_table((*header, best.headed(f"on {on[1]}"), ahead.headed("ahead of it")), rows),
     ]
 
 

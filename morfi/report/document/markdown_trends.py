@@ -9,7 +9,7 @@ from morfi.latents.activations import EPOCHS, LEVEL
 from morfi.latents.find import FindRun
 from morfi.latents.significance import significance
 from morfi.report.findings.experiment import Experiment
-from morfi.report.findings.words import estimated
+from morfi.report.findings.words import column
 from morfi.report.tables import markdown_table
 from morfi.report.trends import SHOWN, significance_line
 from morfi.runs.settings import settings_of
@@ -27,6 +27,8 @@ def trends(one: Experiment) -> list[str]:
         return []
     lines = [*_found(one, run), ""]
     selected = one.store.latents(run.run_id, selected=True).to_pylist()
+    shown, along = selected[:SHOWN], one.latent_gains
+    gains = column([along.get(row["latent"]) for row in shown])
     rows = [
         (
             str(row["latent"]),
@@ -36,12 +38,13 @@ def trends(one: Experiment) -> list[str]:
             f"{row['p_exact']:.2g}",
             f"{row['score']:.2f}",
             f"{100 * row['firing']:.1f} %",
-            estimated(one.latent_gains.get(row["latent"])),
+            gain,
         )
-        for row in selected[:SHOWN]
+        for row, gain in zip(shown, gains.cells, strict=True)
     ]
     if rows:
-        lines += markdown_table(("latent", "", "S", "rho", "p", "score", "fires on", "gain along it"), rows)
+        header = ("latent", "direction", "S", "rho", "p", "score", "fires on")
+        lines += markdown_table((*header, gains.headed("gain along it")), rows)
     if len(selected) > SHOWN:
         lines += ["", f"And {len(selected) - SHOWN} more."]
     return [*lines, "", *_along_epochs(one, run)]

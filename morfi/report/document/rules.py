@@ -5,8 +5,7 @@ from __future__ import annotations
 from morfi.report.document.html import Cell, Section, folded, items, paragraph, table
 from morfi.report.document.material import Material
 from morfi.report.findings import RULE, claims_of
-from morfi.report.findings.estimate import Estimate
-from morfi.report.findings.words import GROUPS, estimated, points
+from morfi.report.findings.words import GROUPS, column, estimated, points
 from morfi.store.records import SweepAccuracy
 from morfi.words import counted
 
@@ -17,16 +16,13 @@ def claims(material: Material) -> Section | None:
         return None
     found = claims_of(material.experiment)
     said = [f"({one.letter}) {one.text} It {one.verdict}." for one in found]
+    parts = [(one.letter, part) for one in found for part in one.parts]
+    numbers = column([part.found for _, part in parts])
     rows = [
-        (
-            f"({one.letter}) {part.says}",
-            "not measured" if part.found is None else estimated(part.found),
-            part.verdict,
-        )
-        for one in found
-        for part in one.parts
+        (f"({letter}) {part.says}", "not measured" if part.found is None else cell, part.verdict)
+        for (letter, part), cell in zip(parts, numbers.cells, strict=True)
     ]
-    body = items(said) + table(("number", "points", "alone it"), rows, caption=RULE)
+    body = items(said) + table(("number", numbers.headed("points"), "alone it"), rows, caption=RULE)
     return Section("claims", "What the paper claims, and this experiment says", body)
 
 
@@ -35,26 +31,34 @@ def rules(material: Material) -> Section | None:
     if material.steered is None or not (groups := material.experiment.groups):
         return None
     choose_on, report_on = material.steering.choose_on, material.steering.report_on
+    own = list(groups.values())
+    gain = column([None if one.n == 1 else one.gain for one in own])
+    best, ahead = (column([getattr(one, name) for one in own]) for name in ("best_gain", "margin"))
     rows = [
         (
             GROUPS[one.kind],
             Cell(str(one.n), one.n),
-            _cell(one.gain) if one.n > 1 else Cell(points(one.gain.value), one.gain.value),
+            Cell(gain.cells[row] if one.n > 1 else points(one.gain.value), one.gain.value),
             ", ".join(dict.fromkeys(one.best)),
             Cell(points(one.chosen), one.chosen),
-            _cell(one.best_gain),
-            "-" if one.margin is None else _cell(one.margin),
+            Cell(best.cells[row], one.best_gain.value),
+            "-" if one.margin is None else Cell(ahead.cells[row], one.margin.value),
         )
-        for one in groups.values()
+        for row, one in enumerate(own)
     ]
-    header = ("", "n", "mean gain", f"best on {choose_on}", f"on {choose_on}", f"on {report_on}")
+    header = ("", "n", gain.headed("mean gain"), f"best on {choose_on}", f"on {choose_on}")
     n_seeds = len(material.experiment.by_seed)
     lead = f"Means over {n_seeds} seeds, gains" if n_seeds > 1 else "Gains"
     caption = (
         f"{lead} in points. The last column is what the latents with a trend have beyond the row, on "
         "average; of falling latents, what the rising ones have beyond them."
     )
-    body = table((*header, "ahead of it"), rows, caption=caption, sortable=True)
+    body = table(
+        (*header, best.headed(f"on {report_on}"), ahead.headed("ahead of it")),
+        rows,
+        caption=caption,
+        sortable=True,
+    )
     return Section("rules", "By how directions were chosen", body)
 
 
@@ -95,7 +99,3 @@ def _accuracy_line(row: SweepAccuracy, n: int) -> list[str | Cell]:
     by_seed = [f"{100 * one:.1f}" for one in row.by_seed] + [""] * (n - row.n_seeds)
     level = Cell(str(row.level), row.level or 0)
     return [row.questions, level, row.epoch_setting or "", *by_seed, f"{100 * row.mean:.1f}", spread]
-
-
-def _cell(found: Estimate) -> Cell:
-    return Cell(estimated(found), found.value)

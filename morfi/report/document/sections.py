@@ -7,19 +7,21 @@ from collections.abc import Callable, Sequence
 from morfi.conditions.levels import varied_in
 from morfi.latents.activations import EPOCHS, LEVEL
 from morfi.latents.find import MIN_EXPLAINED, FindRun
+from morfi.report.document.answer import asked_of
 from morfi.report.document.cards import card
 from morfi.report.document.drawings import drawing
+from morfi.report.document.experiment_file import trained_sae
 from morfi.report.document.figures import accuracy_figure, chance_figure, trends_figure
 from morfi.report.document.gains import gained, gains, recovered
 from morfi.report.document.html import Cell, Section, folded, items, last_part, paragraph, table
 from morfi.report.document.material import SHOWN, Material
 from morfi.report.document.rules import claims, rules, seeds
 from morfi.report.fdr_figure import expected_of, few_of
+from morfi.report.findings.chain import Chain
 from morfi.report.sweep import groups_of, levels_of, over_of
 from morfi.report.sweep import settings_of as epochs_of
 from morfi.runs.settings import settings_of
-from morfi.statistics import Interval
-from morfi.store.records import FalseDiscoveriesRow, TrendSummaryRow
+from morfi.store.records import FalseDiscoveriesRow, SweepAccuracy, TrendSummaryRow
 from morfi.words import counted, together
 
 _MANY = 400  # answers that flipped in a table
@@ -28,7 +30,7 @@ _ALONG = {LEVEL: "levels", EPOCHS: "epochs"}
 
 def setting(material: Material) -> Section | None:
     """What was done, in a table."""
-    body = table(("", ""), setting_rows(material), caption="The setting")
+    body = paragraph(asked_of(material)) + table(("", ""), setting_rows(material), caption="The setting")
     return Section("setting", "What was done", body)
 
 
@@ -59,7 +61,7 @@ def setting_rows(material: Material) -> list[tuple[str, str]]:
         )
     if chain.find is not None:
         found = settings_of(chain.find, FindRun)
-        rows.append(("SAE", f"{last_part(found.sae)} ({found.sae_sha256[:12]}), after layer {found.layer}"))
+        rows.append(("SAE", f"{_sae(chain, found)} ({found.sae_sha256[:12]}), after layer {found.layer}"))
         rows.append(("trends", f"along {found.along}, method {found.method}, epochs {found.epochs}"))
     if chain.steer is not None:
         steering = material.steering
@@ -74,6 +76,14 @@ def setting_rows(material: Material) -> list[tuple[str, str]]:
     return rows
 
 
+def _sae(chain: Chain, found: FindRun) -> str:
+    """The SAE by what it was trained on, where that is known, else by its name."""
+    trained = trained_sae(chain)
+    if trained is None or "d_sae" not in trained:
+        return last_part(found.sae)
+    return f"BatchTopK SAE of {trained['d_sae']:,} latents, trained on {trained['config']['tokens']:,} tokens"
+
+
 def accuracy(material: Material) -> Section | None:
     """Accuracy against the level, by epochs."""
     run = material.chain.sweep
@@ -86,19 +96,15 @@ def accuracy(material: Material) -> Section | None:
         cells = {(row.epoch_setting, row.level): row for row in inside}
         levels = levels_of(rows)
         lines: list[list[str]] = []
-        for name in (None, *epochs_of(inside)):
-            shown = [cells.get((name, None if name is None else level)) for level in levels]
-            if any(shown):
-                lines.append(
-                    [
-                        _setting(name),
-                        *(_interval(one.mean, one.interval) if one else "-" for one in shown),
-                    ]
-                )
-        n = together(sorted({row.n for row in inside}))
+        for name in epochs_of(inside):
+            shown = [cells.get((name, level)) for level in levels]
+            lines.append([_setting(name), *(_interval(one) if one else "-" for one in shown)])
+        base = cells.pop((None, None), None)
+        plain = "" if base is None else f"; base model {_interval(base)}, over {base.n} answers"
+        n = together(sorted({row.n for row in cells.values()}) or [0])
         header = ("", *(varied.shown(level) for level in levels))
         over = f"with 95 % intervals over {over_of(inside)}"
-        body += table(header, lines, caption=f"{group}, n {n}: accuracy in %, {over}")
+        body += table(header, lines, caption=f"{group}, n {n}: accuracy in %, {over}{plain}")
     return Section("accuracy", f"What training costs: accuracy by {varied.name}", body)
 
 
@@ -256,12 +262,11 @@ SECTIONS: Sequence[Callable[[Material], Section | None]] = (
 )
 
 
-def _setting(name: str | None) -> str:
-    """An epoch setting in words; None is the base model's."""
-    if name is None:
-        return "base model"
+def _setting(name: str) -> str:
+    """An epoch setting in words."""
     return counted(int(name), "epoch") if name.isdecimal() else name
 
 
-def _interval(share: float, found: Interval) -> str:
-    return f"{100 * share:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+def _interval(row: SweepAccuracy) -> str:
+    found = row.interval
+    return f"{100 * row.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"

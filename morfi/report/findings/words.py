@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from morfi.interventions.groups import CONTROL, DELTA_U, DOWN, LATENT, RANDOM, UP
 from morfi.interventions.outcome import Share
 from morfi.interventions.rivals import CHANGE, KNOWLEDGE
@@ -49,8 +53,31 @@ def interval_of(found: Estimate) -> str:
     """The interval of an estimate, and over what it is."""
     if found.interval is None:
         return "no interval"
-    n = len(found.values)
-    return f"{between(found.interval)} over {_OVER.get(found.over, f'{n} seeds')}"
+    return f"{between(found.interval)} {_over(found)}"
+
+
+def _over(found: Estimate) -> str:
+    return f"over {_OVER.get(found.over, f'{len(found.values)} seeds')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Estimates one below the other: what most of their intervals are over, said once, and the cells."""
+
+    over: str
+    cells: tuple[str, ...]
+
+    def headed(self, name: str) -> str:
+        """The heading of the column."""
+        return f"{name} (95 % interval {self.over})" if self.over else name
+
+
+def column(found: Sequence[Estimate | None]) -> Column:
+    """Gains with their intervals; a cell whose interval is over something else than most says so."""
+    counts = Counter(_over(one) for one in found if one is not None and one.interval is not None)
+    over = counts.most_common(1)[0][0] if counts else ""
+    cells = (estimated(one) for one in found)
+    return Column(over, tuple(cell.replace(f" {over})", ")") if over else cell for cell in cells))
 
 
 def usual(found: Usual) -> str:
