@@ -114,13 +114,15 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A hidden file beside `path`, open for writing, that takes its name when the block ends without error.
 
     A file that was there before is replaced, in one step; a link is followed. After an error `path` is what
-    it was. Raises OSError where a folder, device, pipe or socket has that name, which stays.
+    it was. Raises OSError where a folder, device, pipe, socket or database has that name, which stays.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     path = Path(os.path.realpath(path))
+    if is_database(path):
+        raise FileExistsError(errno.EEXIST, "it is a database", str(path))
     part = path.with_name(f"{_PART}{secrets.token_hex(8)}")  # short: the file's own name may be long
     try:
         with part.open("xb") as file:
@@ -131,6 +133,17 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):  # a read-only mount says so even of a file that is not there
             part.unlink(missing_ok=True)
+
+
+def is_database(path: Path) -> bool:
+    """Whether a file begins as DuckDB's do, or is the file of changes beside one."""
+    if path.suffix == ".wal" and is_database(path.with_suffix("")):
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(12)[8:] == b"DUCK"
+    except OSError:
+        return False
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

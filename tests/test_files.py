@@ -87,6 +87,18 @@ def test_what_is_no_regular_file_stays_what_it_is(tmp_path: Path) -> None:
         assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("name", ["m.duckdb", "m.duckdb.wal", "link", "other-ending.html"])
+def test_a_database_is_never_replaced(tmp_path: Path, name: str) -> None:
+    database = tmp_path / ("other-ending.html" if name.endswith("html") else "m.duckdb")
+    database.write_bytes(bytes(8) + b"DUCK" + bytes(100))
+    (tmp_path / "m.duckdb.wal").write_bytes(b"changes")
+    (tmp_path / "link").symlink_to(database)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(FileExistsError, match="it is a database"), whole_file(tmp_path / name) as file:
+        file.write(b"new")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
     file, link = tmp_path / "there" / "file", tmp_path / "link"
     file.parent.mkdir()

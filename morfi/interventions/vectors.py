@@ -44,6 +44,8 @@ def export_vectors(store: Store, run_id: str, out: Path) -> tuple[str, tuple[Pat
         raise InputError(
             f"--out {out} is named like the JSON file that stands beside it; give FILE.safetensors"
         )
+    if described.is_dir() or (described.exists() and not out.exists()):
+        raise InputError(f"--out {out}: {described} is there, and would be replaced; give another name")
     _write(out, _tensors(targets))
     _write(described, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
     return run.run_id, (out, described)

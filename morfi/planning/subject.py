@@ -126,8 +126,11 @@ def configs_of(settings: Settings) -> Configs:
 
 
 def n_gpus_of(configs: Configs) -> int:
-    """The GPUs that each engine of the experiment is spread over."""
-    return int(configs.capture.engine.get("tensor_parallel_size", 1))
+    """The GPUs that each engine is spread over; raises InputError where the setting is no such number."""
+    given = str(configs.capture.engine.get("tensor_parallel_size", 1))
+    if not given.isdecimal() or int(given) < 1:
+        raise InputError(f"engine: tensor_parallel_size is {given}; give a number of GPUs, from 1")
+    return int(given)
 
 
 def _assumed(category: Mapping[str, str] | None) -> list[str]:

@@ -58,4 +58,10 @@ def test_what_cannot_be_exported_as_vectors_is_refused(
         export_vectors(store, run_id, tmp_path / "v.json")
     with pytest.raises(InputError, match="cannot be written"):
         export_vectors(store, run_id, tmp_path / "none" / "v.safetensors")
+    with pytest.raises(InputError, match="it is a database"):
+        export_vectors(store, run_id, store.path)
+    (tmp_path / "w.json").write_text("mine")
+    with pytest.raises(InputError, match="would be replaced"):
+        export_vectors(store, run_id, tmp_path / "w.safetensors")
     assert not list(tmp_path.glob("v.*"))
+    assert (tmp_path / "w.json").read_text() == "mine"
