@@ -175,8 +175,9 @@ def taken(command: Configured, values: Mapping[str, Any], where: str) -> dict[st
         param, place = settings[key], f"{where}, {key}"
         listed = param.type if isinstance(param.type, Listed) else None
         kind = listed.each if listed else next((k for t, k in _KINDS if isinstance(param.type, t)), str)
-        given = of_kind(place, value, kind, several=listed is not None or param.multiple)
-        given = (given,) if param.multiple and isinstance(given, str) else given
+        repeated = param.multiple or param.nargs != 1
+        given = of_kind(place, value, kind, several=listed is not None or repeated)
+        given = (given,) if repeated and isinstance(given, str) else given
         try:
             found[str(param.name)] = param.type_cast_value(ctx, given)
         except click.BadParameter as error:

@@ -11,9 +11,13 @@ def percent(share: float | None) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table in Markdown; no bar within a cell ends it."""
+    """The lines of a table in Markdown; nothing within a cell ends it, or is taken for HTML."""
     every = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in every]
+    return [f"| {' | '.join(map(_cell, row))} |" for row in every]
+
+
+def _cell(plain: str) -> str:
+    return " ".join(plain.split()).replace("<", "&lt;").replace("|", "&#124;")
 
 
 def aligned(

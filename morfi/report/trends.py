@@ -94,7 +94,7 @@ def trend_table(
             lines.append(f"false discovery rate by shuffled {_ORDERED[summary.axis]}: {shown}")
         if summary is summaries[0] and config.method != "page":
             lines.append(significance_line(tested, own))
-        lines.append(_criteria(config, summary.smallest_s))
+        lines.append(criteria(config, summary.smallest_s))
     if len(summaries) > 1:
         shared = ", ".join(_shared(conditions)) or "none"
         lines.append(
@@ -163,7 +163,7 @@ def _limits(summary: TrendSummaryRow, config: FindRun) -> list[str]:
     return []
 
 
-def _criteria(config: FindRun, smallest_s: int | None) -> str:
+def criteria(config: FindRun, smallest_s: int | None) -> str:
     """The criteria by which a latent was selected."""
     if config.method == "fdr":
         s = "|S|" if smallest_s is None else f"|S| >= {smallest_s},"

@@ -163,9 +163,10 @@ def test_the_page_in_markdown_answers_every_claim_by_the_same_numbers(
     assert both.count("\n### The claims\n") == 2
     assert write_as("md", store, [run_id], tmp_path / "c.md").read_text(encoding="utf-8") == page
     html = Outline(write_as("html", store, [run_id], tmp_path / "r.html").read_text(encoding="utf-8"))
-    assert {"By how directions were chosen", "What the paper claims, and this experiment says"} <= set(
-        html.headings
-    )
+    assert {
+        "By how directions were chosen",
+        "What the paper claims, and what this experiment says to it",
+    } <= set(html.headings)
     for form, runs, said in (("pdf", [run_id], "none of html, md"), ("html", [run_id] * 2, "2 runs in one")):
         with pytest.raises(InputError, match=said):
             write_as(form, store, runs, None)

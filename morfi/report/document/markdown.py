@@ -67,12 +67,12 @@ def _claims(one: Experiment) -> Lines:
         for number, part in enumerate(claim.parts)
     ]
     said = [f"- ({claim.letter}) {claim.text} **It {claim.verdict}.**" for claim in claims]
-    header = ("", "number", numbers.headed("points"), "alone it")
+    header = ("", "number", numbers.headed("points"), "by itself it")
     return [*said, "", RULE, "", *markdown_table(header, rows)]
 
 
 def _number(part: Part, cell: str) -> str:
-    return "not measured" if part.found is None else cell
+    return part.missing if part.found is None else cell
 
 
 def _accuracy(one: Experiment) -> Lines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from morfi.report.document.html import Cell, Section, folded, items, paragraph, table
 from morfi.report.document.material import Material
 from morfi.report.findings import RULE, claims_of
+from morfi.report.findings.published import PAPER
 from morfi.report.findings.words import GROUPS, column, estimated, points
 from morfi.store.records import SweepAccuracy
 from morfi.words import counted
@@ -19,11 +20,12 @@ def claims(material: Material) -> Section | None:
     parts = [(one.letter, part) for one in found for part in one.parts]
     numbers = column([part.found for _, part in parts])
     rows = [
-        (f"({letter}) {part.says}", "not measured" if part.found is None else cell, part.verdict)
+        (f"({letter}) {part.says}", part.missing if part.found is None else cell, part.verdict)
         for (letter, part), cell in zip(parts, numbers.cells, strict=True)
     ]
-    body = items(said) + table(("number", numbers.headed("points"), "alone it"), rows, caption=RULE)
-    return Section("claims", "What the paper claims, and this experiment says", body)
+    body = paragraph(f"The claims are those of {PAPER}.") + items(said)
+    body += table(("number", numbers.headed("points"), "by itself it"), rows, caption=RULE)
+    return Section("claims", "What the paper claims, and what this experiment says to it", body)
 
 
 def rules(material: Material) -> Section | None:

@@ -13,13 +13,16 @@ from morfi.report.document.drawings import drawing
 from morfi.report.document.experiment_file import trained_sae
 from morfi.report.document.figures import accuracy_figure, chance_figure, trends_figure
 from morfi.report.document.gains import gained, gains, recovered
+from morfi.report.document.glossary import glossary
 from morfi.report.document.html import Cell, Section, folded, items, last_part, paragraph, table
 from morfi.report.document.material import SHOWN, Material
 from morfi.report.document.rules import claims, rules, seeds
 from morfi.report.fdr_figure import expected_of, few_of
+from morfi.report.findings import Experiment
 from morfi.report.findings.chain import Chain
 from morfi.report.sweep import groups_of, levels_of, over_of
 from morfi.report.sweep import settings_of as epochs_of
+from morfi.report.trends import criteria
 from morfi.runs.settings import settings_of
 from morfi.store.records import FalseDiscoveriesRow, SweepAccuracy, TrendSummaryRow
 from morfi.words import counted, together
@@ -68,8 +71,8 @@ def setting_rows(material: Material) -> list[tuple[str, str]]:
         rows.append(
             (
                 "steering",
-                f"{steering.ckpt} after layer {steering.layer}, {steering.op}, positions "
-                f"{steering.positions}, "
+                f"{steering.ckpt} of epochs {steering.epochs} after layer {steering.layer}, {steering.op}, "
+                f"positions {steering.positions}, {together(steering.questions.split(','))} questions; "
                 f"strengths chosen on {steering.choose_on}, reported on {steering.report_on}",
             )
         )
@@ -120,17 +123,18 @@ def trends(material: Material) -> Section | None:
         explained = [row.explained_variance for row in conditions if row.axis == one.axis]
         said.append(
             f"Along the {_ALONG[one.axis]}, {one.n_firing} latents fire on "
-            f"{counted(one.n_questions, 'question')}; {len(selected)} were selected. Chance alone would give "
-            f"{one.expected_false:.2g} perfect trends. The SAE explains {min(explained):.3f} to "
+            f"{counted(one.n_questions, 'question')}; {len(selected)} were selected. Of perfect trends "
+            f"chance alone would give {one.expected_false:.2g}. The SAE explains {min(explained):.3f} to "
             f"{max(explained):.3f} of the variance."
         )
+        said.append(f"Its rule: {criteria(settings_of(run, FindRun), one.smallest_s)}.")
     body = paragraph(*said)
     body += drawing(trends_figure(material, run))
     rates = material.store.false_discoveries(run.run_id)
     for one in summaries:
         body += drawing(chance_figure(material, run, one))
         body += _rates(one, [row for row in rates if row.axis == one.axis])
-    return Section("trends", f"Which latents follow {varied_in(run).name}", body)
+    return Section("trends", f"Which latents follow the {varied_in(run).name}", body)
 
 
 def _rates(summary: TrendSummaryRow, rates: Sequence[FalseDiscoveriesRow]) -> str:
@@ -140,7 +144,7 @@ def _rates(summary: TrendSummaryRow, rates: Sequence[FalseDiscoveriesRow]) -> st
     shown = few_of(rates, summary.smallest_s)
     rows = [
         (
-            f"|S| >= {row.s}{', selected from here' if row.s == summary.smallest_s else ''}",
+            f"|S| >= {row.s}{', where the rule begins' if row.s == summary.smallest_s else ''}",
             Cell(str(row.n_found), row.n_found),
             Cell(f"{expected_of(row):.1f}", expected_of(row)),
             Cell(f"{row.fdr:.3f}", row.fdr),
@@ -242,20 +246,34 @@ def limit_lines(material: Material) -> list[str]:
         if not any(material.steering.picks.values()):
             lines.append("No other rule of selecting latents was tried beside the trend.")
         lines.append("The largest of many gains is too large, even where it was chosen on other questions.")
+        lines += _strengths(material.experiment)
     if chain.split is None:
         lines.append("What the base model knew was not measured: known and unknown questions are one group.")
     return lines
 
 
+def _strengths(experiment: Experiment) -> list[str]:
+    """Says where smaller strengths might have done better than those that were tried."""
+    every = [one for _, found in experiment.by_seed.values() for one in found.outcomes if len(one.tried) > 2]
+    smallest = [one for one in every if abs(one.best.alpha) == min(abs(other.alpha) for other in one.tried)]
+    if 2 * len(smallest) <= len(every):
+        return []
+    return [
+        f"Along {len(smallest)} of {counted(len(every), 'direction')} (of all seeds) the best strength is "
+        "the smallest that was tried: smaller ones may gain more, or cost less."
+    ]
+
+
 SECTIONS: Sequence[Callable[[Material], Section | None]] = (
-    claims,
     setting,
+    glossary,
     accuracy,
     trends,
     gains,
     rules,
     seeds,
     recovered,
+    claims,
     flips,
     cards,
     limits,

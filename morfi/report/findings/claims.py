@@ -11,11 +11,12 @@ from morfi.interventions.rivals import CHANGE, KNOWLEDGE
 from morfi.report.findings.estimate import Estimate
 from morfi.report.findings.experiment import Experiment
 
-HOLDS, IN_PART, FAILS, CANNOT = "holds", "holds in part", "does not hold", "cannot be said"
+HOLDS, IN_PART, FAILS, CANNOT = "holds", "holds in part", "does not hold", "is undecided"
+NOT_MEASURED, ALIKE = "not measured", "the same latents"
 RULE = (
     "A number speaks for its claim where its 95 % interval lies above 0, and against it where that lies "
     "below 0. A claim holds where all of its numbers speak for it, holds in part where some do, does "
-    "not hold where one speaks against it and none for it, and cannot be said otherwise. Intervals are "
+    "not hold where one speaks against it and none for it, and is undecided otherwise. Intervals are "
     "Student's t over trainings where several seeds were trained, else over questions (the paired "
     "bootstrap), which says nothing of another training."
 )
@@ -23,10 +24,11 @@ RULE = (
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A number that a claim says is above 0, in words; `found` is None where it is not there."""
+    """A number that a claim says is above 0, in words; where `found` is None, `missing` says why."""
 
     says: str
     found: Estimate | None
+    missing: str = NOT_MEASURED
 
     @property
     def verdict(self) -> str:
@@ -47,7 +49,9 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """By `RULE`."""
+        """By `RULE`; says so where no number of it was measured."""
+        if all(one.missing == NOT_MEASURED and one.found is None for one in self.parts):
+            return "was not measured"
         found = {one.verdict for one in self.parts}
         if HOLDS in found:
             return HOLDS if found == {HOLDS} else IN_PART
@@ -123,14 +127,19 @@ def _falls(experiment: Experiment) -> Claim:
 def _beyond(experiment: Experiment, rivals: dict[str, str]) -> list[Part]:
     """What the latents with a trend have beyond each rival: on average, and the best of either on dev."""
     parts = []
+    latents = experiment.groups.get(LATENT)
     for kind, name in rivals.items():
-        parts += [
-            Part(f"mean gain of latents with a trend, beyond that of {name}", _margin(experiment, kind)),
-            Part(
-                f"gain of the best of them on dev, beyond that of the best of {name}",
-                _ahead(experiment, kind),
-            ),
-        ]
+        group = experiment.groups.get(kind)
+        parts.append(
+            Part(f"mean gain of latents with a trend, beyond that of {name}", _margin(experiment, kind))
+        )
+        says = f"gain of the best of them on dev, beyond that of the best of {name}"
+        if latents is None or group is None:
+            parts.append(Part(says, None))
+        elif latents.best == group.best:
+            parts.append(Part(says, None, ALIKE))
+        else:
+            parts.append(Part(f"{says} ({latents.n} against {group.n})", group.best_margin))
     return parts
 
 
