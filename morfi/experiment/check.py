@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from morfi.engine.residual_stream import ResidualStream, stream_of
 from morfi.errors import FaultsError, InputError
 from morfi.experiment.keys import as_keys
 from morfi.experiment.stages import Settings, Stage, given_to
+from morfi.experiment.together import TOGETHER
 from morfi.latents.sae import load_sae
 from morfi.questions import load_questions
 from morfi.terminal import Say
@@ -23,18 +24,17 @@ def check_settings(settings: Settings, stages: Sequence[Stage], say: Say) -> Non
     and an SAE the model, the epochs and the checkpoint that are named what is trained.
     """
     faults: list[str] = []
+    made: dict[str, Any] = {}
     for stage in stages:
-        # What earlier stages make is not there yet, and any name will do.
-        given = given_to(stage, settings, dict.fromkeys(stage.takes.values(), "last"))
-        _note(faults, stage.name, partial(stage.configure, given))
+        _note(faults, stage.name, partial(_configure, stage, settings, made))
     named = {settings[stage.name].get("data"): stage.name for stage in reversed(stages)}
     for source, first in named.items():
         if source is not None:
             _note(faults, first, partial(_check_data, source))
     if not faults:
-        for name, look in _TOGETHER.items():
-            if name in {stage.name for stage in stages}:
-                _note(faults, name, partial(look, settings))
+        for name, look in TOGETHER.items():
+            if name in made:
+                _note(faults, name, partial(look, made[name], made))
         _check_model(settings, {stage.name for stage in stages}, faults, say)
     if faults:
         raise FaultsError("the experiment", faults)
@@ -48,32 +48,20 @@ def _note(faults: list[str], stage: str, look: Callable[[], Any]) -> None:
         faults.append(f"[{stage.replace(' ', '.')}] {as_keys(str(error))}")
 
 
+def _configure(stage: Stage, settings: Settings, made: dict[str, Any]) -> None:
+    """Adds the configuration of a stage to `made`; what earlier stages make may have any name."""
+    given = given_to(stage, settings, dict.fromkeys(stage.takes.values(), "last"))
+    if stage.name == "train" and (ckpt := settings["split"].get("ckpt")) is not None:
+        given["model"] = ckpt
+    made[stage.name] = stage.configure(given)
+
+
 def _check_data(source: str) -> None:
     """Raises InputError for questions that are not there, before a model is looked for or fetched."""
     try:
         load_questions(source)
     except InputError as error:
         raise InputError(f'{error} It is named by data = "PATH" in the file, or --set data=PATH') from error
-
-
-def _check_epochs(settings: Settings) -> None:
-    """Raises InputError where trends are to be along levels at epochs that are not kept."""
-    wanted, kept = settings["find"].get("epochs"), settings["train"].get("epochs")
-    if wanted is None or kept is None or not str(wanted).isdecimal() or int(wanted) in kept:
-        return
-    raise InputError(f"epochs is {wanted}; [train] keeps the epochs {', '.join(map(str, kept))}")
-
-
-def _check_level(settings: Settings) -> None:
-    """Raises InputError where a checkpoint is to be steered whose mixture is not drawn."""
-    ckpt, levels = settings["steer"].get("ckpt"), settings["mix"].get("levels")
-    if ckpt is None or levels is None or not ckpt.startswith("M_"):
-        return
-    if ckpt not in (names := [f"M_{level}" for level in levels]):
-        raise InputError(f"ckpt is {ckpt}; [mix] draws {', '.join(names)}")
-
-
-_TOGETHER: Mapping[str, Callable[[Settings], None]] = {"find": _check_epochs, "steer": _check_level}
 
 
 def _check_model(settings: Settings, stages: set[str], faults: list[str], say: Say) -> None:

@@ -126,7 +126,7 @@ def prepare_training(config: TrainConfig, data: TrainingData, progress: Progress
         common["tokens"] = [*found.changes, starts_with_bos(dev, tokenizer)]
     jobs = []
     for mixture in data.mixtures:
-        check_warmup(config, mixture)
+        check_warmup(config, mixture.level, len(mixture.questions))
         examples = encode_examples(mixture.questions, tokenizer, context)
         mixed = {"level": mixture.level, "mixture_sha256": ids_sha256([e.question_id for e in examples])}
         jobs += [
@@ -159,14 +159,16 @@ def _check_mixtures(config: TrainConfig, data: TrainingData) -> None:
         )
 
 
-def check_warmup(config: TrainConfig, mixture: Mixture) -> None:
-    """Raises InputError where the first checkpoint comes after one step, which in warm-up changes nothing."""
-    n = len(mixture.questions)
+def check_warmup(config: TrainConfig, level: int, n: int) -> None:
+    """Raises InputError where the first checkpoint of `n` questions comes after one step of warm-up.
+
+    Such a step changes nothing.
+    """
     if not config.warmup or n > config.batch or (min(config.epochs) > 1 and not config.early_stop):
         return
     later = "--no-early-stop with --epochs from 2 on" if config.early_stop else "--epochs from 2 on"
     raise InputError(
-        f"level {mixture.level} has {n} questions, so epoch 1 is one step of --batch {config.batch}, and the "
+        f"level {level} has {n} questions, so epoch 1 is one step of --batch {config.batch}, and the "
         f"first of --warmup {config.warmup} steps has a learning rate of 0: the checkpoint of epoch 1 would "
         f"be the base model; give --warmup 0, a smaller --batch or {later}"
     )

@@ -274,6 +274,16 @@ def test_what_no_stage_takes_is_said_of_all_before_the_first_begins(
         ("sae.train.layer=0", "[sae.train] layer is 0; [capture] takes the layers 1"),
         ("find.epochs=7", "[find] epochs is 7; [train] keeps the epochs 1"),
         ("steer.ckpt=M_30", "[steer] ckpt is M_30; [mix] draws M_0, M_50, M_100"),
+        ("find.epochs=early-stop", "[find] epochs is early-stop; [train] keeps the epochs 1"),
+        ("mix.levels=0,100", "[find] a trend needs 3 levels or more; [mix] draws M_0, M_100"),
+        ("steer.epochs=9", "[steer] epochs is 9; [train] keeps the epochs 1"),
+        ("steer.train-seed=7", "[steer] train-seed is 7; [train] trains the seeds 0"),
+        ("steer.reference=M_75", "[steer] reference is M_75; [mix] draws M_0, M_50, M_100"),
+        ("steer.report-on=nope", '[steer] report-on "nope" is none of train, dev, test'),
+        ("capture.split=nope", '[capture] split "nope" is none of train, dev, test'),
+        ("sweep.split=nope", '[sweep] split "nope" is none of train, dev, test'),
+        ("sae.train.k=99999", "[sae.train] k is 99999, more than the "),
+        ("train.warmup=5 mix.size=2", "[train] level 0 has 2 questions"),
         ("find.sae=none/such", "[find] "),
         ("ckpt=none/such", "[split] "),
     ],
@@ -281,7 +291,8 @@ def test_what_no_stage_takes_is_said_of_all_before_the_first_begins(
 def test_stages_that_do_not_fit_each_other_are_refused_before_the_first(
     run: CommandLine, experiment: Path, change: str, message: str
 ) -> None:
-    ended = run("run", experiment, "--set", change, "--dry-run")
+    changes = (word for one in change.split() for word in ("--set", one))
+    ended = run("run", experiment, *changes, "--dry-run")
     assert (ended.code, ended.out) == (2, "")
     assert f"  {message}" in ended.err
 

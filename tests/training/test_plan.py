@@ -113,14 +113,13 @@ def test_a_checkpoint_before_the_first_real_step_is_refused(
 ) -> None:
     settings = {"batch": batch, "micro_batch": 1, "warmup": warmup, "epochs": tuple(epochs)}
     config = train_config({"model": "smollm2", **settings, "early_stop": early_stop})
-    mixture = Mixture(50, tuple(Question(f"q{i}", "P", "s", "t", ("a",)) for i in range(11)))
     first = 1 if early_stop else min(epochs)
     n_steps = first * math.ceil(11 / batch)
     if n_steps > 1 or not warmup:
-        check_warmup(config, mixture)
+        check_warmup(config, 50, 11)
     else:
         with pytest.raises(InputError, match=r"level 50 has 11 questions.* give --warmup 0,"):
-            check_warmup(config, mixture)
+            check_warmup(config, 50, 11)
 
 
 def test_a_training_that_would_only_warm_up_is_refused(train_tiny: Any) -> None:
