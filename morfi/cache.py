@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from morfi.errors import InputError
-from morfi.files import stamp_of, whole_file
+from morfi.errors import InputError, MorfiError
+from morfi.files import stamp_of, unwritten, whole_file
 from morfi.terminal import Say
 
 _MANIFEST = "entry.json"
@@ -251,10 +251,11 @@ def _read_entry(path: Path) -> Entry | None:
         return None
 
 
-def _unwritable(root: Path, error: OSError) -> InputError:
+def _unwritable(root: Path, error: OSError) -> MorfiError:
     reason = error.strerror or str(error)
     where = f" at {error.filename}" if error.filename else ""
-    return InputError(
+    return unwritten(
         f"the cache {root} cannot be written: {reason}{where}; make room or make it writable, "
-        "or set MORFI_CACHE to another folder"
+        "or set MORFI_CACHE to another folder",
+        error,
     )

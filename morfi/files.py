@@ -14,7 +14,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from morfi.errors import InputError, MorfiError
+
 _PART = ".part-"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 T = TypeVar("T")
 
 _noted: ContextVar[set[Path] | None] = ContextVar("noted", default=None)
@@ -151,6 +154,11 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     with whole_file(path) as file:
         file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
     _sync(path.parent)
+
+
+def unwritten(message: str, error: OSError) -> MorfiError:
+    """What a command says where a file could not be written: InputError, but for a full disk."""
+    return (MorfiError if error.errno in _FULL else InputError)(message)
 
 
 def sweep(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from morfi.cache import Cache, Manifest
-from morfi.errors import InputError
+from morfi.errors import InputError, MorfiError
 
 MANIFEST = Manifest("merged", "a on b", {"base_sha256": "00"})
 
@@ -71,8 +71,9 @@ def test_a_full_disk_is_one_line_that_names_the_way_out(tmp_path: Path) -> None:
     def full(directory: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory / "model.safetensors"))
 
-    with pytest.raises(InputError, match=r"No space left on device.*MORFI_CACHE") as caught:
+    with pytest.raises(MorfiError, match=r"No space left on device.*MORFI_CACHE") as caught:
         Cache(tmp_path).get_or_create("k1", full, MANIFEST)
+    assert caught.value.exit_code == 1
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert files_under(tmp_path) == []

@@ -1,9 +1,7 @@
-"""Files of tensors, written and read."""
+"""Files of tensors, read."""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,19 +9,6 @@ from morfi.checkpoints.weights import Weights, open_file
 
 if TYPE_CHECKING:
     import torch
-
-
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes a safetensors file; raises OSError where the disk does not take it."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(path)) from error
-    # The library makes its files private; these are as readable as the folder they lie in.
-    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def read_tensors(path: Path, prefix: str) -> dict[str, torch.Tensor]:

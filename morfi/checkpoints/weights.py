@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -208,17 +209,23 @@ def _part(directory: Path, number: int) -> Path:
     return directory / f"part-{number}.safetensors"
 
 
-def _write_shard(directory: Path, number: int, tensors: dict[str, torch.Tensor]) -> list[str]:
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes a safetensors file; raises OSError with its number where the disk does not take it."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path = _part(directory, number)
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(dict(tensors), path, metadata={"format": "pt"})
     except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(path)) from error
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = errno.EIO if found is None else int(found[1])
+        raise OSError(number, str(error) if found is None else os.strerror(number), str(path)) from error
     # The library makes its files private; these are as readable as the folder they lie in.
-    path.chmod(directory.stat().st_mode & 0o666)
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def _write_shard(directory: Path, number: int, tensors: dict[str, torch.Tensor]) -> list[str]:
+    write_tensors(_part(directory, number), tensors)
     return list(tensors)
 
 

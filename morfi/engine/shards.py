@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from morfi.checkpoints.tensors import write_tensors
-from morfi.checkpoints.weights import Weights, open_file
+from morfi.checkpoints.weights import Weights, open_file, write_tensors
 from morfi.errors import InputError
 
 if TYPE_CHECKING:

@@ -149,7 +149,8 @@ def _create(path: Path, lock_timeout_s: float) -> bool:
             return False  # no hard links on this file system
         raise _refusal(path, error) from error
     except MorfiError as error:
-        raise InputError(str(error).replace(str(part), str(path))) from error
+        kind = InputError if isinstance(error, InputError) else MorfiError
+        raise kind(str(error).replace(str(part), str(path))) from error
     finally:
         for left in (part, part.with_name(part.name + ".wal")):
             with contextlib.suppress(OSError):  # a read-only mount says so even of a file that is not there
@@ -165,10 +166,9 @@ def _connection(
     read_only: bool = False,
     confined: bool = False,
 ) -> Iterator[DuckDBPyConnection]:
-    import duckdb
-
     if getattr(_held, "path", None) == path and not confined:
-        yield _held.connection
+        with _refusals(path):
+            yield _held.connection
         return
     open_it = partial(_open, path, read_only=read_only, confined=confined)
     if not _gate.acquire(timeout=min(lock_timeout_s, threading.TIMEOUT_MAX)):
@@ -176,21 +176,30 @@ def _connection(
     try:
         connection = _connect(path, lock_timeout_s, say, open_it)
         try:
-            with _ctrl_c():
+            with _refusals(path), _ctrl_c():
                 yield connection
-        except duckdb.Error as error:
-            if _is_about_the_file(error):
-                raise _refusal(path, error) from error
-            if isinstance(error, duckdb.CatalogException | duckdb.BinderException):
-                raise InputError(
-                    f"{path}: its tables are not those of the schema that it says it has: "
-                    f"{reason_of(error)}; another morfi made them, so give another --db"
-                ) from error
-            raise
         finally:
             connection.close()
     finally:
         _gate.release()
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Raises as one line what DuckDB says in the block of the file, and of tables that are not morfi's."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        if _is_about_the_file(error):
+            raise _refusal(path, error) from error
+        if isinstance(error, duckdb.CatalogException | duckdb.BinderException):
+            raise InputError(
+                f"{path}: its tables are not those of the schema that it says it has: "
+                f"{reason_of(error)}; another morfi made them, so give another --db"
+            ) from error
+        raise
 
 
 @contextmanager
@@ -291,8 +300,8 @@ def _check_magic(path: Path) -> None:
         raise InputError(f"{path}: {_NO_DATABASE}")
 
 
-def _refusal(path: Path, error: Exception) -> InputError:
-    """The one line for what DuckDB or the system said about the file."""
+def _refusal(path: Path, error: Exception) -> MorfiError:
+    """The one line for what DuckDB or the system said about the file; InputError but for a full disk."""
     said = reason_of(error)
     if path.is_dir():
         reason = "is a folder; give --db the path of a file"
@@ -307,7 +316,8 @@ def _refusal(path: Path, error: Exception) -> InputError:
             "`pip install --upgrade duckdb`, or give another --db"
         )
     elif re.search(r"No space left|Disk quota|File too large|not enough (disk )?space", str(error)):
-        reason = "the disk is full; what was written before is kept, so free some space and run again"
+        kept = "what was written before is kept, so free some space and run again"
+        return MorfiError(f"{path}: the disk is full; {kept}")
     elif re.search(r"Permission denied|Read-only file system|read-only mode", said):
         reason = "cannot be written: permission denied or read-only; give another --db"
     else:

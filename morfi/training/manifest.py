@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints.adapters import CONFIG, WEIGHTS, load_adapter
-from morfi.checkpoints.tensors import write_tensors
-from morfi.checkpoints.weights import read_json
+from morfi.checkpoints.weights import read_json, write_tensors
 from morfi.errors import InputError
 from morfi.files import whole_folder, write_json
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from morfi.checkpoints.tensors import read_tensors, write_tensors
-from morfi.checkpoints.weights import read_json
+from morfi.checkpoints.tensors import read_tensors
+from morfi.checkpoints.weights import read_json, write_tensors
 from morfi.device import is_gpu
 from morfi.errors import MorfiError
 from morfi.training.config import TrainConfig

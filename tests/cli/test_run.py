@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine, refused
+from command_line import CommandLine, Ended, refused
 
 from morfi.checkpoints import model_files, tokenizer
 from morfi.questions import load
@@ -362,3 +365,73 @@ def test_the_written_file_is_the_same_experiment(run: CommandLine, experiment: P
     Path("written.toml").write_text(first.out)
     assert tomllib.loads(first.out)["train"]["epochs"] == [2, 3]
     assert run("run", "written.toml", "--write-config").out == first.out
+
+
+@pytest.fixture
+def disk(run: CommandLine, experiment: Path, tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own that holds the experiment, its database and the cache, and is where `run` runs."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    shutil.copy(experiment, folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setenv("MORFI_CACHE", str(folder / "cache"))
+        yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # this process may map files of it
+
+
+def leave(disk: Path, n_bytes: int) -> None:
+    """Fills the disk but for so many bytes."""
+    ballast = disk / "ballast"
+    ballast.unlink(missing_ok=True)
+    n_surplus = shutil.disk_usage(disk).free - n_bytes
+    if n_surplus > 0:
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, n_surplus)
+
+
+def remounted(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+
+def stopped(ended: Ended, code: int, *, by: str) -> None:
+    """Asserts one line that says why, and no answer."""
+    said = [line for line in ended.err.splitlines() if line.startswith("morfi: ")]
+    assert (ended.code, ended.out, len(said)) == (code, "", 1), ended
+    assert re.search(by, said[0])
+    assert "Traceback" not in ended.err
+
+
+FULL = "No space left on device|the disk is full"
+
+
+@pytest.mark.slow
+def test_a_disk_that_takes_nothing_stops_a_stage_in_one_line_and_the_same_command_goes_on(
+    run: CommandLine, disk: Path
+) -> None:
+    for stage in NAMES:
+        command = ("run", "my.toml", "--until", stage, "--json")
+        remounted(disk, "ro")
+        stopped(run(*command), 2, by="(?i)read-only")
+        remounted(disk, "rw")
+        for n_kilobytes in (0, 16, 64, 256, 1024):
+            leave(disk, n_kilobytes << 10)
+            ended = run(*command)
+            if ended.code == 0:
+                break
+            stopped(ended, 1, by=FULL)
+        assert n_kilobytes > 0, stage
+        leave(disk, 64 << 20)
+        assert set(states(run(*command)).values()) == {"done"}
+    report = Path(run("run", "my.toml", "--json").json["report"])
+    whole = report.read_bytes()
+    report.unlink()
+    leave(disk, 0)
+    stopped(run("run", "my.toml", "--json"), 1, by=FULL)
+    assert not report.exists()
+    leave(disk, 64 << 20)
+    assert run("run", "my.toml", "--json").json["report"] == str(report)
+    assert report.read_bytes() == whole

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from morfi.checkpoints.tensors import write_tensors
+from morfi.checkpoints.weights import write_tensors
 from morfi.engine import shards
 from morfi.engine.shards import ShardWriter, read_shards, write_requests
 from morfi.errors import InputError

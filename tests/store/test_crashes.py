@@ -73,21 +73,21 @@ except KeyboardInterrupt:
 def test_a_full_disk_is_one_line_and_keeps_the_batches_before(store: Store) -> None:
     code = f"""{CHILD}
 import os, resource
-from morfi.errors import InputError
+from morfi.errors import MorfiError
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY))
 for n in range(1000):
     try:
         store.write_completions([r.__class__(*[os.urandom(2000).hex() if f == "prompt" else getattr(r, f)
             for f in r.__slots__]) for r in batch(n)])
-    except InputError as error:
-        print(n, error)
+    except MorfiError as error:
+        print(n, error.exit_code, error)
         break
 """
     before = store.finished("run-a")
     with child(code, store.path) as process:
         n, _, message = line_of(process).partition(" ")
         process.wait(timeout=30)
-    assert re.search(r"morfi\.duckdb: the disk is full; what was written before is kept", message)
+    assert re.search(r"^1 .*morfi\.duckdb: the disk is full; what was written before is kept", message)
     assert int(n) > 0
     assert store.finished("run-a") == before | {(f"q{i}", 0) for i in range(int(n) * 64)}
     store.write_completions(completions(10**6, 1))
@@ -97,15 +97,15 @@ for n in range(1000):
 def test_a_disk_full_from_the_start_leaves_no_file(tmp_path: Path) -> None:
     code = f"""{CHILD}
 import resource
-from morfi.errors import InputError
+from morfi.errors import MorfiError
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
 try:
     store.prepare()
-except InputError as error:
-    print(error)
+except MorfiError as error:
+    print(error.exit_code, error)
 """
     with child(code, tmp_path / "morfi.duckdb") as process:
-        assert re.search(r"/morfi\.duckdb: the disk is full", line_of(process))
+        assert re.search(r"^1 .*/morfi\.duckdb: the disk is full", line_of(process))
         process.wait(timeout=30)
     assert list(tmp_path.iterdir()) == []
 

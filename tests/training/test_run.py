@@ -186,7 +186,8 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_keeps_the_others(
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(
-        MorfiError, match=re.escape(f"{tmp_path}/level-000-seed-0/epoch-02 cannot be written")
+        MorfiError,
+        match=re.escape(f"{tmp_path}/level-000-seed-0/epoch-02 cannot be written: No space left on device;"),
     ):
         train_tiny(tmp_path, epochs=(1, 2))
     assert read_manifest(tmp_path / "level-000-seed-0" / "epoch-01")

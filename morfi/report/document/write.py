@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morfi.errors import InputError
-from morfi.files import whole_file
+from morfi.files import unwritten, whole_file
 from morfi.report.document.answer import answer_of
 from morfi.report.document.drawings import colours_of
 from morfi.report.document.figures import figures_of
@@ -27,7 +27,8 @@ def write_report(store: Store, run_id: str, out: Path | None, pictures: Path | N
 
     `run_id` is as in `Store.run`; `out` None is a file named by the run, beside the database. The same runs
     give the same bytes. Its pictures are also written to the folder `pictures`, each as PNG and SVG. Raises
-    InputError for a run that is no part of an experiment, or where there is no place to write.
+    InputError for a run that is no part of an experiment, or where there is no place to write, and
+    MorfiError for a full disk.
     """
     material = Material(experiment_of(store, run_id))
     chain = material.chain
@@ -81,7 +82,10 @@ def _written(path: Path, content: str) -> Path:
         with whole_file(path) as file:
             file.write(content.encode("utf-8"))
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written: {error.strerror or error}; give another --out"
+        reason = error.strerror or error
+        raise unwritten(
+            f"{path}: cannot be written: {reason}; make room or make it writable, or give `morfi report` "
+            "another --out",
+            error,
         ) from error
     return path
