@@ -95,7 +95,7 @@ def run_experiment(
                 yield _standing(store, stage, ready)
                 continue
             if ready.work is not None and not is_asked:
-                raise InputError("it is not done; leave --from out, or begin with it")
+                raise InputError("this stage is not done; leave --from out, or begin with it")
             yield _standing(store, stage, ready) if ready.work is None else _worked(store, stage, ready)
             led.keep(ready.result)
             results[stage.name] = ready.result

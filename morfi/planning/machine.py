@@ -38,8 +38,8 @@ def this_machine(folder: Path, n: int = 1) -> Machine:
     rates = None if found is None else found.rates
     if found is not None:
         notes: tuple[str, ...] = (
-            f"rates were measured on {found.model}, {found.at[:10]}, and scaled to this model by operations "
-            "and bytes",
+            f"rates were measured on {found.model}, {found.at[:10]}; those of other models are scaled by "
+            "operations and bytes",
             *found.changed,
         )
     elif gpu is not None:
@@ -64,7 +64,7 @@ def _published(gpu: Gpu, n: int) -> tuple[str, ...]:
         "training": TRAIN_SHARE,
         "an SAE": SAE_SHARE,
         "encoding": ENCODE_SHARE,
-        "answers, of the bandwidth": BANDWIDTH_SHARE,
+        "answers (of the bandwidth)": BANDWIDTH_SHARE,
     }
     used = ", ".join(f"{100 * share:.0f} % for {what}" for what, share in shares.items())
     found = (

@@ -23,7 +23,7 @@ from morfi.planning.shape import Shape, shape_of
 from morfi.questions import QuestionSet, load_questions, select, with_splits
 from morfi.runs.options import sized_here
 from morfi.terminal import Progress
-from morfi.training.config import train_config
+from morfi.training.config import TrainConfig, train_config
 
 if TYPE_CHECKING:
     from morfi.store import Store
@@ -95,7 +95,7 @@ def subject_of(settings: Settings, split_run: str | None, store: Store, progress
     along = configs.find.along
     compared = n_epochs if along == EPOCHS else n_levels + (n_epochs if along == BOTH else 0)
     d_sae, width_note = _width(configs, shape)
-    notes = [note, width_note, *_assumed(category)]
+    notes = [note, width_note, *_assumed(category, configs.train)]
     return Subject(
         configs,
         shape,
@@ -133,12 +133,14 @@ def n_gpus_of(configs: Configs) -> int:
     return int(given)
 
 
-def _assumed(category: Mapping[str, str] | None) -> list[str]:
+def _assumed(category: Mapping[str, str] | None, train: TrainConfig | None) -> list[str]:
     found = [
         f"an answer has the tokens of the right one and the end of its line, {LOOSE} more where the model "
         "was not taught that form or is steered",
-        "every latent that is asked for is found, and early stopping falls between the epochs that are kept",
+        "every latent that is asked for is found",
     ]
+    if train is not None and train.early_stop:
+        found.append("early stopping falls between the epochs that are kept")
     if category is None:
         shares = ", ".join(f"{100 * share:.0f} % {name}" for name, share in CATEGORIES.items())
         found.insert(0, f"what the model knows is not known before the split: {shares}")

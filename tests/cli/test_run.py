@@ -356,7 +356,7 @@ def test_where_no_latent_has_a_trend_the_baselines_are_steered_along(
 
 
 def test_a_stage_before_the_first_must_be_done(run: CommandLine, experiment: Path) -> None:
-    refused(run("run", experiment, "--from", "mix"), "[split] it is not done")
+    refused(run("run", experiment, "--from", "mix"), "[split] this stage is not done")
 
 
 def test_the_written_file_is_the_same_experiment(run: CommandLine, experiment: Path) -> None:
