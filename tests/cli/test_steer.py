@@ -38,7 +38,8 @@ def test_it_prints_one_table_and_writes_the_picture(steer: Callable[..., Ended])
         "latent 0   rises",
         "best 2",
         "random 2",
-        "control latents: 2, mean gain +0.0 points\n",
+        "mean gain by how directions were chosen",
+        "\ncontrol latents                   2       +0.0 ",
         "against delta_u: +0.0 points",
         "successive halving: ",
     ):
