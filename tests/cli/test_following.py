@@ -18,7 +18,7 @@ from morfi.store.records import RunKind
 
 MAKING = {kind.value for kind in RunKind if kind != RunKind.SWEEP_EVAL}
 MAKING |= {"run", "verify", "conditions check", "sae train", "sae get", "sae check"}
-READING = {"report", "serve", "runs", "show", "compare", "sql", "export", "cache ls", "cache rm"}
+READING = {"plan", "report", "serve", "runs", "show", "compare", "sql", "export", "cache ls", "cache rm"}
 
 
 def following(text: str) -> list[list[str]]:
