@@ -16,9 +16,11 @@ from morfi.interventions.verdicts import Answerer
 from morfi.runs.options import check_match, check_numbers, option, run_of, sized_here
 from morfi.training.mixtures import KNOWN_CATEGORIES, UNKNOWN
 
-ALPHAS = (-1.0, -0.6, -0.4, -0.25, 0.25, 0.4, 0.6, 1.0)
+ALPHAS = (-0.8, -0.4, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.4, 0.8)
+LEAST_COMPARED = 5  # controls and random directions that are enough for few latents
 _NAMES = tuple(OPERATIONS)
 MAX_DIRECTIONS = 10_000  # of one kind; all of a run are held at once
+_COMPARED = f"as many as latents, {LEAST_COMPARED} or more"
 _DEFAULTS: Mapping[Amount, tuple[float, ...]] = {ALPHA: ALPHAS}  # of other amounts there are none
 TRENDS = {"any": (1, -1), "rising": (1,), "falling": (-1,)}
 QUESTIONS = {"known": KNOWN_CATEGORIES, "all": (*KNOWN_CATEGORIES, UNKNOWN)}
@@ -59,8 +61,8 @@ class SteerConfig:
     report_on: str = option("The split that is reported.", "test")
     questions: str = option("known: to the base model; all; or such as HighlyKnown,MaybeKnown.", "known")
     limit: int | None = option("At most this many questions of each split.", None, unset="all")
-    controls: int = option("Latents without a trend, for comparison.", 5)
-    random: int = option("Random directions, for comparison.", 5)
+    controls: int | None = option("Latents without a trend, for comparison.", None, unset=_COMPARED)
+    random: int | None = option("Random directions, for comparison.", None, unset=_COMPARED)
     rivals: bool = option("As many latents by each of two rules without a trend, for comparison.", False)
     combine: bool = option("Also the best 2, 4, ... latents together.", False)
     halving: bool = option("Successive halving over latents and strengths.", False)
@@ -148,6 +150,14 @@ class SteerConfig:
             _check_one_of("model", who, tuple(Answerer))
         if len(self.names) < len(self.models):
             raise InputError(f"--model {','.join(self.models)} names one of {', '.join(Answerer)} twice")
+
+    def n_controls(self, n_latents: int) -> int:
+        """How many control latents are wanted beside `n_latents`."""
+        return max(n_latents, LEAST_COMPARED) if self.controls is None else self.controls
+
+    def n_random(self, n_latents: int) -> int:
+        """How many random directions are wanted beside `n_latents`."""
+        return max(n_latents, LEAST_COMPARED) if self.random is None else self.random
 
     @property
     def amounts(self) -> tuple[float, ...]:

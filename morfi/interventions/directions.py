@@ -44,7 +44,7 @@ def find_targets(
     chosen = _chosen(rows, found, config)
     rivals = find_rivals(found, len(chosen), is_known) if config.rivals else Rivals({}, ())
     others = _others(rows, chosen, rivals)
-    controls = control_latents(rows, chosen, config.controls, found.activations, others)
+    controls = control_latents(rows, chosen, config.n_controls(len(chosen)), found.activations, others)
     draw = torch.Generator().manual_seed(config.seed)
     d_model = found.sae.W_dec.shape[1]
     latents = [
@@ -56,7 +56,7 @@ def find_targets(
         (f"{kind} {row['latent']}", kind, row, found.sae.W_dec[row["latent"]]) for kind, row in latents
     ]
     named.insert(len(chosen), ("delta_u", "delta_u", {}, composite(found.activations)))
-    for number in range(config.random):
+    for number in range(config.n_random(len(chosen))):
         named.append((f"random {number + 1}", "random", {}, torch.randn(d_model, generator=draw)))
     where: dict[str, Any] = {"layer": found.layer, "operation": config.op, "median_norm": median_norm}
     targets = [

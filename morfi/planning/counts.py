@@ -338,11 +338,13 @@ class Steered:
 def steered(config: SteerConfig, n_layers: int, n_choosing: int, n_reporting: int) -> Steered:
     """What a steer run tries where every latent that `config` asks for is found."""
     n_latents = len(config.ids) if config.ids is not None else config.top
-    of_latents = n_latents * (1 + len(RIVALS) * config.rivals) + (config.controls if n_latents else 0)
-    directions = of_latents + 1 + config.random
+    n_controls = config.n_controls(n_latents) if n_latents else 0
+    of_latents = n_latents * (1 + len(RIVALS) * config.rivals) + n_controls
+    n_bare = 1 + config.n_random(n_latents)  # delta_u among them
+    directions = of_latents + n_bare
     bare = PROJECT.name if OPERATIONS[config.op].needs_latent else config.op
     arms = of_latents * len(config.amounts)
-    arms += (1 + config.random) * len(config.amounts_of(bare))
+    arms += n_bare * len(config.amounts_of(bare))
     chosen = arms * n_choosing
     if config.halving:
         left, chosen = arms, 0

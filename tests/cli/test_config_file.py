@@ -145,7 +145,9 @@ def test_help_takes_defaults_from_where_they_are_defined() -> None:
     shown = " ".join(run("split", "--help").output.split())
     assert "Few-shot prompts for each question (default: 3; 10 on a GPU)." in shown
     assert "(default: by the machine's size)" in shown
-    assert "(default: -1,-0.6,-0.4,-0.25,0.25,0.4,0.6,1)" in " ".join(run("steer", "--help").output.split())
+    assert "(default: -0.8,-0.4,-0.2,-0.1,-0.05,0.05,0.1,0.2,0.4,0.8)" in " ".join(
+        run("steer", "--help").output.split()
+    )
 
 
 def refused(text: str | bytes, tmp_path: Path, *arguments: str) -> str:

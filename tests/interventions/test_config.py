@@ -46,6 +46,14 @@ def test_settings_that_mean_nothing_are_refused(options: dict[str, Any], message
         SteerConfig("run", "M_100", **options)
 
 
+@pytest.mark.parametrize(("n_latents", "n_compared"), [(0, 5), (3, 5), (17, 17)])
+def test_as_many_directions_are_compared_as_there_are_latents(n_latents: int, n_compared: int) -> None:
+    config = SteerConfig("run", "M_100")
+    assert (config.n_controls(n_latents), config.n_random(n_latents)) == (n_compared, n_compared)
+    given = SteerConfig("run", "M_100", controls=0, random=2)
+    assert (given.n_controls(n_latents), given.n_random(n_latents)) == (0, 2)
+
+
 def test_strengths_of_each_operation() -> None:
     assert SteerConfig("run", "M_100").amounts == ALPHAS
     for op in ("clamp", "clamp_firing"):
