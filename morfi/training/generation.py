@@ -10,6 +10,7 @@ from morfi.checkpoints.vocabulary import newline_tokens
 from morfi.engine.protocol import Completion, Sampling
 from morfi.questions.matching import is_correct, parse_answer
 from morfi.questions.prompts import Prompt
+from morfi.training.output_head import head_reads
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,7 @@ class LiveGenerator:
         input_ids, mask = _padded(prompts, self._model.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         cache = None
-        with torch.no_grad():
+        with torch.no_grad(), head_reads(self._model, lambda hidden: hidden[:, -1:]):
             for _ in range(max_tokens):
                 output = self._model(
                     input_ids=input_ids,
@@ -74,7 +75,6 @@ class LiveGenerator:
                     position_ids=positions,
                     past_key_values=cache,
                     use_cache=True,
-                    logits_to_keep=1,
                 )
                 tokens = output.logits[:, -1].argmax(-1)
                 for index, token in zip(alive, tokens.tolist(), strict=True):

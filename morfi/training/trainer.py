@@ -24,6 +24,7 @@ from morfi.errors import MorfiError
 from morfi.training.config import TrainConfig
 from morfi.training.examples import MicroBatches
 from morfi.training.lora import adapter_tensors, load_adapter_tensors
+from morfi.training.output_head import head_reads
 from morfi.training.plan import TrainingJob
 
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -36,20 +37,11 @@ _LOOP = "trainer_state.json"  # the name under which Trainer looks for it
 def answer_loss(model: Any, micro_batch: Mapping[str, Tensor]) -> Tensor:
     """The summed cross-entropy, in float32, of the targets of a micro-batch (see `examples.collate`).
 
-    Hidden states of other places are dropped before the output head, whose product with a vocabulary of
-    100,000 and more would cost as much as some layers; what the architecture does to logits (soft-capping in
-    Gemma 2) follows as usual.
+    Hidden states of other places are dropped before the output head.
     """
     rows, columns, targets = (micro_batch[key] for key in ("rows", "columns", "targets"))
-
-    def keep_answers(_: Any, hidden: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (hidden[0][rows, columns][None],)  # [1, n_targets, d_model]
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(keep_answers)
-    try:
+    with head_reads(model, lambda hidden: hidden[rows, columns][None]):  # [1, n_targets, d_model]
         logits = model(input_ids=micro_batch["input_ids"], use_cache=False).logits[0]
-    finally:
-        hook.remove()
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 

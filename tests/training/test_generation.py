@@ -47,6 +47,20 @@ def test_answers_are_those_of_transformers_one_prompt_at_a_time(
         assert "\n" not in completion.text
 
 
+def test_output_head_reads_one_contiguous_place_of_each_row(
+    tiny_models: dict[str, Path], facts: tuple[Question, ...]
+) -> None:
+    folder = tiny_models["gemma2"]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    seen: list[tuple[bool, int]] = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda _, read, __: seen.append((read[0].is_contiguous(), read[0].shape[1])))
+    LiveGenerator(model, load_tokenizer(folder)).generate(prompts_of(facts, folder), Sampling(max_tokens=3))
+    assert len(seen) > 1
+    assert set(seen) == {(True, 1)}
+    assert model(torch.tensor([[5, 6, 7]])).logits.shape[1] == 3  # nothing stays behind
+
+
 def test_no_prompts_give_no_answers(tiny_models: dict[str, Path]) -> None:
     folder = tiny_models["llama"]
     generator = LiveGenerator(AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(folder))
