@@ -139,14 +139,19 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def is_database(path: Path) -> bool:
-    """Whether a file begins as DuckDB's do, or is the file of changes beside one."""
+    """Whether a file is DuckDB's, or the file of changes beside one."""
     if path.suffix == ".wal" and is_database(path.with_suffix("")):
         return True
     try:
-        with path.open("rb") as file:
-            return file.read(12)[8:] == b"DUCK"
+        return begins_as_database(path)
     except OSError:
         return False
+
+
+def begins_as_database(path: Path) -> bool:
+    """Whether a file begins as DuckDB's do; raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return file.read(12)[8:] == b"DUCK"
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from morfi.checkpoints import resolve
 from morfi.engine.residual_stream import ResidualStream, stream_of
 from morfi.errors import FaultsError, InputError
 from morfi.experiment.keys import as_keys
-from morfi.experiment.stages import Settings, Stage, given_to
+from morfi.experiment.stages import Settings, Stage, configured
 from morfi.experiment.together import TOGETHER
 from morfi.latents.sae import load_sae
 from morfi.questions import load_questions
@@ -26,7 +26,7 @@ def check_settings(settings: Settings, stages: Sequence[Stage], say: Say) -> Non
     faults: list[str] = []
     made: dict[str, Any] = {}
     for stage in stages:
-        _note(faults, stage.name, partial(_configure, stage, settings, made))
+        _note(faults, stage.name, partial(_make, stage, settings, made))
     named = {settings[stage.name].get("data"): stage.name for stage in reversed(stages)}
     for source, first in named.items():
         if source is not None:
@@ -48,12 +48,8 @@ def _note(faults: list[str], stage: str, look: Callable[[], Any]) -> None:
         faults.append(f"[{stage.replace(' ', '.')}] {as_keys(str(error))}")
 
 
-def _configure(stage: Stage, settings: Settings, made: dict[str, Any]) -> None:
-    """Adds the configuration of a stage to `made`; what earlier stages make may have any name."""
-    given = given_to(stage, settings, dict.fromkeys(stage.takes.values(), "last"))
-    if stage.name == "train" and (ckpt := settings["split"].get("ckpt")) is not None:
-        given["model"] = ckpt
-    made[stage.name] = stage.configure(given)
+def _make(stage: Stage, settings: Settings, made: dict[str, Any]) -> None:
+    made[stage.name] = configured(stage, settings)
 
 
 def _check_data(source: str) -> None:

@@ -73,6 +73,17 @@ def given_to(stage: Stage, settings: Settings, results: Mapping[str, str]) -> di
     return {**made, **{key: value for key, value in settings[stage.name].items() if value is not None}}
 
 
+def configured(stage: Stage, settings: Settings) -> Any:
+    """The configuration of `stage` before any has run: what earlier stages make may have any name.
+
+    Raises InputError for one that cannot be.
+    """
+    given = given_to(stage, settings, dict.fromkeys(stage.takes.values(), "last"))
+    if stage.name == "train" and (ckpt := settings["split"].get("ckpt")) is not None:
+        given["model"] = ckpt  # its run will have it from the split run
+    return stage.configure(given)
+
+
 def _split_config(given: Mapping[str, Any]) -> SplitConfig:
     from morfi.evaluation.split import configure_split
 

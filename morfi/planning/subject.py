@@ -13,7 +13,7 @@ from morfi.evaluation.config import EvalConfig
 from morfi.evaluation.split import SplitConfig, chosen_questions
 from morfi.evaluation.sweep_plan import SweepConfig
 from morfi.experiment import Settings, stages_of
-from morfi.experiment.stages import given_to
+from morfi.experiment.stages import configured
 from morfi.interventions.config import SteerConfig
 from morfi.latents.activations import EPOCHS
 from morfi.latents.find import BOTH, FindConfig
@@ -23,7 +23,7 @@ from morfi.planning.shape import Shape, shape_of
 from morfi.questions import QuestionSet, load_questions, select, with_splits
 from morfi.runs.options import sized_here
 from morfi.terminal import Progress
-from morfi.training.config import TrainConfig, train_config
+from morfi.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from morfi.store import Store
@@ -110,17 +110,12 @@ def subject_of(settings: Settings, split_run: str | None, store: Store, progress
 
 def configs_of(settings: Settings) -> Configs:
     """The configuration of each stage, as its command takes it; raises InputError for one that cannot be."""
-    names = {stage.name: stage for stage in stages_of(settings)}
     made: dict[str, Any] = {}
-    for name, stage in names.items():
-        given = given_to(stage, settings, dict.fromkeys(stage.takes.values(), "last"))
+    for stage in stages_of(settings):
         try:
-            made[name] = stage.configure(given)
+            made[stage.name] = configured(stage, settings)
         except InputError as error:
-            raise InputError(f"[{name.replace(' ', '.')}] {error}") from error
-    if "train" in made:
-        given = {key: value for key, value in settings["train"].items() if key not in ("mix_run", "out")}
-        made["train"] = train_config({**given, "model": settings["split"]["ckpt"]})
+            raise InputError(f"[{stage.name.replace(' ', '.')}] {error}") from error
     named = ("split", "mix", "train", "sweep", "capture", "sae train", "find", "steer")
     return Configs(*(made.get(name) for name in named))  # type: ignore[arg-type]
 

@@ -25,7 +25,7 @@ def export(store: Store, run_id: str, fmt: str, out: Path | None) -> int:
     """Writes the run's rows of the view `samples` to `out` (None: standard output); returns their number.
 
     `run_id` is as `Store.answered_run` takes it. An existing file is replaced in one step once the new one is
-    complete; the store itself is refused. In CSV all text is quoted, `answers` is a JSON list, and truth is
+    complete; a database is refused. In CSV all text is quoted, `answers` is a JSON list, and truth is
     `true` or `false`.
     """
     if fmt not in FORMATS:
@@ -38,19 +38,10 @@ def export(store: Store, run_id: str, fmt: str, out: Path | None) -> int:
     if out is None:
         with spooled() as file, store.sample_rows(full_id) as rows:
             return _write(rows, fmt, file)
-    _check(out, store.path)
+    if not (folder := Path(os.path.realpath(out)).parent).is_dir():
+        raise InputError(f"--out {out}: the folder {folder} does not exist; make it first")
     with store.sample_rows(full_id) as rows:
         return _replace(rows, fmt, out)
-
-
-def _check(out: Path, database: Path) -> None:
-    """Raises InputError where `out`, with links followed, is the database or in no folder that there is."""
-    target = Path(os.path.realpath(out))
-    if not target.parent.is_dir():
-        raise InputError(f"--out {out}: the folder {target.parent} does not exist; make it first")
-    store_file = os.path.realpath(database)
-    if str(target) in (store_file, store_file + ".wal") or (target.exists() and target.samefile(database)):
-        raise InputError(f"--out {out} is the database itself; give another file")
 
 
 def _replace(rows: Rows, fmt: str, out: Path) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morfi.errors import InputError, MorfiError, reason_of
+from morfi.files import begins_as_database
 from morfi.store.schema import bring_up_to_date, newest, version_of
 from morfi.terminal import Say
 
@@ -291,13 +292,9 @@ def lock_holder(message: str) -> str:
 
 def _check_magic(path: Path) -> None:
     """Raises InputError for a file that is no database: by its ending DuckDB would open it in memory."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(12)
-    except OSError:
-        return  # DuckDB says what is wrong with it
-    if head and head[8:] != b"DUCK":
-        raise InputError(f"{path}: {_NO_DATABASE}")
+    with contextlib.suppress(OSError):  # DuckDB says what is wrong with it
+        if path.stat().st_size > 0 and not begins_as_database(path):
+            raise InputError(f"{path}: {_NO_DATABASE}")
 
 
 def _refusal(path: Path, error: Exception) -> MorfiError:
