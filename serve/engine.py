@@ -59,7 +59,7 @@ class Engine:
         """
         gpu = is_gpu()
         found = open_tokenizer(model_dir)
-        engine_settings.prepare_process(gpu=gpu, verbose=verbose)
+        engine_settings.prepare_process(gpu=gpu, verbose=verbose, overrides=overrides)
         with quiet(verbose):
             from vllm import LLM
 
@@ -413,7 +413,7 @@ def engine_overrides(pairs: Sequence[str], *, verbose: bool = False) -> dict[str
     overrides = engine_settings.parse_overrides(pairs)
     engine_settings.check_sound(overrides, gpu=is_gpu(), seeded=True)
     if overrides:
-        engine_settings.prepare_process(gpu=is_gpu(), verbose=verbose)
+        engine_settings.prepare_process(gpu=is_gpu(), verbose=verbose, overrides=overrides)
         with quiet(verbose):
             _check_known(overrides)
     return overrides

@@ -28,12 +28,17 @@ RESERVED = {
     "worker_extension_cls": "morfi's own swaps the weights of a live engine",
 }
 
+# A setting of morfi's own: answers do not depend on which requests share a batch.
+DETERMINISTIC = "deterministic"
 CPU_BLOCK_SIZE = 32  # the smallest the CPU attention kernels take; vLLM's 128 never caches a 4-shot prefix
 CPU_KV_CACHE_BYTES = 1 << 30
 CPU_NORM = "morfi_cpu"  # registered by morfi.serve.cpu_norm
 ONE_ENGINE = "reports and refusals of all engines but the first of a data-parallel group are lost"
 # A seeded sample after a prompt that was computed in parts needs an offset of the random generator.
 NO_OFFSET = "a seeded request whose prompt is computed in parts ends the engine there"
+LARGE_GPU_BYTES = 70 << 30  # from here on vLLM takes this many sequences, but not on an A100
+LARGE_GPU_SEQS = 1024
+VLLM_GRAPH_SIZE = 512  # tokens of vLLM's largest CUDA graph unless it is told otherwise
 CPU_BATCHED_TOKENS = 4096  # tokens of one step; what a whole prompt leaves of it stays unused
 
 
@@ -57,9 +62,9 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def check_known(overrides: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Raises InputError for an override that is no engine argument of the installed vLLM."""
+    """Raises InputError for an override that is no engine argument of the installed vLLM, nor morfi's own."""
     for key in overrides:
-        if key not in known:
+        if key not in known and key != DETERMINISTIC:
             hint = nearest(key, known)
             raise InputError(f'vLLM has no engine setting "{key}".{hint} See: vllm serve --help=all')
 
@@ -75,6 +80,14 @@ def check_sound(overrides: Mapping[str, Any], *, gpu: bool, seeded: bool) -> Non
                 f'engine setting "{key}" cannot be given: {ONE_ENGINE}; for more GPUs give '
                 "tensor_parallel_size or pipeline_parallel_size, or start one morfi for each"
             )
+    is_deterministic = overrides.get(DETERMINISTIC, False)
+    if not isinstance(is_deterministic, bool):
+        raise InputError(f'engine setting "{DETERMINISTIC}" is {is_deterministic!r}; expected true or false')
+    if is_deterministic and not gpu:
+        raise InputError(
+            f'engine setting "{DETERMINISTIC}" cannot be given on a CPU, for which vLLM has no kernels whose '
+            "sums do not depend on the batch; leave it out, and give --dtype float32 for smaller differences"
+        )
     if gpu or not seeded:
         return
     if overrides.get("enable_chunked_prefill", False) is not False:
@@ -114,7 +127,9 @@ def engine_arguments(
         "disable_log_stats": True,
         "worker_extension_cls": "morfi.serve.worker.WorkerExtension",
     }
-    if not gpu:
+    if gpu:
+        arguments |= _for_gpu(overrides, _gpu_bytes())
+    else:
         arguments |= {
             "block_size": CPU_BLOCK_SIZE,
             "enforce_eager": True,
@@ -126,14 +141,34 @@ def engine_arguments(
         if overrides.get("enforce_eager", True) is True:
             # Compiled, vLLM fuses the norm itself.
             arguments["ir_op_priority"] = {"rms_norm": [CPU_NORM], "fused_add_rms_norm": [CPU_NORM]}
-    return arguments | dict(overrides)
+    return arguments | {key: value for key, value in overrides.items() if key != DETERMINISTIC}
 
 
-def prepare_process(*, gpu: bool, verbose: bool) -> None:
+def _for_gpu(overrides: Mapping[str, Any], n_bytes: int) -> dict[str, Any]:
+    """Sequences in a step of a GPU of `n_bytes`, and CUDA graphs for all of them."""
+    if n_bytes < LARGE_GPU_BYTES:
+        return {}
+    found: dict[str, Any] = {"max_num_seqs": LARGE_GPU_SEQS}
+    own = {"enforce_eager", "compilation_config", "cudagraph_capture_sizes", "max_cudagraph_capture_size"}
+    n_seqs = overrides.get("max_num_seqs", LARGE_GPU_SEQS)
+    if n_seqs > VLLM_GRAPH_SIZE and not own & set(overrides):
+        found["max_cudagraph_capture_size"] = n_seqs
+    return found
+
+
+def _gpu_bytes() -> int:
+    from vllm.platforms import current_platform  # asks the driver, which leaves processes free to fork
+
+    return int(current_platform.get_device_total_memory())
+
+
+def prepare_process(*, gpu: bool, verbose: bool, overrides: Mapping[str, Any] | None = None) -> None:
     """Sets what vLLM reads from the environment; must run before vllm is imported.
 
-    Values that the user has set stay.
+    Values that the user has set stay, but for what one of the `overrides` asks for.
     """
+    if (overrides or {}).get(DETERMINISTIC, False):
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
     defaults = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from morfi.engine.steering import MAX_ENTRIES
 from morfi.errors import MorfiError
@@ -36,6 +36,14 @@ class Limits:
     drain_s: float = 5.0  # for running requests to end before a load
     end_s: float = 5.0  # for requests that are ended to be over
     wait_s: float = 30.0  # for a request to wait for a load
+
+    def at_least(self, n_sequences: int) -> Limits:
+        """These limits, with room for as many answers, each with a direction, as the engine has at a time."""
+        return replace(
+            self,
+            max_requests_in_flight=max(self.max_requests_in_flight, n_sequences),
+            max_vectors=max(self.max_vectors, n_sequences),
+        )
 
 
 class Refused(MorfiError):  # noqa: N818 - it is what happens, not what is wrong

@@ -79,7 +79,7 @@ def run_server(
     sock = listen(address)
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    engine_settings.prepare_process(gpu=gpu, verbose=verbose)
+    engine_settings.prepare_process(gpu=gpu, verbose=verbose, overrides=launch.overrides)
     checkpoint = launch.start
     found = open_tokenizer(checkpoint.model_dir, launch.bos)
     settings = engine_settings.engine_arguments(
@@ -170,7 +170,7 @@ async def _serve(job: _Job) -> None:
             raise InputError(refusal)
         if launch.checkpoint.sha256 != launch.start.sha256:
             await engine.load_checkpoint(launch.checkpoint)
-        gate = Gate(job.limits or Limits())
+        gate = Gate(job.limits or Limits().at_least(job.settings.get("max_num_seqs", 0)))
         needs_key = address.keys.needed
         state = await start_state(engine, launch, gate, needs_key=needs_key)
         args = frontend_arguments(job.settings, address)

@@ -108,6 +108,25 @@ def test_data_parallel_engines_are_refused(*, gpu: bool, seeded: bool) -> None:
         )
 
 
+def test_answers_that_depend_on_no_batch_are_asked_of_vllm_on_a_gpu_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    overrides = parse_overrides(["deterministic=true"])
+    check_known(overrides, ["max_num_seqs"])
+    check_sound(overrides, gpu=True, seeded=True)
+    with pytest.raises(InputError, match='"deterministic" cannot be given on a CPU'):
+        check_sound(overrides, gpu=False, seeded=False)
+    with pytest.raises(InputError, match="expected true or false"):
+        check_sound({"deterministic": "yes"}, gpu=True, seeded=False)
+    monkeypatch.setattr(os, "environ", {"VLLM_BATCH_INVARIANT": "0"})
+    prepare_process(gpu=True, verbose=False, overrides={"deterministic": False})
+    assert os.environ["VLLM_BATCH_INVARIANT"] == "0"
+    prepare_process(gpu=True, verbose=False, overrides=overrides)
+    assert os.environ["VLLM_BATCH_INVARIANT"] == "1"
+    found = engine_arguments(Path("m"), dtype="bfloat16", context=9, seed=0, gpu=True, overrides=overrides)
+    assert "deterministic" not in found
+
+
 @pytest.mark.parametrize("value", ["true", "True", "1"])
 def test_prompts_in_parts_are_refused_on_a_cpu_where_a_seed_may_come(value: str) -> None:
     overrides = parse_overrides([f"enable_chunked_prefill={value}"])
@@ -139,6 +158,28 @@ def test_overrides_win_and_nothing_else_changes(gpu: bool) -> None:
     assert ("block_size" in plain) is not gpu
     assert plain.get("enable_chunked_prefill", True) is gpu
     assert arguments(block_size=64, max_num_seqs=3) == {**plain, "block_size": 64, "max_num_seqs": 3}
+
+
+@pytest.mark.parametrize(
+    ("gib", "overrides", "expected"),
+    [
+        (80, {}, (1024, 1024)),
+        (80, {"max_num_seqs": 2048}, (2048, 2048)),
+        (80, {"max_num_seqs": 64}, (64, None)),
+        (80, {"enforce_eager": True}, (1024, None)),
+        (80, {"cudagraph_capture_sizes": [1, 8]}, (1024, None)),
+        (24, {}, (None, None)),
+        (24, {"max_num_seqs": 64}, (64, None)),
+    ],
+)
+def test_a_large_gpu_takes_many_sequences_and_has_graphs_for_all(
+    monkeypatch: pytest.MonkeyPatch, gib: int, overrides: dict[str, Any], expected: tuple[Any, Any]
+) -> None:
+    monkeypatch.setattr("morfi.serve.settings._gpu_bytes", lambda: gib << 30)
+    found = engine_arguments(
+        Path("model"), dtype="bfloat16", context=512, seed=0, gpu=True, overrides=overrides
+    )
+    assert (found.get("max_num_seqs"), found.get("max_cudagraph_capture_size")) == expected
 
 
 @pytest.mark.parametrize("context", [512, 16384])

@@ -28,6 +28,12 @@ def test_what_is_in_flight_is_counted_until_it_is_over() -> None:
     asyncio.run(run())
 
 
+def test_limits_leave_room_for_all_that_an_engine_answers_at_a_time() -> None:
+    assert Limits().at_least(64) == Limits()
+    large = Limits().at_least(1024)
+    assert (large.max_requests_in_flight, large.max_vectors) == (1024, 1024)
+
+
 def test_more_answers_than_fit_at_all_are_no_matter_of_waiting() -> None:
     async def run() -> None:
         with pytest.raises(Refused) as refused, Gate(Limits(max_requests_in_flight=4)).admitted(5, ()):
