@@ -14,10 +14,12 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from morfi.cache import Cache, Manifest
 from morfi.checkpoints import Checkpoint, resolve
@@ -34,7 +36,7 @@ from morfi.errors import InputError, MorfiError
 from morfi.files import canonical_sha256
 from morfi.latents.sae import load_sae
 from morfi.latents.sae_check import measure
-from morfi.questions import load_questions, select, with_splits
+from morfi.questions import QuestionSet, load_questions, select, with_splits
 from morfi.questions.prompts import ANSWERED, ASKED, context_for
 from morfi.questions.question import Question
 from morfi.runs.life import Ready
@@ -50,6 +52,7 @@ QUALITY = "quality.json"
 _DOCUMENT = 5  # questions
 MAX_TOKENS = 10**12
 _BUFFER = 16  # batches that are mixed
+Ids = TypeVar("Ids", bound=Sized)  # the tokens of one text
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,11 @@ class SaeTraining:
             }
         )
         check_amount("lr", self.lr, above_zero=True)
+
+    @property
+    def n_steps(self) -> int:
+        """The steps of the training, each of a batch."""
+        return max(1, self.tokens // self.batch)
 
 
 def configure_sae(given: Mapping[str, Any]) -> SaeTraining:
@@ -128,10 +136,6 @@ def ready_sae(config: SaeTraining, store: Store, start_engine: StartEngine, prog
         # Other tokens than those that a folder of this sha256 gave before.
         sources["tokens"] = f"{bos}: {', '.join(tokenizer.changes)}"
     key = f"sae-{canonical_sha256({**asdict(config), **sources})[:16]}"
-    splits = {
-        "train": select(data.splits["train"], limit=config.limit, seed=config.seed),
-        "held-out": select(data.splits["test"], limit=max(1, config.limit // 4), seed=config.seed),
-    }
 
     def build(folder: Path) -> None:
         begun = time.monotonic()
@@ -139,10 +143,12 @@ def ready_sae(config: SaeTraining, store: Store, start_engine: StartEngine, prog
         work.mkdir()
         for line in tokenizer.changes.values():
             progress.phase(line)
-        encoded = {
-            name: tokenizer.tokenizer(make_texts(questions, config.seed))["input_ids"]
-            for name, questions in splits.items()
-        }
+        encoded = read_texts(
+            config,
+            data,
+            lambda texts: tokenizer.tokenizer(list(texts))["input_ids"],
+            n_sources=len(found.conditions),
+        )
         _capture(config, found, encoded, work, start_engine=start_engine, progress=progress)
         fit(config, work, folder, progress)
         progress.phase("measuring the SAE on held-out questions")
@@ -164,6 +170,28 @@ def ready_sae(config: SaeTraining, store: Store, start_engine: StartEngine, prog
         return ()
 
     return Ready(str(cache.folder_of(key)), None if cache.holds(key) else work)
+
+
+def read_texts(
+    config: SaeTraining,
+    data: QuestionSet,
+    encode: Callable[[Sequence[str]], Sequence[Ids]],
+    *,
+    n_sources: int,
+) -> dict[str, Sequence[Ids]]:
+    """What each of the `n_sources` models reads, for "train" and for "held-out", as `encode` gives it.
+
+    Of the texts for training, in their drawn order, there are only as many as its tokens need.
+    """
+    chosen = {
+        "train": select(data.splits["train"], limit=config.limit, seed=config.seed),
+        "held-out": select(data.splits["test"], limit=max(1, config.limit // 4), seed=config.seed),
+    }
+    texts = {name: encode(make_texts(questions, config.seed)) for name, questions in chosen.items()}
+    # Beside the steps' batches, three times what the buffer holds: for the norm, the mean and at the end.
+    n_needed = (config.n_steps + 3 * _BUFFER) * config.batch
+    n_rows = list(accumulate(n_sources * (len(ids) - 1) for ids in texts["train"]))
+    return {**texts, "train": texts["train"][: bisect_left(n_rows, n_needed) + 1]}
 
 
 def make_texts(questions: Sequence[Question], seed: int) -> list[str]:
@@ -276,7 +304,7 @@ def fit(config: SaeTraining, work: Path, folder: Path, progress: Progress) -> No
             metadata=SAEMetadata(model_name=config.ckpt, hook_name=f"blocks.{config.layer}.hook_resid_post"),
         )
     )
-    n_steps = max(1, config.tokens // config.batch)
+    n_steps = config.n_steps
     trainer = SAETrainer(
         SAETrainerConfig(
             total_training_samples=n_steps * config.batch,

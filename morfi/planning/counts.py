@@ -18,7 +18,7 @@ from morfi.interventions.rivals import RIVALS
 from morfi.interventions.verdicts import n_surviving, rung_sizes
 from morfi.latents.capture import CaptureConfig
 from morfi.latents.find import FindConfig
-from morfi.latents.sae_training import SaeTraining, make_texts
+from morfi.latents.sae_training import SaeTraining, read_texts
 from morfi.planning.asked import Encoder, TokenIds, mean, n_cached
 from morfi.planning.shape import Shape
 from morfi.planning.work import Answering, Sae, Training, Work
@@ -182,15 +182,11 @@ class Counter:
     def sae_train(self, data: QuestionSet) -> Work:
         """The residual streams of texts under the base and both ends, and an SAE's training on them."""
         config = _given(self._configs.sae)
-        splits = {
-            "train": select(data.splits["train"], limit=config.limit, seed=config.seed),
-            "held-out": select(data.splits["test"], limit=max(1, config.limit // 4), seed=config.seed),
-        }
-        texts = {name: self._encoder.encode(make_texts(own, config.seed)) for name, own in splits.items()}
         n_sources = 3 if config.ckpts is not None else 1
+        texts = read_texts(config, data, self._encoder.encode, n_sources=n_sources)
         n_texts, n_tokens = sum(map(len, texts.values())), sum(map(len, _all(texts.values())))
         d_sae = config.d_sae or 8 * self._shape.d_model
-        steps = max(1, config.tokens // config.batch)
+        steps = config.n_steps
         longest = max(map(len, _all(texts.values())), default=0)
         row = self._shape.d_model * ROW_BYTES + _PLACE_BYTES
         return Work(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from morfi.latents.sae import load_sae
-from morfi.latents.sae_training import SaeTraining, make_texts, train_sae
+from morfi.latents.sae_training import SaeTraining, make_texts, read_texts, train_sae
+from morfi.questions import load_questions, with_splits
 from morfi.questions.question import Question
 from morfi.store import Store
 
@@ -54,6 +56,21 @@ def test_the_lowest_and_the_highest_level_of_a_train_run_are_captured_too(
         "M_0, seed 0, epoch early-stop",
         "M_100, seed 0, epoch early-stop",
     ]
+
+
+def test_no_more_texts_are_read_than_the_tokens_need(data_file: Path) -> None:
+    data = with_splits(load_questions(str(data_file)))
+
+    def read(tokens: int) -> dict[str, Sequence[str]]:
+        config = SaeTraining(layer=1, tokens=tokens, batch=8)
+        return read_texts(config, data, list, n_sources=3)  # a character is a token
+
+    few, every = read(64), read(10**6)
+    assert few["held-out"] == every["held-out"]
+    assert few["train"] == every["train"][: len(few["train"])]
+    n_rows = [3 * (len(text) - 1) for text in few["train"]]
+    assert sum(n_rows[:-1]) < (64 // 8 + 3 * 16) * 8 <= sum(n_rows)
+    assert len(every["train"]) == 12 + 4  # the questions, and documents of five
 
 
 def test_each_question_is_in_a_text_of_its_own_and_in_one_document() -> None:
