@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from morfi.questions.matching import REGEX
+from morfi.questions.relations import named
 from morfi.report.tables import percent
 from morfi.store import Store
 from morfi.store.counts import AnswerCounts
@@ -44,13 +45,13 @@ def answer_lines(counts: Sequence[AnswerCounts], match: str, max_tokens: int | N
     rows = [*sorted(counts, key=_gap, reverse=True), *([whole] if (whole := _whole(counts)) else [])]
     differing = [row for row in rows if _gap(row) >= _FEWEST_POINTS]
     if differing:
-        named = differing[-1:] if differing[-1] is whole else []
-        named += [row for row in differing if row is not whole][:_MOST_NAMED]
+        told = differing[-1:] if differing[-1] is whole else []
+        told += [row for row in differing if row is not whole][:_MOST_NAMED]
         shown = ", ".join(
-            f"{row.relation} {percent(row.n_squad / row.n)} and {percent(row.n_answer / row.n)}"
-            for row in named
+            f"{named(row.relation)} {percent(row.n_squad / row.n)} and {percent(row.n_answer / row.n)}"
+            for row in told
         )
-        left = len(differing) - len(named)
+        left = len(differing) - len(told)
         more = f" and {counted(left, 'relation')} more" if left else ""
         lines.append(f"right by --match squad and by --match answer (this run: {match}): {shown}{more}.")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from morfi.questions.relations import named
 from morfi.report.tables import aligned, percent
 from morfi.runs.compare import Comparison, Difference
 from morfi.words import counted
@@ -49,7 +50,7 @@ def comparison_table(comparison: Comparison, flips: int = 20) -> str:
 
 def _difference_cells(row: Difference) -> tuple[str, ...]:
     return (
-        row.relation or "all",
+        named(row.relation or "all"),
         str(row.n),
         percent(row.accuracy_a),
         percent(row.accuracy_b),

@@ -9,6 +9,7 @@ from typing import Any
 
 from morfi.questions import UNSPLIT
 from morfi.questions.matching import answer_in_subject, answer_in_text, majority_answer
+from morfi.questions.relations import named
 from morfi.report.answers import answer_lines, answer_object
 from morfi.report.tables import aligned, percent
 from morfi.store import Store
@@ -76,7 +77,7 @@ def run_table(report: RunReport) -> str:
     header = ("relation", "n", "accuracy", "95 % interval", "majority", "in subject", "majority answer")
     body = [
         (
-            row.accuracy.relation or "all",
+            named(row.accuracy.relation or "all"),
             str(row.accuracy.n),
             percent(row.accuracy.accuracy),
             f"{percent(row.accuracy.ci_low)} - {percent(row.accuracy.ci_high)}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from morfi.questions.matching import answer_in_subject, majority_answer
+from morfi.questions.relations import named
 from morfi.questions.sets import SPLITS
 from morfi.report.tables import aligned, percent
 from morfi.store.records import BaselineRow, KnowledgeRow
@@ -90,7 +91,7 @@ def knowledge_table(
     body = [
         (
             line.split,
-            line.relation or "all",
+            named(line.relation or "all"),
             str(line.n),
             *(f"{n} {100 * n / line.n:3.0f} %" for n in line.by_category.values()),
             f"{line.p_greedy:.3f}",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from morfi.questions.relations import named
 from morfi.report.tables import aligned, percent
 from morfi.store.records import KnowledgeRow, MixtureRow
 from morfi.training.mixtures import KNOWN_CATEGORIES, UNKNOWN, Dropped
@@ -42,7 +43,7 @@ def mixture_table(
     ]
     lines = aligned([header, *body], numeric=range(1, 7))
     if found["relations"]:
-        counts = ", ".join(f"{relation} {n}" for relation, n in found["relations"].items())
+        counts = ", ".join(f"{named(relation)} {n}" for relation, n in found["relations"].items())
         lines += ["", f"in every mixture: {counts}"]
     lines += [
         f"{', '.join(names)} have equally many Unknown questions; a larger --size tells them apart"

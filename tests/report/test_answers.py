@@ -42,7 +42,7 @@ def test_cut_and_empty_answers_are_counted() -> None:
 def test_relations_and_the_whole_are_named_where_the_rules_differ_by_a_point() -> None:
     assert answer_lines([P17, P474], "strict", 16) == [
         "right by --match squad and by --match answer (this run: strict): all 20.0 % and 21.3 %, "
-        "P474 10.0 % and 14.0 %."
+        "calling code (P474) 10.0 % and 14.0 %."
     ]
     many = [replace(P474, relation=f"P{i}", n_answer=12 + i) for i in range(8)]
     (line,) = answer_lines([replace(P17, n=10_000), *many], "squad", 16)

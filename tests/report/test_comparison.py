@@ -18,5 +18,5 @@ def test_the_table_of_a_comparison_counts_the_flips_it_leaves_out(
     assert table[:2] == ["a: run-a, tiny (cccccccccccc)", "b: run-b, tiny (cccccccccccc)"]
     assert "25 answers flipped, the first 3:" in table
     assert len([line for line in table if line.startswith("+  ")]) == 3
-    row = next(line for line in table if line.startswith("P17"))
-    assert row.split()[1:5] == ["25", "0.0", "%", "100.0"]
+    row = next(line for line in table if line.startswith("country (P17)"))
+    assert row.split()[2:6] == ["25", "0.0", "%", "100.0"]

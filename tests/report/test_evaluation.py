@@ -44,8 +44,8 @@ def test_the_table_shows_the_same_in_percent_and_ends_with_the_whole(store: Stor
     table = run_table(run_report(store, add_run(store, "run-a"))).splitlines()
     assert table[0] == "tiny on facts.jsonl (test): 7 of 7 questions, 4-shot, squad match, 3.5 requests/s"
     rows = {line.split()[0]: " ".join(line.split()) for line in table[2:10] if line}
-    assert rows["P17"] == "P17 5 60.0 % 23.1 % - 88.2 % 60.0 % 20.0 % france"
-    assert rows["P36"] == "P36 2 50.0 % 9.5 % - 90.5 % 50.0 % 50.0 % lima"
+    assert rows["country"] == "country (P17) 5 60.0 % 23.1 % - 88.2 % 60.0 % 20.0 % france"
+    assert rows["capital"] == "capital (P36) 2 50.0 % 9.5 % - 90.5 % 50.0 % 50.0 % lima"
     # Majority of the whole: (3 + 1) of 7, each relation with its own constant answer.
     assert rows["all"] == "all 7 57.1 % 25.0 % - 84.2 % 57.1 % 28.6 %"
     assert max(map(len, table[2:8])) <= 100

@@ -61,7 +61,7 @@ def test_a_split_of_one_relation_has_that_relations_numbers() -> None:
 def test_the_table_shows_counts_and_shares_in_columns() -> None:
     lines = knowledge_table(ROWS).splitlines()
     cells = [" ".join(line.split()) for line in lines]
-    assert "train P17 4 1 25 % 1 25 % 1 25 % 1 25 % 0.375 75.0 % 75.0 % peru" in cells
+    assert "train country (P17) 4 1 25 % 1 25 % 1 25 % 1 25 % 0.375 75.0 % 75.0 % peru" in cells
     assert "test all 1 0 0 % 0 0 % 0 0 % 1 100 % 0.000 100.0 % 0.0 %" in cells
     assert max(map(len, lines)) <= 120
 

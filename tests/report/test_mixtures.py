@@ -45,7 +45,7 @@ def test_the_table_shows_every_level_and_only_the_reasons_that_dropped_something
         "D_25": ["20", "25.0", "%", "5"],
         "D_100": ["20", "100.0", "%", "20"],
     }
-    assert "in every mixture: P17 10, P36 10" in lines
+    assert "in every mixture: country (P17) 10, capital (P36) 10" in lines
     assert lines[-2:] == [
         "left out: 7 train questions whose subject or text stands in dev or test",
         "left out: 1 train question whose answer stands in the subject's name",

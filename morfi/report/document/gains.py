@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from morfi.questions.relations import named
 from morfi.report.document.drawings import drawing
 from morfi.report.document.figures import gains_figure
 from morfi.report.document.html import Cell, Section, table
@@ -73,7 +74,7 @@ def recovered(material: Material) -> Section | None:
     rows = [
         (
             BEST[one.kind],
-            one.relation or "all",
+            named(one.relation or "all"),
             Cell(str(one.n), one.n),
             Cell(points(one.gain), one.gain),
             share(one.recovery.recovered),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from morfi.conditions.levels import varied_in
+from morfi.questions.relations import named
 from morfi.report.document.answer import answer_of, asked_of
 from morfi.report.document.markdown_trends import trends
 from morfi.report.document.material import Material
@@ -139,7 +140,7 @@ def _relations(one: Experiment) -> Lines:
     rows = [
         (
             BEST[row.kind],
-            row.relation or "all",
+            named(row.relation or "all"),
             str(row.n),
             points(row.gain),
             share(row.recovery.recovered),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from morfi.conditions.levels import varied_in
 from morfi.latents.activations import EPOCHS, LEVEL
 from morfi.latents.find import MIN_EXPLAINED, FindRun
+from morfi.questions.relations import named
 from morfi.report.document.answer import asked_of
 from morfi.report.document.cards import card
 from morfi.report.document.drawings import drawing
@@ -47,7 +48,7 @@ def setting_rows(material: Material) -> list[tuple[str, str]]:
         relations = sorted({row.relation for row in facts})
         known = sum(row.known for row in facts)
         rows += [
-            ("relations", together(relations)),
+            ("relations", together(map(named, relations))),
             ("asked", f"{counted(len(facts), 'question')}, {known} of them known to the model"),
         ]
     if chain.mix is not None:
@@ -167,7 +168,7 @@ def flips(material: Material) -> Section | None:
     rows = [
         (
             one.question,
-            one.relation,
+            named(one.relation),
             one.direction,
             one.change,
             one.before,
