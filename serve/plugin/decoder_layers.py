@@ -81,8 +81,9 @@ def _shared_layers(runner: Any, found: Structure) -> SharedLayers | None:
     model = config.model_config
     layer_by_layer = type(runner) is CPUModelRunner and model.enforce_eager and found.by_rows
     whole = config.parallel_config.pipeline_parallel_size == 1 and config.kv_transfer_config is None
-    # With adapters, or embeddings in place of tokens, requests of the same tokens differ.
-    by_tokens = config.lora_config is None and not model.enable_prompt_embeds
+    # With adapters, pictures, or embeddings in place of tokens, requests of the same tokens differ.
+    has_others = model.enable_prompt_embeds or model.is_multimodal_model
+    by_tokens = config.lora_config is None and not has_others
     if not (layer_by_layer and whole and by_tokens):
         return None
     attention = [

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from morfi.errors import InputError
 from morfi.serve.plugin import finite, plain
 from morfi.serve.plugin.admission import admission_of, admit
@@ -195,14 +197,32 @@ def _decorate_class(original: Callable[..., Any], self: Any, cls: type, *args: A
 def _prepare_inputs_v1(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     found = original(self, *args, **kwargs)
     state = self.morfi_state
-    if state is not None and state.is_busy:
-        # Only now is the batch's book-keeping that of this step.
-        n = self.input_batch.num_reqs
-        counts = args[1] if len(args) > 1 else kwargs["num_scheduled_tokens"]
-        starts = self.input_batch.num_computed_tokens_cpu[:n]
-        token_ids = () if state.shared_layers is None else _input_ids(self)[: counts.sum()].tolist()
-        state.begin(self.input_batch.req_ids[:n], starts.tolist(), counts.tolist(), token_ids)
+    if state is None or not (state.is_busy or state.shared_layers is not None):
+        return found
+    # Only now is the batch's book-keeping that of this step.
+    batch = self.input_batch
+    n = batch.num_reqs
+    counts = args[1] if len(args) > 1 else kwargs["num_scheduled_tokens"]
+    request_ids, starts = batch.req_ids[:n], batch.num_computed_tokens_cpu[:n].tolist()
+    state.begin(request_ids, starts, counts.tolist())
+    if state.shared_layers is not None:
+        token_ids = np.split(_input_ids(self)[: counts.sum()].numpy(), counts.cumsum()[:-1])
+        tables = batch.block_table.block_tables
+        state.share(
+            request_ids,
+            starts,
+            [ids.tolist() for ids in token_ids],
+            lambda index: _blocks(tables, index, starts[index]),
+        )
     return found
+
+
+def _blocks(tables: Any, index: int, length: int) -> bytes | None:
+    """Names the blocks that hold the first positions of a request; None unless they hold just these."""
+    if any(length % table.block_size for table in tables):
+        return None
+    ids = [table.get_numpy_array()[index, : length // table.block_size] for table in tables]
+    return b"blocks" + b"".join(each.tobytes() for each in ids)
 
 
 def _prepare_inputs_v2(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:

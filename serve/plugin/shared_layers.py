@@ -1,9 +1,10 @@
-"""Requests of a step that are equal up to the first steered layer go through the layers up to there as one.
+"""Rows of a step that are equal go through the layers up to the first steered one as one row.
 
-A sweep asks one question with many steerings. Until a layer that is steered or captured all of these requests
-are the same, and while their answers are, they stay so. In those layers a step keeps one of each and leaves
-the others out; every request's KV cache is written all the same, and after the last of these layers each gets
-its rows back. Only where the model runs layer by layer on a CPU: a compiled graph has the shape of the step.
+The prompts of a relation begin with the same exemplars, of which the cache holds whole blocks only; n samples
+of a question have the same prompt; and a sweep asks one question with many steerings, which are the same
+until a layer that is steered or captured. Up to there a step keeps one of equal rows and leaves the others
+out; every request's KV cache is written all the same, and after the last of these layers each gets its rows
+back. Only where the model runs layer by layer on a CPU: a compiled graph has the shape of the step.
 """
 
 from __future__ import annotations
@@ -12,31 +13,47 @@ import hashlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
+_LEAST_SHARE = 16  # one row in so many must be left out: picking rows in every layer costs time as well
 
-@dataclass(slots=True)
-class Prefix:
-    """A digest of the tokens of a request up to the position `length`, and of the steps that they came in.
 
-    None where they are not known, as after a prefix that was cached.
+class Histories:
+    """What each request's residual streams so far come from, as digests: equal ones have equal streams.
+
+    That is the tokens, in the steps that they came in, after blocks of the KV cache that hold the rest.
     """
 
-    digest: bytes | None = b""
-    length: int = 0
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, bytes | None]] = {}  # by request: positions, and their digest
 
-    def extend(self, start: int, token_ids: Sequence[int]) -> bytes | None:
-        """The digest with the `token_ids` that stand from `start` on."""
-        if start == 0:  # preempted, it begins again
-            self.digest, self.length = b"", 0
-        if start != self.length or self.digest is None:
-            self.digest = None
-            return None
-        self.length += len(token_ids)
-        self.digest = hashlib.blake2b(self.digest + array("q", token_ids).tobytes(), digest_size=16).digest()
-        return self.digest
+    def extend(
+        self, request_id: str, start: int, token_ids: Sequence[int], cached: Callable[[], bytes | None]
+    ) -> bytes | None:
+        """The digest of all before the position `start`, from which on `token_ids` are computed now.
+
+        `cached` names the blocks of the cache that hold all before `start`, None where they hold more, or
+        less. The digest is None where nothing is known.
+        """
+        length, before = self._known.get(request_id, (0, b""))
+        if start == 0:  # new, or preempted
+            before = b""
+        elif start != length:  # it begins after a prefix that was cached
+            before = cached()
+        after = before
+        if before is not None:
+            text = before + array("q", [start, *token_ids]).tobytes()
+            after = hashlib.blake2b(text, digest_size=16).digest()
+        self._known[request_id] = start + len(token_ids), after
+        return before
+
+    def forget(self, request_id: str) -> None:
+        """A request has ended."""
+        self._known.pop(request_id, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,33 +61,50 @@ class Plan:
     """The rows left out of a step, up to and including the layer `last`."""
 
     last: int
-    requests: torch.Tensor  # those that stay, long [n]
-    counts: torch.Tensor  # the rows of each, long [n]
-    rows: torch.Tensor  # their rows in the step, long
+    requests: torch.Tensor  # those that keep rows, long [n]
+    counts: torch.Tensor  # the rows that each keeps, its last ones, long [n]
+    rows: torch.Tensor  # these rows in the step, long
     places: torch.Tensor  # for each row of the step, which of `rows` has its values, long
 
 
-def plan(keys: Sequence[bytes | None], counts: Sequence[int], last: int) -> Plan | None:
-    """The rows that a step can leave out whose request i has `counts[i]` rows; None for none.
+def plan(histories: Sequence[bytes | None], token_ids: Sequence[Sequence[int]], last: int) -> Plan | None:
+    """The rows that a step can leave out whose request i computes `token_ids[i]` after `histories[i]`.
 
-    Requests with the same key have the same tokens, and the same history below `last`; None has no equal.
+    A row equals another if both stand after the same history and tokens; a history None has no equal. The
+    result is None where too few are equal to be worth it.
     """
-    first: dict[bytes, int] = {}
-    same = [index if key is None else first.setdefault(key, index) for index, key in enumerate(keys)]
-    equal, sizes = torch.tensor(same), torch.tensor(counts)
-    own = torch.arange(len(same)) == equal
-    if own.all():
+    sizes = np.array([len(tokens) for tokens in token_ids])
+    ends = sizes.cumsum()
+    same = np.arange(ends[-1])  # for each row, the one that has its values
+    alike: dict[bytes, list[int]] = {}
+    for index, history in enumerate(histories):
+        if history is not None:
+            alike.setdefault(history, []).append(index)
+    skipped = np.zeros(len(sizes), np.int64)
+    for group in alike.values():
+        # In the order of tokens each has the most in common with the one before.
+        ordered = sorted(group, key=token_ids.__getitem__) if len(group) > 1 else ()
+        for other, index in pairwise(ordered):
+            n = skipped[index] = _n_common(token_ids[other], token_ids[index])
+            start, other_start = ends[index] - sizes[index], ends[other] - sizes[other]
+            same[start : start + n] = same[other_start : other_start + n]
+    if skipped.sum() * _LEAST_SHARE < len(same):
         return None
-    kept = own.repeat_interleave(sizes)
-    starts = torch.where(own, sizes, 0).cumsum(0) - sizes  # among the rows that stay
-    within = torch.arange(len(kept)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    rows = np.flatnonzero(same == np.arange(len(same)))
+    counts = sizes - skipped
     return Plan(
         last,
-        requests=own.nonzero()[:, 0],
-        counts=sizes[own],
-        rows=kept.nonzero()[:, 0],
-        places=starts[equal].repeat_interleave(sizes) + within,
+        requests=torch.from_numpy(np.flatnonzero(counts)),
+        counts=torch.from_numpy(counts[counts > 0]),
+        rows=torch.from_numpy(rows),
+        places=torch.from_numpy(np.searchsorted(rows, same)),
     )
+
+
+def _n_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two requests begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 class SharedLayers:
@@ -78,6 +112,7 @@ class SharedLayers:
 
     def __init__(self, attention: Sequence[Any], builders: Callable[[], Mapping[str, Any]]) -> None:
         """`attention`: each layer's, in order; `builders` gives what makes the metadata of each, by name."""
+        self.histories = Histories()
         self._attention = attention
         self._builders = builders
         self._plan: Plan | None = None

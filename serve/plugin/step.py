@@ -9,7 +9,8 @@ known only some time after the step, so there `unproven` has the last word on wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from morfi.serve.plugin.device_work import DeviceWork
 from morfi.serve.plugin.host_work import HostWork
 from morfi.serve.plugin.joint import join
 from morfi.serve.plugin.requested import IN_CORE, sample_of
-from morfi.serve.plugin.shared_layers import Plan, SharedLayers, plan
+from morfi.serve.plugin.shared_layers import SharedLayers, plan
 from morfi.serve.plugin.work import LayerWork, Live, Rows, Steered, add_work
 
 
@@ -76,6 +77,8 @@ class ResidualState:
 
     def finish(self, request_id: str) -> None:
         """A request has ended, whatever the reason."""
+        if self.shared_layers is not None:
+            self.shared_layers.histories.forget(request_id)
         live = self.live.pop(request_id, None)
         if live is not None and live.report:
             self.ended[request_id] = live
@@ -108,12 +111,8 @@ class ResidualState:
         request_ids: Sequence[str],
         starts: Sequence[int],
         counts: Sequence[int],
-        token_ids: Sequence[int] = (),
     ) -> None:
-        """Works out the step's rows: request i has `counts[i]` of them, from the position `starts[i]` on.
-
-        `token_ids` are those of all rows; only `shared_layers` looks at them.
-        """
+        """Works out the step's rows: request i has `counts[i]` of them, from the position `starts[i]` on."""
         self.work.clear()
         if not self.live:
             return
@@ -137,8 +136,6 @@ class ResidualState:
             if not live.reached:
                 live.first = start
             live.reached = max(live.reached, start + count)
-        if self.shared_layers is not None:
-            self.shared_layers.begin(self._shared(request_ids, starts, counts, token_ids))
         self._steered = [one for one in planned if one[0].entries]
         if self.device_work is not None:
             self.device_work.fill(self.work)
@@ -204,23 +201,26 @@ class ResidualState:
             self.changes.tell(self.device_work.steps)
         return None
 
-    def _shared(
+    def share(
         self,
         request_ids: Sequence[str],
         starts: Sequence[int],
-        counts: Sequence[int],
-        token_ids: Sequence[int],
-    ) -> Plan | None:
-        """The rows that can be left out of the layers up to the first one that has work in this step."""
+        token_ids: Sequence[Sequence[int]],
+        cached: Callable[[int], bytes | None],
+    ) -> None:
+        """Leaves rows out of the layers up to the first one that has work in the step that `begin` began.
+
+        Request i computes `token_ids[i]` from the position `starts[i]` on; `cached(i)` is as in `Histories`.
+        """
+        assert self.shared_layers is not None
         last = min(self.work, default=self.layers.stop - 1)
-        keys: list[bytes | None] = []
-        offset = 0
-        for request_id, start, count in zip(request_ids, starts, counts, strict=True):
-            live, key = self.live.get(request_id), None
-            if live is not None:
-                key = live.prefix.extend(start, token_ids[offset : offset + count])
-                if any(entry.layer < last for entry in live.entries):
-                    key = None  # what it was before may differ in the layers up to `last`
-            keys.append(key)
-            offset += count
-        return plan(keys, counts, last)
+        histories = []
+        for index, (request_id, start) in enumerate(zip(request_ids, starts, strict=True)):
+            history = self.shared_layers.histories.extend(
+                request_id, start, token_ids[index], functools.partial(cached, index)
+            )
+            live = self.live.get(request_id)
+            if live is not None and any(entry.layer < last for entry in live.entries):
+                history = None  # what it was before may differ in the layers up to `last`
+            histories.append(history)
+        self.shared_layers.begin(plan(histories, token_ids, last))

@@ -10,7 +10,6 @@ import torch
 
 from morfi.engine.steering import Capture, within
 from morfi.serve.plugin.joint import Entry, Spans
-from morfi.serve.plugin.shared_layers import Prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,6 @@ class Live:
     capture: Capture | None
     capture_spans: Spans
     labels: tuple[int, int] | None  # its number and the sample's in shards, where it is to be written to them
-    prefix: Prefix = field(default_factory=Prefix)
     reached: int = 0  # positions that were computed or came from the cache, from the first on
     steps: list[tuple[int, int]] = field(default_factory=list)  # not proven yet: number, and first position
     first: int = 0  # position that was computed, those before it came from the cache

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hooked_model import state_of
 
 from morfi.checkpoints.tokenizer import load_tokenizer
 from morfi.engine.protocol import Sampling
@@ -15,6 +16,7 @@ from morfi.questions import load_questions, select
 from morfi.questions.exemplars import choose_shots
 from morfi.questions.prompts import build_prompts
 from morfi.serve.engine import Engine
+from morfi.serve.plugin.shared_layers import Plan
 
 CONTEXT = 1024
 
@@ -83,6 +85,28 @@ def test_a_shared_prefix_is_computed_once(engine: Engine, prompts: list[list[int
     cached = [answer[0].n_cached_tokens for answer in engine.generate(prompts[:20], Sampling())]
     assert cached[0] == 0
     assert min(cached[1:]) >= 32
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_tokens=8), Sampling(temperature=1.0, n=4, seed=3)])
+def test_rows_that_are_equal_are_computed_once_and_answers_stay(
+    engine: Engine, prompts: list[list[int]], sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = state_of(engine).shared_layers
+    assert shared is not None
+    begin, left_out = shared.begin, []
+
+    def count(plan: Plan | None) -> None:
+        left_out.append(0 if plan is None else len(plan.places) - len(plan.rows))
+        begin(plan)
+
+    monkeypatch.setattr(shared, "begin", count)
+    engine.reset_prefix_cache()
+    found = engine.generate(prompts, sampling)
+    n_computed = sum(len(p) - a[0].n_cached_tokens for p, a in zip(prompts, found, strict=True))
+    assert sum(left_out) > n_computed / 4
+    monkeypatch.setattr(shared, "begin", lambda _: begin(None))
+    engine.reset_prefix_cache()
+    assert engine.generate(prompts, sampling) == found
 
 
 def test_sampling_gives_n_answers_that_depend_on_the_seed_only(

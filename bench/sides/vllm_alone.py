@@ -1,7 +1,4 @@
-"""One side of eval_throughput.py: vLLM as it comes, stopping at a newline string.
-
-Only its share of the memory is lowered: it wants 92 % of a NUMA node free, and does not start otherwise.
-"""
+"""Two sides of eval_throughput.py: vLLM without morfi, as it comes or tuned, stopping at a newline string."""
 
 from __future__ import annotations
 
@@ -12,13 +9,16 @@ import time
 
 
 def main() -> None:
-    """Reads {"model", "prompts", "max_tokens"}; writes texts and seconds."""
+    """Reads {"model", "prompts", "max_tokens", "settings", "all_cores"}; writes texts and seconds."""
     job = json.load(sys.stdin)
     out = os.dup(1)
     os.dup2(2, 1)
+    os.environ["VLLM_PLUGINS"] = ""
+    if job["all_cores"]:
+        os.environ["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # vLLM leaves one idle
     from vllm import LLM, SamplingParams
 
-    llm = LLM(model=job["model"], gpu_memory_utilization=0.5)
+    llm = LLM(model=job["model"], **job["settings"])
     params = SamplingParams(temperature=0.0, max_tokens=job["max_tokens"], stop=["\n"])
     started = time.perf_counter()
     answers = llm.generate(job["prompts"], params, use_tqdm=False)
