@@ -83,7 +83,7 @@ def plan(histories: Sequence[bytes | None], token_ids: Sequence[Sequence[int]], 
     skipped = np.zeros(len(sizes), np.int64)
     for group in alike.values():
         # In the order of tokens each has the most in common with the one before.
-        ordered = sorted(group, key=token_ids.__getitem__) if len(group) > 1 else ()
+        ordered = sorted(group, key=lambda index: [*token_ids[index]]) if len(group) > 1 else ()
         for other, index in pairwise(ordered):
             n = skipped[index] = _n_common(token_ids[other], token_ids[index])
             start, other_start = ends[index] - sizes[index], ends[other] - sizes[other]
