@@ -23,7 +23,8 @@ import torch
 import triton
 
 from morfi.device import device_name
-from morfi.kernels import encode_triton, trend_triton
+from morfi.kernels import compaction, encode_fused, trend_triton
+from morfi.kernels.encode import row_limits
 from morfi.kernels.encoder import ACTIVATIONS, Encoder, encode_reference
 from morfi.kernels.null import trend_null
 from morfi.kernels.page import page_reference
@@ -78,11 +79,10 @@ def check_kernels(device: str, shapes: Sequence[tuple[int, int, int]]) -> None:
     for activation, dtype, (n, d_model, d_sae) in itertools.product(ACTIVATIONS, dtypes, shapes):
         encoder = make_encoder(activation, d_model, d_sae, dtype, device)
         x, latents = normal(n, d_model, seed=3).to(device, dtype), slice(0, d_sae)
-        limits = None
-        if activation == "topk":
-            pre = encode_triton.encode_dense(x, encoder, latents)
-            limits = pre.topk(encoder.k or 0, 1).values[:, -1]
-        one, other = (encode_triton.start_tile(x, encoder, latents, limits)() for _ in range(2))
+        limits = row_limits(x, encoder, d_sae)
+        one, other = (
+            compaction.start_tile(encode_fused.launch, x, encoder, latents, limits)() for _ in range(2)
+        )
         for name in ("starts", "questions", "values"):
             if not torch.equal(getattr(one, name), getattr(other, name)):
                 raise SystemExit(f"{activation} {dtype} {(n, d_model, d_sae)}: two runs differ in {name}")
@@ -176,7 +176,7 @@ def measure(size: Size, device: str, rounds: int) -> dict[str, list[float]]:
     def fused() -> None:
         last = None
         for x, latents in itertools.product(activations, parts):
-            started = encode_triton.start_tile(x, encoder, latents)
+            started = compaction.start_tile(encode_fused.launch, x, encoder, latents)
             if last is not None:
                 last()
             last = started

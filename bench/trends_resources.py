@@ -21,7 +21,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from morfi.kernels.encode_triton import block_of, encode_kernel
+from morfi.kernels.encode_fused import block_of, encode_kernel
 from morfi.kernels.null import MAX_ENUMERATED
 from morfi.kernels.trend_triton import BLOCK, ROWS, page_kernel, resampled_sums_kernel, trend_kernel
 from morfi.latents.trend_inputs import ON_GPU

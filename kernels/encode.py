@@ -1,25 +1,93 @@
-"""SAE encoding a tile of latents at a time, straight to its non-zeros: latents are zero almost everywhere."""
+"""SAE encoding a tile of latents at a time, straight to its non-zeros: latents are zero almost everywhere.
+
+There are two ways, which differ in the order in which products are added up and in nothing else: "fused",
+a kernel whose epilogue keeps the non-zeros (`encode_fused`, for a GPU), and "library", the product of
+cuBLAS or, on a CPU, of torch, and a pass over it (`encode_library`, and below).
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import get_args
 
 import torch
 
-from morfi.kernels.encoder import Encoder, Nonzeros, tiles
+from morfi.errors import InputError
+from morfi.kernels.encoder import Encoder, Nonzeros, Way, tiles
+
+# Of an H100, per second: products of halves and of float32 in cuBLAS, of float32 as three of TF32 at 71 %
+# of their peak, as cuBLAS reaches with halves; bytes; and additions at one address.
+_HALVES, _FLOATS, _TF32X3 = 700e12, 60e12, 117e12
+_BYTES, _ADDITIONS = 3.35e12, 1.7e9
+_FUSED_SHARE = 0.75  # of the library's speed that the fused product is taken to reach
+DENSITY = 0.0015  # taken for what was not measured: 50 of 32,768
+
+
+def is_fused_faster(d_model: int, dtype: torch.dtype, density: float) -> bool:
+    """Whether the fused kernel is taken to be faster than cuBLAS and a pass over its products, on paper.
+
+    For each pre-activation cuBLAS writes a float32 and the pass reads it; the fused kernel has a slower
+    product and adds one to the same counter for each that it keeps. `density` is the share of those,
+    `dtype` that of the weights.
+    """
+    is_float = dtype == torch.float32
+    operations = 2 * d_model
+    fused = operations / (_FUSED_SHARE * (_TF32X3 if is_float else _HALVES)) + density / _ADDITIONS
+    library = operations / (_FLOATS if is_float else _HALVES) + 2 * 4 / _BYTES
+    return fused < library
+
+
+def chosen_way(encoder: Encoder, samples: Iterable[torch.Tensor], tile: int) -> Way:
+    """The encoder's way; where it has none, the faster for the density of some prepared questions.
+
+    What is compared with each other should be encoded by one way: two round differently, and what ties in
+    one may not tie between them. Raises InputError for a way that there is not on the device.
+    """
+    if encoder.way is not None or not encoder.W_enc.is_cuda:
+        return _way(encoder)
+    if encoder.k is not None:
+        return _faster(encoder, encoder.k / encoder.d_sae)
+    n_kept, n_cells = 0, 0
+    for prepared in samples:
+        started = (start_tile(prepared, encoder, latents) for latents in tiles(encoder, tile))
+        n_kept += sum(len(end().values) for end in started)
+        n_cells += len(prepared) * encoder.d_sae
+    return _faster(encoder, n_kept / max(1, n_cells))
+
+
+def _way(encoder: Encoder) -> Way:
+    if encoder.way not in (None, *get_args(Way)):
+        raise InputError(f'the encoder\'s way is "{encoder.way}"; expected one of {", ".join(get_args(Way))}')
+    if encoder.W_enc.is_cuda:
+        return encoder.way or _faster(encoder, DENSITY)
+    if encoder.way == "fused":
+        raise InputError('the encoder\'s way "fused" needs a GPU; leave it out, or give "library"')
+    return "library"
+
+
+def _faster(encoder: Encoder, density: float) -> Way:
+    return "fused" if is_fused_faster(encoder.d_model, encoder.W_enc.dtype, density) else "library"
 
 
 def row_limits(prepared: torch.Tensor, encoder: Encoder, tile: int) -> torch.Tensor | None:
-    """For "topk", the smallest pre-activation of each row that is kept, float32 [n]; else None."""
+    """For "topk" the limit of each row, which what it keeps reaches, float32 [n]; else None.
+
+    It lies in the middle between the smallest pre-activation that is kept and the next, so that they stay on
+    their sides of it where they are rounded otherwise: in other tiles, or by the other way.
+    """
     if encoder.activation != "topk":
         return None
     assert encoder.k is not None
-    best = torch.full((len(prepared), encoder.k), -torch.inf, device=prepared.device)
+    lowest = torch.finfo(torch.float32).min
+    best = torch.full((len(prepared), encoder.k + 1), lowest, device=prepared.device)
     for latents in tiles(encoder, tile):
         pre = encode_dense(prepared, encoder, latents)
-        best = torch.cat([best, pre], 1).topk(encoder.k, dim=1).values
-    return best[:, -1]
+        best = torch.cat([best, pre], 1).topk(encoder.k + 1, dim=1).values
+    kept, left_out = best[:, -2], best[:, -1]
+    middle = kept / 2 + left_out / 2
+    return torch.where(middle > left_out, middle, kept)
 
 
 def start_tile(
@@ -28,13 +96,20 @@ def start_tile(
     """Starts to encode some latents, and returns what waits for their non-zero activations and gives them.
 
     A GPU may be given other work before that is called, and then never waits for us. `limits` are those of
-    `row_limits`, on the same device.
+    `row_limits`, on the same device. Raises InputError for a way that there is not on the device.
     """
-    if prepared.is_cuda:
-        from morfi.kernels import encode_triton
+    way = _way(encoder)
+    if not prepared.is_cuda:
+        return lambda: _encode_tile(prepared, encoder, latents, limits)
+    from morfi.kernels import compaction
 
-        return encode_triton.start_tile(prepared, encoder, latents, limits)
-    return lambda: _encode_tile(prepared, encoder, latents, limits)
+    return compaction.start_tile(_kernels(way).launch, prepared, encoder, latents, limits)
+
+
+def _kernels(way: Way) -> ModuleType:
+    from morfi.kernels import encode_fused, encode_library
+
+    return encode_fused if way == "fused" else encode_library
 
 
 def _encode_tile(
@@ -99,10 +174,10 @@ def resampled_sums(found: Nonzeros, counts: torch.Tensor) -> torch.Tensor:
 
 def encode_dense(prepared: torch.Tensor, encoder: Encoder, latents: slice) -> torch.Tensor:
     """Pre-activations of some latents, float32 [n, T]."""
+    way = _way(encoder)
     if prepared.is_cuda:
-        from morfi.kernels import encode_triton
-
-        return encode_triton.encode_dense(prepared, encoder, latents)
+        found: torch.Tensor = _kernels(way).encode_dense(prepared, encoder, latents)
+        return found
     return _product(prepared, encoder, latents).T + encoder.b_enc[latents].float()
 
 

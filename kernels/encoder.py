@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 ACTIVATIONS = ("relu", "jumprelu", "topk", "gated")
+Way = Literal["fused", "library"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -18,6 +19,9 @@ class Encoder:
     "jumprelu" keeps pre-activations above `threshold` [d_sae]; "topk" the k largest of a row, if positive;
     "gated" has the latent relu(p e^r_mag + b_mag) where p + b_enc > 0, with p = x @ W_enc. `normalization`
     is "none", "constant_norm_rescale" (to the norm sqrt(d_model)) or "layer_norm".
+
+    `way` is how it is computed and not what: by one kernel of ours ("fused"), by the library's product and
+    a pass over it ("library"), or, if None, as `morfi.kernels.encode.chosen_way` says.
     """
 
     W_enc: torch.Tensor  # [d_model, d_sae]
@@ -29,6 +33,7 @@ class Encoder:
     b_mag: torch.Tensor | None = None  # [d_sae]
     b_dec: torch.Tensor | None = None  # [d_model], where it is subtracted from the input
     normalization: str = "none"
+    way: Way | None = None
 
     def to(self, device: str | torch.device) -> Encoder:
         """The same encoder with its tensors on `device`."""

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from morfi.kernels.encode_triton import in_sixteens
+from morfi.kernels.encode_fused import in_sixteens
 from morfi.kernels.encoder import Nonzeros
 from morfi.kernels.null import TrendNull, normal_quantile
 from morfi.kernels.trend_reference import Trends

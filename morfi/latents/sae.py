@@ -54,13 +54,15 @@ class Sae:
 
     @property
     def sha256(self) -> str:
-        """Digest of what is computed: the encoder's fields, W_dec, b_dec, by name, shape and float32 value.
+        """Digest of what is computed: the encoder's fields but its way, W_dec, b_dec, by name, shape and
+        float32 value.
 
         It reads every tensor, some seconds for a large SAE: keep it. `layer` and `release` do not count.
         """
         import torch
 
-        parts = {f"encoder.{field.name}": getattr(self.encoder, field.name) for field in fields(self.encoder)}
+        computed = [field.name for field in fields(self.encoder) if field.name != "way"]
+        parts = {f"encoder.{name}": getattr(self.encoder, name) for name in computed}
         digest = hashlib.sha256()
         for name, value in {**parts, "W_dec": self.W_dec, "b_dec": self.b_dec}.items():
             if isinstance(value, torch.Tensor):

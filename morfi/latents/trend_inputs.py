@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from morfi.kernels.encode import row_limits, start_tile
+from morfi.kernels.encode import chosen_way, row_limits, start_tile
 from morfi.kernels.encoder import Encoder, Nonzeros, prepare, subtiles
 from morfi.kernels.null import TrendNull
 from morfi.kernels.page import PageSums
@@ -17,6 +17,9 @@ from morfi.latents.rows import CHUNK, Rows, chunks
 _Started = tuple[
     int, int, Callable[[], Nonzeros]
 ]  # condition, number of the part, and what ends its encoding
+
+
+_MEASURED = 64  # questions of each condition
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,13 @@ class TrendInputs:
     def prepared(self, condition: int, rows: slice) -> torch.Tensor:
         """The rows of these questions that the encoder multiplies."""
         return prepare(self.activations[condition][rows].to(self.device), self.encoder)
+
+    def in_one_way(self) -> TrendInputs:
+        """The same with an encoder that has a way, by the density of a few questions of every condition."""
+        few = slice(0, min(_MEASURED, self.n_questions))
+        samples = (self.prepared(condition, few) for condition in range(len(self.activations)))
+        way = chosen_way(self.encoder, samples, self.tiling.encoded)
+        return replace(self, encoder=replace(self.encoder, way=way))
 
     def limits(self) -> list[torch.Tensor] | None:
         """The limits that `row_limits` gives for all questions of each condition."""

@@ -241,4 +241,5 @@ def _inputs(
     if strata is not None and len(strata) != n_questions:
         raise InputError(f"{len(strata)} strata for {n_questions} questions")
     null = trend_null(tuple(distinct.index(level) for level in numbers))
-    return TrendInputs(rows, tuple(numbers), encoder.to(device), n_questions, null, device)
+    inputs = TrendInputs(rows, tuple(numbers), encoder.to(device), n_questions, null, device)
+    return inputs.in_one_way()

@@ -44,19 +44,11 @@ def test_the_kernels_equal_their_references_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert {name: len(cases) for name, cases in found.items()} == {
-        "encoded": 48,
-        "silent": 2,
-        "empty": 1,
-        "crowded": 1,
         "resampled": 3,
         "stable": 32,
         "paged": 16,
-        "whole": 3,
+        "whole": 4,
     }
-    assert found.pop("silent") == [0, 0]
-    assert found.pop("empty") == [0]
-    assert found["crowded"][0] > 1024  # what there is room for at first
-    assert min(found["encoded"]) > 0
     assert min(found["whole"]) >= 2
     for cases in found.values():
         assert max(cases) > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def make_sae(kind: str, hook: str = "blocks.5.hook_resid_post", **settings: Any)
             if name == "threshold":
                 parameter.abs_()
     return sae
+
+
+def test_the_digest_is_of_what_is_computed_and_not_of_how() -> None:
+    sae = from_sae_lens(make_sae("standard"), "random")
+    other = replace(sae, encoder=replace(sae.encoder, way="library"))
+    assert other.sha256 == sae.sha256
+    assert replace(sae, b_dec=sae.b_dec + 1).sha256 != sae.sha256
 
 
 @pytest.mark.parametrize(
