@@ -1,4 +1,4 @@
-"""One engine that serves a series' checkpoints one after another."""
+"""Engines that serve a series' checkpoints one after another."""
 
 from __future__ import annotations
 
@@ -15,27 +15,38 @@ from morfi.terminal import Progress
 
 @dataclass(slots=True)
 class Serving:
-    """Which checkpoint the engine serves; those that it could not are named in `failures`."""
+    """Which checkpoint of a series each engine serves; those that none could are named in `failures`."""
 
-    engine: Engine
     open: Callable[[AnyCondition], Checkpoint]  # such as `Series.open`
     progress: Progress
-    served: Checkpoint | None  # None after a failure
-    load_s: float = 0.0  # merging the last adapter and swapping the weights
+    base: Checkpoint  # that an engine serves when it starts
     failures: list[str] = field(default_factory=list)
+    # By its id: the engine, and the sha256 of what it serves; None after a failure.
+    _served: dict[int, tuple[Engine, str | None]] = field(default_factory=dict)
 
-    def load(self, condition: AnyCondition) -> Checkpoint | None:
-        """The checkpoint of `condition`, served from now on; None where it cannot be, said in `failures`."""
-        begun = time.monotonic()
+    def opened(self, condition: AnyCondition) -> Checkpoint | None:
+        """The checkpoint of `condition`; None where it is not fit, said in `failures`."""
         self.progress.phase(condition.label)
         try:
-            checkpoint = self.open(condition)
-            if self.served is None or checkpoint.sha256 != self.served.sha256:
-                self.engine.load_checkpoint(checkpoint)
+            return self.open(condition)
         except MorfiError as error:
-            self.failures.append(f"{condition.label}: {error}")
-            self.progress.phase(f"failed: {self.failures[-1]}")
-            self.served = None
+            self.fail(condition, error)
             return None
-        self.served, self.load_s = checkpoint, time.monotonic() - begun
-        return checkpoint
+
+    def load(self, engine: Engine, checkpoint: Checkpoint) -> float:
+        """Has `engine` serve the checkpoint; returns the seconds of merging and swapping.
+
+        Raises MorfiError where it cannot.
+        """
+        begun = time.monotonic()
+        _, served = self._served.get(id(engine), (engine, self.base.sha256))
+        if served != checkpoint.sha256:
+            self._served[id(engine)] = (engine, None)
+            engine.load_checkpoint(checkpoint)
+            self._served[id(engine)] = (engine, checkpoint.sha256)
+        return time.monotonic() - begun
+
+    def fail(self, condition: AnyCondition, error: MorfiError) -> None:
+        """Says why the checkpoint of `condition` cannot be served."""
+        self.failures.append(f"{condition.label}: {error}")
+        self.progress.phase(f"failed: {self.failures[-1]}")

@@ -72,6 +72,10 @@ class Series:
         """Level, seed, epoch setting and sha256 of each checkpoint, for a run's fingerprint."""
         return [(one.level, one.seed, one.epoch_setting, own.sha256) for one, own in self.members.items()]
 
+    def content_of(self, condition: AnyCondition) -> str:
+        """The sha256 of what a condition is loaded from."""
+        return self.base.sha256 if isinstance(condition, BaseModel) else self.members[condition].sha256
+
     @property
     def sha256(self) -> str:
         """The hash of the base model and of all checkpoints with their conditions."""

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from morfi.checkpoints import Checkpoint
 from morfi.conditions.condition import AnyCondition
 from morfi.conditions.live import Serving
-from morfi.engine.protocol import Completion, Engine, StartEngine
+from morfi.engine.protocol import Engine, StartEngine
+from morfi.engine.several import Done, share_out
+from morfi.errors import MorfiError
 from morfi.evaluation.sweep_plan import Plan, SweepConfig, prepare_sweep
-from morfi.runs.answering import Task, answer, fingerprint_of
+from morfi.runs.answering import (
+    Batch,
+    Completed,
+    Task,
+    ask,
+    batches_without,
+    fingerprint_of,
+    keep,
+    life_of,
+)
 from morfi.runs.life import Attempt, Life, Ready, new_run
 from morfi.store.records import RunKind, RunRecord, SweepRow
 from morfi.terminal import Progress
@@ -77,7 +88,7 @@ def _ask_all(
     plan: Plan, left: Sequence[tuple[int, AnyCondition]], life: Life, start_engine: StartEngine
 ) -> Sequence[str]:
     """Asks the checkpoints that are `left`, by position; returns which could not be asked and why."""
-    store, progress, run_id = life.store, life.progress, life.run.run_id
+    store, progress = life.store, life.progress
     store.prepare()
     settings = plan.answering
     start = partial(
@@ -87,17 +98,12 @@ def _ask_all(
         seed=settings.seed,
         overrides=settings.engine,
     )
-    with life.engine(start) as (engine, attempt), contextlib.ExitStack() as ending:
-        held = _HoldingStore(engine, store)
-        ending.callback(held.let_go)
-        held.hold()
-        serving = Serving(held, plan.series.open, progress, served=plan.series.base)
-        sweep = _Sweep(plan, run_id, attempt, store, serving, progress, life.command)
+    with life.engine(start) as (engine, attempt), contextlib.ExitStack() as under_way:
+        serving = Serving(plan.series.open, progress, plan.series.base)
+        sweep = _Sweep(plan, life, engine, attempt, serving, under_way)
         progress.start(sum(len(plan.asked_of[condition.level]) for _, condition in left), 0, "answers")
-        for position, condition in left:
-            checkpoint = serving.load(condition)
-            if checkpoint is not None:
-                sweep.ask(position, condition, checkpoint)
+        for done in share_out(engine, map(sweep.batches_of, left), sweep.ask, progress.phase):
+            sweep.keep(done)
         attempt.fail(serving.failures)
     return serving.failures
 
@@ -118,34 +124,36 @@ def _record(plan: Plan) -> RunRecord:
     )
 
 
-class _HoldingStore:
-    """An engine that keeps the store's file open but while it generates.
+@dataclass(slots=True, eq=False)
+class _Asking:
+    """A checkpoint that is being asked: its own run, and the places in the sweep that it stands at."""
 
-    Opening the file takes about as long as the quick things a sweep does with it between two checkpoints.
-    """
+    places: list[tuple[int, AnyCondition]]
+    checkpoint: Checkpoint
+    task: Task
+    life: Life
+    n_left: int  # batches
+    began: float
+    load_s: float = 0.0
+    failed: bool = False
+    attempt: Attempt | None = None  # from its first answers on
+    ending: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
-    def __init__(self, engine: Engine, store: Store) -> None:
-        self._engine, self._store = engine, store
-        self._file = contextlib.ExitStack()
-        self.settings, self.device = engine.settings, engine.device
-        self.load_checkpoint, self.reset_prefix_cache = engine.load_checkpoint, engine.reset_prefix_cache
-        self.register, self.shards = engine.register, engine.shards
 
-    def hold(self) -> None:
-        """Opens the file; other processes wait for it."""
-        self._file.enter_context(self._store.together())
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A batch of a checkpoint's questions."""
 
-    def let_go(self) -> None:
-        """Closes the file."""
-        self._file.close()
+    of: _Asking
+    batch: Batch
 
-    def generate(self, *asked: Any, **how: Any) -> list[list[Completion]]:
-        """As the engine does."""
-        self.let_go()
-        try:
-            return self._engine.generate(*asked, **how)
-        finally:
-            self.hold()
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """The answers to a batch, and the seconds that the engine took to load the checkpoint before."""
+
+    load_s: float
+    completed: Completed
 
 
 @dataclass(slots=True)
@@ -153,50 +161,112 @@ class _Sweep:
     """One attempt at a sweep, with its live engine."""
 
     plan: Plan
-    run_id: str
+    life: Life
+    engine: Engine
     attempt: Attempt
-    store: Store
     serving: Serving
-    progress: Progress
-    command: str
+    under_way: contextlib.ExitStack  # the attempts at the checkpoints' own runs
+    asking: dict[str, _Asking] = field(default_factory=dict)  # by fingerprint
 
-    def ask(self, position: int, condition: AnyCondition, checkpoint: Checkpoint) -> None:
-        """Answers what is missing of the checkpoint's own run and stores that it is done."""
+    def batches_of(self, place: tuple[int, AnyCondition]) -> Sequence[_Unit]:
+        """What is missing of the answers of a checkpoint; where that is nothing, stores that it is done.
+
+        A checkpoint that stands at several places is asked once.
+        """
+        condition = place[1]
+        checkpoint = self.serving.opened(condition)
+        if checkpoint is None:
+            return ()
         task = _task(self.plan, condition, checkpoint)
-        answered = answer(
-            task, self.store, self._serve, _Bar(self.progress), resume="auto", command=self.command
+        progress = self.life.progress
+        if (same := self.asking.get(task.fingerprint)) is not None:
+            same.places.append(place)
+            progress.advance(task.n_answers)
+            return ()
+        store = self.life.store
+        with store.together():
+            life = life_of(task, store, _Silent(), self.life.command).resumed("auto")
+            finished = store.finished(life.run.run_id)
+            batches = batches_without(finished, task)
+            asking = _Asking([place], checkpoint, task, life, len(batches), time.monotonic())
+            if not batches:
+                progress.advance(task.n_answers)
+                self._end(asking)
+                return ()
+            store.check_free(life.run.run_id)
+        progress.advance(len(finished))
+        self.asking[task.fingerprint] = asking
+        return [_Unit(asking, batch) for batch in batches]
+
+    def ask(self, engine: Engine, unit: _Unit) -> _Answers | MorfiError | None:
+        """The answers to a batch; why the checkpoint cannot be served, or None where that is known."""
+        if unit.of.failed:
+            return None
+        try:
+            load_s = self.serving.load(engine, unit.of.checkpoint)
+        except MorfiError as error:
+            return error
+        return _Answers(load_s, ask(engine, unit.batch, self.plan.answering, self.life.progress))
+
+    def keep(self, done: Done[_Unit, _Answers | MorfiError | None]) -> None:
+        """Stores the answers to a batch, and with the last one of a checkpoint that it is done."""
+        asking, found = done.unit.of, done.result
+        asking.n_left -= 1
+        if isinstance(found, MorfiError) and not asking.failed:
+            asking.failed = True
+            for _, condition in asking.places:
+                self.serving.fail(condition, found)
+        with self.life.store.together():
+            if isinstance(found, _Answers):
+                attempt = asking.attempt or self._begin(asking)
+                asking.load_s = max(asking.load_s, found.load_s)
+                batch = Done(done.unit.batch, found.completed)
+                answers = keep(asking.life, attempt, self.plan.answering.match, batch)
+                self.attempt.count(answers, found.completed.span)
+            if not asking.n_left:
+                del self.asking[asking.task.fingerprint]
+                self._end(asking)
+
+    def _begin(self, asking: _Asking) -> Attempt:
+        """The attempt at the checkpoint's own run, which begins with its first answers."""
+        attempt = asking.ending.enter_context(
+            asking.life.attempt(
+                started=asking.began, device=self.engine.device, settings=self.engine.settings
+            )
         )
-        end = answered.end
-        if not end.n_requests:
-            self.progress.advance(task.n_answers)  # answered before
-        done = SweepRow(
-            position=position,
-            **asdict(condition),
-            ckpt_sha256=checkpoint.sha256,
-            eval_run_id=answered.run_id,
-            load_s=self.serving.load_s,
-            attempt=self.attempt.number,
-        )
-        self.store.add(self.run_id, [done])
-        self.attempt.add(end.n_requests, end.prompt_tokens, end.output_tokens, end.generate_s)
+        asking.attempt = attempt
+        self.under_way.push(asking.ending)
+        return attempt
 
-    def _serve(self, *_: object, **__: object) -> AbstractContextManager[Engine]:
-        return contextlib.nullcontext(self.serving.engine)
+    def _end(self, asking: _Asking) -> None:
+        """Ends the attempt at a checkpoint's own run, and says at each of its places that it is done."""
+        if asking.failed and asking.attempt is not None:
+            asking.attempt.fail(self.serving.failures[-1:])
+        asking.ending.close()
+        if asking.failed:
+            return
+        rows = [
+            SweepRow(
+                position=position,
+                **asdict(condition),
+                ckpt_sha256=asking.checkpoint.sha256,
+                eval_run_id=asking.life.run.run_id,
+                load_s=asking.load_s,
+                attempt=self.attempt.number,
+            )
+            for position, condition in asking.places
+        ]
+        self.life.store.add(self.life.run.run_id, rows)
 
 
-@dataclass(slots=True)
-class _Bar:
-    """Passes on only the answers: a sweep has one bar and says itself what it does."""
-
-    progress: Progress
+class _Silent:
+    """Says and draws nothing: a sweep has one bar, and says itself what it does."""
 
     def phase(self, text: str) -> None: ...
 
-    def start(self, n_total: int, n_done: int, unit: str) -> None:  # noqa: ARG002 - the protocol's
-        self.progress.advance(n_done)
+    def start(self, n_total: int, n_done: int, unit: str) -> None: ...
 
-    def advance(self, n: int) -> None:
-        self.progress.advance(n)
+    def advance(self, n: int) -> None: ...
 
 
 def _task(plan: Plan, condition: AnyCondition, checkpoint: Checkpoint) -> Task:

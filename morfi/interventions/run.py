@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from morfi.engine.protocol import Completion, Engine, Sampling, StartEngine
+from morfi.engine.several import Span, share_out
 from morfi.engine.steering import Steering
 from morfi.errors import MorfiError
 from morfi.interventions.config import SteerConfig
@@ -205,6 +206,14 @@ def _record(plan: Plan) -> RunRecord:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Completed:
+    """The completion of each request of a batch, and when they were generated."""
+
+    completions: Sequence[Completion]
+    span: Span
+
+
 @dataclass(slots=True)
 class _Stream:
     """One attempt at a steer run, with its live engine."""
@@ -226,19 +235,17 @@ class _Stream:
             for target in stage.targets:
                 self.steerer.register(target)
         batches = _missing(stage.requests, self.plan.config.batch, self.verdicts)
-        for batch in batches:
-            for served in {one.served for one in batch if self._server_of(one) is None}:
-                self._serve(served)
-            begun = time.monotonic()
-            steerings = [self.steerer.steering(one.arm.direction, one.arm.alpha) for one in batch]
-            completions = self._generate(batch, steerings)
-            generate_s = time.monotonic() - begun
-            rows = [self._judge(*each) for each in zip(batch, steerings, completions, strict=True)]
+        for served in {one.served for batch in batches for one in batch if self._server_of(one) is None}:
+            self._serve(served)
+        for done in share_out(
+            self.steerer.engine, [[batch] for batch in batches], self._generate, self.progress.phase
+        ):
+            rows = [self._judge(*each) for each in zip(done.unit, done.result.completions, strict=True)]
             self.store.add(self.run_id, rows)
             for row in rows:
                 arm = Arm(row.direction, row.alpha)
                 self.verdicts.add(row.served, arm, row.question_id, correct=row.judged.correct)
-            self.attempt.count([row.judged for row in rows], generate_s)
+            self.attempt.count([row.judged for row in rows], done.result.span)
 
     def _server_of(self, one: Request) -> str | None:
         """Whose answers a server gives that gives this one; None for the engine."""
@@ -251,31 +258,34 @@ class _Stream:
             self.steerer.engine.load_checkpoint(checkpoint)
             self.served_sha256 = checkpoint.sha256
 
-    def _generate(
-        self, batch: Sequence[Request], steerings: Sequence[Sequence[Steering]]
-    ) -> list[Completion]:
+    def _generate(self, engine: Engine, batch: Sequence[Request]) -> _Completed:
         """One greedy answer to each request; raises MorfiError for one that was not steered as asked."""
+        begun = time.monotonic()
         by_server: dict[str | None, list[int]] = {}
         for place, one in enumerate(batch):
             by_server.setdefault(self._server_of(one), []).append(place)
+        steerings = [self._steering(one) for one in batch]
         found: dict[int, Completion] = {}
         for who, places in by_server.items():
             asked = [batch[place].question_id for place in places]
             if who is None:
-                engine, texts, own = self.steerer.engine, self.plan.prompts, [steerings[i] for i in places]
+                asks, texts, own = engine, self.plan.prompts, [steerings[i] for i in places]
                 engine.reset_prefix_cache()
             else:
-                engine, texts, own = self.servers[who], self.plan.texts, None
+                asks, texts, own = self.servers[who], self.plan.texts, None
             prompts = [texts[question_id].token_ids for question_id in asked]
-            found |= zip(places, self._ask(engine, prompts, own), strict=True)
+            found |= zip(places, self._ask(asks, prompts, own), strict=True)
         answered = [found[place] for place in range(len(batch))]
         for one, wanted, completion in zip(batch, steerings, answered, strict=True):
-            if [applied.steering for applied in completion.applied] != list(wanted):
+            if [applied.steering for applied in completion.applied] != wanted:
                 raise MorfiError(
                     f"question {one.question_id} was not steered along {one.arm.direction or 'nothing'} as "
                     "asked; nothing of its batch is stored"
                 )
-        return answered
+        return _Completed(answered, Span.since(begun))
+
+    def _steering(self, one: Request) -> list[Steering]:
+        return self.steerer.steering(one.arm.direction, one.arm.alpha)
 
     def _ask(
         self,
@@ -290,8 +300,8 @@ class _Stream:
             raise MorfiError(f"the engine gave {len(answered)} answers to {len(prompts)}; none is stored")
         return [completion for (completion,) in answered]
 
-    def _judge(self, one: Request, steering: Sequence[Steering], completion: Completion) -> SteeredRow:
-        prompt = self.plan.prompts[one.question_id]
+    def _judge(self, one: Request, completion: Completion) -> SteeredRow:
+        prompt, steering = self.plan.prompts[one.question_id], self._steering(one)
         return SteeredRow(
             served=one.served,
             direction=one.arm.direction,

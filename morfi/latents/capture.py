@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from morfi.checkpoints import Checkpoint
 from morfi.conditions.asking import source_of
 from morfi.conditions.condition import AnyCondition
 from morfi.conditions.live import Serving
@@ -17,6 +19,7 @@ from morfi.conditions.load import load_series
 from morfi.conditions.series import Series
 from morfi.engine.protocol import Engine, Sampling, StartEngine
 from morfi.engine.residual_stream import stream_of
+from morfi.engine.several import Span, share_out
 from morfi.engine.steering import Capture
 from morfi.errors import InputError, MorfiError
 from morfi.questions import QuestionSet
@@ -135,29 +138,40 @@ def _capture_all(
     base, shards = plan.series.base, Path(settings_of(run, CaptureRun).folder)
     start = partial(start_engine, base, context=plan.asked.context, seed=config.seed, overrides=config.engine)
     with life.engine(start) as (engine, attempt):
-        serving = Serving(engine, plan.series.open, progress, served=base)
+        serving = Serving(plan.series.open, progress, base)
         progress.start(len(left) * len(questions), 0, "prompts")
-        for position, condition in left:
-            checkpoint = serving.load(condition)
-            if checkpoint is None:
+        work = partial(_capture, plan=plan, serving=serving, shards=shards)
+        for done in share_out(engine, _groups(plan, left, serving), work, progress.phase):
+            one, taken = done.unit, done.result
+            if isinstance(taken, MorfiError):
+                serving.fail(one.condition, taken)
                 continue
-            folder = shards / condition.id
-            seconds = _capture(engine, plan, folder, progress)
             captured = CapturedRow(
-                position=position,
-                **asdict(condition),
-                ckpt_sha256=checkpoint.sha256,
-                path=str(folder),
-                files=file_hashes(folder),
-                load_s=serving.load_s,
-                capture_s=seconds,
+                position=one.position,
+                **asdict(one.condition),
+                ckpt_sha256=one.checkpoint.sha256,
+                path=str(shards / one.condition.id),
+                files=taken.files,
+                load_s=taken.load_s,
+                capture_s=taken.span.seconds,
                 attempt=attempt.number,
             )
             store.add(run.run_id, [captured])
-            n_tokens = sum(len(prompt.token_ids) for prompt in plan.asked.prompts)
-            attempt.add(len(questions), n_tokens, len(questions), seconds)
+            n_tokens = sum(len(prompt.token_ids) for prompt in questions)
+            attempt.add(len(questions), n_tokens, len(questions), taken.span)
         attempt.fail(serving.failures)
     return serving.failures
+
+
+def _groups(
+    plan: _Plan, left: Sequence[tuple[int, AnyCondition]], serving: Serving
+) -> Iterator[Sequence[_Place]]:
+    """The checkpoints that are `left`, opened; those of one content together."""
+    for _, places in itertools.groupby(left, key=lambda place: plan.series.content_of(place[1])):
+        opened = ((position, condition, serving.opened(condition)) for position, condition in places)
+        yield [
+            _Place(n, condition, checkpoint) for n, condition, checkpoint in opened if checkpoint is not None
+        ]
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -177,6 +191,24 @@ class _Plan:
     data: QuestionSet
     asked: Prompted  # in order of question id
     fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A checkpoint to capture, and its position in the run."""
+
+    position: int
+    condition: AnyCondition
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """How long a checkpoint took to load, when it was captured, and the sha256 of each file that it gave."""
+
+    load_s: float
+    span: Span
+    files: Mapping[str, str]
 
 
 def _prepare(config: CaptureConfig, store: Store, progress: Progress) -> _Plan:
@@ -234,19 +266,29 @@ def _record(plan: _Plan, out: Path) -> RunRecord:
     )
 
 
-def _capture(engine: Engine, plan: _Plan, folder: Path, progress: Progress) -> float:
-    """Writes one checkpoint's residual streams; returns the seconds that took."""
-    begun = time.monotonic()
+def _capture(
+    engine: Engine, one: _Place, *, plan: _Plan, serving: Serving, shards: Path
+) -> _Taken | MorfiError:
+    """Writes one checkpoint's residual streams to its folder in `shards`; returns why it cannot be served."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        load_s = serving.load(engine, one.checkpoint)
+    except MorfiError as error:
+        return error
+    begun, folder = time.monotonic(), shards / one.condition.id
+    try:
+        shards.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder.parent}: {error.strerror}; give another --out") from error
+        raise InputError(f"{shards}: {error.strerror}; give another --out") from error
     engine.reset_prefix_cache()
     prompts = [prompt.token_ids for prompt in plan.asked.prompts]
     with engine.shards(folder):
         answers = engine.generate(
-            prompts, Sampling(max_tokens=1), progress.advance, capture=Capture(plan.config.layers)
+            prompts,
+            Sampling(max_tokens=1),
+            serving.progress.advance,
+            capture=Capture(plan.config.layers),
         )
     if len(answers) != len(prompts):
         raise MorfiError(f"the engine answered {len(answers)} of {len(prompts)} prompts; nothing is stored")
-    return time.monotonic() - begun
+    span = Span.since(begun)
+    return _Taken(load_s, span, file_hashes(folder))

@@ -248,12 +248,14 @@ def _capture(
     context = context_for(base, config.engine)
     progress.phase("starting vLLM")
     with start_engine(base, context=context, seed=config.seed, overrides=config.engine) as engine:
-        serving = Serving(engine, sources.open, progress, served=base)
+        serving = Serving(sources.open, progress, base)
         n_texts = sum(map(len, encoded.values()))
         progress.start(n_texts * len(sources.conditions), 0, "texts")
         for number, condition in enumerate(sources.conditions):
-            if serving.load(condition) is None:
+            checkpoint = serving.opened(condition)
+            if checkpoint is None:
                 raise MorfiError(serving.failures[0])
+            serving.load(engine, checkpoint)
             for name, texts in encoded.items():
                 if longest := max((len(ids) for ids in texts if len(ids) >= context), default=0):
                     raise InputError(f"a text has {longest} tokens, the model takes {context}")

@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints import Checkpoint
 from morfi.engine.protocol import Completion, Engine, Sampling, StartEngine, TokenCounts
+from morfi.engine.several import Done, Span, share_out
 from morfi.errors import MorfiError
 from morfi.questions import QuestionSet
 from morfi.questions.matching import judge, parse_answer
 from morfi.questions.prompts import Prompt, Prompted
 from morfi.questions.question import Question
-from morfi.runs.life import NOTHING_DONE, STARTING, Life, Ready, new_run
+from morfi.runs.life import NOTHING_DONE, STARTING, Attempt, Life, Ready, new_run
 from morfi.store.records import AttemptEnd, BaselineRow, CompletionRow, JudgedAnswer, RunKind
 from morfi.terminal import Progress
 
 if TYPE_CHECKING:
     from morfi.store import Store
+
+Batch = Sequence[Prompt]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,14 @@ def fingerprint_of(
 
 
 @dataclass(frozen=True, slots=True)
+class Completed:
+    """The completions of each prompt of a batch, and when they were generated."""
+
+    completions: Sequence[Sequence[Completion]]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """The run that holds the answers, and the times and counts of the attempt that gave those it lacked."""
 
@@ -106,7 +117,7 @@ def answer(
     """
     # Not before, for a refused command leaves no database; nor later, for an engine takes long to start.
     store.prepare()
-    life = _life(task, store, progress, command).resumed(resume)
+    life = life_of(task, store, progress, command).resumed(resume)
     return _answered(task, life, start_engine)
 
 
@@ -114,7 +125,7 @@ def ready_to_answer(
     task: Task, store: Store, start_engine: StartEngine, progress: Progress, *, new: bool, command: str
 ) -> Ready:
     """What the newest run of the fingerprint of `task` lacks of it, or all of it as a `new` run."""
-    life = _life(task, store, progress, command).resumed(None if new else "auto")
+    life = life_of(task, store, progress, command).resumed(None if new else "auto")
     done = store.finished(life.run.run_id) if store.path.exists() else set()
 
     def work() -> Sequence[str]:
@@ -122,14 +133,14 @@ def ready_to_answer(
         _answered(task, life, start_engine)
         return ()
 
-    return Ready(life.run.run_id, work if _batches(task.prompts, task.answering.batch, done) else None)
+    return Ready(life.run.run_id, work if batches_without(done, task) else None)
 
 
 def _answered(task: Task, life: Life, start_engine: StartEngine) -> Answered:
     """Answers and stores what the run of `life` lacks of `task`."""
     store, progress, settings, run_id = life.store, life.progress, task.answering, life.run.run_id
     done = store.finished(run_id)
-    batches = _batches(task.prompts, settings.batch, done)
+    batches = batches_without(done, task)
     if not batches:
         return Answered(run_id, NOTHING_DONE)
     again = task.again.format(run_id=run_id, db=shlex.quote(str(store.path)))
@@ -142,17 +153,14 @@ def _answered(task: Task, life: Life, start_engine: StartEngine) -> Answered:
     )
     with replace(life, again=f"go on with: {again}").engine(start, task.begins) as (engine, attempt):
         progress.start(task.n_answers, len(done), "answers")
-        for batch in batches:
-            begun = time.monotonic()
-            completions = _ask(engine, batch, settings, progress)
-            generate_s = time.monotonic() - begun
-            rows = _rows(batch, completions, settings.match, run_id, attempt.number)
-            store.write_completions(rows)
-            attempt.count([row.judged for row in rows], generate_s)
+        work = partial(ask, settings=settings, progress=progress)
+        for asked in share_out(engine, [[batch] for batch in batches], work, progress.phase):
+            keep(life, attempt, settings.match, asked)
     return Answered(run_id, attempt.tally)
 
 
-def _life(task: Task, store: Store, progress: Progress, command: str) -> Life:
+def life_of(task: Task, store: Store, progress: Progress, command: str) -> Life:
+    """The life of a new run of `task`."""
     run = new_run(
         task.kind,
         task.checkpoint,
@@ -175,16 +183,16 @@ def _by_split(task: Task) -> dict[str, list[Question]]:
     return by_split
 
 
-def _batches(prompts: Sequence[Prompt], size: int, done: Set[tuple[str, int]]) -> list[Sequence[Prompt]]:
-    """The batches of `size` prompts of which one is not in `done`."""
+def batches_without(done: Set[tuple[str, int]], task: Task) -> list[Batch]:
+    """The batches of `task` of which one prompt is not in `done`."""
+    prompts, size = task.prompts, task.answering.batch
     batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
     return [batch for batch in batches if any((p.question.id, p.sample) not in done for p in batch)]
 
 
-def _ask(
-    engine: Engine, batch: Sequence[Prompt], settings: Answering, progress: Progress
-) -> list[list[Completion]]:
+def ask(engine: Engine, batch: Batch, settings: Answering, progress: Progress) -> Completed:
     """The completions of each prompt, the greedy one first; all requests of a batch run together."""
+    begun = time.monotonic()
     engine.reset_prefix_cache()
     token_ids = [prompt.token_ids for prompt in batch]
     wanted = [Sampling(max_tokens=settings.max_tokens)] * len(batch)
@@ -198,7 +206,18 @@ def _ask(
             "for; none is stored"
         )
     greedy, sampled = answered[: len(batch)], answered[len(batch) :]
-    return [first + rest for first, rest in zip(greedy, sampled, strict=True)] if sampled else greedy
+    if sampled:
+        greedy = [first + rest for first, rest in zip(greedy, sampled, strict=True)]
+    return Completed(greedy, Span.since(begun))
+
+
+def keep(life: Life, attempt: Attempt, match: str, asked: Done[Batch, Completed]) -> list[JudgedAnswer]:
+    """Judges what was answered to a batch by the rule `match`, and stores it in one transaction."""
+    rows = _rows(asked.unit, asked.result.completions, match, life.run.run_id, attempt.number)
+    life.store.write_completions(rows)
+    answers = [row.judged for row in rows]
+    attempt.count(answers, asked.result.span)
+    return answers
 
 
 def _sampling(prompt: Prompt, settings: Answering) -> Sampling:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from morfi.checkpoints import Checkpoint
+from morfi.engine.several import Span
 from morfi.errors import InputError, MorfiError, Terminated
 from morfi.questions import QuestionSet
 from morfi.questions.prompts import ASKED
@@ -97,16 +98,25 @@ class Attempt:
 
     number: int
     tally: AttemptEnd = NOTHING_DONE
+    _generating: list[Span] = field(default_factory=list)  # in order, with time between them
 
-    def count(self, answers: Sequence[JudgedAnswer], generate_s: float) -> None:
-        """Adds answers that took so long."""
+    def count(self, answers: Sequence[JudgedAnswer], span: Span) -> None:
+        """Adds answers that were generated in `span`."""
         prompt_tokens = sum(one.prompt_tokens for one in answers)
         output_tokens = sum(one.output_tokens for one in answers)
-        self.add(len(answers), prompt_tokens, output_tokens, generate_s)
+        self.add(len(answers), prompt_tokens, output_tokens, span)
 
-    def add(self, n_requests: int, prompt_tokens: int, output_tokens: int, generate_s: float) -> None:
-        """Adds to what was done."""
-        tally = self.tally
+    def add(self, n_requests: int, prompt_tokens: int, output_tokens: int, span: Span) -> None:
+        """Adds to what was done; spans come in the order of their ends.
+
+        A time in which several engines generated counts once.
+        """
+        tally, begun, generate_s = self.tally, span.begun, span.seconds
+        while self._generating and self._generating[-1].ended > span.begun:
+            other = self._generating.pop()
+            generate_s -= other.ended - max(other.begun, span.begun)
+            begun = min(begun, other.begun)
+        self._generating.append(Span(begun, span.ended))
         self.tally = replace(
             tally,
             generate_s=tally.generate_s + generate_s,

@@ -39,13 +39,17 @@ class Work:
         self._renewed = time.monotonic()
         self._kept: list[Insertion] = []
         self._said_kept = False
-        self._say: Say | None = None
+        self._told: list[Say] = []  # by the blocks of `going_on`, which may end in any order
         self._said_unrenewed = False
 
     @property
     def n_kept(self) -> int:
         """The rows that could not be written yet."""
         return sum(len(next(iter(columns.values()))) for _, columns in self._kept)
+
+    @property
+    def _say(self) -> Say | None:
+        return self._told[-1] if self._told else None
 
     @property
     def _patience(self) -> tuple[float, Say | None]:
@@ -102,8 +106,8 @@ class Work:
 
         `say` is told what is waited for.
         """
-        before, over = self._say, threading.Event()
-        self._say = say
+        over = threading.Event()
+        self._told.append(say)
         renewing = threading.Thread(target=self._renew_until, args=(over, say), daemon=True)
         renewing.start()
         try:
@@ -111,7 +115,7 @@ class Work:
         finally:
             over.set()
             renewing.join(timeout=2.0)
-            self._say = before
+            self._told.remove(say)
 
     def end(self, run_id: str, number: int, columns: Mapping[str, Sequence[Any]], *, wait: bool) -> None:
         """Adds how an attempt ended, with all rows that were kept, and gives its lease back."""

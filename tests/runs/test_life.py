@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from morfi.checkpoints import Checkpoint
+from morfi.engine.several import Span
 from morfi.errors import InputError, Terminated
 from morfi.questions import QuestionSet
-from morfi.runs.life import Life, new_run, next_run
+from morfi.runs.life import Attempt, Life, new_run, next_run
 from morfi.store import Store
 from morfi.store.records import RunKind, RunRecord
 
@@ -82,14 +83,21 @@ def answers(*tokens: int) -> list[Any]:
 def test_what_was_done_is_added_up() -> None:
     ended: Any = Ended()
     with life(ended).attempt(started=time.monotonic() - 5, device="cpu") as attempt:
-        attempt.count(answers(1, 2), 0.5)
-        attempt.add(3, 30, 3, 0.25)
+        attempt.count(answers(1, 2), Span(1, 1.5))
+        attempt.add(3, 30, 3, Span(2, 2.25))
         attempt.fail([])
     (end,) = ended.ends
     assert attempt.tally == end
     assert (end.n_requests, end.prompt_tokens, end.output_tokens, end.generate_s) == (5, 50, 6, 0.75)
     assert (end.status, end.message, ended.said) == ("done", None, [])
     assert 5 <= end.wall_s < 60
+
+
+def test_a_time_in_which_several_engines_generate_counts_once() -> None:
+    attempt = Attempt(1)
+    for begun, ended in ((0, 4), (2, 5), (6, 8), (1, 9), (8, 10)):
+        attempt.add(1, 1, 1, Span(begun, ended))
+    assert attempt.tally.generate_s == 10
 
 
 @pytest.mark.parametrize(
@@ -106,7 +114,7 @@ def test_an_error_ends_it_and_is_raised_on(error: BaseException, status: str, me
 
     def run() -> None:
         with life(ended).attempt(started=time.monotonic(), device="cpu") as attempt:
-            attempt.count(answers(1), 0.1)
+            attempt.count(answers(1), Span(0, 0.1))
             raise error
 
     with pytest.raises(type(error)):
