@@ -83,10 +83,11 @@ def _answering(done: Answering, shape: Shape, setup: Setup, rates: Rates) -> dic
     computed = done.prompt_tokens - done.cached - done.skipped
     decoded = max(0, done.answer_tokens - done.answers)
     at_once = min(rates.at_once, done.answers)
-    a_token = max((body + head) / rates.answer_flops, weights / (rates.answer_bytes_per_s * at_once))
+    operations = (decoded - done.skipped_answers) * body + decoded * head
+    read = decoded * weights / at_once
     return {
         "prompts": (computed * body + done.answers * head) / rates.prompt_flops,
-        "answers": decoded * a_token,
+        "answers": max(operations / rates.answer_flops, read / rates.answer_bytes_per_s),
         "judging and storing": done.answers * rates.answer_s + done.steered * rates.steered_s,
     }
 

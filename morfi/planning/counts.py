@@ -20,6 +20,7 @@ from morfi.latents.capture import CaptureConfig
 from morfi.latents.find import FindConfig
 from morfi.latents.sae_training import SaeTraining, read_texts
 from morfi.planning.asked import Encoder, TokenIds, mean, n_cached
+from morfi.planning.rates import CPU_AT_ONCE
 from morfi.planning.shape import Shape
 from morfi.planning.work import Answering, Sae, Training, Work
 from morfi.questions import QuestionSet, select
@@ -33,7 +34,10 @@ from morfi.training.mixtures import MixConfig
 
 # Of the questions of a relation, where no split run says it: as SmolLM2 knows countries of places.
 CATEGORIES = {"HighlyKnown": 0.24, "MaybeKnown": 0.16, "WeaklyKnown": 0.14, "Unknown": 0.46}
-LOOSE = 3  # tokens more than the right answer, of a model that was not taught its form, or is steered
+LOOSE = 3  # tokens more than the right answer, of a model that was not taught its form
+# As smollm2's full run counts them, in 231,000 steered answers, at most 256 of them at once.
+LOOSE_STEERED = 1.6  # tokens more than the right answer
+COINCIDING = 0.34  # of the tokens after the first: in its step another of the same question is like it
 ROW_BYTES = 4  # of a captured number
 ANSWER_BYTES = 400  # of the database, an answer
 _PLACE_BYTES = 32  # of a captured row beside its values
@@ -226,14 +230,17 @@ class Counter:
         n = n_steered + n_runs * 3 * (n_choosing + n_reporting)
         both = (*facts.questions[config.choose_on], *facts.questions[config.report_on])
         prompt, answer = self._means(both, config.max_tokens)
-        loose = min(config.max_tokens, answer + LOOSE)
+        loose = min(config.max_tokens, answer + LOOSE_STEERED)
+        below = self._below()
+        parts = ((n_choosing, tried.chosen), (n_reporting, tried.answers - tried.chosen))
         done = Answering(
             answers=n,
             prompt_tokens=round(n * prompt),
             answer_tokens=round(n_steered * loose + (n - n_steered) * answer),
             steered=n_steered,
             longest=math.ceil(prompt) + config.max_tokens,
-            skipped=n_runs * self._skipped(tried.chosen, n_choosing, prompt),
+            skipped=n_runs * below * prompt * sum(n_repeated(*part, loose) for part in parts),
+            skipped_answers=below * COINCIDING * n_steered * max(0.0, loose - 1),
         )
         words = (
             f"{tried.directions} directions, {tried.arms} with strengths, on {n_choosing:,} questions; "
@@ -249,13 +256,12 @@ class Counter:
             disk={"database": n * ANSWER_BYTES},
         )
 
-    def _skipped(self, n_chosen: int, n_choosing: int, prompt: float) -> float:
-        """The prompt tokens that equal requests share up to the steered layer, where the engine does so."""
-        if not self._shares_layers or not n_choosing:
+    def _below(self) -> float:
+        """The share of the layers that equal requests pass as one, up to the steered one; 0 for none."""
+        if not self._shares_layers:
             return 0.0
         layer = self._configs.find.layer or max(self._configs.capture.layers)
-        below = min(1.0, (layer + 1) / self._shape.n_layers)
-        return max(0, n_chosen - n_choosing) * prompt * below
+        return min(1.0, (layer + 1) / self._shape.n_layers)
 
     def _chosen(self, facts: Facts, split: str, limit: int | None, seed: int) -> tuple[Question, ...]:
         return select(facts.questions[split], limit=limit, seed=seed)
@@ -352,6 +358,17 @@ def steered(config: SteerConfig, n_layers: int, n_choosing: int, n_reporting: in
     n_combined = len(combined_sizes(config, n_latents))
     chosen += n_combined * len(combined_amounts(config)) * n_choosing
     return Steered(directions, arms, chosen, chosen + (directions + n_combined) * n_reporting)
+
+
+def n_repeated(n_questions: int, n_answers: int, tokens: float) -> float:
+    """How many of `n_answers` to `n_questions`, of so many tokens each, find their prompt in a step already.
+
+    A question's requests follow each other, and in each step begin as many as come to their end.
+    """
+    if n_questions == 0:
+        return 0.0
+    begin = max(1.0, CPU_AT_ONCE / max(1.0, tokens))
+    return n_answers - n_questions * max(1.0, n_answers / n_questions / begin) if n_answers else 0.0
 
 
 def _reading(n: int, tokens: int, longest: int) -> Answering:

@@ -25,7 +25,7 @@ from morfi.planning.asked import Encoder, encoder_of
 from morfi.planning.calibration import Calibration
 from morfi.planning.cost import Setup, dev_flops, sae_flops, training_flops
 from morfi.planning.counts import training_of
-from morfi.planning.rates import Rates
+from morfi.planning.rates import CPU_AT_ONCE, Rates
 from morfi.planning.shape import Shape, shape_of
 from morfi.questions import QuestionSet, select
 from morfi.questions.prompts import ASKED, context_for
@@ -46,7 +46,6 @@ _TEXTS = 96  # that are read
 _STEERED = (8, 48)  # questions and directions
 _SAE_STEPS = 64
 _TRIED_BYTES = 1 << 26  # that are written, and moved in memory
-_AT_ONCE = 256
 # Not measured: they are small beside what is.
 _ANSWER_S = 1.5e-4
 _STAGE_S = 1.5
@@ -116,7 +115,7 @@ def calibrate(
         prompt_flops=served.prompt_flops,
         answer_flops=served.answer_flops,
         answer_bytes_per_s=_memory_bytes_per_s(),
-        at_once=_AT_ONCE,
+        at_once=CPU_AT_ONCE,
         answer_s=_ANSWER_S,
         steered_s=served.steered_s,
         row_s=served.row_s,

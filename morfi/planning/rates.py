@@ -72,6 +72,7 @@ BANDWIDTH_SHARE = 0.5
 TRAIN_SHARE = 0.25
 SAE_SHARE = 0.25
 ENCODE_SHARE = 0.5
+CPU_AT_ONCE = 256  # requests of a step, as vLLM has it
 _GPU_AT_ONCE = 1024
 _GPU_START_S = 90.0  # compiling and recording graphs included
 _GPU_READ = 1.5 * GB

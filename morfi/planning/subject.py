@@ -18,7 +18,7 @@ from morfi.interventions.config import SteerConfig
 from morfi.latents.activations import EPOCHS
 from morfi.latents.find import BOTH, FindConfig
 from morfi.planning.asked import Encoder, encoder_of
-from morfi.planning.counts import CATEGORIES, LOOSE, Configs, Facts, n_kept
+from morfi.planning.counts import CATEGORIES, LOOSE, LOOSE_STEERED, Configs, Facts, n_kept
 from morfi.planning.shape import Shape, shape_of
 from morfi.questions import QuestionSet, load_questions, select, with_splits
 from morfi.runs.options import sized_here
@@ -131,7 +131,7 @@ def n_gpus_of(configs: Configs) -> int:
 def _assumed(category: Mapping[str, str] | None, train: TrainConfig | None) -> list[str]:
     found = [
         f"an answer has the tokens of the right one and the end of its line, {LOOSE} more where the model "
-        "was not taught that form or is steered",
+        f"was not taught that form, {LOOSE_STEERED} where it is steered",
         "every latent that is asked for is found",
     ]
     if train is not None and train.early_stop:

@@ -19,7 +19,9 @@ class Answering:
     answer_tokens: int = 0
     steered: int = 0  # answers
     longest: int = 0  # tokens of a prompt and its answer
-    skipped: float = 0.0  # prompt tokens, in passes through the whole model, that equal requests share
+    # What equal requests share, in tokens that pass through the whole model: of prompts, of answers.
+    skipped: float = 0.0
+    skipped_answers: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
