@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from morfi.device import device_name
@@ -35,7 +36,7 @@ TARGETS_MS = {256: 0.2, 1024: 0.5}
 def steered(n_requests: int, n_entries: int) -> tuple[ResidualState, list[str]]:
     """A worker's state with requests that are steered after every second layer in turn, and their ids."""
     cpu = torch.device("cpu")
-    work = DeviceWork(N_LAYERS, N_TOKENS, D_MODEL, cpu, lambda *_: None)
+    work = DeviceWork(N_LAYERS, N_TOKENS, D_MODEL, cpu, lambda *_: None, expand=lambda *_: None)
     state = ResidualState(range(N_LAYERS), D_MODEL, n_requests * 8, cpu, work)
     draw = torch.Generator().manual_seed(0)
     packed = {}
@@ -58,10 +59,10 @@ def steered(n_requests: int, n_entries: int) -> tuple[ResidualState, list[str]]:
 def measure(n_requests: int, n_entries: int, n_steps: int) -> dict[str, list[float]]:
     """Milliseconds of each decode step: until its work is handed over, and all of it."""
     state, ids = steered(n_requests, n_entries)
-    counts, input_ids = [1] * n_requests, torch.zeros(N_TOKENS, dtype=torch.int64)
+    counts, input_ids = np.ones(n_requests, np.int32), torch.zeros(N_TOKENS, dtype=torch.int64)
     found: dict[str, list[float]] = {"begin": [], "step": []}
     for number in range(n_steps + 5):
-        starts = [N_PROMPT + number] * n_requests
+        starts = np.full(n_requests, N_PROMPT + number, np.int32)
         first = time.perf_counter()
         state.idle()
         state.begin(ids, starts, counts)
@@ -78,8 +79,7 @@ def measure(n_requests: int, n_entries: int, n_steps: int) -> dict[str, list[flo
 def do_work(state: ResidualState) -> None:
     """What the layers tell of a step in which all ran."""
     assert state.device_work is not None
-    tables = state.device_work.tables
-    tables.ran.copy_(tables.active)
+    state.device_work.tables.ran.fill_(state.device_work.steps.mark)
 
 
 def side(checkout: Path, n_steps: int) -> list[dict[str, list[float]]]:

@@ -1,7 +1,8 @@
 """The steering and capture of a decoder layer on a GPU: one Triton kernel, inside CUDA graphs.
 
-All it reads lies in tensors with fixed addresses, which the host fills before each forward pass: a graph that
-was captured once then does what the tensors say. A layer with nothing to do is left after one load.
+All it reads lies in tensors with fixed addresses, which `morfi.kernels.expand` fills before each forward
+pass: a graph that was captured once then does what the tensors say. A layer with nothing to do is left after
+loads that do not wait for each other.
 """
 
 from __future__ import annotations
@@ -45,11 +46,15 @@ class Directions:
     numbers: torch.Tensor  # float32 [n_slots, len(Numbers._fields)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tables:
-    """The work of one forward pass of at most T tokens: E entries and C captured layers for each."""
+    """The work of one forward pass of at most T tokens: E entries and C captured layers for each.
 
-    active: torch.Tensor  # int32 [n_layers]: the number of the pass, 0 where a layer has nothing to do
+    All addresses are fixed but that of `captured`, which lies in `captured_at`.
+    """
+
+    now: torch.Tensor  # int32 [2]: the number of the pass, 0 for one with nothing to do, and its tokens
+    active: torch.Tensor  # int32 [n_layers]: the last pass in which a layer has something to do, -1 for none
     marks: torch.Tensor  # int32 [n_layers + T]: `ran` and `changed`, to be copied as one
     ran: torch.Tensor  # int32 [n_layers]: the last pass in which a layer did what it had to do
     layers: torch.Tensor  # int32 [T, E]: the layer of an entry, -1 for none
@@ -61,7 +66,9 @@ class Tables:
     changed: torch.Tensor  # int32 [T]: bits of those that changed the token in the pass, and UNFIT
     capture_layers: torch.Tensor  # int32 [T, C]: the layers after which a token is captured, -1 for none
     capture_before: torch.Tensor  # int32 [T]: 1 where the value from before the steering is captured
-    captured: torch.Tensor  # float32 [C, T, d_model]
+    capture_rows: torch.Tensor  # int32 [T]: the row of `captured` of a token's first layer; others follow
+    captured_at: torch.Tensor  # int64 [1]: where `captured` begins
+    captured: torch.Tensor  # float32 [n, d_model], of this pass
 
 
 def make_tables(
@@ -69,7 +76,6 @@ def make_tables(
     n_tokens: int,
     n_entries: int,
     n_captured: int,
-    d_model: int,
     device: torch.device | str = "cpu",
 ) -> Tables:
     """Tables with nothing to do: T, E and C as given."""
@@ -79,7 +85,8 @@ def make_tables(
 
     marks = full(n_layers + n_tokens, value=0)
     return Tables(
-        active=full(n_layers, value=0),
+        now=full(2, value=0),
+        active=full(n_layers),
         marks=marks,
         ran=marks[:n_layers],
         layers=full(n_tokens, n_entries),
@@ -91,7 +98,9 @@ def make_tables(
         changed=marks[n_layers:],
         capture_layers=full(n_tokens, n_captured),
         capture_before=full(n_tokens, value=0),
-        captured=torch.zeros(n_captured, n_tokens, d_model, device=device),
+        capture_rows=full(n_tokens),
+        captured_at=torch.zeros(1, dtype=torch.int64, device=device),
+        captured=torch.empty(0, device=device),
     )
 
 
@@ -118,12 +127,19 @@ def _factor(x, d, operation, strengths, lows, numbers, encoder, columns, inside,
 
 
 @triton.jit
+def _captured(captured_at):
+    """Where the rows that the pass captures begin."""
+    return tl.multiple_of(tl.load(captured_at).to(tl.pointer_type(tl.float32)), 16)
+
+
+@triton.jit
 def residual_kernel(
     hidden,
     residual,
     vectors,
     encoders,
     numbers,
+    now,
     active,
     ran,
     layers,
@@ -135,11 +151,11 @@ def residual_kernel(
     changed,
     capture_layers,
     capture_before,
-    captured,
+    capture_rows,
+    captured_at,
     layer,
     hidden_stride,
     residual_stride,
-    n_rows,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
@@ -148,12 +164,11 @@ def residual_kernel(
     N_NUMBERS: tl.constexpr,
 ):
     """One program a token: hidden + residual, or hidden, is its residual stream; hidden takes the change."""
-    number = tl.load(active + layer)
-    if number != 0:
-        token = tl.program_id(0).to(tl.int64)
+    token, number = tl.program_id(0).to(tl.int64), tl.load(now)
+    # Tokens behind the last one pad the batch for a graph.
+    if (tl.load(active + layer) == number) & (token < tl.load(now + 1)):
         tl.store(ran + layer, number, mask=token == 0)
-        columns = tl.arange(0, BLOCK)
-        inside = columns < D
+        columns, inside = tl.arange(0, BLOCK), tl.arange(0, BLOCK) < D
         h = tl.load(hidden + token * hidden_stride + columns, mask=inside, other=0.0).to(tl.float32)
         two = inside & HAS_RESIDUAL
         r = tl.load(residual + token * residual_stride + columns, mask=two, other=0.0).to(tl.float32)
@@ -164,8 +179,7 @@ def residual_kernel(
             place = token * N_ENTRIES + entry
             if tl.load(layers + place) == layer:
                 is_steered = 1
-                slot = tl.load(slots + place).to(tl.int64)
-                operation = tl.load(operations + place)
+                slot, operation = tl.load(slots + place).to(tl.int64), tl.load(operations + place)
                 strength, low = strengths + place, lows + place
                 row, encoder = numbers + slot * N_NUMBERS, encoders + slot * D
                 d = tl.load(vectors + slot * D + columns, mask=inside, other=0.0)
@@ -187,7 +201,8 @@ def residual_kernel(
             if tl.load(capture_layers + token * N_CAPTURED + place) == layer:
                 # What the next layer reads: the sum after rounding to the model's dtype.
                 kept = tl.where(tl.load(capture_before + token) != 0, x, new + r)
-                tl.store(captured + (place * n_rows + token) * D + columns, kept, mask=inside)
+                row = tl.load(capture_rows + token).to(tl.int64) + place
+                tl.store(_captured(captured_at) + row * D + columns, kept, mask=inside)
 
 
 def residual_(
@@ -203,12 +218,15 @@ def residual_(
     stream `hidden` cannot hold, or whose norm float32 cannot square, is made NaN and marked in `changed`.
     """
     n_tokens, d_model = hidden.shape
+    assert hidden.stride(1) == 1
+    assert residual is None or residual.stride(1) == 1
     residual_kernel[(n_tokens,)](
         hidden,
         hidden if residual is None else residual,
         directions.vectors,
         directions.encoders,
         directions.numbers,
+        tables.now,
         tables.active,
         tables.ran,
         tables.layers,
@@ -220,16 +238,16 @@ def residual_(
         tables.changed,
         tables.capture_layers,
         tables.capture_before,
-        tables.captured,
+        tables.capture_rows,
+        tables.captured_at,
         layer,
         hidden.stride(0),
         0 if residual is None else residual.stride(0),
-        tables.captured.shape[1],
         D=d_model,
         BLOCK=triton.next_power_of_2(d_model),
         HAS_RESIDUAL=residual is not None,
         N_ENTRIES=tables.layers.shape[1],
-        N_CAPTURED=tables.captured.shape[0],
+        N_CAPTURED=tables.capture_layers.shape[1],
         N_NUMBERS=len(Numbers._fields),
         num_warps=4 if d_model <= 2048 else 8,
     )
@@ -274,11 +292,12 @@ def residual_reference(
 ) -> None:
     """The reference of `residual_`, one token and one entry at a time."""
     by_code = list(OPERATIONS.values())
-    if not tables.active[layer]:
+    number, n_tokens = tables.now.tolist()
+    if tables.active[layer] != number:
         return
-    tables.ran[layer] = tables.active[layer]
+    tables.ran[layer] = number
     rest = torch.zeros_like(hidden) if residual is None else residual
-    for token in range(len(hidden)):
+    for token in range(n_tokens):
         x = hidden[token].float() + rest[token].float()
         change = torch.zeros_like(x)
         is_steered, done = False, 0
@@ -304,7 +323,7 @@ def residual_reference(
             }[operation]
             change += factor * d
             done |= int(tables.users[token, entry]) if factor != 0 else 0
-        if is_steered:
+        if is_steered != 0:
             new = (hidden[token].float() + change).to(hidden.dtype).where(change != 0, hidden[token])
             fits = bool((new + rest[token]).float().square().sum() <= MOST_SQUARE)
             if bool((new == hidden[token]).all()):
@@ -314,4 +333,5 @@ def residual_reference(
         after = hidden[token].float() + rest[token].float()
         for place in range(tables.capture_layers.shape[1]):
             if tables.capture_layers[token, place] == layer:
-                tables.captured[place, token] = x if tables.capture_before[token] else after
+                row = tables.capture_rows[token] + place
+                tables.captured[row] = x if tables.capture_before[token] else after

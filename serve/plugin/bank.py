@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 
 from morfi.engine.directions import DecoderRows, Direction, SaeLatents, unpack
 from morfi.engine.steering import Latent
 from morfi.errors import InputError
 from morfi.kernels.residual import Directions, Numbers
+from morfi.serve.plugin.transfers import to_device
 
 _MOST_LATENTS = 4096
 
@@ -72,7 +74,11 @@ class Registry:
 
 
 class Bank:
-    """The directions in use, as rows of tensors with fixed addresses; the longest unused row goes first."""
+    """The directions in use, as rows of tensors with fixed addresses.
+
+    A row is one direction's while requests hold it, and until another needs it: what nobody has held for
+    longest goes first.
+    """
 
     def __init__(self, n_slots: int, d_model: int, device: torch.device) -> None:
         self.n_slots = n_slots
@@ -81,48 +87,89 @@ class Bank:
             encoders=torch.zeros(n_slots, d_model, device=device),
             numbers=torch.zeros(n_slots, len(Numbers._fields), device=device),
         )
-        self._slots: OrderedDict[str, int] = OrderedDict()
+        self._slots: dict[str, int] = {}
+        self._holders: Counter[str] = Counter()
+        self._unheld: OrderedDict[str, None] = OrderedDict()  # that have a row, the longest unheld first
+        self._forgotten: set[str] = set()  # to be emptied when nobody holds them
         self._free = list(range(n_slots - 1, -1, -1))
+        self._new: dict[int, Direction] = {}  # by slot, not on the device yet
 
     @property
     def n_used(self) -> int:
         """Rows that hold a direction, in use or not."""
         return len(self._slots)
 
-    def slots(self, wanted: Mapping[str, bytes]) -> dict[str, int]:
-        """The row of each packed direction, all of them at once; others may be overwritten for them."""
-        if len(wanted) > self.n_slots:
-            raise RuntimeError(f"{len(wanted)} directions in one step; {self.n_slots} fit")
+    def hold(self, wanted: Mapping[str, bytes]) -> dict[str, int] | None:
+        """The row of each packed direction, kept until it is released; None where too few are not held.
+
+        `write` brings them to the device.
+        """
         missing = [name for name in wanted if name not in self._slots]
+        n_unheld = len(self._unheld) - sum(name in self._unheld for name in wanted)
+        if len(missing) > len(self._free) + n_unheld:
+            return None
+        self._holders.update(wanted.keys())
         for name in wanted:
-            if name in self._slots:
-                self._slots.move_to_end(name)
+            self._unheld.pop(name, None)
         for name in missing:
-            # What is wanted now was moved to the end or comes later, so the first is not wanted.
-            slot = self._free.pop() if self._free else self._slots.popitem(last=False)[1]
+            slot = self._free.pop() if self._free else self._slots.pop(self._unheld.popitem(last=False)[0])
             self._slots[name] = slot
-            self._write(slot, unpack(wanted[name]))
+            self._new[slot] = unpack(wanted[name])
         return {name: self._slots[name] for name in wanted}
 
+    def release(self, names: Iterable[str]) -> None:
+        """Undoes one `hold` of each."""
+        for name in names:
+            self._holders[name] -= 1
+            if self._holders[name]:
+                continue
+            del self._holders[name]
+            self._unheld[name] = None
+            if name in self._forgotten:
+                self.forget(name)
+
     def forget(self, name: str) -> None:
-        """Empties the row of a direction, if it has one; where it is wanted again it is written again."""
-        slot = self._slots.pop(name, None)
-        if slot is None:
+        """Empties the row of a direction, if it has one, as soon as nobody holds it."""
+        if name in self._holders:
+            self._forgotten.add(name)
             return
+        self._forgotten.discard(name)
+        if name not in self._slots:
+            return
+        slot = self._slots.pop(name)
+        del self._unheld[name]
+        self._new.pop(slot, None)
         for tensor in (self.directions.vectors, self.directions.encoders, self.directions.numbers):
             tensor[slot] = 0.0
         self._free.append(slot)
 
-    def _write(self, slot: int, direction: Direction) -> None:
-        square = float(direction.vector.double().square().sum())
-        numbers = Numbers(
-            bias=direction.bias,
-            threshold=direction.threshold,
-            inverse_square=1.0 / square,
-            along=1.0 if direction.encoder is None else 1.0 / math.sqrt(square),
-            is_rescaled=float(direction.norm_rescaled),
-        )
+    def write(self) -> None:
+        """Brings new directions to the device, all in one copy, for which the host does not wait."""
+        if not self._new:
+            return
         rows = self.directions
-        rows.vectors[slot] = direction.vector
-        rows.encoders[slot] = 0.0 if direction.encoder is None else direction.encoder
-        rows.numbers[slot] = torch.tensor(numbers)
+        d_model = rows.vectors.shape[1]
+        values = np.zeros((len(self._new), 2 * d_model + len(Numbers._fields) + 1), np.float32)
+        values[:, -1] = np.array(list(self._new), np.int32).view(np.float32)
+        for row, direction in zip(values, self._new.values(), strict=True):
+            row[:d_model] = direction.vector.numpy()
+            if direction.encoder is not None:
+                row[d_model : 2 * d_model] = direction.encoder.numpy()
+            row[2 * d_model : -1] = _numbers(direction)
+        self._new.clear()
+        staged = to_device(values, rows.vectors.device)
+        slots = staged[:, -1].view(torch.int32).long()
+        rows.vectors.index_copy_(0, slots, staged[:, :d_model])
+        rows.encoders.index_copy_(0, slots, staged[:, d_model : 2 * d_model])
+        rows.numbers.index_copy_(0, slots, staged[:, 2 * d_model : -1])
+
+
+def _numbers(direction: Direction) -> Numbers:
+    square = float(direction.vector.double().square().sum())
+    return Numbers(
+        bias=direction.bias,
+        threshold=direction.threshold,
+        inverse_square=1.0 / square,
+        along=1.0 if direction.encoder is None else 1.0 / math.sqrt(square),
+        is_rescaled=float(direction.norm_rescaled),
+    )

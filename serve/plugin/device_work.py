@@ -2,85 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from morfi.engine.steering import MAX_CAPTURED_LAYERS, MAX_ENTRIES
+from morfi.engine.steering import MAX_CAPTURED_LAYERS, MAX_ENTRIES, within
+from morfi.kernels.expand import Part, expand
 from morfi.kernels.residual import Directions, Tables, make_tables, residual_
+from morfi.serve.plugin.device_requests import DeviceRequests
+from morfi.serve.plugin.progress import Note
 from morfi.serve.plugin.steps import Steps
-from morfi.serve.plugin.work import LayerWork
+from morfi.serve.plugin.transfers import Fetched, to_device
+from morfi.serve.plugin.work import Batch, Captured
 
 Kernel = Callable[[torch.Tensor, torch.Tensor | None, int, Tables, Directions], None]
+Expand = Callable[[torch.Tensor, torch.Tensor, Tables, int, int], None]
+_COLUMN = {name: number for number, name in enumerate(Part._fields)}
 
 
 class DeviceWork:
     """Tables at fixed addresses for steps of up to `n_tokens` tokens, and what the layers left in them."""
 
     def __init__(
-        self, n_layers: int, n_tokens: int, d_model: int, device: torch.device, kernel: Kernel = residual_
+        self,
+        n_layers: int,
+        n_tokens: int,
+        d_model: int,
+        device: torch.device,
+        kernel: Kernel = residual_,
+        *,
+        expand: Expand = expand,
     ) -> None:
-        self.tables = make_tables(n_layers, n_tokens, MAX_ENTRIES, MAX_CAPTURED_LAYERS, d_model, device)
-        self.steps = Steps(self.tables.marks, n_layers)
+        self.tables = make_tables(n_layers, n_tokens, MAX_ENTRIES, MAX_CAPTURED_LAYERS, device)
+        self._copies = None if device.type == "cpu" else torch.Stream(device)
+        self.steps = Steps(self.tables.marks, n_layers, self._copies)
+        self.requests = DeviceRequests(device)
+        self._d_model = d_model
+        self._device = device
         self._kernel = kernel
+        self._expand = expand
         self._is_active = False  # whether the tables give any layer something to do
-        self._n_filled = 0  # tokens of the tables that say anything
 
-    def fill(self, work: Mapping[int, LayerWork]) -> None:
-        """Tells the layers what to do in the next step; they have nothing to do where `work` names none."""
-        if not work:
+    def begin(self, batch: Batch, reached: np.ndarray) -> Note | None:
+        """Tells the layers what to do in the next step; None where they have nothing to do.
+
+        `reached`: the positions that its requests have reached before, int64 [n].
+        """
+        self.requests.write()
+        layers, is_working = self.requests.steered(batch)
+        parts = self.requests.parts[batch.seats]
+        parts[:, _COLUMN["first_row"]] = batch.first_rows
+        parts[:, _COLUMN["n_rows"]] = batch.counts
+        parts[:, _COLUMN["start"]] = batch.starts
+        captured = self._captured(batch, reached, parts)
+        n_captured = sum(len(one.positions) * len(one.layers) for one in captured)
+        for one in captured:
+            layers.extend(one.layers)
+            is_working |= batch.seats == one.live.seat
+        if not layers:
             self.idle()
-            return
-        n_tokens = 1 + max((row for one in work.values() for row in _rows(one)), default=-1)
-        self.steps.begin(list(work), n_tokens)
-        tables = self.tables
-        n = max(n_tokens, self._n_filled)
-        self._n_filled = n_tokens
-        active = np.zeros(len(tables.active), np.int32)
-        integers = np.full((3, n, MAX_ENTRIES), -1, np.int32)
-        strengths, lows = np.zeros((2, n, MAX_ENTRIES), np.float32)
-        users = np.zeros((n, MAX_ENTRIES), np.int32)
-        capture = np.full((n, MAX_CAPTURED_LAYERS), -1, np.int32)
-        before = np.zeros(n, np.int32)
-        used = np.zeros(n, np.int64)  # entries of a token that are taken
-        for layer, one in work.items():
-            active[layer] = self.steps.mark
-            if one.rows:
-                rows = np.array(one.rows)
-                places = used[rows] + _occurrence(rows)
-                np.add.at(used, rows, 1)
-                integers[0][rows, places] = layer
-                integers[1][rows, places] = one.slots
-                integers[2][rows, places] = one.operations
-                strengths[rows, places] = one.strengths
-                lows[rows, places] = one.lows
-                users[rows, places] = one.users
-            for live, rows_of_live, _ in one.captured:
-                assert live.capture is not None
-                here = slice(rows_of_live.start, rows_of_live.stop)
-                capture[here, live.capture.layers.index(layer)] = layer
-                before[here] = live.capture.before
-        for to, values in (
-            (tables.active, active),
-            (tables.layers[:n], integers[0]),
-            (tables.slots[:n], integers[1]),
-            (tables.operations[:n], integers[2]),
-            (tables.strengths[:n], strengths),
-            (tables.lows[:n], lows),
-            (tables.users[:n], users),
-            (tables.changed[:n], np.zeros(n, np.int32)),
-            (tables.capture_layers[:n], capture),
-            (tables.capture_before[:n], before),
-        ):
-            to.copy_(torch.from_numpy(values))
+            return None
+        n_rows = batch.n_rows
+        self.steps.begin(sorted(set(layers)), n_rows)
+        self.tables.captured = torch.empty(n_captured, self._d_model, device=self._device)
+        self._expand(
+            to_device(parts, self._device), self.requests.records, self.tables, self.steps.mark, n_rows
+        )
         self._is_active = True
+        return Note(batch.only(is_working), self.steps.last, None, captured)
+
+    def end(self, note: Note, input_ids: torch.Tensor | None) -> None:
+        """All of the step is on its way; what it captured is fetched, unless its tokens are None."""
+        self.steps.end()
+        if note.captured and input_ids is not None:
+            tokens = input_ids[: self.steps.n_tokens].clone()  # the next step's come to the same place
+            note.fetched = Fetched([self.tables.captured, tokens], self._copies)
 
     def idle(self) -> None:
         """Leaves nothing to do for the layers; raises MorfiError where a step is known to lack its work."""
         self.steps.settle()
         if self._is_active:
-            self.tables.active.zero_()
+            self.tables.now.zero_()
             self._is_active = False
 
     def run(
@@ -89,31 +92,25 @@ class DeviceWork:
         """The work of one layer: the kernel runs in every step, so that a graph holds it."""
         self._kernel(hidden, residual, layer, self.tables, directions)
 
-    def captured(self, layer: int, work: LayerWork) -> torch.Tensor:
-        """The rows captured after `layer`, in the order of `work.captured`: float32 [n, d_model].
-
-        Raises MorfiError unless the step did its work: what lies in the tables else is an earlier step's.
-        """
-        self.steps.prove(self.steps.last)
-        parts = []
-        for live, rows, _ in work.captured:
-            assert live.capture is not None
-            place = live.capture.layers.index(layer)
-            parts.append(self.tables.captured[place, rows.start : rows.stop])
-        return torch.cat(parts).cpu()
-
-
-def _rows(work: LayerWork) -> Iterable[int]:
-    yield from work.rows
-    for _, rows, _ in work.captured:
-        yield rows.stop - 1
-
-
-def _occurrence(rows: np.ndarray) -> np.ndarray:
-    """For each element, how many equal ones stand before it."""
-    order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    first = np.searchsorted(ordered, ordered)
-    found = np.empty(len(rows), np.int64)
-    found[order] = np.arange(len(rows)) - first
-    return found
+    def _captured(self, batch: Batch, reached: np.ndarray, parts: np.ndarray) -> list[Captured]:
+        """What a step captures; notes in `parts` where it goes."""
+        found: list[Captured] = []
+        place = 0
+        for index in np.flatnonzero(parts[:, _COLUMN["n_layers"]]).tolist():
+            live = self.requests.capturing[int(batch.seats[index])]
+            start, stop = int(batch.starts[index]), int(batch.stops[index])
+            # A preempted request computes positions again, to equal values.
+            first = max(start, int(reached[index]))
+            parts[index, _COLUMN["captured_from"]] = first
+            parts[index, _COLUMN["captured_row"]] = place
+            positions = [
+                one for low, high in within(live.capture_spans, first, stop) for one in range(low, high)
+            ]
+            if not positions:
+                continue
+            offset = int(batch.first_rows[index]) - start
+            layers = parts[index, len(_COLUMN) :][: parts[index, _COLUMN["n_layers"]]].tolist()
+            rows = [offset + position for position in positions]
+            found.append(Captured(live, layers, positions, rows, place))
+            place += len(positions) * len(layers)
+        return found

@@ -203,16 +203,16 @@ def _prepare_inputs_v1(original: Callable[..., Any], self: Any, *args: Any, **kw
     batch = self.input_batch
     n = batch.num_reqs
     counts = args[1] if len(args) > 1 else kwargs["num_scheduled_tokens"]
-    request_ids, starts = batch.req_ids[:n], batch.num_computed_tokens_cpu[:n].tolist()
-    state.begin(request_ids, starts, counts.tolist())
+    request_ids, starts = batch.req_ids[:n], batch.num_computed_tokens_cpu[:n]
+    state.begin(request_ids, starts, counts)
     if state.shared_layers is not None:
         token_ids = np.split(_input_ids(self)[: counts.sum()].numpy(), counts.cumsum()[:-1])
         tables = batch.block_table.block_tables
         state.share(
             request_ids,
-            starts,
+            starts.tolist(),
             [ids.tolist() for ids in token_ids],
-            lambda index: _blocks(tables, index, starts[index]),
+            lambda index: _blocks(tables, index, int(starts[index])),
         )
     return found
 
@@ -230,8 +230,7 @@ def _prepare_inputs_v2(original: Callable[..., Any], self: Any, *args: Any, **kw
     state = self.morfi_state
     if state is not None and state.is_busy:
         n = batch.num_reqs
-        starts = batch.num_computed_tokens_np[:n]
-        state.begin(batch.req_ids[:n], starts.tolist(), batch.num_scheduled_tokens[:n].tolist())
+        state.begin(batch.req_ids[:n], batch.num_computed_tokens_np[:n], batch.num_scheduled_tokens[:n])
     return batch
 
 
@@ -256,7 +255,7 @@ def _execute_model(
         if new.sampling_params is not None and new.req_id not in state.live:
             state.add(new.req_id, new.prompt_len, new.sampling_params.extra_args)
     found = original(self, scheduler_output, *args, **kwargs)
-    if state.work or state.shared_layers is not None:
+    if state.has_work:
         state.end(_input_ids(self))
     return found
 

@@ -49,11 +49,7 @@ class Reporting:
     def morfi_close_shards(self) -> str | None:
         """Writes what is left and ends with it; says what went wrong with the files, None for nothing."""
         state: ResidualState | None = self.model_runner.morfi_state
-        if state is None or state.shards is None:
-            return None
-        shards, state.shards = state.shards, None
-        shards.close()
-        return shards.failure
+        return None if state is None else state.close_shards()
 
     def morfi_slots(self) -> dict[str, int]:
         """How many rows the table of directions has and how many hold one; requests whose state is kept."""
@@ -126,6 +122,7 @@ def _wants(request: Any) -> bool:
 
 def _report(live: Live, state: ResidualState, n_computed: int | None) -> Report:
     unproven = state.unproven(live, n_computed)
+    standing = state.standing(live)
     captured = {}
     for layer, parts in live.captured.items():
         positions = [position for part in parts for position in part.positions]
@@ -134,10 +131,10 @@ def _report(live: Live, state: ResidualState, n_computed: int | None) -> Report:
         captured[str(layer)] = (positions, token_ids, values.cpu().numpy().tobytes())
     return {
         "layers": [state.layers.start, state.layers.stop],
-        "reached": live.reached,
+        "reached": standing.reached,
         "unproven": unproven,
-        "first": live.first,
-        "changed": live.changed.tobytes(),
+        "first": standing.first,
+        "changed": standing.changed,
         "failure": None if state.shards is None else state.shards.failure,
         "n_captured": {str(layer): n for layer, n in live.n_captured.items()},
         "captured": captured,

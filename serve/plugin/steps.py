@@ -7,40 +7,45 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from morfi.errors import MorfiError
+from morfi.serve.plugin.transfers import Fetched
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step behind which the layers' numbers are copied to the host; `ready` None where they are there."""
+    """A step behind which the layers' numbers are copied to the host."""
 
     number: int
     layers: tuple[int, ...]  # those that had work
-    marks: torch.Tensor  # int32 [n_layers + n_tokens], on the host
-    ready: torch.Event | None
-    n_told: int  # of `marks`, those that say anything
+    marks: Fetched  # int32 [n_layers + n_tokens]
 
 
 class Steps:
     """The steps of one worker that had work, numbered from 1, and whether their work is known to be done.
 
-    A layer whose operation runs writes the step's mark to `ran`. A copy of it follows each step to the host,
-    on the stream of the step: when it has come the step is proven, or no step after it ever is.
+    A layer whose operation runs writes the step's mark to `ran`. A copy of it follows each step to the host:
+    when it has come the step is proven, or no step after it ever is.
     """
 
-    def __init__(self, marks: torch.Tensor, n_layers: int | None = None) -> None:
-        """`marks`: int32 on the device, `ran` of each layer, then what changed each token of a step."""
+    def __init__(
+        self, marks: torch.Tensor, n_layers: int | None = None, stream: torch.Stream | None = None
+    ) -> None:
+        """`marks`: int32 on the device, `ran` of each layer, then what changed each token of a step.
+
+        They are fetched on `stream`, as `Fetched` does it.
+        """
         self._marks = marks
+        self._stream = stream
         self._n_layers = len(marks) if n_layers is None else n_layers
-        self._n_tokens = 0  # of the step that has begun
-        self.changed: dict[int, list[int]] = {}  # of each proven step, until it is taken
+        self.n_tokens = 0  # of the step that has begun
+        self.changed: dict[int, np.ndarray] = {}  # uint16, of each proven step until it is taken
         self._lock = threading.Lock()  # outputs are fetched in another thread
         self._number = 0
         self._open: tuple[int, ...] | None = None  # the layers of the step that has begun
         self._running: deque[_Step] = deque()
-        self._spare: list[torch.Tensor] = []
         self._proven = 0
         self._failure: str | None = None
 
@@ -66,31 +71,21 @@ class Steps:
         self.settle()
         self._number += 1
         self._open = tuple(layers)
-        self._n_tokens = n_tokens
+        self.n_tokens = n_tokens
 
     def end(self) -> None:
         """All of the step that was begun is on its way."""
         assert self._open is not None
-        told = self._marks[: self._n_layers + self._n_tokens]
-        if told.device.type == "cpu":
-            step = _Step(self._number, self._open, told.clone(), None, len(told))
-        else:
-            marks = self._spare.pop() if self._spare else self._pinned()
-            marks[: len(told)].copy_(told, non_blocking=True)
-            ready = torch.Event(told.device)
-            ready.record()
-            step = _Step(self._number, self._open, marks, ready, len(told))
+        told = self._marks[: self._n_layers + self.n_tokens].clone()  # the next step's come to the same place
+        step = _Step(self._number, self._open, Fetched([told], self._stream))
         self._open = None
         with self._lock:
             self._running.append(step)
 
-    def _pinned(self) -> torch.Tensor:
-        return torch.empty_like(self._marks, device="cpu").pin_memory()
-
     def settle(self) -> None:
         """Looks at the steps that have ended meanwhile; raises MorfiError if one did not do its work."""
         with self._lock:
-            while self._running and (self._running[0].ready is None or self._running[0].ready.query()):
+            while self._running and self._running[0].marks.is_there:
                 self._look_at(self._running.popleft())
             if self._failure is not None:
                 raise MorfiError(self._failure)
@@ -98,15 +93,16 @@ class Steps:
     def prove(self, number: int) -> None:
         """Waits for step `number`; raises MorfiError unless it and all before it did their work."""
         with self._lock:
-            awaited = [step.ready for step in self._running if step.number <= number]
-        if awaited and awaited[-1] is not None:
-            awaited[-1].synchronize()
+            awaited = [step.marks for step in self._running if step.number <= number]
+        if awaited:
+            awaited[-1].wait()
         self.settle()
         if self._proven < number:
             raise MorfiError(f"nothing says that step {number} did its work")
 
     def _look_at(self, step: _Step) -> None:
-        marks = step.marks[: step.n_told].tolist()
+        (fetched,) = step.marks.take()
+        marks = fetched.numpy()
         missing = [layer for layer in step.layers if marks[layer] != _mark(step.number)]
         if missing and self._failure is None:
             self._failure = (
@@ -114,10 +110,9 @@ class Steps:
                 "step; no answer is given. Start the engine again, with enforce_eager=true if it recurs"
             )
         if self._failure is None:
-            self.changed[step.number] = marks[self._n_layers :]  # before others see that it is proven
+            # Before others see that it is proven.
+            self.changed[step.number] = marks[self._n_layers :].astype(np.uint16)
             self._proven = step.number
-        if step.ready is not None:
-            self._spare.append(step.marks)
 
 
 def _mark(number: int) -> int:

@@ -47,8 +47,9 @@ def draw_case(
         is_rescaled=(torch.arange(N_SLOTS) % 3 == 0).float(),
     )
     directions = Directions(vectors, encoders, torch.stack(numbers, 1).contiguous())
-    tables = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, 2, d_model)
-    tables.active.copy_(torch.tensor([7, 0, 7]))
+    tables = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, 2)
+    tables.now.copy_(torch.tensor([7, N_TOKENS]))
+    tables.active.copy_(torch.tensor([7, 6, 7]))
     tables.layers.copy_(integers(-1, N_LAYERS, N_TOKENS, N_ENTRIES))
     tables.slots.copy_(integers(0, N_SLOTS, N_TOKENS, N_ENTRIES))
     tables.operations.copy_(integers(0, len(OPERATIONS), N_TOKENS, N_ENTRIES))
@@ -60,8 +61,14 @@ def draw_case(
     tables.capture_layers[:, 0] = torch.tensor([0, -1, 0, 1, -1, 2, -1, -1, 0])
     tables.capture_layers[:, 1] = torch.tensor([2, -1, -1, 0, -1, 1, -1, -1, 2])
     tables.capture_before.copy_(integers(0, 2, N_TOKENS))
-    tables.captured.fill_(UNWRITTEN)
+    tables.capture_rows.copy_(2 * torch.randperm(N_TOKENS, generator=draw))
+    place_captured(tables, torch.full((2 * N_TOKENS, d_model), UNWRITTEN))
     return hidden, residual, tables, directions
+
+
+def place_captured(tables: Tables, captured: torch.Tensor) -> None:
+    tables.captured = captured
+    tables.captured_at.fill_(captured.data_ptr())
 
 
 def compare(d_model: int, dtype: torch.dtype, seed: int) -> int:
@@ -72,6 +79,7 @@ def compare(d_model: int, dtype: torch.dtype, seed: int) -> int:
     n_changed = 0
     for layer in range(N_LAYERS):
         before, expected, expected_tables = hidden.clone(), hidden.clone(), copy.deepcopy(tables)
+        place_captured(expected_tables, expected_tables.captured)
         residual_(hidden, residual, layer, tables, directions)
         residual_reference(expected, residual, layer, expected_tables, directions)
         torch.testing.assert_close(hidden, expected, equal_nan=True, **close)
@@ -83,8 +91,9 @@ def compare(d_model: int, dtype: torch.dtype, seed: int) -> int:
         assert changed.any() == (layer != 1), "layer 1 is not active"
         assert torch.equal(hidden.isnan().any(1), hidden.isnan().all(1))
         n_changed += int(changed.sum())
-    wanted = (tables.capture_layers == 0) | (tables.capture_layers == 2)
-    assert torch.equal((tables.captured != UNWRITTEN).any(2), wanted.T)
+    wanted = (tables.capture_layers == 0) | (tables.capture_layers == 2)  # by token and place
+    written = (tables.captured != UNWRITTEN).any(1).view(-1, 2)[tables.capture_rows // 2]
+    assert torch.equal(written, wanted)
     assert tables.ran.tolist() == [7, 0, 7]
     assert torch.equal(hidden.isnan().any(1), (tables.changed & UNFIT) != 0)
     return n_changed
@@ -93,11 +102,11 @@ def compare(d_model: int, dtype: torch.dtype, seed: int) -> int:
 def leave(d_model: int) -> bool:
     """Whether a pass with nothing to do changes no bit."""
     hidden, residual, _, directions = draw_case(d_model, torch.float32, 0)
-    idle = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, 2, d_model)
+    idle = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, 2)
     before = hidden.clone()
     for layer in range(N_LAYERS):
         residual_(hidden, residual, layer, idle, directions)
-    return torch.equal(hidden, before) and not idle.captured.any()
+    return torch.equal(hidden, before) and not idle.ran.any()
 
 
 if __name__ == "__main__":

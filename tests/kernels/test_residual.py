@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from ahead_of_time import compiled
 
-from morfi.kernels.residual import Numbers, residual_kernel
+from morfi.engine.steering import MAX_CAPTURED_LAYERS, MAX_ENTRIES
+from morfi.kernels.residual import Directions, Numbers, make_tables, residual_
 
 
 @pytest.mark.long
@@ -31,29 +34,18 @@ def test_the_kernel_equals_its_reference_in_the_interpreter() -> None:
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("d_model", "has_residual"), [(576, True), (4096, True), (768, False)])
 def test_the_kernel_compiles_ahead_of_time(
-    capability: int, dtype: str, d_model: int, *, has_residual: bool
+    capability: int, dtype: torch.dtype, d_model: int, *, has_residual: bool
 ) -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    constants = {
-        "D": d_model,
-        "BLOCK": triton.next_power_of_2(d_model),
-        "HAS_RESIDUAL": has_residual,
-        "N_ENTRIES": 8,
-        "N_CAPTURED": 2,
-        "N_NUMBERS": len(Numbers._fields),
-    }
-    signature = dict.fromkeys(residual_kernel.arg_names, "*i32")
-    signature |= dict.fromkeys(("hidden", "residual"), f"*{dtype}")
-    signature |= dict.fromkeys(("vectors", "encoders", "numbers", "strengths", "captured"), "*fp32")
-    signature |= dict.fromkeys(("layer", "hidden_stride", "residual_stride", "n_rows"), "i32")
-    signature |= dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=residual_kernel, signature=signature, constexprs=constants)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
+    hidden = torch.zeros(16, d_model, dtype=dtype)
+    rows = torch.zeros(4, d_model)
+    directions = Directions(rows, rows, torch.zeros(4, len(Numbers._fields)))
+    tables = make_tables(32, 16384, MAX_ENTRIES, MAX_CAPTURED_LAYERS)
+    residual = hidden if has_residual else None
+    made = compiled(lambda: residual_(hidden, residual, 15, tables, directions), capability)
     assert f".target sm_{capability}" in made.asm["ptx"]
     assert made.asm["cubin"]
+    if dtype == torch.float32 and not d_model % 512:
+        assert "ld.global.v4" in made.asm["ptx"], "16 bytes at a time"

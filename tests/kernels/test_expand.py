@@ -1,0 +1,44 @@
+"""The kernel that makes the tables of a pass equals its reference, and compiles for sm_80 and sm_90."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ahead_of_time import compiled
+
+from morfi.engine.steering import MAX_CAPTURED_LAYERS, MAX_ENTRIES
+from morfi.kernels.expand import Part, Record, expand_
+from morfi.kernels.residual import make_tables
+
+
+@pytest.mark.long
+def test_the_kernel_equals_its_reference_in_the_interpreter() -> None:
+    script = Path(__file__).with_name("interpreted_expand.py")
+    done = subprocess.run(
+        [sys.executable, "-P", str(script)],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert len(found) == 5
+    assert all(sum(each) > 20 for each in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernel_compiles_ahead_of_time(capability: int) -> None:
+    parts = torch.zeros(256, len(Part._fields) + MAX_CAPTURED_LAYERS, dtype=torch.int32)
+    records = torch.zeros(64, len(Record._fields), dtype=torch.int32)
+    tables = make_tables(32, 16384, MAX_ENTRIES, MAX_CAPTURED_LAYERS)
+    tables.captured = torch.zeros(16, 64)
+    made = compiled(lambda: expand_(parts, records, tables, 17, 256), capability)
+    assert f".target sm_{capability}" in made.asm["ptx"]
+    assert made.asm["cubin"]
