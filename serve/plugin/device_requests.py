@@ -12,7 +12,8 @@ from morfi.serve.plugin.transfers import to_device
 from morfi.serve.plugin.work import Batch, Live
 
 _LAYER, _FIRST, _STOP = (Record._fields.index(name) for name in ("layer", "first", "stop"))
-_OWNER = len(Record._fields)  # a row more, that the host alone has: the seat, 0 for no entry of any
+_OWNER = len(Record._fields)  # a row more, that the host alone has: the seat, 0 for a record of no one
+_NO_LAYER = -1  # of spans that are captured
 
 
 class DeviceRequests:
@@ -45,14 +46,10 @@ class DeviceRequests:
             whats = [(one.layer, live.slots[one.direction], one.operation.code) for one in entries]
             columns = [*np.array(whats).T, *amounts.T, [entry.users for entry in entries]]
             here[:_FIRST, :n_entries] = np.repeat(np.array(columns, np.int32), each, axis=1)
-        here[_FIRST:_OWNER] = (
-            np.array(
-                [(first, ENDLESS if stop is None else stop) for first, stop in [*spans, *places]], np.int32
-            )
-            .reshape(n, 2)
-            .T
-        )
-        here[_OWNER, :n_entries] = live.seat
+        ends = [(first, ENDLESS if stop is None else stop) for first, stop in [*spans, *places]]
+        here[_FIRST:_OWNER] = np.array(ends, np.int32).reshape(n, 2).T
+        here[_LAYER, n_entries:] = _NO_LAYER
+        here[_OWNER] = live.seat
         self._new.append(range(place, place + n))
         if live.seat >= len(self.parts):
             self.parts = enlarged(self.parts, 2 * live.seat)
@@ -81,17 +78,20 @@ class DeviceRequests:
         staged = to_device(np.ascontiguousarray(values, np.int32), self.records.device)
         self.records.index_copy_(0, staged[:, -1].long(), staged[:, :-1])
 
-    def steered(self, batch: Batch) -> tuple[list[int], np.ndarray]:
-        """The layers after which a step steers, and which of its requests: bool [n]."""
+    def concerned(self, batch: Batch) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """The layers after which a step steers, which requests it steers and which it captures: bool [n]."""
         starts, stops = np.zeros((2, len(self.parts)), np.int32)
         starts[batch.seats], stops[batch.seats] = batch.starts, batch.stops
         starts[0] = stops[0] = 0
         here = self._on_host[:, : self._end]
         owners = here[_OWNER]
         hit = (here[_FIRST] < stops[owners]) & (here[_STOP] > starts[owners])
-        is_steered = np.zeros(len(self.parts), bool)
-        is_steered[owners[hit]] = True
-        return np.flatnonzero(np.bincount(here[_LAYER][hit])).tolist(), is_steered[batch.seats]
+        owners, layers = owners[hit], here[_LAYER][hit]
+        is_steered, is_captured = np.zeros((2, len(self.parts)), bool)
+        is_steered[owners[layers != _NO_LAYER]] = True
+        is_captured[owners[layers == _NO_LAYER]] = True
+        steered = np.flatnonzero(np.bincount(layers - _NO_LAYER)[1:]).tolist()
+        return steered, is_steered[batch.seats], is_captured[batch.seats]
 
     def _take(self, seat: int, n: int) -> int:
         """The first of `n` records in a row that are no one's."""

@@ -50,16 +50,23 @@ class DeviceWork:
         `reached`: the positions that its requests have reached before, int64 [n].
         """
         self.requests.write()
-        layers, is_working = self.requests.steered(batch)
+        layers, is_working, is_captured = self.requests.concerned(batch)
         parts = self.requests.parts[batch.seats]
         parts[:, _COLUMN["first_row"]] = batch.first_rows
         parts[:, _COLUMN["n_rows"]] = batch.counts
         parts[:, _COLUMN["start"]] = batch.starts
-        captured = self._captured(batch, reached, parts)
-        n_captured = sum(len(one.positions) * len(one.layers) for one in captured)
-        for one in captured:
+        captured: list[Captured] = []
+        n_captured = 0
+        for index in np.flatnonzero(is_captured).tolist():
+            one = self._captured(batch, index, int(reached[index]), n_captured)
+            if not one.positions:  # a preempted request computes them again, to equal values
+                continue
+            parts[index, _COLUMN["captured_from"]] = one.positions[0]
+            parts[index, _COLUMN["captured_row"]] = n_captured
+            captured.append(one)
             layers.extend(one.layers)
-            is_working |= batch.seats == one.live.seat
+            is_working[index] = True
+            n_captured += len(one.positions) * len(one.layers)
         if not layers:
             self.idle()
             return None
@@ -92,25 +99,13 @@ class DeviceWork:
         """The work of one layer: the kernel runs in every step, so that a graph holds it."""
         self._kernel(hidden, residual, layer, self.tables, directions)
 
-    def _captured(self, batch: Batch, reached: np.ndarray, parts: np.ndarray) -> list[Captured]:
-        """What a step captures; notes in `parts` where it goes."""
-        found: list[Captured] = []
-        place = 0
-        for index in np.flatnonzero(parts[:, _COLUMN["n_layers"]]).tolist():
-            live = self.requests.capturing[int(batch.seats[index])]
-            start, stop = int(batch.starts[index]), int(batch.stops[index])
-            # A preempted request computes positions again, to equal values.
-            first = max(start, int(reached[index]))
-            parts[index, _COLUMN["captured_from"]] = first
-            parts[index, _COLUMN["captured_row"]] = place
-            positions = [
-                one for low, high in within(live.capture_spans, first, stop) for one in range(low, high)
-            ]
-            if not positions:
-                continue
-            offset = int(batch.first_rows[index]) - start
-            layers = parts[index, len(_COLUMN) :][: parts[index, _COLUMN["n_layers"]]].tolist()
-            rows = [offset + position for position in positions]
-            found.append(Captured(live, layers, positions, rows, place))
-            place += len(positions) * len(layers)
-        return found
+    def _captured(self, batch: Batch, index: int, reached: int, place: int) -> Captured:
+        """What a step captures of its request `index` from the position `reached` on."""
+        live = self.requests.capturing[int(batch.seats[index])]
+        start, stop = int(batch.starts[index]), int(batch.stops[index])
+        parts = within(live.capture_spans, max(start, reached), stop)
+        positions = [position for low, high in parts for position in range(low, high)]
+        offset = int(batch.first_rows[index]) - start
+        own = self.requests.parts[live.seat]
+        layers = own[len(_COLUMN) :][: own[_COLUMN["n_layers"]]].tolist()
+        return Captured(live, layers, positions, [offset + position for position in positions], place)

@@ -103,12 +103,11 @@ class Progress:
         """How far a request is known to have come."""
         if live.left is not None:
             return live.left
-        seat, reached = live.seat, self._reached[live.seat]
-        for note in self._notes:
-            reached = min(reached, *note.batch.starts[note.batch.seats == seat], reached)
-        first = int(self._first[seat])
-        self._widen(int(reached))
-        return Standing(first, int(reached), self._changed[seat, first:reached].tobytes())
+        seat, first = live.seat, int(self._first[live.seat])
+        untold = [int(one) for note in self._notes for one in note.batch.starts[note.batch.seats == seat]]
+        reached = min([int(self._reached[seat]), *untold])
+        self._widen(reached)
+        return Standing(first, reached, self._changed[seat, first:reached].tobytes())
 
     def _tell(self, batch: Batch, changed: np.ndarray) -> None:
         seats, starts, stops = batch.seats, batch.starts, batch.stops

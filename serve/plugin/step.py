@@ -136,9 +136,8 @@ class ResidualState:
         self._note = None
         if not self.live:
             return
-        seats = np.fromiter(
-            map(self._seats.get, request_ids, itertools.repeat(0)), np.int64, len(request_ids)
-        )
+        found = map(self._seats.get, request_ids, itertools.repeat(0))
+        seats = np.fromiter(found, np.int64, len(request_ids))
         n_rows = np.asarray(counts, np.int64)
         batch = Batch(seats, n_rows.cumsum() - n_rows, np.asarray(starts, np.int64), n_rows)
         reached = self._progress.begin(batch)
@@ -205,11 +204,12 @@ class ResidualState:
                 one.live.n_captured.update(dict.fromkeys(one.layers, len(one.positions)))
             if note.fetched is None:
                 continue
-            values, tokens = note.fetched.take()
+            values, fetched = note.fetched.take()
+            tokens = fetched.numpy()
             for one in note.captured:
                 n, k = len(one.positions), len(one.layers)
                 here = values[one.place : one.place + n * k].view(n, k, self.d_model)
-                token_ids = tokens[list(one.rows)].tolist()
+                token_ids = tokens[one.rows].tolist()
                 for index, layer in enumerate(one.layers):
                     # Nothing of the step's own memory, which is pinned, is kept.
                     self._keep(one.live, layer, one.positions, token_ids, here[:, index].clone())

@@ -213,3 +213,56 @@ def test_only_who_needs_a_step_waits_for_it() -> None:
         steps.prove(3)
     with pytest.raises(MorfiError, match="layer 1"):
         steps.prove(1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_tables_and_torch_do_the_same_while_requests_come_and_go(seed: int) -> None:
+    """They end, are preempted, left out of steps, have many spans, and more directions than the bank."""
+    draw, torch_draw = random.Random(seed), torch.Generator().manual_seed(seed)
+    packed = {one.sha256: pack(one) for one in (Direction(torch.randn(D_MODEL)) for _ in range(40))}
+    states = [make_state(None), make_state(DeviceWork(N_LAYERS, N_TOKENS, D_MODEL, CPU, residual_reference))]
+    at: dict[str, int] = {}  # of those that have not ended, their next position
+    for step in range(25):
+        for number in range(draw.randrange(4)):
+            name = f"{step}-{number}"
+            spans = tuple(sorted(draw.sample(range(12), draw.randrange(1, 6))))
+            own = dict(draw.sample(list(packed.items()), 4))
+            asked = [Steering(draw.randrange(N_LAYERS), one, strength=1.0, positions=spans) for one in own]
+            capture = draw.choice((None, Capture((1,), spans)))
+            ready = {**to_json(asked, capture), "report": True, "shard": None, "directions": own}
+            at[name] = 0
+            for state in states:
+                state.add(name, 3, {"morfi": ready})
+        for name in draw.sample(list(at), len(at) // 4):
+            if draw.random() < 0.5:
+                at[name] = 0  # preempted
+                continue
+            del at[name]
+            for state in states:
+                state.finish(name)
+        names = draw.sample(list(at), min(len(at), 6))
+        counts = [draw.randrange(1, 4) for _ in names]
+        stream = torch.randn(sum(counts), D_MODEL, generator=torch_draw)
+        results = []
+        for state in states:
+            state.idle()
+            state.begin(names, [at[name] for name in names], counts)
+            for layer in range(N_LAYERS):
+                results.append(stream.clone())
+                state.apply(layer, results[-1], None)
+            state.end(torch.arange(sum(counts)))
+        for ours, theirs in zip(results[:N_LAYERS], results[N_LAYERS:], strict=True):
+            torch.testing.assert_close(ours, theirs)
+        at |= {name: at[name] + count for name, count in zip(names, counts, strict=True)}
+    followed = [*states[0].live, *states[0].ended]
+    assert [*states[1].live, *states[1].ended] == followed
+    for one, other in zip(*(state.take(followed) for state in states), strict=True):
+        assert one is not None
+        assert other is not None
+        assert states[1].unproven(other) is None
+        assert states[0].standing(one) == states[1].standing(other)
+        assert one.n_captured == other.n_captured
+        for mine, its in zip(one.captured.get(1, []), other.captured.get(1, []), strict=True):
+            assert mine.positions == its.positions
+            torch.testing.assert_close(mine.values, its.values)
