@@ -102,7 +102,8 @@ def table(sides: Sequence[str], times: Sequence[Sequence[dict[str, list[float]]]
     for number, (n_requests, n_entries) in enumerate(CASES):
         cells = [f"{n_requests:,}", str(n_entries)]
         for one in times:
-            cells += [f"{statistics.median(one[number][key]):.2f}" for key in ("begin", "step")]
+            each = [one[number][key] for key in ("begin", "step")]
+            cells += [f"{statistics.median(values):.2f} ({min(values):.2f})" for values in each]
         lines.append(f"| {' | '.join(cells)} | {TARGETS_MS[n_requests]} |")
     return lines
 
@@ -133,7 +134,7 @@ def main() -> None:
         "",
         f"All requests steered at all positions, {N_LAYERS} layers, {N_DIRECTIONS} directions; "
         f"{device_name()}, one thread; {options.rounds} rounds of {options.steps} steps"
-        f"{'' if options.baseline is None else ' a side, in turns'}; medians.",
+        f"{'' if options.baseline is None else ' a side, in turns'}; medians, with the lowest.",
         "",
         *table(sides, times),
         "",
