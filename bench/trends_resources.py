@@ -7,10 +7,11 @@ bench/results/trends_gpu_paper.md. `bench/trends_gpu.py` is what measures.
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ import torch
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
-from morfi.kernels.encode_fused import block_of, encode_kernel
-from morfi.kernels.null import MAX_ENUMERATED
-from morfi.kernels.trend_triton import BLOCK, ROWS, page_kernel, resampled_sums_kernel, trend_kernel
+from morfi.kernels import compaction, encode_fused, encode_library, trend_triton
+from morfi.kernels.encode_fused import block_of
+from morfi.kernels.encoder import ACTIVATIONS, Encoder, Nonzeros
+from morfi.kernels.null import trend_null
 from morfi.latents.trend_inputs import ON_GPU
 
 RESULTS = Path(__file__).resolve().parent / "results" / "trends_gpu_paper.md"
@@ -35,6 +38,9 @@ N_LAUNCHES = 40  # of small kernels after each tile, about: sort, search, gather
 LAUNCH_US = 5  # to queue one from Python
 # Bytes of shared memory that a program may have (CUDA C++ Programming Guide, Technical Specifications).
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
+FUSED = ("relu", "gated", "topk", "dense")  # JumpReLU's is ReLU's
+COMPACTED = ("relu", "gated", "topk")
+N_LATENTS = 256  # of what is compiled; neither that nor the number of questions is a constant
 _USED = re.compile(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)")
 
 
@@ -45,68 +51,100 @@ class Resources:
     registers: int  # per thread
     spilled: int  # bytes per thread, of its stack and of local memory
     shared: int  # bytes
+    n_warps: int
 
 
-def compiled_resources(
-    kernel: Any, types: Sequence[str], constants: Mapping[str, int | str], capability: int, **options: int
-) -> Resources:
-    """Compiles `kernel` for sm_`capability`; `types` are those of its arguments before the constants.
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A GPU that Triton takes to be there; nothing can run on it."""
 
-    A type is like "*bf16", "fp32" or "i32"; pointers, and what has the type "i32:16", are taken to be
-    multiples of 16, as Triton finds them to be nearly always. "i32:1" is the number 1, compiled in.
+    capability: int
+
+    def get_current_device(self) -> int:
+        return -self.capability  # under which Triton keeps what it compiled
+
+    def get_current_stream(self, device: int) -> int:
+        return device
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+
+def launched(capability: int, call: Callable[[], Any]) -> list[Resources]:
+    """Compiles what `call` launches, on tensors of a CPU, for sm_`capability`; nothing runs.
+
+    Triton itself finds types, constants, hints and options in the arguments, as it does on a GPU.
     """
-    names = kernel.arg_names[: len(types)]
-    ones = {name: 1 for name, kind in zip(names, types, strict=True) if kind.endswith(":1")}
-    signature = {name: kind.partition(":")[0] for name, kind in zip(names, types, strict=True)}
-    signature |= dict.fromkeys(ones, "constexpr")
-    signature |= dict.fromkeys(kernel.arg_names[len(types) :], "constexpr")
-    aligned = [place for place, kind in enumerate(types) if kind.startswith("*") or kind.endswith(":16")]
-    source = ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs=dict(constants) | ones,
-        attrs={(place,): [["tt.divisibility", 16]] for place in aligned},
-    )
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    made: list[Any] = []
+    run: Any = JITFunction.run
+
+    def compiled(kernel: Any, *args: Any, warmup: bool, **options: Any) -> None:
+        made.append(run(kernel, *args, warmup=True, **options))
+
+    kept: Any = JITFunction
+    driver.set_active(_Target(capability))
+    kept.run = compiled
+    try:
+        call()
+    finally:
+        kept.run = run
+        if torch.cuda.is_available():
+            driver.reset_active()
+    return [_resources(kernel) for kernel in made]
+
+
+def _resources(made: Any) -> Resources:
     used = _USED.search(_dump(made.asm["cubin"]))
     assert used is not None
     registers, stack, local = map(int, used.groups())
-    return Resources(registers, stack + local, made.metadata.shared)
+    return Resources(registers, stack + local, made.metadata.shared, made.metadata.num_warps)
 
 
-def encode_resources(
-    dtype: str, capability: int, *, gated: bool = False, limits: bool = False, dense: bool = False
-) -> Resources:
-    """Resources of `encode_kernel` for inputs that are "bf16", "fp16" or "fp32"."""
-    block = block_of(torch.float32 if dtype == "fp32" else torch.bfloat16)
-    options = {name: int(block.pop(name)) for name in ("num_warps", "num_stages")}
-    constants = {"IS_GATED": gated, "HAS_LIMITS": limits, "IS_DENSE": dense}
-    types = [f"*{dtype}"] * 2 + ["*fp32"] * 5 + ["*i32"] * 2 + ["*fp32"] + ["i32"] * 3
-    types += ["i32:16"] * 4
-    return compiled_resources(encode_kernel, types, constants | block, capability, **options)
+def encode_resources(kind: str, dtype: torch.dtype, way: str, capability: int) -> Resources:
+    """Resources of a way's kernel for an activation, or, of the fused way, of "dense" pre-activations."""
+    ones = torch.ones(N_LATENTS)
+    settings: dict[str, dict[str, Any]] = {
+        "jumprelu": {"threshold": ones},
+        "gated": {"r_mag": ones, "b_mag": ones},
+        "topk": {"k": 2},
+    }
+    activation = kind if kind in ACTIVATIONS else "relu"
+    encoder = Encoder(torch.ones(64, N_LATENTS, dtype=dtype), ones, activation, **settings.get(kind, {}))
+    x, latents = torch.ones(48, 64, dtype=dtype), slice(0, N_LATENTS)
+    limits = torch.ones(48) if kind == "topk" else None
+    module = encode_fused if way == "fused" else encode_library
+    (used,) = launched(
+        capability,
+        lambda: (
+            module.encode_dense(x, encoder, latents)
+            if kind == "dense"
+            else compaction.start_tile(module.launch, x, encoder, latents, limits)
+        ),
+    )
+    return used
 
 
 def sums_resources(capability: int) -> Resources:
     """Resources of `resampled_sums_kernel`."""
-    types = ("*i64", "*i64", "*fp32", "*u8", "*fp32", "i32", "i32:16", "i32:16")
-    return compiled_resources(resampled_sums_kernel, types, {"ROWS": ROWS, "BLOCK": BLOCK}, capability)
+    found = Nonzeros(torch.zeros(65, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    counts = torch.zeros(48, B, dtype=torch.uint8)
+    (used,) = launched(capability, lambda: trend_triton.resampled_sums(found, counts))
+    return used
 
 
-def trend_resources(
-    capability: int, n_conditions: int, *, has_table: bool, is_resampled: bool = True
-) -> Resources:
+def trend_resources(capability: int, n_conditions: int, *, is_resampled: bool = True) -> Resources:
     """Resources of `trend_kernel`, for the means of resamples or for the full sample's alone."""
-    types = ["*fp32"] * 3 + ["*i32", "*fp32"] + ["*i32"] * 3 + ["*fp32"] + ["i32"] * 3 + ["fp32"] * 7
-    constants = {"C": n_conditions, "HAS_TABLE": has_table, "BLOCK": BLOCK if is_resampled else 1}
-    if not is_resampled:
-        types[10] = "i32:1"
-    return compiled_resources(trend_kernel, types, constants, capability)
+    means = torch.zeros(n_conditions, 64, 1 + B if is_resampled else 1)
+    null = trend_null(tuple(range(n_conditions)))
+    (used,) = launched(capability, lambda: trend_triton.reduce_trends(means, null, 0.05))
+    return used
 
 
 def page_resources(capability: int, n_conditions: int) -> Resources:
     """Resources of `page_kernel`."""
-    types = ["*fp32"] * 4 + ["i32"]
-    return compiled_resources(page_kernel, types, {"C": n_conditions, "BLOCK": BLOCK}, capability)
+    values, midranks = torch.zeros(n_conditions, N), torch.arange(float(n_conditions))
+    (used,) = launched(capability, lambda: trend_triton.page_blocks(values, midranks))
+    return used
 
 
 def _dump(cubin: bytes) -> str:
@@ -141,31 +179,30 @@ def resource_rows() -> list[str]:
     """A line of the table for each kernel and architecture."""
     lines = []
     for gpu in GPUS:
-        found: dict[str, tuple[Resources, int]] = {}
-        for dtype in ("bf16", "fp16", "fp32"):
-            warps = int(block_of(torch.float32 if dtype == "fp32" else torch.bfloat16)["num_warps"])
-            for epilogue in ("", "gated", "limits", "dense"):
-                used = encode_resources(dtype, gpu.capability, **({epilogue: True} if epilogue else {}))
-                found[f"encode {dtype} {epilogue or 'relu, jumprelu'}"] = used, warps
-        found["resampled sums"] = sums_resources(gpu.capability), 4
+        found: dict[str, Resources] = {}
+        for dtype, kind in itertools.product((torch.bfloat16, torch.float16, torch.float32), FUSED):
+            name = f"fused, {str(dtype).partition('.')[2]}, {kind}"
+            found[name] = encode_resources(kind, dtype, "fused", gpu.capability)
+        for kind in COMPACTED:
+            found[f"compacted, {kind}"] = encode_resources(kind, torch.float32, "library", gpu.capability)
+        found["resampled sums"] = sums_resources(gpu.capability)
         for n in (3, 7, 10, 21):
-            used = trend_resources(gpu.capability, n, has_table=n <= MAX_ENUMERATED)
-            found[f"trend, {n} conditions"] = used, 4
-            found[f"Page, {n} conditions"] = page_resources(gpu.capability, n), 4
-        for name, (used, warps) in found.items():
+            found[f"trend, {n} conditions"] = trend_resources(gpu.capability, n)
+            found[f"Page, {n} conditions"] = page_resources(gpu.capability, n)
+        for name, used in found.items():
             limit = SHARED_LIMIT[gpu.capability]
             lines.append(
-                f"| {name} | sm_{gpu.capability} | {warps} | {used.registers} | {used.spilled} | "
-                f"{used.shared / 1024:.0f} of {limit // 1024} | {resident(used, warps, limit)} |"
+                f"| {name} | sm_{gpu.capability} | {used.n_warps} | {used.registers} | {used.spilled} | "
+                f"{used.shared / 1024:.0f} of {limit // 1024} | {resident(used, limit)} |"
             )
     return lines
 
 
-def resident(used: Resources, n_warps: int, shared_limit: int) -> int:
+def resident(used: Resources, shared_limit: int) -> int:
     """Programs that a multiprocessor holds at once, by registers (given in eights), shared memory, warps."""
-    by_registers = REGISTERS // (32 * n_warps * (-(-used.registers // 8) * 8))
+    by_registers = REGISTERS // (32 * used.n_warps * (-(-used.registers // 8) * 8))
     by_shared = (shared_limit + 1024) // (used.shared + 1024)  # a kilobyte is kept for each
-    return min(by_registers, by_shared, 64 // n_warps, 32)
+    return min(by_registers, by_shared, 64 // used.n_warps, 32)
 
 
 def encode_counts(d_sae: int) -> dict[str, float]:

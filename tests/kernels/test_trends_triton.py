@@ -12,8 +12,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
-from morfi.kernels.null import MAX_ENUMERATED
+from morfi.kernels import encode_fused
 
 
 def load_bench() -> ModuleType:
@@ -60,24 +61,29 @@ def check(found: Any, capability: int) -> None:
     assert 0 < found.registers <= 255
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
-@pytest.mark.parametrize("epilogue", ["plain", "gated", "limits", "dense"])
-def test_encoding_compiles_without_spills(epilogue: str, dtype: str, capability: int) -> None:
-    chosen = {} if epilogue == "plain" else {epilogue: True}
-    found = bench.encode_resources(dtype, capability, **chosen)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("kind", bench.FUSED)
+def test_the_fused_kernel_compiles_without_spills(kind: str, dtype: torch.dtype, capability: int) -> None:
+    found = bench.encode_resources(kind, dtype, "fused", capability)
     check(found, capability)
+    assert found.n_warps == encode_fused.block_of(dtype)["num_warps"]
     assert found.shared >= 64 * 1024, "the loads are not pipelined"
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("kind", bench.COMPACTED)
+def test_the_compacting_kernel_compiles_without_spills(kind: str, capability: int) -> None:
+    check(bench.encode_resources(kind, torch.float32, "library", capability), capability)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("capability", [80, 90])
 def test_what_follows_compiles_without_spills(capability: int) -> None:
     check(bench.sums_resources(capability), capability)
     for n_conditions in (3, 7, 10, 21):
-        has_table = n_conditions <= MAX_ENUMERATED
         for is_resampled in (True, False):
-            found = bench.trend_resources(
-                capability, n_conditions, has_table=has_table, is_resampled=is_resampled
-            )
-            check(found, capability)
+            check(bench.trend_resources(capability, n_conditions, is_resampled=is_resampled), capability)
         check(bench.page_resources(capability, n_conditions), capability)
