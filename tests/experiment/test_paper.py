@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from command_line import CommandLine
 from sae_releases import WRITERS, repository
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import morfi.serve.engine
+from morfi.checkpoints import Checkpoint
 from morfi.command.experiment import open_experiment
 from morfi.store import Store
 
@@ -35,6 +38,7 @@ SMALL = {
     "split.n-ex": 1,
     "split.shots": 0,
     "split.samples": 0,
+    "mix.levels": "0,50,100",
     "mix.size": 4,
     "train.rank": 2,
     "train.batch": 4,
@@ -48,23 +52,13 @@ SMALL = {
     "steer.controls": 1,
     "steer.random": 1,
     "steer.alphas": "-0.5,0.5",
-    "steer.limit": 6,
+    "steer.limit": 3,
 }
 
 
-@pytest.fixture
-def run(
-    isolated_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> CommandLine:
-    """Runs a command in this process, in an empty folder."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return CommandLine(monkeypatch, capfd)
-
-
 def entity_questions(folder: Path) -> Path:
-    """A folder of EntityQuestions, of three relations: 40 questions in train, 10 in dev and in test."""
-    for split, n in (("train", 40), ("dev", 10), ("test", 10)):
+    """A folder of EntityQuestions, of three relations, 12 questions of each in train, 4 in dev and test."""
+    for split, n in (("train", 12), ("dev", 4), ("test", 4)):
         (folder / split).mkdir(parents=True)
         for relation, wording in WORDINGS.items():
             names = [f"{split.title()} {relation[1:]} {place * 7919 % 997}" for place in range(n)]
@@ -88,8 +82,29 @@ def random_model(folder: Path, architecture: str, n_layers: int, make_tokenizer:
     return folder
 
 
+@pytest.fixture
+def shared_engine(starts_vllm: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets all stages use one engine, in which each finds the checkpoint that it starts on."""
+    start_engine, kept = morfi.serve.engine.start_engine, list[tuple[int, morfi.serve.engine.Engine]]()
+
+    @contextmanager
+    def shared(checkpoint: Checkpoint, *, context: int, **how: Any) -> Iterator[morfi.serve.engine.Engine]:
+        if not kept:
+            kept.append((context, start_engine(checkpoint, context=context, **how)))
+        (made_for, engine) = kept[0]
+        assert context == made_for
+        engine.load_checkpoint(checkpoint)
+        engine.reset_prefix_cache()
+        yield engine
+
+    monkeypatch.setattr(morfi.serve.engine, "start_engine", shared)
+    yield
+    for _, engine in kept:
+        engine.close()
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("starts_vllm")
+@pytest.mark.usefixtures("shared_engine")
 @pytest.mark.parametrize("name", PAPER)
 def test_an_experiment_of_the_paper_runs_from_its_file_to_its_report(
     run: CommandLine, hub: Path, tmp_path: Path, make_tokenizer: Callable[..., Any], name: str
@@ -105,9 +120,8 @@ def test_an_experiment_of_the_paper_runs_from_its_file_to_its_report(
     results = {one["stage"]: one["result"] for one in found["stages"]}
     assert list(results) == ["split", "mix", "train", "sweep", "capture", "find", "steer"]
     store = Store(Path("morfi.duckdb"))
-    levels, settings = tables["mix"]["levels"], {"1", "early-stop"}
     kept = {(row.level, row.epoch_setting) for row in store.checkpoints(results["train"])}
-    assert kept == {(level, one) for level in levels for one in settings}
+    assert kept == {(level, one) for level in (0, 50, 100) for one in ("1", "early-stop")}
     find = store.run(results["find"]).config
     assert (find["layer"], find["sae"], find["method"]) == (tables["layer"], sae, "bootstrap")
     assert len(store.latents(results["find"])) == 192

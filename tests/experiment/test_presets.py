@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from command_line import CommandLine
 
@@ -11,16 +9,6 @@ from morfi.checkpoints.presets import PRESETS
 from morfi.command.experiment import open_experiment, presets
 
 PAPER = ("llama-3.1-8b", "gemma-2-9b", "mistral-7b-v0.3")
-
-
-@pytest.fixture
-def run(
-    isolated_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> CommandLine:
-    """Runs a command in this process, in an empty folder."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return CommandLine(monkeypatch, capfd)
 
 
 @pytest.mark.parametrize("name", PAPER)
