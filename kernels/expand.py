@@ -84,7 +84,7 @@ def _captured_rows(part, records, positions, inside, end, BLOCK: tl.constexpr):
     return found
 
 
-@triton.jit(do_not_specialize=["number", "n_rows", "address"])
+@triton.jit(do_not_specialize=["number", "n_rows"])
 def expand_kernel(
     parts,
     records,
@@ -102,9 +102,9 @@ def expand_kernel(
     capture_before,
     capture_rows,
     captured_at,
+    captured,
     number,
     n_rows,
-    address,
     N_ENTRIES: tl.constexpr,
     N_CAPTURED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -114,7 +114,7 @@ def expand_kernel(
     if tl.program_id(0) == 0:
         tl.store(now, number)
         tl.store(now + 1, n_rows)
-        tl.store(captured_at, address)
+        tl.store(captured_at, captured.to(tl.int64))
     start, count = tl.load(part + _START), tl.load(part + _N_ROWS)
     entry, n_entries = tl.load(part + _ENTRY), tl.load(part + _N_ENTRIES)
     n_layers = tl.load(part + _N_LAYERS)
@@ -178,9 +178,9 @@ def expand_(parts: torch.Tensor, records: torch.Tensor, tables: Tables, number: 
         tables.capture_before,
         tables.capture_rows,
         tables.captured_at,
+        tables.captured,
         number,
         n_rows,
-        tables.captured.data_ptr(),
         N_ENTRIES=tables.layers.shape[1],
         N_CAPTURED=tables.capture_layers.shape[1],
         BLOCK=_BLOCK,
