@@ -138,8 +138,8 @@ class ResidualState:
             return
         found = map(self._seats.get, request_ids, itertools.repeat(0))
         seats = np.fromiter(found, np.int64, len(request_ids))
-        n_rows = np.asarray(counts, np.int64)
-        batch = Batch(seats, n_rows.cumsum() - n_rows, np.asarray(starts, np.int64), n_rows)
+        n_rows = np.array(counts, np.int64)  # vLLM writes to its own again while the step runs
+        batch = Batch(seats, n_rows.cumsum() - n_rows, np.array(starts, np.int64), n_rows)
         reached = self._progress.begin(batch)
         self._take_slots(batch)
         if self.device_work is not None:
