@@ -1,42 +1,47 @@
-"""Seconds of the Triton kernels of trends on a GPU, beside cuBLAS and the roofline, after they prove correct.
+"""Times of both ways to encode on a GPU, beside the bare product and the roofline, after they prove correct.
 
-Claim: at d_model 4,096, d_sae 32,768 and 131,072, 5,000 questions, 7 conditions, 1,000 resamples in bf16,
-the cuBLAS time of the encode products alone is at least 80 % of `find_trends`'. First every kernel is
-compared with its reference on the GPU, twice for equal bits, and `find_trends` with the CPU's. Then sides
-take turns: cuBLAS, the fused kernel, cuBLAS with a float32 workspace and torch's nonzero (the rival), and
-all of `find_trends`. Writes bench/results/trends_gpu.md. `--small` only tries the script itself, on a GPU or
-in Triton's interpreter, and writes nothing.
+First every kernel is compared with its reference on the GPU, twice for equal bits, and `find_trends` with the
+CPU's. Then sides take turns at every width, number of latents and density: cuBLAS' product alone, the fused
+kernel, and cuBLAS with one pass that compacts. The table says which way is faster beside what the rule in
+morfi/kernels/encode.py says, and below it stands the claim that at d_model 4,096, 5,000 questions, 7
+conditions and 1,000 resamples in bf16 the products alone are at least 80 % of `find_trends`. Writes
+bench/results/trends_gpu.md. `--small` only tries the script itself, on a GPU or in Triton's interpreter, and
+writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 import triton
 
 from morfi.device import device_name
-from morfi.kernels import compaction, encode_fused, trend_triton
-from morfi.kernels.encode import row_limits
-from morfi.kernels.encoder import ACTIVATIONS, Encoder, encode_reference
+from morfi.kernels import compaction, encode_fused, encode_library, trend_triton
+from morfi.kernels.encode import is_fused_faster, row_limits
+from morfi.kernels.encoder import ACTIVATIONS, Encoder, Nonzeros, Way, encode_reference, tiles
 from morfi.kernels.null import trend_null
 from morfi.kernels.page import page_reference
 from morfi.kernels.resample import resample_counts
 from morfi.kernels.trend_reference import trend_reference
+from morfi.latents.trend_inputs import ON_GPU
 from morfi.latents.trends import find_trends
 from morfi.runs.provenance import versions
 
 RESULTS = Path(__file__).resolve().parent / "results" / "trends_gpu.md"
 LEVELS = (0, 10, 25, 50, 75, 90, 100)
 RARE = 3.0  # standard deviations: 0.13 % of the activations are above
-PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bf16 operations per second, data sheets
+# Dense bf16 operations and bytes per second, data sheets.
+PEAKS = {"A100": (312e12, 2.04e12), "H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12)}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -50,8 +55,14 @@ class Size:
     resamples: int
 
 
-SIZES = (Size(4096, 32_768, 5000, 1000), Size(4096, 131_072, 5000, 1000))
+WIDTHS = (576, 2304, 3584, 4096)
+D_SAES = (16_384, 32_768, 65_536, 131_072)
+DENSITIES = (0.0005, 0.0015, 0.005, 0.02)
+SIZES = tuple(Size(d_model, d_sae, 5000, 1000) for d_model in WIDTHS for d_sae in D_SAES)
+WHOLE = (Size(4096, 32_768, 5000, 1000), Size(4096, 131_072, 5000, 1000))
 SMALL = (Size(64, 96, 40, 20),)
+WAYS: dict[Way, ModuleType] = {"fused": encode_fused, "library": encode_library}
+BARE = "bare"
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -76,23 +87,23 @@ def check_kernels(device: str, shapes: Sequence[tuple[int, int, int]]) -> None:
     """Stops unless every kernel equals its reference, and gives the same bits twice."""
     # The interpreter multiplies the bits of bfloat16 as integers.
     dtypes = DTYPES if device == "cuda" else (torch.float32, torch.float16)
-    for activation, dtype, (n, d_model, d_sae) in itertools.product(ACTIVATIONS, dtypes, shapes):
+    for activation, dtype, (n, d_model, d_sae), way in itertools.product(ACTIVATIONS, dtypes, shapes, WAYS):
+        case = f"{way} {activation} {dtype} {(n, d_model, d_sae)}"
         encoder = make_encoder(activation, d_model, d_sae, dtype, device)
         x, latents = normal(n, d_model, seed=3).to(device, dtype), slice(0, d_sae)
-        limits = row_limits(x, encoder, d_sae)
-        one, other = (
-            compaction.start_tile(encode_fused.launch, x, encoder, latents, limits)() for _ in range(2)
-        )
+        limits = row_limits(x, replace(encoder, way=None if device == "cpu" else way), d_sae)
+        launch = WAYS[way].launch
+        one, other = (compaction.start_tile(launch, x, encoder, latents, limits)() for _ in range(2))
         for name in ("starts", "questions", "values"):
             if not torch.equal(getattr(one, name), getattr(other, name)):
-                raise SystemExit(f"{activation} {dtype} {(n, d_model, d_sae)}: two runs differ in {name}")
+                raise SystemExit(f"{case}: two runs differ in {name}")
         found = torch.zeros(d_sae, n, device=device)
         latent = torch.arange(d_sae, device=device).repeat_interleave(one.starts.diff())
         found[latent, one.questions] = one.values
         # A value next to its threshold may be kept by one side alone.
         close = torch.isclose(found.T, encode_reference(x, encoder), rtol=1e-3, atol=1e-3)
         if int((~close).sum()) > close.numel() // 1000:
-            raise SystemExit(f"{activation} {dtype} {(n, d_model, d_sae)}: {int((~close).sum())} differ")
+            raise SystemExit(f"{case}: {int((~close).sum())} differ")
         counts = resample_counts([0] * n, 70, 0, device)[:, 1:]
         sums = trend_triton.resampled_sums(one, counts)
         torch.testing.assert_close(sums.double(), found.double() @ counts.double(), rtol=1e-5, atol=1e-4)
@@ -167,43 +178,19 @@ def seconds(call: Callable[[], Any], device: str) -> float:
     return float(start.elapsed_time(stop)) / 1000
 
 
-def measure(size: Size, device: str, rounds: int) -> dict[str, list[float]]:
+def encode_all(way: Way, x: torch.Tensor, encoder: Encoder) -> list[Nonzeros]:
+    """All latents by a way, each tile started before the last is waited for, as `find_trends` does it."""
+    parts, ends = tiles(encoder, ON_GPU.encoded), []
+    found = []
+    for latents in parts:
+        ends.append(compaction.start_tile(WAYS[way].launch, x, encoder, latents))
+        if len(ends) > 1:
+            found.append(ends.pop(0)())
+    return found + [end() for end in ends]
+
+
+def in_turns(sides: dict[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, list[float]]:
     """Seconds of every side, in turns, after two rounds to warm up."""
-    activations = [x.to(device) for x in make_conditions(size, torch.bfloat16)]
-    encoder = make_encoder("relu", size.d_model, size.d_sae, torch.bfloat16, device)
-    parts = [slice(at, min(at + 32_768, size.d_sae)) for at in range(0, size.d_sae, 32_768)]
-
-    def fused() -> None:
-        last = None
-        for x, latents in itertools.product(activations, parts):
-            started = compaction.start_tile(encode_fused.launch, x, encoder, latents)
-            if last is not None:
-                last()
-            last = started
-        assert last is not None
-        last()
-
-    def rival() -> None:
-        for x, latents in itertools.product(activations, parts):
-            pre = torch.mm(encoder.W_enc[:, latents].T, x.T, out_dtype=torch.float32)
-            keep = pre > -encoder.b_enc[latents, None]
-            latent, _ = keep.nonzero(as_tuple=True)
-            pre[keep] + encoder.b_enc[latents][latent]
-
-    sides: dict[str, Callable[[], Any]] = {
-        "cuBLAS, the products alone": lambda: [
-            x @ encoder.W_enc[:, part] for x in activations for part in parts
-        ],
-        "encoded to non-zeros, fused": fused,
-        "find_trends": lambda: find_trends(
-            activations, LEVELS, encoder, method="bootstrap", n_resamples=size.resamples, device=device
-        ),
-        'find_trends, method "page"': lambda: find_trends(
-            activations, LEVELS, encoder, method="page", device=device
-        ),
-    }
-    if device != "cpu":
-        sides["encoded to non-zeros, cuBLAS to a float32 workspace and torch"] = rival
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 2):
         for name, call in sides.items():
@@ -213,32 +200,82 @@ def measure(size: Size, device: str, rounds: int) -> dict[str, list[float]]:
     return taken
 
 
-def report(found: dict[Size, dict[str, list[float]]], peak: float | None) -> str:
+def measure(size: Size, device: str, rounds: int, peaks: tuple[float, float] | None) -> Iterator[str]:
+    """A line of the table for each density at a size."""
+    draw = torch.Generator(device).manual_seed(1)
+    shape = size.d_model, size.d_sae
+    weights = torch.randn(shape, generator=draw, device=device, dtype=torch.float16) / size.d_model**0.5
+    x = torch.randn(size.n, size.d_model, generator=draw, device=device, dtype=torch.float16)
+    if device != "cpu":  # bfloat16, which the interpreter does not multiply
+        weights, x = weights.bfloat16(), x.bfloat16()
+    for density in DENSITIES:
+        bias = -statistics.NormalDist().inv_cdf(1 - density)
+        encoder = Encoder(weights, torch.full((size.d_sae,), bias, device=device))
+        kept = {way: sum(len(one.values) for one in encode_all(way, x, encoder)) for way in WAYS}
+        if abs(kept["fused"] - kept["library"]) > 2 + kept["library"] // 1000:
+            raise SystemExit(f"{size}: the ways keep {kept} latents")
+        sides: dict[str, Callable[[], Any]] = {BARE: lambda: x @ weights}
+        sides |= {way: functools.partial(encode_all, way, x, encoder) for way in WAYS}
+        taken = in_turns(sides, device, rounds)
+        middle = {name: statistics.median(times) for name, times in taken.items()}
+        cells = [f"{1e3 * middle[name]:.2f} ({1e3 * min(taken[name]):.2f})" for name in sides]
+        cells += [share(bound(size, kept["fused"], peaks), middle[name]) for name in sides]
+        by_rule = is_fused_faster(size.d_model, weights.dtype, kept["fused"] / (size.n * size.d_sae))
+        cells += ["fused" if middle["fused"] < middle["library"] else "library"]
+        cells += ["fused" if by_rule else "library"]
+        yield f"| {size.d_model:,} | {size.d_sae:,} | {100 * density:g} % | {' | '.join(cells)} |"
+
+
+def bound(size: Size, n_kept: int, peaks: tuple[float, float] | None) -> float | None:
+    """The least seconds that encoding to non-zeros takes: its operations, or its bytes once."""
+    if peaks is None:
+        return None
+    operations = 2 * size.n * size.d_model * size.d_sae
+    n_bytes = 2 * size.d_model * (size.d_sae + size.n) + 8 * n_kept
+    return max(operations / peaks[0], n_bytes / peaks[1])
+
+
+def share(part: float | None, whole: float) -> str:
+    """A part of a whole in percent."""
+    return "-" if part is None else f"{100 * part / whole:.0f} %"
+
+
+def measure_whole(size: Size, device: str, rounds: int) -> str:
+    """A sentence on all of `find_trends` at a size."""
+    activations = [x.to(device) for x in make_conditions(size, torch.bfloat16)]
+    encoder = make_encoder("relu", size.d_model, size.d_sae, torch.bfloat16, device)
+    settings: dict[str, Any] = {"n_resamples": size.resamples, "device": device}
+    sides: dict[str, Callable[[], Any]] = {
+        BARE: lambda: [x @ encoder.W_enc[:, part] for x in activations for part in tiles(encoder, 32_768)],
+        "bootstrap": lambda: find_trends(activations, LEVELS, encoder, method="bootstrap", **settings),
+        "page": lambda: find_trends(activations, LEVELS, encoder, method="page", device=device),
+    }
+    taken = {name: statistics.median(times) for name, times in in_turns(sides, device, rounds).items()}
+    found = " and ".join(
+        f'{1e3 * taken[name]:.1f} ms with the method "{name}" (products {share(taken[BARE], taken[name])})'
+        for name in ("bootstrap", "page")
+    )
+    return (
+        f"`find_trends` of {len(LEVELS)} conditions at d_model {size.d_model:,} and d_sae {size.d_sae:,}, "
+        f"{size.resamples:,} resamples: {found}; the products alone {1e3 * taken[BARE]:.1f} ms."
+    )
+
+
+def report(rows: Sequence[str], whole: Sequence[str], n: int) -> str:
     """The results as Markdown."""
+    head = ["d_model", "d_sae", "kept", "product alone ms", "fused ms", "library ms"]
+    head += ["product: share of the roofline", "fused", "library", "faster", "by the rule"]
     lines = [
-        "# Finding trends on a GPU",
+        "# Encoding and finding trends on a GPU",
         "",
-        f"{device_name()}; bf16, {len(LEVELS)} conditions. All kernels equal their references on this "
-        "device and give the same bits twice. Medians of rounds in turn, with the lowest and highest.",
-    ]
-    for size, taken in found.items():
-        bare = statistics.median(taken["cuBLAS, the products alone"])
-        floor = None if peak is None else 2 * size.n * size.d_model * size.d_sae * len(LEVELS) / peak
-        lines += [
-            "",
-            f"d_model {size.d_model:,}, d_sae {size.d_sae:,}, {size.n:,} questions, {size.resamples:,} "
-            "resamples",
-            "",
-            "| | ms | cuBLAS' share of it | share of the roofline |",
-            "|---|---|---|---|",
-        ]
-        for name, times in taken.items():
-            middle = statistics.median(times)
-            spread = f"{1e3 * middle:.2f} ({1e3 * min(times):.2f} - {1e3 * max(times):.2f})"
-            share = "-" if floor is None else f"{100 * floor / middle:.0f} %"
-            lines.append(f"| {name} | {spread} | {100 * bare / middle:.0f} % | {share} |")
-    lines += [
+        f"{device_name()}; bf16, {n:,} questions. All kernels equal their references on this device and "
+        "give the same bits twice. Medians of rounds in turn, with the lowest.",
         "",
+        f"| {' | '.join(head)} |",
+        "|" + "---|" * len(head),
+        *rows,
+        "",
+        *(line for sentence in whole for line in (sentence, "")),
         ", ".join(f"{name} {one}" for name, one in versions().items()) + f", triton {triton.__version__}",
     ]
     return "\n".join(lines) + "\n"
@@ -260,9 +297,11 @@ def main() -> None:
     check_trends(device)
     check_whole(device, small if options.small else Size(576, 4608, 1000, 200))
     print("every kernel is right")
-    peaks = [peak for name, peak in PEAKS.items() if name in device_name()]
-    found = {size: measure(size, device, 1 if options.small else options.rounds) for size in sizes}
-    text = report(found, peaks[0] if peaks else None)
+    peaks = next((peak for name, peak in PEAKS.items() if name in device_name()), None)
+    rounds = 1 if options.small else options.rounds
+    rows = [row for size in sizes for row in measure(size, device, rounds, peaks)]
+    whole = [measure_whole(size, device, rounds) for size in (SMALL if options.small else WHOLE)]
+    text = report(rows, whole, sizes[0].n)
     if not options.small:
         RESULTS.write_text(text)
     print(text)

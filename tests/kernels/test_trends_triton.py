@@ -55,6 +55,23 @@ def test_the_kernels_equal_their_references_in_the_interpreter() -> None:
         assert max(cases) > 0
 
 
+@pytest.mark.long
+def test_the_benchmark_tries_itself_without_a_gpu() -> None:
+    script = Path(__file__).parents[2] / "bench" / "trends_gpu.py"
+    done = subprocess.run(
+        [sys.executable, "-P", str(script), "--small"],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("every kernel is right")
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| 64 | 96 | ")]
+    assert [row[2] for row in rows] == ["0.05 %", "0.15 %", "0.5 %", "2 %"]
+    assert rows[-1][-1] == "library |"
+
+
 def check(found: Any, capability: int) -> None:
     assert found.spilled == 0
     assert found.shared <= bench.SHARED_LIMIT[capability]
