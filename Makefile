@@ -1,7 +1,7 @@
 # `make eval`, `make demo` and `make test` set up .venv by themselves; all are quick the second time.
 RUN := PYTHONSAFEPATH=1 .venv/bin/
 
-.PHONY: eval demo gemma check test test-slow lint install lock bench clean
+.PHONY: eval demo gemma check test test-slow gpu lint install lock bench clean
 
 eval: install
 	$(RUN)morfi eval --ckpt smollm2 --limit 1500 --resume auto
@@ -25,6 +25,10 @@ test: install lint
 
 test-slow: install
 	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2 --dist loadfile -m slow
+
+# Every check and benchmark that needs a GPU, and one table of how they ended.
+gpu: install
+	@$(RUN)python bench/gpu.py
 
 lint: install
 	$(RUN)ruff check .
