@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, Ended
+from small_experiment import write_experiment
 
 import morfi.serve.engine
 
@@ -35,6 +36,12 @@ def ask(run: CommandLine, tiny_model: Path, data_file: Path) -> Callable[..., En
         return run("eval", "--ckpt", ckpt, "--data", data, "--shots", 2, *more)
 
     return evaluate
+
+
+@pytest.fixture
+def experiment(run: CommandLine, half_known: None, tiny_model: Path, data_file: Path) -> Path:
+    """The file of a small experiment, in the folder where `run` runs."""
+    return write_experiment(Path("my.toml"), tiny_model, data_file)
 
 
 @pytest.fixture

@@ -8,55 +8,24 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, refused
+from small_experiment import changed
 
 from morfi.store import Store
 
-EXPERIMENT = """
-ckpt = "{model}"
-data = "{data}"
-relations = "P17,P36"
-layer = 1
-[split]
-n-ex = 2
-shots = 2
-samples = 2
-[mix]
-levels = [0, 50, 100]
-size = 4
-[train]
-rank = 2
-alpha = 4
-lr = 0.01
-batch = 2
-warmup = 0
-epochs = [1, 2]
-seeds = 2
-dev-limit = 3
-[sae.train]
-d-sae = 16
-k = 2
-tokens = 2000
-batch = 64
-[find]
-epochs = "2"
-force = true
-resamples = 20
-[steer]
-ids = "0,1"
-controls = 0
-random = 2
-alphas = [-1.0, 1.0]
-layer-scan = true
-combine = true
-"""
-
-
-@pytest.fixture
-def experiment(run: CommandLine, half_known: None, tiny_model: Path, data_file: Path) -> Path:
-    """The file of a small experiment, in the folder where `run` runs."""
-    path = Path("my.toml")
-    path.write_text(EXPERIMENT.format(model=tiny_model, data=data_file))
-    return path
+# What a plan counts, beside what the small experiment has of it.
+MORE = changed(
+    "split.n-ex=2",
+    "train.epochs=1,2",
+    "train.early-stop=true",
+    "train.seeds=2",
+    "train.dev-limit=3",
+    "find.epochs=2",
+    "steer.ids=0,1",
+    "steer.controls=0",
+    "steer.random=2",
+    "steer.layer-scan=true",
+    "steer.combine=true",
+)
 
 
 def stages_of(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -70,11 +39,11 @@ def row(store: Store, statement: str) -> dict[str, Any]:
 
 @pytest.mark.long
 def test_what_is_counted_is_what_the_experiment_then_does(run: CommandLine, experiment: Path) -> None:
-    before = stages_of(run("plan", experiment, "--json").json)
+    before = stages_of(run("plan", experiment, *MORE, "--json").json)
     assert before["split"]["state"] == "missing"
     assert not Path("morfi.duckdb").exists()
-    assert run("run", experiment).code == 0
-    after = run("plan", experiment, "--json").json
+    assert run("run", experiment, *MORE).code == 0
+    after = run("plan", experiment, *MORE, "--json").json
     assert {one["state"] for one in after["stages"]} == {"done"}
     assert (after["total"]["seconds"], after["total"]["disk_bytes"]) == (0, 0)
     counted = {name: one["counts"] for name, one in stages_of(after).items()}

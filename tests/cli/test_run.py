@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, Ended, refused
+from small_experiment import changed
 
 from morfi.checkpoints import model_files, tokenizer
 from morfi.questions import load
@@ -25,45 +26,6 @@ from morfi.store import Store
 from morfi.store.records import RunKind
 
 NAMES = ["split", "mix", "train", "sweep", "capture", "sae train", "find", "steer"]
-# Every option that is given decides what its stage, and those that build on it, make.
-EXPERIMENT = """
-ckpt = "{model}"
-data = "{data}"
-relations = "P17,P36"
-layer = 1
-
-[split]
-n-ex = 1
-shots = 2
-samples = 2
-
-[mix]
-levels = [0, 50, 100]
-size = 4
-
-[train]
-rank = 2
-alpha = 4
-lr = 0.01
-batch = 2
-warmup = 0
-epochs = [1]
-early-stop = false
-
-[sae.train]
-d-sae = 16
-k = 2
-tokens = 2000
-batch = 64
-
-[find]
-force = true
-resamples = 20
-
-[steer]
-limit = 4
-alphas = [-1.0, 1.0]
-"""
 # Runs `morfi`, and says which of the packages that take seconds it has imported.
 LIGHT = """
 import sys
@@ -74,14 +36,6 @@ finally:
     for name in {"numpy", "torch", "transformers", "vllm"} & set(sys.modules):
         print(name, "was imported", file=sys.stderr)
 """
-
-
-@pytest.fixture
-def experiment(run: CommandLine, half_known: None, tiny_model: Path, data_file: Path) -> Path:
-    """The file of a small experiment, in the folder where `run` runs."""
-    path = Path("my.toml")
-    path.write_text(EXPERIMENT.format(model=tiny_model, data=data_file))
-    return path
 
 
 def states(ended: Any) -> dict[str, str]:
@@ -258,9 +212,7 @@ def test_what_no_stage_takes_is_said_of_all_before_the_first_begins(
         "steer.alphas": "nan",
         "sweep.match": "x",
     }
-    ended = run(
-        "run", experiment, *(word for key, one in wrong.items() for word in ("--set", f"{key}={one}"))
-    )
+    ended = run("run", experiment, *changed(*(f"{key}={one}" for key, one in wrong.items())))
     assert (ended.code, ended.out) == (2, "")
     first, *faults = [line for line in ended.err.splitlines() if not line.startswith("[")]
     assert first == "morfi: the experiment: 6 faults"
@@ -294,8 +246,7 @@ def test_what_no_stage_takes_is_said_of_all_before_the_first_begins(
 def test_stages_that_do_not_fit_each_other_are_refused_before_the_first(
     run: CommandLine, experiment: Path, change: str, message: str
 ) -> None:
-    changes = (word for one in change.split() for word in ("--set", one))
-    ended = run("run", experiment, *changes, "--dry-run")
+    ended = run("run", experiment, *changed(*change.split()), "--dry-run")
     assert (ended.code, ended.out) == (2, "")
     assert f"  {message}" in ended.err
 
@@ -337,8 +288,8 @@ def test_a_table_of_two_words_is_changed_and_not_replaced(run: CommandLine, expe
 def test_where_no_latent_has_a_trend_the_baselines_are_steered_along(
     run: CommandLine, experiment: Path
 ) -> None:
-    few = [word for one in ("steer.top=2", "steer.random=1", "find.rho-min=1") for word in ("--set", one)]
-    ended = run("run", experiment, *few, "--set", "find.min-firing=1", "--seeds", "2", "--json")
+    few = changed("steer.top=2", "steer.random=1", "find.rho-min=1", "find.min-firing=1")
+    ended = run("run", experiment, *few, "--seeds", "2", "--json")
     assert set(states(ended).values()) == {"done"}
     assert "no latent has a trend: only delta_u and random directions" in ended.err
     assert "none was selected" in Path(ended.json["report"]).read_text(encoding="utf-8")

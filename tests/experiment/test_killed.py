@@ -15,44 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_experiment import changed, write_experiment
 
 from morfi.store import Store
 
 CHILD = Path(__file__).parent / "run_child.py"
-EXPERIMENT = """
-ckpt = "{model}"
-data = "{data}"
-layer = 1
-[split]
-n-ex = 1
-shots = 2
-samples = 1
-batch = 4
-[mix]
-levels = [0, 50, 100]
-size = 4
-[train]
-rank = 2
-alpha = 4
-lr = 0.01
-batch = 2
-warmup = 0
-epochs = [1, 2]
-early-stop = false
-[sweep]
-batch = 4
-[sae.train]
-d-sae = 16
-k = 2
-tokens = 20000
-batch = 64
-[find]
-force = true
-resamples = 20
-[steer]
-batch = 8
-alphas = [-1.0, 1.0]
-"""
+# Many batches in each stage, to be killed in.
+BATCHES = changed(
+    "split.batch=4", "train.epochs=1,2", "sweep.batch=4", "sae.train.tokens=20000", "steer.batch=8"
+)
 KILLED_IN = ["split"] * 3 + ["mix"] * 2 + ["train"] * 3 + ["sweep"] * 3 + ["capture"] * 3
 KILLED_IN += ["sae train"] * 2 + ["find"] * 2 + ["steer"] * 2
 # What each kind of run holds, without ids, times and folders.
@@ -96,7 +67,7 @@ def rows(store: Store, query: str) -> list[str]:
 def started(folder: Path, data: Path, pause_s: float) -> subprocess.Popen[str]:
     environment = os.environ | {"MORFI_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-P", CHILD, str(pause_s), data, "run", "my.toml", "--json"],
+        [sys.executable, "-P", CHILD, str(pause_s), data, "run", "my.toml", *BATCHES, "--json"],
         cwd=folder,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -124,7 +95,7 @@ def test_an_experiment_killed_in_every_stage_ends_as_an_undisturbed_one(
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
     for folder in (whole, disturbed):
         folder.mkdir()
-        (folder / "my.toml").write_text(EXPERIMENT.format(model=tiny_model, data=data_file))
+        write_experiment(folder / "my.toml", tiny_model, data_file)
     draw = random.Random(0)
     for stage in KILLED_IN:
         killed_in(stage, started(disturbed, data_file, 0.1), draw.uniform(0, 1.5))
