@@ -111,7 +111,7 @@ def _process_inputs(original: Callable[..., Any], self: Any, *args: Any, **kwarg
             if plain.asks(params.extra_args):
                 admit(request, admission_of(self))
         except InputError as error:
-            raise VLLMValidationError(str(error), parameter="morfi") from error
+            raise VLLMValidationError(str(error)) from error
     return request
 
 
