@@ -159,7 +159,7 @@ class ServerState:
             raise Refused(
                 400,
                 "large",
-                f"{moved} norms; without allow_large at most {limits.large_alpha:g}, a strength of "
+                f"{moved} norms; without allow_large at most {limits.large_alpha:g}, a move of "
                 f"{limits.large_alpha * norm.value:.4g}: the norm is {norm.value:.4g} ({norm.source})",
                 param=param,
             )

@@ -154,7 +154,7 @@ def test_a_large_strength_must_be_meant(served: Served, latents: Any) -> None:
     assert error["type"] == "large"
     for words in (
         "latent 3: ",
-        "without allow_large at most 2, a strength of 4: the norm is 2 (find-1",
+        "without allow_large at most 2, a move of 4: the norm is 2 (find-1",
     ):
         assert words in error["message"]
     assert not served.serving.requests
