@@ -327,6 +327,8 @@ def _span(place: object, n_prompt: int) -> tuple[int, int | None]:
     if isinstance(place, tuple) and len(place) == 2 and _is_index(place[0]):
         start, stop = place
         if stop is None or _is_index(stop):
+            if stop is not None and (start < 0) == (stop < 0) and stop <= start:
+                raise InputError(f"the range {start}:{stop} holds no position; its stop is not part of it")
             end = None if stop is None else max(0, _absolute(stop, n_prompt))
             return max(0, _absolute(start, n_prompt)), end
     raise InputError(f"{place!r} is neither a position nor a range (start, stop)")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from position_ranges import ranges
 
 from morfi.engine.steering import Capture, Latent, Positions, Steering, to_json
 from morfi.serve.plugin import hooks
@@ -18,9 +19,8 @@ BLOCK = 4
 Hasher = Callable[[Any], list[bytes]]
 
 places = st.integers(-7, 14)
-ranges = st.tuples(places, st.none() | places)
 positions = st.sampled_from(["all", "prompt", "generated", "last_prompt"]) | st.lists(
-    places | ranges, min_size=1, max_size=3
+    places | ranges(places), min_size=1, max_size=3
 ).map(tuple)
 steerings = st.lists(
     st.builds(

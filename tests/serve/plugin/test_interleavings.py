@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from position_ranges import ranges
 
 from morfi.engine.directions import Direction
 from morfi.engine.operations import OPERATIONS
@@ -54,7 +55,7 @@ places = st.integers(-40, 120)
 named: list[Positions] = ["all", "prompt", "generated", "last_prompt"]
 listed: list[Positions] = [(-1,), ((-3, None),), ((0, -1),), ((40, 70), -1)]
 positions: st.SearchStrategy[Positions] = st.sampled_from(named + listed) | st.lists(
-    places | st.tuples(places, st.none() | places), min_size=1, max_size=3
+    places | ranges(places), min_size=1, max_size=3
 ).map(tuple)
 operations = st.sampled_from(
     [(one, strength) for one in OPERATIONS.values() for strength in ((2.0, -1.5) if one.amount else (0.0,))]
