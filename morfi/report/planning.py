@@ -96,7 +96,7 @@ def _row(one: Planned) -> tuple[str, ...]:
     cost = one.cost
     return (
         one.work.stage,
-        one.state or "",
+        one.state or "?",
         one.work.words,
         duration(cost.total_s),
         size(cost.gpu),
