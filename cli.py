@@ -308,15 +308,20 @@ def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) 
 def run_command(common: Common, file: Path | None, write_config: bool, **given: Any) -> None:
     """Runs a whole experiment, or what is left of it: FILE has a table of options for each stage."""
     from morfi.command.experiment import asked_for, experiment_text
-    from morfi.experiment import run_experiment
+    from morfi.experiment import run_experiment, stages_of
+    from morfi.experiment.check import check_values
     from morfi.files import reading_once
     from morfi.report.experiment import report_of_experiment, stages_object, stages_text
+    from morfi.store.file import check_writable
 
     settings = asked_for(file, given, cli)
     if write_config:
+        check_values({name: common.taken(own) for name, own in settings.items()}, stages_of(settings))
         with terminal.to_reader():
             click.echo(experiment_text(settings, cli, ascii_only=not terminal.takes_unicode()), nl=False)
         return
+    if given["dry"]:
+        check_writable(common.store.path)
     with reading_once():
         outcomes = list(
             run_experiment(

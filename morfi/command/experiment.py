@@ -47,7 +47,9 @@ def open_experiment(file: Path | None, preset: str | None, *, fast: bool) -> tup
 
     Raises InputError where neither or both are given, and for a preset that there is not.
     """
-    if (file is None) == (preset is None):
+    if file is not None and preset is not None:
+        raise InputError(f"{file} and --preset {preset} are two experiments; give one of them")
+    if file is None and preset is None:
         raise InputError(f"give the TOML file of an experiment, or --preset: {', '.join(presets())}")
     if file is not None:
         if fast:

@@ -24,20 +24,41 @@ def check_settings(settings: Settings, stages: Sequence[Stage], say: Say) -> Non
     and an SAE the model, the epochs and the checkpoint that are named what is trained.
     """
     faults: list[str] = []
-    made: dict[str, Any] = {}
-    for stage in stages:
-        _note(faults, stage.name, partial(_make, stage, settings, made))
+    made = _made(settings, stages, faults)
     named = {settings[stage.name].get("data"): stage.name for stage in reversed(stages)}
     for source, first in named.items():
         if source is not None:
             _note(faults, first, partial(_check_data, source))
     if not faults:
-        for name, look in TOGETHER.items():
-            if name in made:
-                _note(faults, name, partial(look, made[name], made))
+        _check_together(made, faults)
         _check_model(settings, {stage.name for stage in stages}, faults, say)
     if faults:
         raise FaultsError("the experiment", faults)
+
+
+def check_values(settings: Settings, stages: Sequence[Stage]) -> None:
+    """As `check_settings`, of the values alone: no question is read and no model looked for."""
+    faults: list[str] = []
+    made = _made(settings, stages, faults)
+    if not faults:
+        _check_together(made, faults)
+    if faults:
+        raise FaultsError("the experiment", faults)
+
+
+def _made(settings: Settings, stages: Sequence[Stage], faults: list[str]) -> dict[str, Any]:
+    """The configuration of each stage that has one; adds what is wrong with the others."""
+    made: dict[str, Any] = {}
+    for stage in stages:
+        _note(faults, stage.name, partial(_make, stage, settings, made))
+    return made
+
+
+def _check_together(made: dict[str, Any], faults: list[str]) -> None:
+    """Adds what one stage says that does not fit the others."""
+    for name, look in TOGETHER.items():
+        if name in made:
+            _note(faults, name, partial(look, made[name], made))
 
 
 def _note(faults: list[str], stage: str, look: Callable[[], Any]) -> None:

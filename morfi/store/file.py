@@ -8,6 +8,7 @@ import os
 import random
 import re
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from morfi.terminal import Say
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+_FOLDER = "is a folder; give --db the path of a file"
+_READ_ONLY = "cannot be written: permission denied or read-only; give another --db"
 _NO_DATABASE = "is not a DuckDB database; give another --db"
 # DuckDB would otherwise fetch an extension over the network, for one when handed a SQLite file.
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
@@ -128,6 +131,25 @@ def prepare(path: Path, lock_timeout_s: float, say: Say | None = None) -> None:
             bring_up_to_date(path, connection)
 
 
+def check_writable(path: Path) -> None:
+    """Raises InputError where no run could be stored at `path`; makes and changes nothing."""
+    if exists(path) and path.is_dir():
+        raise InputError(f"{path}: {_FOLDER}")
+    _check_folder(path)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            is_fit = not path.exists() or os.access(path, os.W_OK)
+    except OSError:
+        is_fit = False
+    if not is_fit:
+        raise InputError(f"{path}: {_READ_ONLY}")
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; make it or give another --db")
+
+
 def _create(path: Path, lock_timeout_s: float) -> bool:
     """Whether the complete file is there; False where it must be made in its place."""
     wal = path.with_name(path.name + ".wal")
@@ -135,8 +157,7 @@ def _create(path: Path, lock_timeout_s: float) -> bool:
         raise InputError(
             f"{wal}: belongs to a database that is gone; put {path.name} back or remove this file"
         )
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist; make it or give another --db")
+    _check_folder(path)
     part = path.with_name(f".morfi-{secrets.token_hex(8)}.part")  # short: the file's own name may be long
     try:
         with _connection(part, lock_timeout_s) as connection:
@@ -301,7 +322,7 @@ def _refusal(path: Path, error: Exception) -> MorfiError:
     """The one line for what DuckDB or the system said about the file; InputError but for a full disk."""
     said = reason_of(error)
     if path.is_dir():
-        reason = "is a folder; give --db the path of a file"
+        reason = _FOLDER
     elif "not a valid DuckDB" in said or "sqlite" in said.lower():
         reason = _NO_DATABASE
     elif "version number" in said:
@@ -316,7 +337,7 @@ def _refusal(path: Path, error: Exception) -> MorfiError:
         kept = "what was written before is kept, so free some space and run again"
         return MorfiError(f"{path}: the disk is full; {kept}")
     elif re.search(r"Permission denied|Read-only file system|read-only mode", said):
-        reason = "cannot be written: permission denied or read-only; give another --db"
+        reason = _READ_ONLY
     else:
         reason = f"cannot be used as a database: {said}"
     return InputError(f"{path}: {reason}")

@@ -189,7 +189,7 @@ def test_checkpoints_and_an_sae_of_ones_own_leave_stages_out(
         ("ckpt = 'x'", ("--set", "ckpt.y=1"), '"ckpt" is an option, and holds no others'),
         ("", ("--until", "find "), '--until "find " is no stage'),
         ("", ("--from", "steer", "--until", "mix"), "--from steer comes after --until mix"),
-        ("", ("--preset", "smollm2"), "give the TOML file of an experiment, or --preset"),
+        ("", ("--preset", "smollm2"), "my.toml and --preset smollm2 are two experiments; give one of them"),
         ("", ("--fast",), "--fast belongs to --preset"),
     ],
 )
@@ -268,6 +268,23 @@ def test_messages_name_keys_and_no_options(
     assert ended.code == (0 if message is None else 2)
     assert (message or "") in ended.err
     assert "--" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"), [("train.rank=0", "[train] rank is 0"), ("find.epochs=7", "[find] epochs is 7")]
+)
+def test_no_file_is_written_of_values_that_cannot_be(
+    run: CommandLine, experiment: Path, change: str, fault: str
+) -> None:
+    ended = run("run", experiment, "--set", change, "--write-config")
+    assert (ended.code, ended.out) == (2, "")
+    assert f"  {fault}" in ended.err
+
+
+def test_a_dry_run_says_where_no_run_could_be_stored(run: CommandLine, experiment: Path) -> None:
+    refused(run("run", experiment, "--dry-run", "--db", "none/m.duckdb"), "the folder none does not exist")
+    refused(run("run", experiment, "--dry-run", "--db", "."), "is a folder")
+    refused(run("run", experiment, "--dry-run", "--db", "/proc/m.duckdb"), "cannot be written")
 
 
 def test_an_sae_of_another_width_is_refused_before_the_first_stage(
