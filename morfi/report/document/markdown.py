@@ -24,11 +24,11 @@ Lines = list[str]
 def page(experiments: Sequence[Experiment]) -> str:
     """The page: of several experiments first a table of them all, then each."""
     if len(experiments) == 1:
-        lines = [f"# {_title(experiments[0])}", *_experiment(experiments[0], "##")]
+        lines = [f"# {_title(experiments[0])}", *_experiment(experiments[0], "##", ["", RULE])]
     else:
         lines = ["# Experiments on several models", "", RULE, "", *_side_by_side(experiments)]
         for one in experiments:
-            lines += ["", f"## {_title(one)}", *_experiment(one, "###")]
+            lines += ["", f"## {_title(one)}", *_experiment(one, "###", [])]
     return "\n".join(lines) + "\n"
 
 
@@ -37,10 +37,10 @@ def _title(one: Experiment) -> str:
     return f"{Path(last.base or last.ckpt).name} on {Path(last.data).name}"
 
 
-def _experiment(one: Experiment, heading: str) -> Lines:
+def _experiment(one: Experiment, heading: str, rule: Lines) -> Lines:
     material = Material(one)
     sections = {
-        "The claims": _claims(one),
+        "The claims": _claims(one, rule),
         "What was done": markdown_table(("", ""), setting_rows(material)),
         "Accuracy": _accuracy(one),
         "Latents that follow the level": trends(one),
@@ -58,7 +58,7 @@ def _experiment(one: Experiment, heading: str) -> Lines:
     return lines
 
 
-def _claims(one: Experiment) -> Lines:
+def _claims(one: Experiment, rule: Lines) -> Lines:
     claims = claims_of(one)
     numbers = column([part.found for claim in claims for part in claim.parts])
     cells = iter(numbers.cells)
@@ -69,7 +69,7 @@ def _claims(one: Experiment) -> Lines:
     ]
     said = [f"- ({claim.letter}) {claim.text} **It {claim.verdict}.**" for claim in claims]
     header = ("", "number", numbers.headed("points"), "by itself it")
-    return [*said, "", RULE, "", *markdown_table(header, rows)]
+    return [*said, *rule, "", *markdown_table(header, rows)]
 
 
 def _number(part: Part, cell: str) -> str:
