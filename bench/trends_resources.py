@@ -281,7 +281,7 @@ def report() -> str:
                 "once for each condition, so it is bound by arithmetic. Ordering: the radix sort of what "
                 "was kept, and its gather. Sums and means: as if every latent were resampled with all "
                 "counts read from memory; in truth only those with a trend are, and the counts stay in the "
-                "L2 cache. The workspace is the rival: cuBLAS writes float32 pre-activations, a second "
+                "L2 cache. The workspace is the other way's: cuBLAS writes float32 pre-activations, a second "
                 "kernel reads them; the fused kernel must lose less against cuBLAS than that.",
                 "",
                 f"A tile is {ON_GPU.latents:,} latents of one condition. After it about {N_LAUNCHES} small "

@@ -22,7 +22,7 @@ from morfi.kernels.encoder import Encoder, Nonzeros, Way, tiles
 _HALVES, _FLOATS, _TF32X3 = 700e12, 60e12, 117e12
 _BYTES, _ADDITIONS = 3.35e12, 1.7e9
 _FUSED_SHARE = 0.75  # of the library's speed that the fused product is taken to reach
-DENSITY = 0.0015  # taken for what was not measured: 50 of 32,768
+_DENSITY = 0.0015  # taken for what was not measured: 50 of 32,768
 
 
 def is_fused_faster(d_model: int, dtype: torch.dtype, density: float) -> bool:
@@ -61,7 +61,7 @@ def _way(encoder: Encoder) -> Way:
     if encoder.way not in (None, *get_args(Way)):
         raise InputError(f'the encoder\'s way is "{encoder.way}"; expected one of {", ".join(get_args(Way))}')
     if encoder.W_enc.is_cuda:
-        return encoder.way or _faster(encoder, DENSITY)
+        return encoder.way or _faster(encoder, _DENSITY)
     if encoder.way == "fused":
         raise InputError('the encoder\'s way "fused" needs a GPU; leave it out, or give "library"')
     return "library"

@@ -14,7 +14,7 @@ from morfi.kernels.compaction import Epilogue, Kept, activated
 from morfi.kernels.encoder import Encoder
 
 WORKSPACE = 2**25  # products at a time, 128 MiB: 2,048 questions of 16,384 latents
-ROWS, COLUMNS = 16, 256  # of a program's block
+ROWS, COLUMNS = 8, 256  # of a program's block: registers for 4 or more at once
 
 
 @triton.jit(do_not_specialize=["first", "n_rows", "n", "n_latents", "capacity"])
