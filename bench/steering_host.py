@@ -1,9 +1,9 @@
 """Host time that steering takes of a decode step on a GPU, by requests and by entries of each.
 
 Claim: under 0.2 ms at 256 requests and 0.5 ms at 1,024 until the work of a step is handed to
-the device, whatever the entries of each request. The classes of a worker in this process, on CPU tensors and
-with kernels that do nothing: copies cost what they cost in memory, a launch costs nothing. With --baseline
-the same of another checkout, in turns. Writes bench/results/steering_host.md.
+the device, whatever the entries of each request. The classes of a worker in this process, without a model;
+where there is no GPU, on CPU tensors: copies cost what they cost in memory, a launch costs nothing. With
+--baseline the same of another checkout, in turns. Writes bench/results/steering_host.md.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from morfi.device import device_name
+from morfi.device import device_name, is_gpu
 from morfi.engine.directions import Direction, pack
 from morfi.engine.steering import Steering, to_json
+from morfi.kernels.expand import expand
 from morfi.runs.provenance import versions
 from morfi.serve.plugin.device_work import DeviceWork
 from morfi.serve.plugin.step import ResidualState
@@ -35,9 +36,10 @@ TARGETS_MS = {256: 0.2, 1024: 0.5}
 
 def steered(n_requests: int, n_entries: int) -> tuple[ResidualState, list[str]]:
     """A worker's state with requests that are steered after every second layer in turn, and their ids."""
-    cpu = torch.device("cpu")
-    work = DeviceWork(N_LAYERS, N_TOKENS, D_MODEL, cpu, lambda *_: None, expand=lambda *_: None)
-    state = ResidualState(range(N_LAYERS), D_MODEL, n_requests * 8, cpu, work)
+    device = torch.device("cuda" if is_gpu() else "cpu")
+    prepare = expand if is_gpu() else lambda *_: None
+    work = DeviceWork(N_LAYERS, N_TOKENS, D_MODEL, device, lambda *_: None, expand=prepare)
+    state = ResidualState(range(N_LAYERS), D_MODEL, n_requests * 8, device, work)
     draw = torch.Generator().manual_seed(0)
     packed = {}
     for _ in range(N_DIRECTIONS):
@@ -59,7 +61,7 @@ def steered(n_requests: int, n_entries: int) -> tuple[ResidualState, list[str]]:
 def measure(n_requests: int, n_entries: int, n_steps: int) -> dict[str, list[float]]:
     """Milliseconds of each decode step: until its work is handed over, and all of it."""
     state, ids = steered(n_requests, n_entries)
-    counts, input_ids = np.ones(n_requests, np.int32), torch.zeros(N_TOKENS, dtype=torch.int64)
+    counts, input_ids = np.ones(n_requests, np.int32), torch.zeros(N_TOKENS)
     found: dict[str, list[float]] = {"begin": [], "step": []}
     for number in range(n_steps + 5):
         starts = np.full(n_requests, N_PROMPT + number, np.int32)

@@ -1,4 +1,7 @@
-"""Run with TRITON_INTERPRET=1 by test_expand.py: the tables of a pass as kernel and reference make them."""
+"""Run by test_expand.py, with TRITON_INTERPRET=1 or on a GPU: the tables of a pass made both ways.
+
+The device is the first argument.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import torch
 from morfi.kernels.expand import ENDLESS, Part, Record, expand_, expand_reference
 from morfi.kernels.residual import Tables, make_tables
 
+DEVICE = torch.device(sys.argv[1])
 N_LAYERS, N_TOKENS, N_ENTRIES, N_CAPTURED = 5, 300, 4, 2
 NUMBER = 7
 
@@ -66,11 +70,12 @@ def draw_pass(seed: int) -> tuple[torch.Tensor, torch.Tensor, Tables, int]:
         lines.append([*part, *layers, *[0] * (N_CAPTURED - len(layers))])
         row += count
         captured_row += count * len(layers)
-    tables = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, N_CAPTURED)
+    tables = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, N_CAPTURED, DEVICE)
     for name in ("layers", "slots", "operations", "users", "changed", "capture_layers", "capture_rows"):
-        getattr(tables, name).random_(0, 5, generator=torch.Generator().manual_seed(seed))
-    tables.captured = torch.zeros(max(captured_row, 1), 16)
-    return torch.tensor(lines, dtype=torch.int32), torch.tensor(records, dtype=torch.int32), tables, row
+        getattr(tables, name).random_(0, 5)
+    tables.captured = torch.zeros(max(captured_row, 1), 16, device=DEVICE)
+    parts, named = (torch.tensor(one, dtype=torch.int32, device=DEVICE) for one in (lines, records))
+    return parts, named, tables, row
 
 
 def compare(seed: int) -> tuple[int, int]:

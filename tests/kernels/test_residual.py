@@ -15,13 +15,16 @@ from ahead_of_time import compiled
 from morfi.engine.steering import MAX_CAPTURED_LAYERS, MAX_ENTRIES
 from morfi.kernels.residual import Directions, Numbers, make_tables, residual_
 
+GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+
 
 @pytest.mark.long
-def test_the_kernel_equals_its_reference_in_the_interpreter() -> None:
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_the_kernel_equals_its_reference(device: str) -> None:
     script = Path(__file__).with_name("interpreted_residual.py")
     done = subprocess.run(
-        [sys.executable, "-P", str(script)],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
+        [sys.executable, "-P", str(script), device],
+        env=os.environ | {"TRITON_INTERPRET": str(int(device == "cpu"))},
         capture_output=True,
         text=True,
         check=False,
