@@ -135,7 +135,7 @@ def expand_kernel(
             tl.store(strengths + place, tl.load(amount + _STRENGTH), mask=hit)
             tl.store(lows + place, tl.load(amount + _LOW), mask=hit)
             tl.store(users + place, tl.load(record + _USERS), mask=hit)
-            tl.store(active + layer, number, mask=tl.max(hit.to(tl.int32)) != 0)
+            tl.store(active + 2 * layer, number, mask=tl.max(hit.to(tl.int32)) != 0)
             used += hit.to(tl.int32)
         for place in range(N_ENTRIES):
             tl.store(layers + rows * N_ENTRIES + place, -1, mask=inside & (place >= used))
@@ -144,7 +144,7 @@ def expand_kernel(
         for place in range(N_CAPTURED):
             layer = tl.load(part + _N_PART + place, mask=place < n_layers, other=-1)
             tl.store(capture_layers + rows * N_CAPTURED + place, tl.where(is_kept, layer, -1), mask=inside)
-            tl.store(active + layer, number, mask=(tl.max(is_kept.to(tl.int32)) != 0) & (layer >= 0))
+            tl.store(active + 2 * layer, number, mask=(tl.max(is_kept.to(tl.int32)) != 0) & (layer >= 0))
         tl.store(capture_before + rows, tl.load(part + _BEFORE), mask=inside)
         tl.store(capture_rows + rows, kept, mask=inside)
         tl.store(changed + rows, 0, mask=inside)
@@ -215,13 +215,13 @@ def expand_reference(
                 tables.strengths[row, used] = amounts[index, Record._fields.index("strength")]
                 tables.lows[row, used] = amounts[index, Record._fields.index("low")]
                 tables.users[row, used] = entry.users
-                tables.active[entry.layer] = number
+                tables.active[entry.layer, 0] = number
                 used += 1
             tables.capture_layers[row] = -1
             if position in row_of:
                 here = captured_layers[: part.n_layers]
                 tables.capture_layers[row, : part.n_layers] = torch.tensor(here, dtype=torch.int32)
-                tables.active[here] = number
+                tables.active[here, 0] = number
             tables.capture_before[row] = part.before
             tables.capture_rows[row] = row_of.get(position, -1)
             tables.changed[row] = 0

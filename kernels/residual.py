@@ -54,7 +54,9 @@ class Tables:
     """
 
     now: torch.Tensor  # int32 [2]: the number of the pass, 0 for one with nothing to do, and its tokens
-    active: torch.Tensor  # int32 [n_layers]: the last pass in which a layer has something to do, -1 for none
+    # int32 [n_layers, 2]: the last pass in which a layer has something to do, -1 for none, and its number, so
+    # that its line says all to the kernel: graphs that differ by a number would be compiled one by one.
+    active: torch.Tensor
     marks: torch.Tensor  # int32 [n_layers + T]: `ran` and `changed`, to be copied as one
     ran: torch.Tensor  # int32 [n_layers]: the last pass in which a layer did what it had to do
     layers: torch.Tensor  # int32 [T, E]: the layer of an entry, -1 for none
@@ -86,7 +88,7 @@ def make_tables(
     marks = full(n_layers + n_tokens, value=0)
     return Tables(
         now=full(2, value=0),
-        active=full(n_layers),
+        active=torch.stack([full(n_layers), torch.arange(n_layers, dtype=torch.int32, device=device)], 1),
         marks=marks,
         ran=marks[:n_layers],
         layers=full(n_tokens, n_entries),
@@ -140,7 +142,7 @@ def residual_kernel(
     encoders,
     numbers,
     now,
-    active,
+    line,
     ran,
     layers,
     slots,
@@ -153,7 +155,6 @@ def residual_kernel(
     capture_before,
     capture_rows,
     captured_at,
-    layer,
     hidden_stride,
     residual_stride,
     D: tl.constexpr,
@@ -166,7 +167,8 @@ def residual_kernel(
     """One program a token: hidden + residual, or hidden, is its residual stream; hidden takes the change."""
     token, number = tl.program_id(0).to(tl.int64), tl.load(now)
     # Tokens behind the last one pad the batch for a graph.
-    if (tl.load(active + layer) == number) & (token < tl.load(now + 1)):
+    if (tl.load(line) == number) & (token < tl.load(now + 1)):
+        layer = tl.load(line + 1)
         tl.store(ran + layer, number, mask=token == 0)
         columns, inside = tl.arange(0, BLOCK), tl.arange(0, BLOCK) < D
         h = tl.load(hidden + token * hidden_stride + columns, mask=inside, other=0.0).to(tl.float32)
@@ -208,11 +210,13 @@ def residual_kernel(
 def residual_(
     hidden: torch.Tensor,
     residual: torch.Tensor | None,
-    layer: int,
+    line: torch.Tensor,
     tables: Tables,
     directions: Directions,
 ) -> None:
-    """Steers `hidden` [n_tokens, d_model] in place and captures, as `tables` say for `layer`.
+    """Steers `hidden` [n_tokens, d_model] in place and captures, as `tables` say for a layer.
+
+    `line` is that of the layer in `tables.active`.
 
     The residual stream is hidden + residual, or hidden where there is no residual. A steered token whose
     stream `hidden` cannot hold, or whose norm float32 cannot square, is made NaN and marked in `changed`.
@@ -227,7 +231,7 @@ def residual_(
         directions.encoders,
         directions.numbers,
         tables.now,
-        tables.active,
+        line,
         tables.ran,
         tables.layers,
         tables.slots,
@@ -240,7 +244,6 @@ def residual_(
         tables.capture_before,
         tables.capture_rows,
         tables.captured_at,
-        layer,
         hidden.stride(0),
         0 if residual is None else residual.stride(0),
         D=d_model,
@@ -286,14 +289,15 @@ def factors(
 def residual_reference(
     hidden: torch.Tensor,
     residual: torch.Tensor | None,
-    layer: int,
+    line: torch.Tensor,
     tables: Tables,
     directions: Directions,
 ) -> None:
     """The reference of `residual_`, one token and one entry at a time."""
     by_code = list(OPERATIONS.values())
     number, n_tokens = tables.now.tolist()
-    if tables.active[layer] != number:
+    last, layer = line.tolist()
+    if last != number:
         return
     tables.ran[layer] = number
     rest = torch.zeros_like(hidden) if residual is None else residual

@@ -21,6 +21,7 @@ class SteeredLayer:
     """Mixed in before a decoder layer's own class; its forward is looked up there."""
 
     morfi_layer: int
+    morfi_line: torch.Tensor  # as in `ResidualState.line_of`
     morfi_is_sum: bool  # as in `Structure`
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -28,7 +29,7 @@ class SteeredLayer:
         layer, own = self.morfi_layer, super().forward  # type: ignore[misc]
         if torch.compiler.is_compiling():
             output = own(*args, **kwargs)
-            torch.ops.morfi.residual(*_stream(output, is_sum=self.morfi_is_sum), layer)
+            torch.ops.morfi.residual(*_stream(output, is_sum=self.morfi_is_sum), self.morfi_line)
             return output
         shared = operation.shared_layers()
         if shared is None:
@@ -62,7 +63,7 @@ def attach(runner: Any) -> ResidualState:
     d_model = config.model_config.get_hidden_size()
     scheduler = config.scheduler_config
     on_gpu = runner.device.type != "cpu"
-    return ResidualState(
+    state = ResidualState(
         found.own,
         d_model,
         scheduler.max_num_seqs * MAX_ENTRIES,
@@ -73,6 +74,9 @@ def attach(runner: Any) -> ResidualState:
         keeps=get_tensor_model_parallel_rank() == 0,
         shared_layers=_shared_layers(runner, found),
     )
+    for index in found.own:
+        found.layers[index].register_buffer("morfi_line", state.line_of(index), persistent=False)
+    return state
 
 
 def _shared_layers(runner: Any, found: Structure) -> SharedLayers | None:

@@ -16,7 +16,7 @@ from morfi.serve.plugin.steps import Steps
 from morfi.serve.plugin.transfers import Fetched, to_device
 from morfi.serve.plugin.work import Batch, Captured
 
-Kernel = Callable[[torch.Tensor, torch.Tensor | None, int, Tables, Directions], None]
+Kernel = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor, Tables, Directions], None]
 Expand = Callable[[torch.Tensor, torch.Tensor, Tables, int, int], None]
 _COLUMN = {name: number for number, name in enumerate(Part._fields)}
 
@@ -35,6 +35,7 @@ class DeviceWork:
         expand: Expand = expand,
     ) -> None:
         self.tables = make_tables(n_layers, n_tokens, MAX_ENTRIES, MAX_CAPTURED_LAYERS, device)
+        self.lines: list[torch.Tensor] = list(self.tables.active)
         self._copies = None if device.type == "cpu" else torch.Stream(device)
         self.steps = Steps(self.tables.marks, n_layers, self._copies)
         self.requests = DeviceRequests(device)
@@ -94,10 +95,10 @@ class DeviceWork:
             self._is_active = False
 
     def run(
-        self, hidden: torch.Tensor, residual: torch.Tensor | None, layer: int, directions: Directions
+        self, hidden: torch.Tensor, residual: torch.Tensor | None, line: torch.Tensor, directions: Directions
     ) -> None:
-        """The work of one layer: the kernel runs in every step, so that a graph holds it."""
-        self._kernel(hidden, residual, layer, self.tables, directions)
+        """The work of the layer with this of `lines`: the kernel runs in every step, for graphs hold it."""
+        self._kernel(hidden, residual, line, self.tables, directions)
 
     def _captured(self, batch: Batch, index: int, reached: int, place: int) -> Captured:
         """What a step captures of its request `index` from the position `reached` on."""

@@ -17,9 +17,15 @@ def use(state: ResidualState | None) -> None:
 
 
 def apply(hidden: torch.Tensor, residual: torch.Tensor | None, layer: int) -> None:
-    """The operation `torch.ops.morfi.residual`; called directly where nothing is compiled."""
+    """Steering and capture after `layer`, where nothing is compiled."""
     if _current is not None and (_current.work or _current.device_work is not None):
         _current.apply(layer, hidden, residual)
+
+
+def _apply(hidden: torch.Tensor, residual: torch.Tensor | None, line: torch.Tensor) -> None:
+    """The operation `torch.ops.morfi.residual`, in graphs that are the same for every layer."""
+    if _current is not None and (_current.work or _current.device_work is not None):
+        _current.apply_at(line, hidden, residual)
 
 
 def shared_layers() -> SharedLayers | None:
@@ -28,9 +34,9 @@ def shared_layers() -> SharedLayers | None:
 
 
 _library = torch.library.Library("morfi", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define("residual(Tensor(a!) hidden, Tensor? residual, int layer) -> ()")  # type: ignore[no-untyped-call]
-_library.impl("residual", apply, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_library.define("residual(Tensor(a!) hidden, Tensor? residual, Tensor line) -> ()")  # type: ignore[no-untyped-call]
+_library.impl("residual", _apply, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
 @torch.library.register_fake("morfi::residual")  # type: ignore[untyped-decorator]
-def _fake(hidden: torch.Tensor, residual: torch.Tensor | None, layer: int) -> None: ...
+def _fake(hidden: torch.Tensor, residual: torch.Tensor | None, line: torch.Tensor) -> None: ...

@@ -162,8 +162,23 @@ class ResidualState:
 
         The residual stream is hidden + residual, or hidden alone where there is no residual.
         """
-        work = self._host_work if self.device_work is None else self.device_work
-        work.run(hidden, residual, layer, self.bank.directions)
+        if self.device_work is None:
+            self._host_work.run(hidden, residual, layer, self.bank.directions)
+        else:
+            self.device_work.run(hidden, residual, self.device_work.lines[layer], self.bank.directions)
+
+    def line_of(self, layer: int) -> torch.Tensor:
+        """The tensor that tells a graph its layer, int32 [2]: its line of `morfi.kernels.residual.Tables`."""
+        if self.device_work is None:
+            return torch.tensor([-1, layer], dtype=torch.int32)
+        return self.device_work.lines[layer]
+
+    def apply_at(self, line: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """As `apply`, after the layer of this line."""
+        if self.device_work is None:
+            self.apply(int(line[1]), hidden, residual)
+        else:
+            self.device_work.run(hidden, residual, line, self.bank.directions)
 
     def end(self, input_ids: torch.Tensor) -> None:
         """Checks that the step's work was done, and hands out what was captured; `input_ids`: its tokens.

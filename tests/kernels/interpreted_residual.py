@@ -54,7 +54,7 @@ def draw_case(
     directions = Directions(vectors, encoders, torch.stack(numbers, 1).contiguous())
     tables = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, 2)
     tables.now.copy_(torch.tensor([7, N_TOKENS]))
-    tables.active.copy_(torch.tensor([7, 6, 7]))
+    tables.active[:, 0] = torch.tensor([7, 6, 7])
     tables.layers.copy_(integers(-1, N_LAYERS, N_TOKENS, N_ENTRIES))
     tables.slots.copy_(integers(0, N_SLOTS, N_TOKENS, N_ENTRIES))
     tables.operations.copy_(integers(0, len(OPERATIONS), N_TOKENS, N_ENTRIES))
@@ -95,8 +95,8 @@ def compare(d_model: int, dtype: torch.dtype, seed: int) -> int:
     for layer in range(N_LAYERS):
         before, expected, expected_tables = hidden.clone(), hidden.clone(), copy.deepcopy(tables)
         place_captured(expected_tables, expected_tables.captured)
-        residual_(hidden, residual, layer, tables, directions)
-        residual_reference(expected, residual, layer, expected_tables, directions)
+        residual_(hidden, residual, tables.active[layer], tables, directions)
+        residual_reference(expected, residual, expected_tables.active[layer], expected_tables, directions)
         torch.testing.assert_close(hidden, expected, equal_nan=True, **close)
         torch.testing.assert_close(tables.captured, expected_tables.captured, equal_nan=True, **close)
         unfit = UNFIT & tables.changed
@@ -120,7 +120,7 @@ def leave(d_model: int) -> bool:
     idle = make_tables(N_LAYERS, N_TOKENS, N_ENTRIES, 2, DEVICE)
     before = hidden.clone()
     for layer in range(N_LAYERS):
-        residual_(hidden, residual, layer, idle, directions)
+        residual_(hidden, residual, idle.active[layer], idle, directions)
     return torch.equal(hidden, before) and not idle.ran.any()
 
 

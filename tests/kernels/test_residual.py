@@ -47,7 +47,7 @@ def test_the_kernel_compiles_ahead_of_time(
     directions = Directions(rows, rows, torch.zeros(4, len(Numbers._fields)))
     tables = make_tables(32, 16384, MAX_ENTRIES, MAX_CAPTURED_LAYERS)
     residual = hidden if has_residual else None
-    made = compiled(lambda: residual_(hidden, residual, 15, tables, directions), capability)
+    made = compiled(lambda: residual_(hidden, residual, tables.active[15], tables, directions), capability)
     assert f".target sm_{capability}" in made.asm["ptx"]
     assert made.asm["cubin"]
     if dtype == torch.float32 and not d_model % 512:

@@ -24,6 +24,7 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     **ARCHITECTURES,
     "llama": ARCHITECTURES["LlamaForCausalLM"],
     "llama without biases": ("llama", LLAMA_LIKE),
+    "llama of five layers": ("llama", {**LLAMA_LIKE, "num_hidden_layers": 5}),
     "llama-tied": ("llama", {**LLAMA_LIKE, "tie_word_embeddings": True}),
     "mistral": ARCHITECTURES["MistralForCausalLM"],
     "gemma2": ("gemma2", GEMMA),

@@ -64,8 +64,8 @@ def state(monkeypatch: pytest.MonkeyPatch) -> ResidualState:
         monkeypatch.setattr(module, "Fetched", OnTheWay)
     monkeypatch.setattr(OnTheWay, "n_waited", 0)
 
-    def run(_hidden: object, _residual: object, layer: int, tables: Any, _directions: object) -> None:
-        tables.ran.as_subclass(torch.Tensor)[layer] = work.steps.mark
+    def run(_hidden: object, _residual: object, line: Any, tables: Any, _directions: object) -> None:
+        tables.ran.as_subclass(torch.Tensor)[int(line.as_subclass(torch.Tensor)[1])] = work.steps.mark
 
     work = DeviceWork(N_LAYERS, 256, D_MODEL, CPU, run, expand=lambda *_: None)
     work.steps._marks = work.steps._marks.as_subclass(OnDevice)
