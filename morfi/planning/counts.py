@@ -365,10 +365,8 @@ def n_repeated(n_questions: int, n_answers: int, tokens: float) -> float:
 
     A question's requests follow each other, and in each step begin as many as come to their end.
     """
-    if n_questions == 0:
-        return 0.0
-    begin = max(1.0, CPU_AT_ONCE / max(1.0, tokens))
-    return n_answers - n_questions * max(1.0, n_answers / n_questions / begin) if n_answers else 0.0
+    n_begun = max(1.0, CPU_AT_ONCE / tokens)
+    return max(0.0, n_answers - max(n_questions, n_answers / n_begun))
 
 
 def _reading(n: int, tokens: int, longest: int) -> Answering:
