@@ -105,6 +105,7 @@ def test_a_compiled_engine_computes_with_the_new_weights(
             assert raw_logits(engine) == expected[number]
 
 
+@pytest.mark.slow  # two worker processes
 def test_worker_processes_take_new_weights(
     trained: Callable[[str], Trained],
     raw_logits: Callable[[Engine], Logits],
