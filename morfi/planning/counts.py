@@ -38,6 +38,10 @@ LOOSE = 3  # tokens more than the right answer, of a model that was not taught i
 # As smollm2's full run counts them, in 231,000 steered answers, at most 256 of them at once.
 LOOSE_STEERED = 1.6  # tokens more than the right answer
 COINCIDING = 0.34  # of the tokens after the first: in its step another of the same question is like it
+SHARED = (
+    f"of a question's steered answers {100 * COINCIDING:.0f} % of the tokens after the first are another's "
+    "as well, and go through the layers up to the steered one together"
+)
 ROW_BYTES = 4  # of a captured number
 ANSWER_BYTES = 400  # of the database, an answer
 _PLACE_BYTES = 32  # of a captured row beside its values

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from morfi.experiment import Settings
 from morfi.experiment.run import DONE
 from morfi.planning.cost import Cost, Setup, cost_of
-from morfi.planning.counts import Counter
+from morfi.planning.counts import SHARED, Counter
 from morfi.planning.fit import Machine, faults_of
 from morfi.planning.subject import Subject, n_gpus_of, subject_of
 from morfi.planning.work import Work
@@ -83,10 +83,11 @@ def plan_experiment(
         for work in works_of(subject, progress, is_gpu=machine.is_gpu)
     ]
     left = [(one.work, one.cost) for one in planned if not one.is_done]
+    shared = () if machine.is_gpu else (SHARED,)
     return Plan(
         machine,
         tuple(planned),
-        (*machine.notes, *subject.notes),
+        (*machine.notes, *subject.notes, *shared),
         tuple(faults_of(left, subject.shape, setup, machine)),
     )
 
