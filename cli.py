@@ -21,6 +21,7 @@ from morfi.command.settings import (
     Plain,
     Statement,
     common_options,
+    engines_option,
     experiment_options,
     figure_option,
     file_option,
@@ -48,8 +49,11 @@ def cli() -> None:
     unset="a new run",
 )
 @show_prompts_option
+@engines_option
 @common_options
-def eval_command(common: Common, resume: str | None, show_prompts: int | None, **given: Any) -> None:
+def eval_command(
+    common: Common, resume: str | None, show_prompts: int | None, engines: int, **given: Any
+) -> None:
     """Asks a checkpoint, or a server, closed-book questions and reports its accuracy by relation."""
     from morfi.evaluation.config import EvalConfig, configure
     from morfi.evaluation.evaluate import run_evaluation, shown_prompts
@@ -66,9 +70,8 @@ def eval_command(common: Common, resume: str | None, show_prompts: int | None, *
         if show_prompts is not None:
             common.show(shown_prompts(config, show_prompts, progress))
             return
-        run_id = run_evaluation(
-            config, common.store, common.start_engine, progress, resume=resume, command=common.command
-        )
+        start = common.start_engines(engines, config.endpoint)
+        run_id = run_evaluation(config, common.store, start, progress, resume=resume, command=common.command)
     common.report(run_id)
 
 
@@ -107,8 +110,9 @@ def verify_command(common: Common, **given: Any) -> None:
 @cli.command("split", config="morfi.evaluation.split:SplitConfig")
 @show_prompts_option
 @new_option
+@engines_option
 @common_options
-def split_command(common: Common, new: bool, show_prompts: int | None, **given: Any) -> None:
+def split_command(common: Common, new: bool, show_prompts: int | None, engines: int, **given: Any) -> None:
     """Sorts questions by what a model knows: HighlyKnown, MaybeKnown, WeaklyKnown, Unknown."""
     from morfi.evaluation.split import configure_split, run_split, shown_split_prompts
 
@@ -117,9 +121,8 @@ def split_command(common: Common, new: bool, show_prompts: int | None, **given: 
         if show_prompts is not None:
             common.show(shown_split_prompts(config, show_prompts, progress))
             return
-        run_id = run_split(
-            config, common.store, common.start_engine, progress, new=new, command=common.command
-        )
+        start = common.start_engines(engines, config.endpoint)
+        run_id = run_split(config, common.store, start, progress, new=new, command=common.command)
     common.report(run_id)
 
 
@@ -178,9 +181,10 @@ def conditions_check_command(common: Common, file: Path, dtype: str | None) -> N
 @show_prompts_option
 @figure_option
 @new_option
+@engines_option
 @common_options
 def sweep_command(
-    common: Common, new: bool, figure: Path | None, show_prompts: int | None, **given: Any
+    common: Common, new: bool, figure: Path | None, show_prompts: int | None, engines: int, **given: Any
 ) -> None:
     """Asks every checkpoint of a training the same questions through one live engine."""
     from morfi.evaluation.sweep import run_sweep
@@ -192,9 +196,8 @@ def sweep_command(
         if show_prompts is not None:
             common.show(shown(prepare_sweep(config, common.store, progress).asked, show_prompts))
             return
-        result = run_sweep(
-            config, common.store, common.start_engine, progress, new=new, command=common.command
-        )
+        start = common.start_engines(engines)
+        result = run_sweep(config, common.store, start, progress, new=new, command=common.command)
     common.report_drawn(result.run_id, figure)
     common.check(result.failures)
 
@@ -202,16 +205,16 @@ def sweep_command(
 @cli.command("capture", config="morfi.latents.capture:CaptureConfig")
 @out_option("activations", "Folder of the residual streams")
 @new_option
+@engines_option
 @common_options
-def capture_command(common: Common, out: Path, new: bool, **given: Any) -> None:
+def capture_command(common: Common, out: Path, new: bool, engines: int, **given: Any) -> None:
     """Keeps the residual streams of every checkpoint on the same questions, at the last prompt token."""
     from morfi.latents.capture import CaptureConfig, run_capture
 
     config = CaptureConfig(**{k: v for k, v in common.checked(given).items() if v is not None})
     with terminal.TerminalProgress() as progress:
-        result = run_capture(
-            config, common.store, common.start_engine, out, progress, new=new, command=common.command
-        )
+        start = common.start_engines(engines)
+        result = run_capture(config, common.store, start, out, progress, new=new, command=common.command)
     common.report(result.run_id)
     common.check(result.failures)
 
@@ -285,16 +288,16 @@ def find_command(common: Common, new: bool, figure: Path | None, **given: Any) -
 @cli.command("steer", config="morfi.interventions.config:SteerConfig")
 @figure_option
 @new_option
+@engines_option
 @common_options
-def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) -> None:
+def steer_command(common: Common, new: bool, figure: Path | None, engines: int, **given: Any) -> None:
     """Steers a checkpoint along latents and baselines: which of them bring known answers back?"""
     from morfi.interventions import configure_steer, run_steer
 
     config = configure_steer(common.checked(given))
     with terminal.TerminalProgress() as progress:
-        run_id = run_steer(
-            config, common.store, common.start_engine, progress, new=new, command=common.command
-        )
+        start = common.start_engines(engines, config.server)
+        run_id = run_steer(config, common.store, start, progress, new=new, command=common.command)
     common.report_drawn(run_id, figure)
 
 
@@ -303,9 +306,10 @@ def steer_command(common: Common, new: bool, figure: Path | None, **given: Any) 
 @option("--from", "begin", metavar="STAGE", help="Begin here; what comes before must be done.", unset="split")
 @option("--until", metavar="STAGE", help="End after this stage.", unset="steer")
 @option("--dry-run", "dry", is_flag=True, help="Say how each stage stands, and run nothing.")
+@engines_option
 @write_config_option
 @store_options
-def run_command(common: Common, file: Path | None, write_config: bool, **given: Any) -> None:
+def run_command(common: Common, file: Path | None, write_config: bool, engines: int, **given: Any) -> None:
     """Runs a whole experiment, or what is left of it: FILE has a table of options for each stage."""
     from morfi.command.experiment import asked_for, experiment_text
     from morfi.experiment import run_experiment, stages_of
@@ -329,6 +333,7 @@ def run_command(common: Common, file: Path | None, write_config: bool, **given: 
                 common.store,
                 common.start_engine,
                 terminal.TerminalProgress,
+                start_engines=common.start_engines(engines),
                 command=common.command,
                 take=common.taken,
                 begin=given["begin"],

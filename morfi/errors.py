@@ -21,6 +21,10 @@ class MorfiError(Exception):
     exit_code = 1
 
 
+class EngineDiedError(MorfiError):
+    """The engine is gone; it answers nothing more, and another one has to be started."""
+
+
 class InputError(MorfiError):
     """Bad usage or bad input; a command that meets it prints one line and exits with 2.
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
-from morfi.errors import InputError, MorfiError
+from morfi.errors import EngineDiedError, InputError
 
 _SHOWN = 1 << 20  # bytes of what was kept back
 _FAILED = "Worker failed with error"  # how vLLM begins what it raises for an error in a worker process
@@ -17,20 +17,20 @@ _FAILED = "Worker failed with error"  # how vLLM begins what it raises for an er
 
 @contextlib.contextmanager
 def naming_death() -> Iterator[None]:
-    """Makes the failure of another process of vLLM's in the block a MorfiError."""
+    """Makes the failure of another process of vLLM's in the block an EngineDiedError."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
     try:
         yield
     except EngineDeadError as error:
-        raise MorfiError(
+        raise EngineDiedError(
             "vLLM's engine has died, so this call gives no answer; -v shows its last messages, which say "
             "why. Start the engine again"
         ) from error
     except RuntimeError as error:
         if not str(error).startswith(_FAILED):
             raise
-        raise MorfiError(f"{error}; this call gives no answer. Start the engine again") from error
+        raise EngineDiedError(f"{error}; this call gives no answer. Start the engine again") from error
 
 
 @contextlib.contextmanager

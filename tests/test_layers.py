@@ -16,6 +16,7 @@ HEAVY = {
     "duckdb": ("store",),
     "vllm": ("serve", "serve.plugin", "serve.weights", "serve.http"),
     "click": ("cli", "command"),
+    "ray": ("fleet",),
 }
 # Each room, and those that it may import from besides its own.
 SMALL = ("words", "errors", "terminal", "files", "cache", "device", "statistics")
@@ -33,6 +34,7 @@ MAY: Mapping[str, tuple[str, ...]] = {
     "kernels": ("errors", "engine"),
     "checkpoints": SMALL,
     "engine": (*SMALL, "checkpoints"),
+    "fleet": (*SMALL, "engine", "checkpoints"),
     "endpoint": (*SMALL, "engine", "checkpoints"),
     "questions": (*SMALL, "checkpoints"),
     "store": (*SMALL, "questions"),
@@ -64,7 +66,7 @@ MAY: Mapping[str, tuple[str, ...]] = {
         "planning",
         "verification",
     ),
-    "command": (*STORED, "training", "experiment", "report", "serve"),
+    "command": (*STORED, "training", "experiment", "report", "serve", "fleet"),
     "serve": (*RECORDS, "serve.plugin", "serve.weights"),
     "serve.plugin": ("errors", "engine", "kernels"),
     "serve.weights": (*SMALL, "engine", "checkpoints"),

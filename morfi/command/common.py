@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morfi.errors import MorfiError
+from morfi.errors import InputError, MorfiError
 from morfi.terminal import OutputError, takes_unicode, to_reader
 
 if TYPE_CHECKING:
@@ -47,6 +47,18 @@ class Common:
             return start_engine(*given, **how, verbose=self.verbose)
 
         return start
+
+    def start_engines(self, n: int, endpoint: str | None = None) -> StartEngine:
+        """Starts `n` engines as one; raises InputError where that cannot be: of a server, for one."""
+        if n == 1:
+            return self.start_engine
+        if endpoint is not None:
+            raise InputError("--engines with --endpoint: the server has its own; leave --engines out")
+        from morfi.fleet.ray_engines import check_engines, starting
+        from morfi.serve.engine import start_engine
+
+        check_engines(n)
+        return starting(functools.partial(start_engine, verbose=self.verbose), n, verbose=self.verbose)
 
     @property
     def time_vllm(self) -> TimeVllm:

@@ -32,7 +32,7 @@ _SHARED: Mapping[str, tuple[str, ...]] = {
     "match": ("split", "train", "sweep", "steer"),
     "seed": ("split", "mix", "sweep", "capture", "sae train", "find", "steer"),
 }
-_NEVER = ("db", "verbose", "json", "config", "write-config", "new", "show-prompts", "figure")
+_NEVER = ("db", "verbose", "json", "config", "write-config", "new", "show-prompts", "figure", "engines")
 
 Tables = dict[str, Any]  # as TOML has them
 

@@ -237,6 +237,13 @@ def out_option(default: str, text: str) -> Decorator:
 
 
 new_option = option("--new", is_flag=True, help="Start a new run even where one is there.")
+engines_option = option(
+    "--engines",
+    kind=click.IntRange(1, 4096),
+    default=1,
+    metavar="N",
+    help="Engines that share the work, each in a process of its own; two or more need Ray.",
+)
 show_prompts_option = option(
     "--show-prompts",
     kind=click.IntRange(1, 10**9),

@@ -56,6 +56,7 @@ def run_experiment(
     start_engine: StartEngine,
     open_progress: OpenProgress,
     *,
+    start_engines: StartEngine | None = None,
     command: str,
     take: TakeOptions = lambda given: given,
     begin: str | None = None,
@@ -66,7 +67,8 @@ def run_experiment(
 
     A stage whose run is whole is not run again, one that was interrupted goes on. With `begin` the stages
     before must be done; `dry` says how each stands and does nothing. `take` makes of the options of a stage
-    what its command takes. Raises InputError where a stage is not there, FaultsError for all settings that
+    what its command takes. Where `start_engines` is given, stages whose work can be shared out start their
+    engines by it. Raises InputError where a stage is not there, FaultsError for all settings that
     cannot be, before the first stage that is not known to be done (`Known`), and MorfiError where one failed.
     """
     stages, known = _chosen(stages_of(settings), begin, until), Known(store)
@@ -87,7 +89,7 @@ def run_experiment(
                 check_settings(taken, [one for one, _ in stages], progress.phase)
         with open_progress() as progress, said_of(stage.name):
             progress.phase(f"stage {number} of {len(stages)}: {stage.name}")
-            around = Surroundings(store, start_engine, Keys(progress), command)
+            around = Surroundings(store, start_engine, start_engines or start_engine, Keys(progress), command)
             with noting_sources() as sources:
                 ready = stage.ready(given_to(stage, taken, results), around)
             led = known.led(stage, given, sources)

@@ -31,10 +31,14 @@ Settings = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Where stages work: the store, how an engine starts, who is told, and the command that is recorded."""
+    """Where stages work: the store, how engines start, who is told, and the command that is recorded.
+
+    `start_engine` starts one, `start_engines` several as one, where the work can be shared out.
+    """
 
     store: Store
     start_engine: StartEngine
+    start_engines: StartEngine
     progress: Progress
     command: str
 
@@ -94,7 +98,7 @@ def _split_config(given: Mapping[str, Any]) -> SplitConfig:
 def _split(given: Mapping[str, Any], around: Surroundings) -> Ready:
     from morfi.evaluation.split import ready_split
 
-    return ready_split(_split_config(given), around.store, around.start_engine, **_how(around))
+    return ready_split(_split_config(given), around.store, around.start_engines, **_how(around))
 
 
 def _mix_config(given: Mapping[str, Any]) -> MixConfig:
@@ -132,7 +136,7 @@ def _sweep_config(given: Mapping[str, Any]) -> SweepConfig:
 def _sweep(given: Mapping[str, Any], around: Surroundings) -> Ready:
     from morfi.evaluation.sweep import ready_sweep
 
-    return ready_sweep(_sweep_config(given), around.store, around.start_engine, **_how(around))
+    return ready_sweep(_sweep_config(given), around.store, around.start_engines, **_how(around))
 
 
 def _capture_config(given: Mapping[str, Any]) -> CaptureConfig:
@@ -146,7 +150,7 @@ def _capture(given: Mapping[str, Any], around: Surroundings) -> Ready:
     from morfi.latents.capture import ready_capture
 
     config, folder = _capture_config(given), _folder(given, "activations")
-    return ready_capture(config, around.store, around.start_engine, folder, **_how(around))
+    return ready_capture(config, around.store, around.start_engines, folder, **_how(around))
 
 
 def _sae_config(given: Mapping[str, Any]) -> SaeTraining:
@@ -202,7 +206,7 @@ def _steer(given: Mapping[str, Any], around: Surroundings) -> Ready:
     by_seed = [{"train_seed": seed, **given} for seed in seeds if given.get("train_seed", seed) == seed]
     return Ready.together(
         [
-            ready_steer(_steer_config(one), store, around.start_engine, **_how(around))
+            ready_steer(_steer_config(one), store, around.start_engines, **_how(around))
             for one in by_seed or [given]
         ]
     )

@@ -1,0 +1,1 @@
+"""Several engines at the same time, each in a process of its own, on Ray."""

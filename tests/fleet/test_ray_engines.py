@@ -1,0 +1,181 @@
+"""Engines in actors of Ray: what they answer, and what becomes of them when they die, hang or are let go."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluated import facts, run
+from fake_engine import FakeEngine
+
+from morfi.engine.protocol import Sampling
+from morfi.errors import InputError, MorfiError
+from morfi.evaluation.config import EvalConfig
+from morfi.fleet.pool import EngineLostError, Pool
+from morfi.fleet.ray_engines import RayStarter, cores_of, running_ray
+from morfi.store import Store
+
+pytest.importorskip("ray")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("isolated_cache")]
+
+CHILD = Path(__file__).parents[1] / "evaluation" / "sweep_child.py"
+HOW = {"context": 64, "seed": 0, "overrides": {}}
+PROMPT = [byte + 3 for byte in b"Q: Where?\nA:"]
+
+
+class Odd(FakeEngine):
+    """An engine that says on which cores and with how many threads it runs."""
+
+    def reset_prefix_cache(self) -> None:
+        import torch
+
+        cores = sorted(os.sched_getaffinity(0))
+        raise InputError(f"{cores} {torch.get_num_threads()} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here() -> Iterator[None]:
+    """Ray for all tests of this file."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # an actor cannot import a test
+    with running_ray(2):
+        yield
+
+
+@dataclass
+class Killing:
+    """Starts two engines in actors, and kills one of them `n` times, at random."""
+
+    like: FakeEngine
+    n: int
+    pids: set[int] = field(default_factory=set)
+    n_killed: int = 0
+
+    @contextlib.contextmanager
+    def __call__(self, checkpoint: Any, **how: Any) -> Iterator[Pool]:
+        starter = RayStarter(self.like, checkpoint, how, 2)
+        with contextlib.closing(Pool(starter, 2)) as pool:
+            over = threading.Event()
+            killer = threading.Thread(target=self._kill, args=(starter, over))
+            killer.start()
+            try:
+                yield pool
+            finally:
+                over.set()
+                killer.join()
+
+    def _kill(self, starter: RayStarter, over: threading.Event) -> None:
+        while self.n_killed < self.n and not over.wait(random.random() / 2):
+            living = [engine.started.pid for engine in starter.engines.values()]
+            self.pids |= set(living)
+            if living:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(random.choice(living), signal.SIGKILL)
+                    self.n_killed += 1
+
+
+def test_engines_that_are_killed_at_random_lose_and_double_nothing(
+    tmp_path: Path, tiny_model: Path, data_file: Path, serving: Any
+) -> None:
+    config = EvalConfig(str(tiny_model), data=str(data_file), shots=2, batch=1)
+    one, several = Store(tmp_path / "one.duckdb"), Store(tmp_path / "several.duckdb")
+    whole = facts(one, run(config, one, serving))
+    serving.pause_s = 0.5
+    killing = Killing(serving, 10)
+    while killing.n_killed < killing.n:
+        try:
+            found = facts(several, run(config, several, killing))
+        except MorfiError as error:  # the same questions thrice
+            assert "engines were lost one after the other" in str(error)  # noqa: PT017
+            continue
+        assert found == whole
+    assert not [pid for pid in killing.pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_cores_and_threads_are_each_engine_s_own(tiny_model: Path) -> None:
+    starter = RayStarter(Odd({}), "tiny", HOW, 2)  # type: ignore[arg-type]
+    try:
+        for number in (0, 1):
+            cores = cores_of(number, 2)
+            engine = starter.start(number)
+            with pytest.raises(InputError, match=rf"^\{cores} {len(cores)} None$"):
+                engine.reset_prefix_cache()
+    finally:
+        starter.end(0)
+        starter.end(1)
+
+
+def test_an_engine_that_hangs_or_breaks_is_lost_and_one_that_refuses_is_not() -> None:
+    broken = FakeEngine({}, stop_after=1)
+    starter = RayStarter(broken, "tiny", HOW, 1)  # type: ignore[arg-type]
+    try:
+        engine = starter.start(0)
+        assert engine.generate([PROMPT], Sampling()) == broken.generate([PROMPT], Sampling())
+        with pytest.raises(EngineLostError, match="the engine died"):
+            engine.generate([PROMPT], Sampling())
+        starter.end(0)
+        starter.start_engine = FakeEngine({}, pause_s=600, unloadable=frozenset({"other"}))
+        engine = starter.start(0)
+        with pytest.raises(InputError, match="other does not fit"):
+            engine.load_checkpoint(type("Other", (), {"name": "other"})())
+        engine.longest_s = 0.5
+        with pytest.raises(EngineLostError, match="no answer for 0"):
+            engine.generate([PROMPT], Sampling())
+    finally:
+        starter.end(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_an_ended_command_leaves_no_process_and_goes_on(
+    number: int, code: int, tmp_path: Path, tiny_model: Path, data_file: Path
+) -> None:
+    tag = f"MORFI_TEST={tmp_path}"
+    name, value = tag.split("=")
+    store = Store(tmp_path / "morfi.duckdb")
+    given = ["eval", "--ckpt", tiny_model, "--data", data_file, "--shots", 2, "--batch", 1]
+    given += ["--engines", 2, "--resume", "auto", "--db", store.path]
+    command = [sys.executable, str(CHILD), "0.5", *map(str, given)]
+    environment = {**os.environ, name: value, "PYTHONSAFEPATH": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as child:
+        deadline = time.monotonic() + 300
+        while not (store.path.exists() and store.runs() and store.runs()[0].n_done > 2):
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        child.send_signal(number)
+        said = child.communicate()[1].decode()
+    assert child.returncode == code, said
+    until = time.monotonic() + 30
+    while (left := tagged(tag)) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert not left
+    if number != signal.SIGKILL:
+        assert not list(Path("/tmp").glob(f"morfi-ray-{child.pid}-*"))
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    run_id = store.runs()[0].run_id
+    assert (store.summary(run_id).n_done, store.summary(run_id).n_attempts) == (20, 2)
+
+
+def tagged(tag: str) -> list[str]:
+    """The command lines of the processes whose environment holds `tag`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if tag.encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text())
+    return found

@@ -1,0 +1,78 @@
+"""Several engines in this process, each of which may be lost in the middle of whatever it does."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fake_engine import FakeEngine
+
+from morfi.engine.protocol import Completion, Engine
+from morfi.errors import InputError
+from morfi.fleet.pool import EngineLostError, Pool
+
+
+class Losing(FakeEngine):
+    """An engine that is lost, in the middle of a batch or at a registration, where `is_lost` says so.
+
+    Its residual streams depend on the checkpoint, not on how many were loaded before it.
+    """
+
+    is_lost: Callable[[], bool]
+
+    def generate(self, *asked: Any, **how: Any) -> list[list[Completion]]:
+        found = super().generate(*asked, **how)
+        self._may_be_lost()
+        return found
+
+    def register(self, what: Any) -> str:
+        self._may_be_lost()
+        return super().register(what)
+
+    def place(self) -> float:
+        found = re.search(r"level-(\d+)", self.served)
+        return 0.0 if found is None else 1 + int(found[1]) / 50
+
+    def _may_be_lost(self) -> None:
+        if self.is_lost():
+            raise EngineLostError("its process has ended")
+
+
+@dataclass
+class LosingEngines:
+    """Starts engines like one that is given, in a pool of `n`, and remembers all of them by number."""
+
+    like: FakeEngine = field(default_factory=lambda: FakeEngine({}))
+    n: int = 2
+    is_lost: Callable[[], bool] = lambda: random.random() < 0.1
+    refuses: int | None = None  # the start that is refused, counted from 0
+    started: list[tuple[int, Losing]] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def __call__(self, checkpoint: object, **how: object) -> Iterator[Pool]:
+        with contextlib.closing(Pool(self, self.n)) as pool:
+            yield pool
+
+    def start(self, number: int) -> Engine:
+        if len(self.started) == self.refuses:
+            raise InputError("no such model")
+        like = self.like
+        engine = Losing(
+            like.known, unloadable=like.unloadable, answers=like.answers, registered=like.registered
+        )
+        engine.is_lost = self.is_lost
+        self.started.append((number, engine))
+        return engine
+
+    def end(self, number: int) -> None:
+        self.ended.append(number)
+
+    @property
+    def n_lost(self) -> int:
+        """The engines that came in place of others."""
+        return len(self.started) - self.n
