@@ -1,19 +1,26 @@
-"""Several engines in this process, each of which may be lost in the middle of whatever it does."""
+"""Several engines, each of which may be lost in the middle of whatever it does."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fake_engine import FakeEngine
 
 from morfi.engine.protocol import Completion, Engine
 from morfi.errors import InputError
 from morfi.fleet.pool import EngineLostError, Pool
+
+if TYPE_CHECKING:
+    from morfi.engine.protocol import StartEngine
+    from morfi.fleet.ray_engines import RayStarter
 
 
 class Losing(FakeEngine):
@@ -24,9 +31,13 @@ class Losing(FakeEngine):
 
     is_lost: Callable[[], bool]
 
-    def generate(self, *asked: Any, **how: Any) -> list[list[Completion]]:
-        found = super().generate(*asked, **how)
+    def generate(
+        self, prompts: Any, sampling: Any, on_finished: Any = None, **how: Any
+    ) -> list[list[Completion]]:
+        found = super().generate(prompts, sampling, **how)
         self._may_be_lost()
+        if on_finished is not None:
+            on_finished(sum(map(len, found)))
         return found
 
     def register(self, what: Any) -> str:
@@ -76,3 +87,37 @@ class LosingEngines:
     def n_lost(self) -> int:
         """The engines that came in place of others."""
         return len(self.started) - self.n
+
+
+@dataclass
+class Killing:
+    """Starts two engines in actors of Ray, and kills one of them `n` times, at random."""
+
+    start_engine: StartEngine
+    n: int
+    pids: set[int] = field(default_factory=set)
+    n_killed: int = 0
+
+    @contextlib.contextmanager
+    def __call__(self, checkpoint: Any, **how: Any) -> Iterator[Pool]:
+        from morfi.fleet.ray_engines import RayStarter
+
+        starter = RayStarter(self.start_engine, checkpoint, how, 2)
+        with contextlib.closing(Pool(starter, 2)) as pool:
+            over = threading.Event()
+            killer = threading.Thread(target=self._kill, args=(starter, over))
+            killer.start()
+            try:
+                yield pool
+            finally:
+                over.set()
+                killer.join()
+
+    def _kill(self, starter: RayStarter, over: threading.Event) -> None:
+        while self.n_killed < self.n and not over.wait(random.random() / 2):
+            living = [engine.started.pid for engine in starter.engines.values()]
+            self.pids |= set(living)
+            if living:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(random.choice(living), signal.SIGKILL)
+                    self.n_killed += 1

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from evaluated import facts, run
 from fake_engine import FakeEngine
+from losing_engines import Killing
 
 from morfi.engine.protocol import Sampling
 from morfi.errors import InputError, MorfiError
 from morfi.evaluation.config import EvalConfig
-from morfi.fleet.pool import EngineLostError, Pool
+from morfi.fleet.pool import EngineLostError
 from morfi.fleet.ray_engines import RayStarter, cores_of, running_ray
 from morfi.store import Store
 
@@ -52,38 +50,6 @@ def ray_here() -> Iterator[None]:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # an actor cannot import a test
     with running_ray(2):
         yield
-
-
-@dataclass
-class Killing:
-    """Starts two engines in actors, and kills one of them `n` times, at random."""
-
-    like: FakeEngine
-    n: int
-    pids: set[int] = field(default_factory=set)
-    n_killed: int = 0
-
-    @contextlib.contextmanager
-    def __call__(self, checkpoint: Any, **how: Any) -> Iterator[Pool]:
-        starter = RayStarter(self.like, checkpoint, how, 2)
-        with contextlib.closing(Pool(starter, 2)) as pool:
-            over = threading.Event()
-            killer = threading.Thread(target=self._kill, args=(starter, over))
-            killer.start()
-            try:
-                yield pool
-            finally:
-                over.set()
-                killer.join()
-
-    def _kill(self, starter: RayStarter, over: threading.Event) -> None:
-        while self.n_killed < self.n and not over.wait(random.random() / 2):
-            living = [engine.started.pid for engine in starter.engines.values()]
-            self.pids |= set(living)
-            if living:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(random.choice(living), signal.SIGKILL)
-                    self.n_killed += 1
 
 
 def test_engines_that_are_killed_at_random_lose_and_double_nothing(
