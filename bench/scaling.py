@@ -33,7 +33,7 @@ N_QUESTIONS = 24000
 ENGINES = (1, 8, 64)
 SHARED = ("split", "sweep", "capture", "steer")  # that --engines shares out
 STARTS = ("start and end", "engine start")  # which takes as long for several
-DRIVER = ("judging and storing", "writing")  # by the one process that has the store
+DRIVER = ("judging and storing", "writing")  # by the one process that has the store, and the one disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Needed:
 
     @property
     def most(self) -> str:
-        """The engines that one driver keeps busy."""
+        """The engines that one process and one disk keep busy."""
         return f"{max(1, round(self.engines / self.driver))}" if self.is_shared and self.driver else "1"
 
 
@@ -103,7 +103,7 @@ def table(plans: Sequence[Plan]) -> list[str]:
     """A line for each stage, of all models together, and their sum."""
     heads = [f"{n} engine{'s' * (n > 1)}" for n in ENGINES]
     lines = [
-        f"| stage | {' | '.join(heads)} | one driver feeds | disk |",
+        f"| stage | {' | '.join(heads)} | engines kept busy | disk |",
         f"|---|{'---|' * (len(ENGINES) + 2)}",
     ]
     sums = [0.0] * len(ENGINES)

@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 LONGEST_S = 3600.0  # that a start may take, or a batch while nothing is known of the engine's speed
 SHORTEST_S = 600.0  # that any other batch is waited for
 _PATIENCE = 20.0  # times the slowest batch before, by prompt
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or an actor without one sees "" as its devices
+    "RAY_memory_monitor_refresh_ms": "0",  # it would end engines for what other programs take
+}
 
 
 @dataclass(slots=True)
@@ -168,14 +174,6 @@ class RayStarter:
             ray.kill(actor)
 
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or an actor without one sees "" as its devices
-    "RAY_memory_monitor_refresh_ms": "0",  # it would end engines for what other programs take
-}
-
-
 def check_engines(n: int) -> None:
     """Raises InputError where this machine cannot run `n` engines, or Ray is not installed."""
     if importlib.util.find_spec("ray") is None:
@@ -221,7 +219,10 @@ def start_engines(
     overrides: Mapping[str, Any],
     verbose: bool = False,
 ) -> Iterator[Pool]:
-    """Starts `n` engines by `start_engine`, which other processes can import, for a block."""
+    """Starts `n` engines by `start_engine`, which other processes can import, for a block.
+
+    Raises InputError where this machine has too few cores or GPUs.
+    """
     check_engines(n)
     if is_gpu():
         import torch

@@ -260,7 +260,7 @@ def test_what_means_nothing_to_the_method_is_not_written() -> None:
 
 def test_a_run_that_is_resumed_by_name_has_its_own_configuration() -> None:
     found = tomllib.loads(run("eval", "--write-config", "--resume", "eval-1", "--shots", "2").stdout)["eval"]
-    assert {key: found[key] for key in found if key not in ("db", "json", "verbose")} == {
+    assert {key: found[key] for key in found if key not in ("db", "json", "verbose", "engines")} == {
         "resume": "eval-1",
         "shots": 2,
     }

@@ -23,15 +23,16 @@ SWEPT = """
 SELECT s.position, s.ckpt_sha256, c.* EXCLUDE (run_id, attempt)
 FROM sweep_checkpoint s JOIN completion c ON c.run_id = s.eval_run_id WHERE s.run_id = '{}' ORDER BY ALL
 """
+DIRECTIONS = "SELECT * EXCLUDE (run_id) FROM steer_direction WHERE run_id = '{}' ORDER BY ALL"
 ANSWERS = "SELECT * EXCLUDE (run_id, attempt) FROM {} WHERE run_id = '{}' ORDER BY ALL"
 
 pytestmark = pytest.mark.usefixtures("isolated_cache")
 
 
-def every_fifth() -> Callable[[], bool]:
-    """Says that an engine is lost at its every fifth call."""
+def every(n: int) -> Callable[[], bool]:
+    """Says at every call of this number that an engine is lost."""
     number = itertools.count(1)
-    return lambda: next(number) % 5 == 0
+    return lambda: next(number) % n == 0
 
 
 def rows(store: Store, query: str) -> list[dict[str, Any]]:
@@ -47,7 +48,7 @@ def copied(store: Store) -> Store:
 
 def test_a_split(tmp_path: Path, tiny_model: Path, data_file: Path, serving: Any, log: Any) -> None:
     config = SplitConfig(str(tiny_model), data=str(data_file), n_ex=2, shots=2, samples=2, batch=4)
-    several = LosingEngines(serving, n=3, is_lost=every_fifth())
+    several = LosingEngines(serving, n=3, is_lost=every(5))
     found = []
     for name, start in (("one", serving), ("several", several)):
         store = Store(tmp_path / name)
@@ -62,7 +63,7 @@ def test_a_split(tmp_path: Path, tiny_model: Path, data_file: Path, serving: Any
 
 def test_a_sweep(own_experiment: Any, log: Any) -> None:
     experiment, train_run = own_experiment
-    several, other = LosingEngines(experiment.serving, is_lost=every_fifth()), copied(experiment.store)
+    several, other = LosingEngines(experiment.serving, is_lost=every(5)), copied(experiment.store)
     config = SweepConfig(train_run, batch=5)
     one = run_sweep(config, experiment.store, experiment.serving, log, new=False, command="")
     result = run_sweep(config, other, several, log, new=False, command="")
@@ -85,7 +86,7 @@ def test_a_sweep_with_a_checkpoint_that_cannot_be_served(own_experiment: Any, lo
 
 def test_a_capture(own_experiment: Any, tmp_path: Path, log: Any) -> None:
     experiment, train_run = own_experiment
-    several = LosingEngines(experiment.serving, is_lost=every_fifth())
+    several = LosingEngines(experiment.serving, is_lost=every(5))
     alone = LosingEngines(experiment.serving, n=1, is_lost=lambda: False)
     store, found = experiment.store, []
     for start in (alone, several):
@@ -102,11 +103,11 @@ def test_a_capture(own_experiment: Any, tmp_path: Path, log: Any) -> None:
 
 def test_a_steering(steerable: tuple[Store, str], knowing: Any, log: Any) -> None:
     store, find_run = steerable
-    several, other = LosingEngines(knowing, is_lost=every_fifth()), copied(store)
+    several, other = LosingEngines(knowing, is_lost=every(17)), copied(store)
     config = SteerConfig(find_run, "M_100", controls=2, random=1, alphas=(-2.0, -1.0, 1.0), batch=8)
     one = run_steer(config, store, knowing, log, new=False, command="")
     run_id = run_steer(config, other, several, log, new=False, command="")
     assert several.n_lost
-    for table in ("steer_direction", "steered_answer"):
-        assert rows(other, ANSWERS.format(table, run_id)) == rows(store, ANSWERS.format(table, one))
+    for query in (ANSWERS.format("steered_answer", "{}"), DIRECTIONS):
+        assert rows(other, query.format(run_id)) == rows(store, query.format(one))
     assert log.n_advanced == sum(total for total, _ in log.starts)

@@ -52,6 +52,7 @@ def ray_here() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_engines_that_are_killed_at_random_lose_and_double_nothing(
     tmp_path: Path, tiny_model: Path, data_file: Path, serving: Any
 ) -> None:
