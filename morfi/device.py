@@ -26,7 +26,8 @@ def cpu_has_bfloat16() -> bool:
 
 
 def is_gpu() -> bool:
-    """Whether torch sees a CUDA device."""
+    """Whether torch sees a CUDA device; asks the driver, so that this process can still be forked."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import torch
 
     return torch.cuda.is_available()
@@ -49,7 +50,7 @@ def free_memory() -> None:
     import torch
 
     gc.collect()
-    if torch.cuda.is_available():
+    if is_gpu():
         torch.cuda.empty_cache()
 
 
@@ -57,7 +58,7 @@ def device_name() -> str:
     """The device's marketing name with its core or memory size, for the run's record."""
     import torch
 
-    if torch.cuda.is_available():
+    if is_gpu():
         properties = torch.cuda.get_device_properties(0)
         return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB) x {torch.cuda.device_count()}"
     model = ""

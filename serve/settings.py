@@ -176,7 +176,10 @@ def prepare_process(*, gpu: bool, verbose: bool, overrides: Mapping[str, Any] | 
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "TOKENIZERS_PARALLELISM": "true",
     }
-    if not gpu:
+    if gpu:
+        # A process that has asked torch for its GPU cannot be forked, and this one may have.
+        defaults["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    else:
         defaults["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # or worker processes leave a core idle
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -55,3 +55,12 @@ def test_the_device_is_named_with_its_size() -> None:
     else:
         assert name.endswith(f" x {len(os.sched_getaffinity(0))}")
     assert "\n" not in name
+
+
+def test_a_gpu_is_looked_for_without_starting_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has started it cannot fork vLLM's workers."""
+    asked = []
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(dict(os.environ)))
+    device.is_gpu()
+    assert asked == [{"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}]

@@ -206,7 +206,11 @@ def test_the_environment_is_set_but_what_the_user_set_stays(
 ) -> None:
     monkeypatch.setattr(os, "environ", {"VLLM_NO_USAGE_STATS": "0", "VLLM_CPU_OMP_THREADS_BIND": "0-1"})
     prepare_process(gpu=gpu, verbose=verbose)
-    assert set(os.environ) == set(VARIABLES[:5] if gpu else VARIABLES) | {"VLLM_CPU_OMP_THREADS_BIND"}
+    spawns = {"VLLM_WORKER_MULTIPROC_METHOD"} if gpu else set()
+    assert (
+        set(os.environ) == set(VARIABLES[:5] if gpu else VARIABLES) | {"VLLM_CPU_OMP_THREADS_BIND"} | spawns
+    )
+    assert os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") == ("spawn" if gpu else None)
     assert os.environ["VLLM_NO_USAGE_STATS"] == "0"
     assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
     assert os.environ["VLLM_LOGGING_LEVEL"] == ("INFO" if verbose else "ERROR")
