@@ -156,6 +156,8 @@ def unsteerable(config: Any) -> str | None:
         or getattr(parallel, "prefill_context_parallel_size", 1) > 1,
         # Whoever computed them need not have steered them alike.
         "keys and values from elsewhere (kv_transfer_config)": config.kv_transfer_config is not None,
+        # It takes the directions from the device, and does not bring them back.
+        "sleep mode (enable_sleep_mode)": config.model_config.enable_sleep_mode,
     }
     found = [reason for reason, applies in reasons.items() if applies]
     return f"steering and capture do not work with {' and '.join(found)}; start without" if found else None

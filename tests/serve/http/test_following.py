@@ -208,6 +208,7 @@ def test_only_who_asks_for_it_gets_reports_with_the_end() -> None:
     [
         ({"speculative_config": object()}, "do not work with speculative decoding; start without"),
         ({"kv_transfer_config": object()}, "do not work with keys and values from elsewhere"),
+        ({"model_config": SimpleNamespace(enable_sleep_mode=True)}, "do not work with sleep mode"),
         ({"parallel_config": SimpleNamespace(**PARALLEL | {"data_parallel_size": 2})}, "data parallelism"),
     ],
 )
@@ -219,6 +220,7 @@ def test_a_server_that_could_steer_nothing_does_not_start(
             "parallel_config": SimpleNamespace(**PARALLEL),
             "speculative_config": None,
             "kv_transfer_config": None,
+            "model_config": SimpleNamespace(enable_sleep_mode=False),
             **changes,
         }
     )
