@@ -61,6 +61,7 @@ class DeviceWork:
         for index in np.flatnonzero(is_captured).tolist():
             one = self._captured(batch, index, int(reached[index]), n_captured)
             if not one.positions:  # a preempted request computes them again, to equal values
+                parts[index, _COLUMN["n_spans"]] = 0  # there is no room for them
                 continue
             parts[index, _COLUMN["captured_from"]] = one.positions[0]
             parts[index, _COLUMN["captured_row"]] = n_captured

@@ -161,6 +161,19 @@ def test_rows_of_an_earlier_step_are_not_given_for_one_that_did_not_run() -> Non
     assert [rows.positions for rows in live.captured[1]] == [[0, 1]]
 
 
+def test_positions_that_a_preempted_request_computes_again_are_not_captured_again() -> None:
+    """They have no room among the captured rows of the step."""
+    state = steered(residual_reference, capture=Capture((1,), "all"))
+    assert state.device_work is not None
+    step(state, 0, 2)
+    assert state.device_work.tables.capture_rows[:2].tolist() == [0, 1]
+    step(state, 0, 2)
+    assert state.device_work.tables.capture_rows[:2].tolist() == [-1, -1]
+    (live,) = state.live.values()
+    assert live.n_captured == {1: 2}
+    assert [rows.positions for rows in live.captured[1]] == [[0, 1]]
+
+
 def test_a_step_that_did_not_come_to_its_end_proves_nothing() -> None:
     state = steered(residual_reference)
     state.begin(["a"], [0], [2])
