@@ -46,7 +46,9 @@ class Serving:
             self._served[id(engine)] = (engine, checkpoint.sha256)
         return time.monotonic() - begun
 
-    def fail(self, condition: AnyCondition, error: MorfiError) -> None:
-        """Says why the checkpoint of `condition` cannot be served."""
-        self.failures.append(f"{condition.label}: {error}")
-        self.progress.phase(f"failed: {self.failures[-1]}")
+    def fail(self, condition: AnyCondition, error: MorfiError) -> str:
+        """Says why the checkpoint of `condition` cannot be served; returns the line."""
+        line = f"{condition.label}: {error}"
+        self.failures.append(line)
+        self.progress.phase(f"failed: {line}")
+        return line

@@ -255,7 +255,10 @@ def _capture(
             checkpoint = serving.opened(condition)
             if checkpoint is None:
                 raise MorfiError(serving.failures[0])
-            serving.load(engine, checkpoint)
+            try:
+                serving.load(engine, checkpoint)
+            except MorfiError as error:
+                raise MorfiError(serving.fail(condition, error)) from error
             for name, texts in encoded.items():
                 if longest := max((len(ids) for ids in texts if len(ids) >= context), default=0):
                     raise InputError(f"a text has {longest} tokens, the model takes {context}")

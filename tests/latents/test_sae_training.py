@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from morfi.errors import MorfiError
 from morfi.latents.sae import load_sae
 from morfi.latents.sae_training import SaeTraining, make_texts, read_texts, train_sae
 from morfi.questions import load_questions, with_splits
@@ -56,6 +57,16 @@ def test_the_lowest_and_the_highest_level_of_a_train_run_are_captured_too(
         "M_0, seed 0, epoch early-stop",
         "M_100, seed 0, epoch early-stop",
     ]
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_named(
+    own_experiment: tuple[Any, str], data_file: Path, log: Any
+) -> None:
+    experiment, train_run = own_experiment
+    experiment.serving.unloadable = frozenset({"level-000-seed-0/epoch-01"})
+    config = SaeTraining(layer=1, ckpts=train_run, data=str(data_file), d_sae=32, k=4, tokens=640, batch=64)
+    with pytest.raises(MorfiError, match=r"^M_0, seed 0, epoch early-stop: .*epoch-01 does not fit$"):
+        train_sae(config, experiment.store, experiment.serving, log)
 
 
 def test_no_more_texts_are_read_than_the_tokens_need(data_file: Path) -> None:
