@@ -135,7 +135,7 @@ class _Asking:
     n_left: int  # batches
     began: float
     load_s: float = 0.0
-    failed: bool = False
+    failed: MorfiError | None = None  # why it cannot be served
     attempt: Attempt | None = None  # from its first answers on
     ending: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -180,6 +180,9 @@ class _Sweep:
         task = _task(self.plan, condition, checkpoint)
         progress = self.life.progress
         if (same := self.asking.get(task.fingerprint)) is not None:
+            if same.failed is not None:
+                self.serving.fail(condition, same.failed)
+                return ()
             same.places.append(place)
             progress.advance(task.n_answers)
             return ()
@@ -200,7 +203,7 @@ class _Sweep:
 
     def ask(self, engine: Engine, unit: _Unit) -> _Answers | MorfiError | None:
         """The answers to a batch; why the checkpoint cannot be served, or None where that is known."""
-        if unit.of.failed:
+        if unit.of.failed is not None:
             return None
         try:
             load_s = self.serving.load(engine, unit.of.checkpoint)
@@ -212,8 +215,8 @@ class _Sweep:
         """Stores the answers to a batch, and with the last one of a checkpoint that it is done."""
         asking, found = done.unit.of, done.result
         asking.n_left -= 1
-        if isinstance(found, MorfiError) and not asking.failed:
-            asking.failed = True
+        if isinstance(found, MorfiError) and asking.failed is None:
+            asking.failed = found
             for _, condition in asking.places:
                 self.serving.fail(condition, found)
         with self.life.store.together():
@@ -240,10 +243,10 @@ class _Sweep:
 
     def _end(self, asking: _Asking) -> None:
         """Ends the attempt at a checkpoint's own run, and says at each of its places that it is done."""
-        if asking.failed and asking.attempt is not None:
-            asking.attempt.fail(self.serving.failures[-1:])
+        if asking.failed is not None and asking.attempt is not None:
+            asking.attempt.fail([f"{asking.places[0][1].label}: {asking.failed}"])
         asking.ending.close()
-        if asking.failed:
+        if asking.failed is not None:
             return
         rows = [
             SweepRow(

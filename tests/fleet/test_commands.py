@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from losing_engines import LosingEngines
 
+from morfi.engine.protocol import Engine
+from morfi.engine.several import Done
 from morfi.engine.shards import read_shards
 from morfi.evaluation.split import SplitConfig, run_split
 from morfi.evaluation.sweep import run_sweep
@@ -81,6 +83,25 @@ def test_a_sweep_with_a_checkpoint_that_cannot_be_served(own_experiment: Any, lo
     result = run_sweep(SweepConfig(train_run, batch=5), experiment.store, several, log, new=False, command="")
     assert len(result.failures) == 2
     assert all("epoch-01 does not fit" in failure for failure in result.failures)
+    assert [row.level for row in experiment.store.sweep(result.run_id)] == [None, 0, 0, 100, 100]
+
+
+def test_a_checkpoint_that_failed_before_its_second_place_was_opened_is_named_twice(
+    own_experiment: Any, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_begun_first(engine: Engine, groups: Any, work: Any, _: Any) -> Iterator[Done[Any, Any]]:
+        later: list[Any] = []
+        for group in groups:
+            later += group[1:]
+            yield from (Done(unit, work(engine, unit)) for unit in group[:1])
+        yield from (Done(unit, work(engine, unit)) for unit in later)
+
+    monkeypatch.setattr("morfi.evaluation.sweep.share_out", all_begun_first)
+    experiment, train_run = own_experiment
+    serving = experiment.serving
+    serving.unloadable = frozenset({"level-050-seed-0/epoch-01"})
+    result = run_sweep(SweepConfig(train_run, batch=5), experiment.store, serving, log, new=False, command="")
+    assert len(result.failures) == 2
     assert [row.level for row in experiment.store.sweep(result.run_id)] == [None, 0, 0, 100, 100]
 
 
