@@ -17,8 +17,10 @@ from evaluated import facts, run
 from fake_engine import FakeEngine
 from losing_engines import Killing
 
+from morfi.engine.protocol import Sampling
 from morfi.errors import InputError, MorfiError
 from morfi.evaluation.config import EvalConfig
+from morfi.fleet.pool import EngineLostError
 from morfi.fleet.ray_engines import RayStarter, cores_of, running_ray
 from morfi.store import Store
 
@@ -27,6 +29,7 @@ pytestmark = [pytest.mark.long, pytest.mark.usefixtures("isolated_cache")]
 
 CHILD = Path(__file__).parents[1] / "evaluation" / "sweep_child.py"
 HOW = {"context": 64, "seed": 0, "overrides": {}}
+PROMPT = [byte + 3 for byte in b"Q: Where?\nA:"]
 
 
 class Odd(FakeEngine):
@@ -79,6 +82,26 @@ def test_cores_and_threads_are_each_engine_s_own(tiny_model: Path) -> None:
     finally:
         starter.end(0)
         starter.end(1)
+
+
+def test_an_engine_that_hangs_or_breaks_is_lost_and_one_that_refuses_is_not() -> None:
+    broken = FakeEngine({}, stop_after=1)
+    starter = RayStarter(broken, "tiny", HOW, 1)  # type: ignore[arg-type]
+    try:
+        engine = starter.start(0)
+        assert engine.generate([PROMPT], Sampling()) == broken.generate([PROMPT], Sampling())
+        with pytest.raises(EngineLostError, match="the engine died"):
+            engine.generate([PROMPT], Sampling())
+        starter.end(0)
+        starter.start_engine = FakeEngine({}, pause_s=600, unloadable=frozenset({"other"}))
+        engine = starter.start(0)
+        with pytest.raises(InputError, match="other does not fit"):
+            engine.load_checkpoint(type("Other", (), {"name": "other"})())
+        engine.longest_s = 0.5
+        with pytest.raises(EngineLostError, match="no answer for 0"):
+            engine.generate([PROMPT], Sampling())
+    finally:
+        starter.end(0)
 
 
 @pytest.mark.slow
