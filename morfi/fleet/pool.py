@@ -135,6 +135,7 @@ class Pool:
                 line.put_back(unit)
                 self._start_again(seat)
                 continue
+            n_lost.pop(id(unit), None)
             self._give(seat, line, work)
             yield Done(unit, result)
 
