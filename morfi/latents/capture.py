@@ -92,9 +92,8 @@ def run_capture(
     """Writes the residual streams of the base model and of every checkpoint to a folder of the run in `out`.
 
     All are asked the questions of one split, each alone, without exemplars, as a sweep asks them, or read
-    texts as they are. Goes on
-    with the newest run of the same checkpoints and questions, unless `new`. A checkpoint that cannot be
-    served is left out and named in the result; the others finish.
+    texts as they are. Goes on with the newest run of the same checkpoints and questions, unless `new`. A
+    checkpoint that cannot be served is left out and named in the result; the others finish.
     """
     ready = ready_capture(config, store, start_engine, out, progress, new=new, command=command)
     return CaptureResult(ready.result, tuple(ready.finish()))
