@@ -2,84 +2,103 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gpu_path import EngineElsewhere, Ways, left_behind
 
-CHILD = Path(__file__).parent / "gpu_path_child.py"
+from morfi.engine.directions import Direction
+from morfi.engine.protocol import Completion, Sampling
+from morfi.engine.steering import Capture, Steering
+from morfi.errors import MorfiError
+from morfi.serve.engine import Engine
+
+LENGTHS = (1, 4, 6)
+DIRECTION = Direction(torch.linspace(-3, 3, 64))
 MP = {"distributed_executor_backend": "mp"}
-# What is run in each process: runner V2 with Triton interpreted, the same with workers, and runner V1.
-PLANS: dict[str, dict[str, dict[str, Any]]] = {
-    "v2": {
-        "v2 synchronous": {"asynchronous": False, "tables": True, "captured": True, "overrides": {}},
-        "v2 queue": {"asynchronous": True, "tables": True, "captured": False, "overrides": {}},
-    },
-    "processes": {
-        "v2 processes": {"asynchronous": True, "tables": True, "captured": False, "overrides": MP},
-    },
-    "v1": {
-        "cpu": {"asynchronous": False, "tables": False, "captured": False, "overrides": {}},
-        "v1 synchronous": {"asynchronous": False, "tables": True, "captured": False, "overrides": {}},
-    },
+
+
+@dataclass(frozen=True)
+class Run:
+    """A way to run an engine."""
+
+    ways: Ways
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    captured: bool = False  # in the step that is broken
+
+
+CPU = Run(Ways(runner=1, asynchronous=False, tables=False))
+RUNS = {
+    "v2 synchronous": Run(Ways(asynchronous=False, kernel=True), captured=True),
+    "v2 queue": Run(Ways(kernel=True)),
+    "v2 queue, captured": Run(Ways(), captured=True),
+    "v2 processes": Run(Ways(), MP),
+    "v2 processes, synchronous": Run(Ways(asynchronous=False), MP, captured=True),
+    "v1 synchronous": Run(Ways(runner=1, asynchronous=False)),
+    "v1 processes": Run(Ways(runner=1, asynchronous=False), MP, captured=True),
 }
-BROKEN = [name for plan in PLANS.values() for name, one in plan.items() if one["tables"]]
+SLOW = ("v2 processes, synchronous", "v1 processes")
+
+
+def ask(engine: Engine, *, steered: bool, captured: bool, ended: list[int] | None = None) -> list[Completion]:
+    wanted = [Steering(0, DIRECTION.sha256, strength=9.0)] if steered else []
+    found = engine.generate(
+        [[3, 4, 5 + number] for number in range(len(LENGTHS))],
+        [Sampling(max_tokens=n) for n in LENGTHS],
+        None if ended is None else ended.append,
+        steering=[wanted] * len(LENGTHS),
+        capture=Capture((0, 1), "all") if captured else None,
+    )
+    return [one for (one,) in found]
 
 
 @pytest.fixture(scope="module")
-def answers(
-    tmp_path_factory: pytest.TempPathFactory, tiny_base: Callable[[str], Path], starts_vllm: None
-) -> dict[str, dict[str, Any]]:
-    """The answers of each engine, by its name; the processes run at the same time."""
-    root = tmp_path_factory.mktemp("gpu-path")
-    model = tiny_base("llama")
-    interpreted = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
-    children = {
-        name: subprocess.Popen(
-            [sys.executable, "-P", str(CHILD), str(model), str(root / name), json.dumps(list(plan.values()))],
-            env=os.environ | {"MORFI_CACHE": str(root / "cache")} | (interpreted if name != "v1" else {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name, plan in PLANS.items()
-    }
-    found: dict[str, Any] = {}
-    for name, child in children.items():
-        out, err = child.communicate(timeout=400)
-        assert child.returncode == 0, err[-3000:]
-        found |= dict(zip(PLANS[name], json.loads(out.splitlines()[-1]), strict=True))
-    return found
+def elsewhere(
+    tiny_base: Callable[[str], Path], starts_vllm: None
+) -> Iterator[Callable[[Run], EngineElsewhere]]:
+    """Starts an engine in the one other process, in place of the one before."""
+    settings: dict[str, Any] = {"dtype": "float32", "context": 64}
+    with EngineElsewhere(tiny_base("llama"), ways=CPU.ways, **settings) as engine:
+
+        def start(run: Run) -> EngineElsewhere:
+            engine.start(run.ways, **settings, overrides=run.overrides)
+            assert engine.call(left_behind) == []
+            engine.register(DIRECTION)
+            return engine
+
+        yield start
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_tables_and_interpreted_kernels_equal_the_cpu(answers: dict[str, dict[str, Any]], name: str) -> None:
-    expected, found = answers["cpu"], answers[name]
-    assert found["plain"] == expected["plain"]
-    assert found["right"]["tokens"] == expected["right"]["tokens"] != expected["plain"]["tokens"]
-    assert found["right"]["n_tokens"] == expected["right"]["n_tokens"] == [[3], [6], [8]]
-    for mine, its in zip(found["right"]["rows"], expected["right"]["rows"], strict=True):
-        for layer, other in zip(mine, its, strict=True):
-            torch.testing.assert_close(torch.tensor(layer), torch.tensor(other), rtol=1e-4, atol=1e-4)
+@pytest.fixture(scope="module")
+def expected(elsewhere: Callable[[Run], EngineElsewhere]) -> dict[bool, list[Completion]]:
+    """What the CPU's own engine answers, steered and not."""
+    engine = elsewhere(CPU)
+    return {steered: ask(engine, steered=steered, captured=steered) for steered in (True, False)}
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_no_answer_leaves_a_step_whose_operation_did_not_run(
-    answers: dict[str, dict[str, Any]], name: str
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RUNS]
+)
+def test_tables_equal_the_cpu_and_no_answer_leaves_a_step_whose_operation_did_not_run(
+    elsewhere: Callable[[Run], EngineElsewhere], expected: dict[bool, list[Completion]], name: str
 ) -> None:
-    found = answers[name]["broken"]
-    assert found["ended"] == 0
-    assert "layer 0 was to be steered or captured, but its operation did not run" in found["error"]
-    assert "error" in answers[name]["after"], "what is broken stays so"
-
-
-def test_a_closed_engine_leaves_nothing_that_the_operation_would_work_with(
-    answers: dict[str, dict[str, Any]],
-) -> None:
-    assert not any(found["left"] for found in answers.values())
+    engine = elsewhere(RUNS[name])
+    found = ask(engine, steered=True, captured=True)
+    assert ask(engine, steered=False, captured=False) == expected[False]
+    assert [one.applied[0].n_tokens for one in found] == [3, 6, 8]
+    for mine, its, plain in zip(found, expected[True], expected[False], strict=True):
+        assert mine.token_ids == its.token_ids != plain.token_ids
+        assert mine.applied == its.applied
+        for one, other in zip(mine.captured, its.captured, strict=True):
+            torch.testing.assert_close(one.values, other.values, rtol=1e-4, atol=1e-4)
+    engine.break_operation()
+    ended: list[int] = []
+    with pytest.raises(MorfiError, match="layer 0 was to be steered or captured, but its operation did not"):
+        ask(engine, steered=True, captured=RUNS[name].captured, ended=ended)
+    assert not ended
+    with pytest.raises(MorfiError):  # what is broken stays so
+        ask(engine, steered=False, captured=False)
