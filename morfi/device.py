@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def serving_dtype(model_dtype: str) -> str:
@@ -41,6 +45,15 @@ def available_memory() -> int | None:
         return None
     found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
     return int(found[0]) * 1024 if found else None
+
+
+def free_on(device: torch.device) -> int:
+    """The bytes that `device` can still give; none where it does not say."""
+    import torch
+
+    if device.type == "cpu":
+        return available_memory() or 0
+    return int(torch.get_device_module(device).mem_get_info(device)[0])
 
 
 def free_memory() -> None:

@@ -25,13 +25,13 @@ from morfi.serve.plugin.admission import Admission, admission_of
 from morfi.serve.plugin.reports import Report, applied, captured, check_captured, unfit
 from morfi.serve.plugin.requested import OpenShards, Wanted, answer_ids, wanted_of
 from morfi.serve.processes import naming_death, quiet
-from morfi.serve.weights.served import Served, check_swapped, first_refusal
+from morfi.serve.weights.served import Served, first_refusal
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
     from morfi.engine.directions import DecoderRows, Direction, SaeLatents
-    from morfi.engine.protocol import StartEngine
+    from morfi.engine.protocol import MergeDifference, StartEngine
 
 
 class Engine:
@@ -208,17 +208,14 @@ class Engine:
         where it fails after that: weights may have changed, and the engine refuses to generate until a load
         succeeds.
         """
-        arguments = self._served.load_arguments(checkpoint)
-        core = self._core
-        if core.has_unfinished_requests():
-            raise MorfiError(f"{checkpoint.name} cannot be loaded while requests are running; let them end")
-        if refusal := first_refusal(core.collective_rpc("morfi_prepare_weights", kwargs=arguments)):
-            raise InputError(refusal)
-        with self._served.becoming(checkpoint):
-            refusals = core.collective_rpc("morfi_swap_weights")
-            core.set_weight_version(checkpoint.sha256)
-            self.reset_prefix_cache()
-            check_swapped(refusals)
+        self._served.load(self._core, checkpoint, self.reset_prefix_cache)
+
+    def compare_merge(self, checkpoint: Checkpoint) -> MergeDifference | None:
+        """How its live weights differ from a merge on the CPU; it must be the adapter loaded last.
+
+        None where weights are not merged in place. Raises InputError for what `load_checkpoint` refuses.
+        """
+        return self._served.compare_merge(self._core, checkpoint)
 
     def reset_prefix_cache(self) -> None:
         """Forgets every cached prefix, so that what follows does not depend on what came before."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from morfi.checkpoints.adapters import Adapter, Lora, TokenRows
-from morfi.checkpoints.weights import is_finite
+from morfi.checkpoints.weights import Weights, is_finite
 from morfi.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ def merged_tensors(
     for name, tensor in base_tensors:
         if name == merge.head and merge.base_tied:
             continue
-        yield name, _merged(name, tensor, merge)
+        yield name, merged(name, tensor, merge)
         if name == merge.embedding and merge.untied:
-            yield merge.head, _merged(merge.head, tensor, merge)
+            yield merge.head, merged(merge.head, tensor, merge)
 
 
 def edited(tensor: torch.Tensor, edit: Edit, adapter: Adapter) -> torch.Tensor:
@@ -78,7 +78,8 @@ def edited(tensor: torch.Tensor, edit: Edit, adapter: Adapter) -> torch.Tensor:
     stored = adapter.weights.tensor
     weight = stored(edit.replacement) if edit.replacement else tensor
     if edit.rows is not None:
-        weight = weight.float().index_copy(0, torch.tensor(edit.rows.indices), stored(edit.rows.name).float())
+        indices = torch.tensor(edit.rows.indices, dtype=torch.int64, device=weight.device)
+        weight = weight.float().index_copy(0, indices, stored(edit.rows.name).float())
     if edit.bias_of is not None:
         weight = weight.float() + stored(edit.bias_of.parts["bias"]).float() * edit.bias_of.scaling
     if edit.lora is None:
@@ -93,12 +94,49 @@ def edited(tensor: torch.Tensor, edit: Edit, adapter: Adapter) -> torch.Tensor:
     return result.T if edit.flipped else result
 
 
+def narrowed(merge: Merge, name: str, box: Sequence[slice], device: torch.device) -> Merge:
+    """The merge of the part `box` of the tensor `name` alone, with the adapter's share of it on `device`.
+
+    A part's arithmetic is that of the whole tensor, but for DoRA, whose lengths are those of whole outputs:
+    `is_narrowable` says so.
+    """
+    edit, weights = merge.edits[name], merge.adapter.weights
+    box, parts = tuple(box), {}
+    if edit.replacement is not None:
+        parts[edit.replacement] = weights.part(edit.replacement, box)
+    if (rows := edit.rows) is not None:
+        first, stop = box[0].start, box[0].stop
+        inside = [place for place, row in enumerate(rows.indices) if first <= row < stop]
+        parts[rows.name] = weights.tensor(rows.name)[inside][(slice(None), *box[1:])]
+        edit = replace(edit, rows=TokenRows(rows.name, tuple(rows.indices[i] - first for i in inside)))
+    if edit.bias_of is not None:
+        parts[edit.bias_of.parts["bias"]] = weights.part(edit.bias_of.parts["bias"], box)
+    if edit.lora is not None:
+        a, b = matrices(edit.lora)
+        outputs, inputs = reversed(box) if edit.flipped else box
+        parts[a], parts[b] = weights.tensor(a)[:, inputs], weights.tensor(b)[outputs]
+        if "magnitude" in edit.lora.parts:
+            parts[edit.lora.parts["magnitude"]] = weights.part(edit.lora.parts["magnitude"], [outputs])
+    held = {part: tensor.to(device, non_blocking=True) for part, tensor in parts.items()}
+    adapter = replace(merge.adapter, weights=Weights(weights.tensors, held))
+    return replace(merge, adapter=adapter, edits={name: edit})
+
+
+def is_narrowable(edit: Edit, box: Sequence[slice], shape: Sequence[int]) -> bool:
+    """Whether the part `box` of a tensor of this shape can be merged without the rest of it."""
+    if edit.lora is None or "magnitude" not in edit.lora.parts:
+        return True
+    inputs = 0 if edit.flipped else 1
+    return (box[inputs].start, box[inputs].stop) == (0, shape[inputs])
+
+
 def matrices(lora: Lora) -> tuple[str, str]:
     """The names of A and B in the adapter's file."""
     return lora.parts.get("a") or lora.parts["embedding_a"], lora.parts.get("b") or lora.parts["embedding_b"]
 
 
-def _merged(name: str, tensor: torch.Tensor, merge: Merge) -> torch.Tensor:
+def merged(name: str, tensor: torch.Tensor, merge: Merge) -> torch.Tensor:
+    """The tensor `name` of the merged model, from the base's; the rest as for `merged_tensors`."""
     import torch
 
     if not tensor.is_floating_point():

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,12 @@ class TensorEntry:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def item_bytes(self) -> int:
+        """The bytes of a number: those that its dtype names, such as 16 bits of "BF16", 8 of "F8_E4M3"."""
+        bits = re.search(r"\d+", self.dtype)
+        return int(bits[0]) // 8 if bits else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -61,6 +67,14 @@ class Weights:
             return self.held[name]
         with _opened(self.tensors[name].shard) as file:
             loaded: torch.Tensor = file.get_tensor(name)
+            return loaded
+
+    def part(self, name: str, box: Sequence[slice]) -> torch.Tensor:
+        """The part `box` of the tensor called `name`; no more than it is read from the file."""
+        if name in self.held:
+            return self.held[name][tuple(box)]
+        with _opened(self.tensors[name].shard) as file:
+            loaded: torch.Tensor = file.get_slice(name)[tuple(box)] if box else file.get_tensor(name)
             return loaded
 
     def in_memory(self) -> Weights:

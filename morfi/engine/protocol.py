@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -111,6 +111,29 @@ class Completion:
     counted: TokenCounts | None = None  # where the engine gives no `token_ids` and takes none
 
 
+@dataclass(frozen=True, slots=True)
+class MergeDifference:
+    """How a merge on a device differs from the CPU's.
+
+    Of all `numbers` some are `different`. `worst` is the largest difference over what sums in another order
+    may cause there, in the tensor `where`: at most 1 is right.
+    """
+
+    numbers: int
+    different: int
+    worst: float
+    where: str
+
+    @staticmethod
+    def of_all(parts: Sequence[MergeDifference]) -> MergeDifference | None:
+        """That of all parts together; None of no part."""
+        if not parts:
+            return None
+        most = max(parts, key=lambda part: part.worst)
+        n_numbers, n_different = sum(part.numbers for part in parts), sum(part.different for part in parts)
+        return replace(most, numbers=n_numbers, different=n_different)
+
+
 class Engine(Protocol):
     """An engine over one checkpoint at a time.
 
@@ -158,6 +181,10 @@ class Engine(Protocol):
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Serves `checkpoint` from now on; raises MorfiError, and serves no mixture, where it cannot."""
+        ...
+
+    def compare_merge(self, checkpoint: Checkpoint) -> MergeDifference | None:
+        """How its live weights, loaded last, differ from a merge on the CPU; None where nothing can."""
         ...
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 _ADAPTER, WHOLE, _AGAIN = "swap: an adapter", "swap: whole weights", "swap: the model again"
+_MERGED = "swap: merged weights"
 _CHANGE = 0.1  # the length of each matrix's change, over that of the matrix
 
 
@@ -34,25 +35,40 @@ def check_swap(subject: Subject) -> Iterator[Line]:
     Each as transformers computes it. The engine must have been started on `subject.checkpoint`; it serves
     that again afterwards.
     """
-    outcomes = []
-    for name, check in ((_ADAPTER, _adapted), (WHOLE, _whole)):
-        line = attempt(name, check, subject)
-        outcomes.append(line.outcome)
-        yield line
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = attempt(_ADAPTER, _adapted, subject, Path(folder))
+        yield adapter
+        merged = attempt(_MERGED, _merged, subject, Path(folder))
+        if merged.outcome != Outcome.UNCHECKED:
+            yield merged
+    whole = attempt(WHOLE, _whole, subject)
+    yield whole
     again = attempt(_AGAIN, _back, subject)
-    if set(outcomes) != {Outcome.UNCHECKED}:
+    if {adapter.outcome, whole.outcome} != {Outcome.UNCHECKED}:
         yield again
 
 
-def _adapted(subject: Subject) -> Line:
+def _adapted(subject: Subject, folder: Path) -> Line:
     base = subject.checkpoint
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            merged = _write_adapter(base.model_dir, base.dtype, Path(folder), standard_device(base))
-        except ValueError as error:
-            return unchecked(_ADAPTER, f"PEFT makes no adapter of it: {error}")
-        subject.engine.load_checkpoint(resolve_live(folder, base=base))
+    try:
+        merged = _write_adapter(base.model_dir, base.dtype, folder, standard_device(base))
+    except ValueError as error:
+        return unchecked(_ADAPTER, f"PEFT makes no adapter of it: {error}")
+    subject.engine.load_checkpoint(resolve_live(str(folder), base=base))
     return _compared(subject, _ADAPTER, merged)
+
+
+def _merged(subject: Subject, folder: Path) -> Line:
+    """The live weights, number by number, where the engine has merged the adapter in `folder` in place."""
+    found = subject.engine.compare_merge(resolve_live(str(folder), base=subject.checkpoint))
+    if found is None:
+        return unchecked(_MERGED, "the weights were merged on the CPU")
+    return Line(
+        _MERGED,
+        Outcome.HOLDS if found.worst <= 1 else Outcome.DIFFERS,
+        f"{found.different:,} of {found.numbers:,} weights differ from the CPU's merge, by at most "
+        f"{found.worst:.2g} of what sums in another order may ({found.where})",
+    )
 
 
 def _whole(subject: Subject) -> Line:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +42,25 @@ def load_tensors(runner: Any, tensors: Iterable[tuple[str, torch.Tensor]], names
         _load_by_module(model, tensors, Counter(_target(model, name) for name in names))
     else:
         _load_by_vllm(runner, tensors)
+
+
+@contextlib.contextmanager
+def all_cores(model: torch.nn.Module) -> Iterator[None]:
+    """For a block beside an idle GPU: torch uses every core, where vLLM leaves it one while it serves.
+
+    On a CPU, vLLM gives torch its cores for good.
+    """
+    import torch
+
+    if next(model.parameters()).device.type == "cpu":
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def pack_output_heads(model: torch.nn.Module) -> None:
@@ -116,8 +137,7 @@ def _fill(module: Any, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         for name in emptied:
             # A new tensor each time: the record itself must not refer to the module, or it is never freed.
             setattr(module, name, restore_layer_refs(materialize_meta_tensor(recorded[name]), module))
-        for parameter in module.parameters(recurse=False):
-            _unwrap_loader(parameter)
+        unwrap_loaders(module)
         if hasattr(module, "load_weights"):
             for _ in module.load_weights(tensors):
                 pass
@@ -132,10 +152,12 @@ def _fill(module: Any, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
             setattr(module, name, old)
 
 
-def _unwrap_loader(parameter: Any) -> None:
-    """Takes off what vLLM's own reload puts around a weight loader, and which loads nothing outside of it."""
-    while getattr(getattr(parameter, "weight_loader", None), "__name__", "") == "online_process_loader":
-        parameter.weight_loader = parameter.weight_loader.__wrapped__
+def unwrap_loaders(module: torch.nn.Module) -> None:
+    """Takes off what vLLM's own reload puts around weight loaders, and which loads nothing outside of it."""
+    parameters: Iterable[Any] = module.parameters()
+    for parameter in parameters:
+        while getattr(getattr(parameter, "weight_loader", None), "__name__", "") == "online_process_loader":
+            parameter.weight_loader = parameter.weight_loader.__wrapped__
 
 
 def _load_by_vllm(runner: Any, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from morfi.checkpoints import Checkpoint
+from morfi.engine.protocol import MergeDifference
 from morfi.errors import InputError, MorfiError
 
 LOAD_AGAIN = "it answers nothing until a checkpoint is loaded whole"
@@ -61,6 +63,31 @@ class Served:
             "model_dir": str(checkpoint.model_dir) if other else "",
             "model_sha256": checkpoint.sha256 if other else "",
         }
+
+    def load(self, core: Any, checkpoint: Checkpoint, reset_prefix_cache: Callable[[], None]) -> None:
+        """Serves `checkpoint` in vLLM's engine `core`; as `morfi.serve.engine.Engine.load_checkpoint`."""
+        self._prepare(core, checkpoint)
+        with self.becoming(checkpoint):
+            refusals = core.collective_rpc("morfi_swap_weights")
+            core.set_weight_version(checkpoint.sha256)
+            reset_prefix_cache()
+            check_swapped(refusals)
+
+    def compare_merge(self, core: Any, checkpoint: Checkpoint) -> MergeDifference | None:
+        """As `morfi.serve.engine.Engine.compare_merge`."""
+        if self.sha256 != checkpoint.sha256:
+            raise InputError(f"{checkpoint.name} is not what is served")
+        self._prepare(core, checkpoint)
+        found = core.collective_rpc("morfi_compare_merge")
+        return MergeDifference.of_all([MergeDifference(*one) for one in found if one is not None])
+
+    def _prepare(self, core: Any, checkpoint: Checkpoint) -> None:
+        """Lets the workers check `checkpoint`; raises InputError for one that cannot be loaded here."""
+        arguments = self.load_arguments(checkpoint)
+        if core.has_unfinished_requests():
+            raise MorfiError(f"{checkpoint.name} cannot be loaded while requests are running; let them end")
+        if refusal := first_refusal(core.collective_rpc("morfi_prepare_weights", kwargs=arguments)):
+            raise InputError(refusal)
 
     @contextlib.contextmanager
     def becoming(self, checkpoint: Checkpoint) -> Iterator[None]:

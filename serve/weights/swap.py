@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from morfi.checkpoints.lora import Merge, merged_tensors
 from morfi.checkpoints.merge_plan import plan_merge
 from morfi.checkpoints.model_files import ModelFiles, open_model
 from morfi.checkpoints.weights import Weights
+from morfi.engine.protocol import MergeDifference
 from morfi.errors import InputError
+from morfi.serve.weights.in_place import InPlace, in_place_of
 from morfi.serve.weights.loading import (
+    all_cores,
     has_experts,
     is_tied,
     load_tensors,
@@ -70,6 +73,8 @@ class LiveModel:
     runner: Any  # vLLM's model runner
     dirty: frozenset[str] = frozenset()
     plan: Plan | None = None
+    in_place: InPlace | None = None
+    _is_placed: bool = False  # whether `in_place` was looked for
 
     def prepare(self, source: Source) -> None:
         """Checks all that can be checked before a weight changes; raises InputError for what does not fit."""
@@ -96,26 +101,55 @@ class LiveModel:
     def swap(self) -> None:
         """Puts the prepared checkpoint's weights into the model.
 
-        Loads the layers that differ from the base in it or in what was there before. Whatever it raises, the
-        model then holds a mixture until a later swap succeeds.
+        Of all that differs from the base in it or in what was there before. Whatever it raises, the model
+        then holds a mixture until a later swap succeeds.
         """
         plan = self.plan
         assert plan is not None
         self.plan = None
         changed = plan.edited | self.dirty
         if changed:
+            in_place = self._place(plan, changed)
             self.dirty = changed
-            tensors = plan.model.weights.tensors
-            model = self.runner.get_model()
-            part_of = loadable_parts(model, tensors)
-            parts = {part_of[name] for name in changed}
-            weights = Weights({name: tensors[name] for name in tensors if part_of[name] in parts})
-            merged = weights if plan.merge is None else merged_tensors(weights, plan.merge)
-            load_tensors(self.runner, merged, weights.tensors)
-            if plan.model.input_embedding in weights.tensors:
-                pack_output_heads(model)
+            if in_place is not None:
+                in_place.swap(changed, plan.merge)
+            else:
+                self._load(plan, changed)
             plan.check_unchanged()
         self.dirty = plan.edited
+
+    def compare(self) -> MergeDifference | None:
+        """How the live weights differ from the CPU's merge of what was prepared last, which they must be of.
+
+        None where they were not merged in place.
+        """
+        plan, self.plan = self.plan, None
+        assert plan is not None
+        if plan.merge is None or self.in_place is None:
+            return None
+        return self.in_place.compare(plan.merge)
+
+    def _place(self, plan: Plan, changed: frozenset[str]) -> InPlace | None:
+        """What computes the tensors `changed` in place; None where vLLM's loader has to load them."""
+        if plan.source.model_dir is not None:
+            return None
+        if not self._is_placed:
+            self.in_place, self._is_placed = in_place_of(self.runner, plan.model.weights), True
+        takes = self.in_place is not None and self.in_place.takes(changed, self.dirty, plan.merge)
+        return self.in_place if takes else None
+
+    def _load(self, plan: Plan, changed: frozenset[str]) -> None:
+        """Loads whole parts of the model, those that have a tensor of `changed`, through vLLM's loaders."""
+        tensors = plan.model.weights.tensors
+        model = self.runner.get_model()
+        part_of = loadable_parts(model, tensors)
+        parts = {part_of[name] for name in changed}
+        weights = Weights({name: tensors[name] for name in tensors if part_of[name] in parts})
+        merged = weights if plan.merge is None else merged_tensors(weights, plan.merge)
+        with all_cores(model):
+            load_tensors(self.runner, merged, weights.tensors)
+        if plan.model.input_embedding in weights.tensors:
+            pack_output_heads(model)
 
     def _other(self, base: ModelFiles, model_dir: Path | None) -> ModelFiles:
         """The model that takes the base's place: the base itself where there is no other."""
@@ -142,9 +176,10 @@ class LiveModel:
 
 
 class WeightSwapping:
-    """Mixed into vLLM's worker (`worker_extension_cls`): the two calls that swap its model's weights.
+    """Mixed into vLLM's worker (`worker_extension_cls`): the calls that swap its model's weights.
 
-    Both take and return plain text, so that they work across processes. A text returned is a refusal.
+    They take and return plain text and numbers, so that they work across processes. A text returned is a
+    refusal.
     """
 
     model_runner: Any
@@ -172,6 +207,11 @@ class WeightSwapping:
     def morfi_swap_weights(self) -> str | None:
         """Puts the weights of the checkpoint that was prepared last into the model."""
         return _refusal(self.morfi_live_model.swap)
+
+    def morfi_compare_merge(self) -> tuple[int, int, float, str] | None:
+        """The fields of what `LiveModel.compare` finds."""
+        found = self.morfi_live_model.compare()
+        return None if found is None else astuple(found)
 
 
 def _refusal(action: Callable[[], None]) -> str | None:
