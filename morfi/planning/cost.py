@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from morfi.checkpoints.base_room import Room
 from morfi.planning.rates import Rates
 from morfi.planning.shape import Shape
+from morfi.planning.swaps import Swap
 from morfi.planning.work import Answering, Sae, Training, Work
 
 PROCESS = int(1.5e9)  # bytes of a process with torch and vLLM, without a model
@@ -18,7 +20,10 @@ IN_FLIGHT = 64  # requests whose keys and values must fit, or an engine would an
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How the model is held: bytes of a number, GPUs that serve it, and whether there is any."""
+    """How the model is held: bytes of a number, GPUs that serve it, and whether there is any.
+
+    `swap` is what swapping an adapter takes where that was not measured.
+    """
 
     number_bytes: int
     gpu: bool
@@ -27,6 +32,7 @@ class Setup:
     targets: tuple[str, ...] = ("all-linear",)
     checkpointing: bool = False
     micro_batch: int = 1
+    swap: Swap | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,8 @@ def seconds_of(work: Work, shape: Shape, setup: Setup, rates: Rates) -> dict[str
         more = max(0.0, weights - rates.start_bytes) / rates.read_bytes_per_s
         found["engine start"] = work.starts * (rates.start_s + more)
     if work.swaps:
-        found["swaps"] = work.swaps * weights / rates.swap_bytes_per_s
+        by_rate = weights / rates.swap_bytes_per_s
+        found["swaps"] = work.swaps * (by_rate if setup.swap is None else setup.swap.seconds)
     if work.answering.answers:
         found |= _answering(work.answering, shape, setup, rates)
     if work.rows:
@@ -147,7 +154,10 @@ def memory_of(work: Work, shape: Shape, setup: Setup) -> tuple[int, int]:
         device = max(device, 4 * 5 * 2 * shape.d_model * work.sae.d_sae)
     if not setup.gpu:
         return 0, PROCESS + device
-    return (device + CUDA if device else 0), 2 * PROCESS + (weights if work.starts or work.training else 0)
+    host = 2 * PROCESS + (weights if work.starts or work.training else 0)
+    if work.swaps and setup.swap is not None and setup.swap.room == Room.PINNED:
+        host += setup.n_gpus * setup.swap.reads
+    return (device + CUDA if device else 0), host
 
 
 def serving_bytes(done: Answering, shape: Shape, setup: Setup) -> int:

@@ -18,7 +18,7 @@ _MOST_GPUS = 8
 class Machine:
     """The machine that is planned for; memory and disk in bytes, None where they are not known.
 
-    `notes` say where the rates come from.
+    `notes` say where the rates come from; `is_measured` whether they were measured here.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Machine:
     host: int | None = None
     disk: int | None = None
     notes: tuple[str, ...] = ()
+    is_measured: bool = False
 
 
 def faults_of(

@@ -13,6 +13,7 @@ from morfi.planning.rates import (
     BANDWIDTH_SHARE,
     ENCODE_SHARE,
     GPUS,
+    LINK_SHARE,
     PROMPT_SHARE,
     SAE_SHARE,
     TRAIN_SHARE,
@@ -55,6 +56,7 @@ def this_machine(folder: Path, n: int = 1) -> Machine:
         host=available_memory(),
         disk=shutil.disk_usage(folder).free,
         notes=notes,
+        is_measured=found is not None,
     )
 
 
@@ -64,7 +66,8 @@ def _published(gpu: Gpu, n: int) -> tuple[str, ...]:
         "training": TRAIN_SHARE,
         "an SAE": SAE_SHARE,
         "encoding": ENCODE_SHARE,
-        "answers (of the bandwidth)": BANDWIDTH_SHARE,
+        "answers and swaps (of the bandwidth)": BANDWIDTH_SHARE,
+        "PCI Express": LINK_SHARE,
     }
     used = ", ".join(f"{100 * share:.0f} % for {what}" for what, share in shares.items())
     found = (

@@ -11,7 +11,8 @@ from morfi.experiment.run import DONE
 from morfi.planning.cost import Cost, Setup, cost_of
 from morfi.planning.counts import SHARED, Counter
 from morfi.planning.fit import Machine, faults_of
-from morfi.planning.subject import Subject, n_gpus_of, subject_of
+from morfi.planning.subject import Subject, n_gpus_of, subject_of, utilization_of
+from morfi.planning.swaps import swap_on
 from morfi.planning.work import Work
 from morfi.terminal import Progress
 
@@ -83,11 +84,12 @@ def plan_experiment(
         for work in works_of(subject, progress, is_gpu=machine.is_gpu)
     ]
     left = [(one.work, one.cost) for one in planned if not one.is_done]
+    in_place = () if setup.swap is None else (setup.swap.says,)
     shared = () if machine.is_gpu else (SHARED,)
     return Plan(
         machine,
         tuple(planned),
-        (*machine.notes, *subject.notes, *shared),
+        (*machine.notes, *in_place, *subject.notes, *shared),
         tuple(faults_of(left, subject.shape, setup, machine)),
     )
 
@@ -124,4 +126,18 @@ def setup_of(subject: Subject, machine: Machine) -> Setup:
     )
     if train is None:
         return held
-    return replace(held, rank=train.rank, targets=train.targets, checkpointing=train.gradient_checkpointing)
+    held = replace(held, rank=train.rank, targets=train.targets, checkpointing=train.gradient_checkpointing)
+    if machine.gpu is None or machine.is_measured:
+        return held
+    swap = swap_on(
+        None,
+        machine.gpu,
+        subject.shape,
+        number_bytes=held.number_bytes,
+        rank=held.rank,
+        targets=held.targets,
+        n_gpus=held.n_gpus,
+        utilization=utilization_of(configs),
+        host=machine.host,
+    )
+    return replace(held, swap=swap)

@@ -15,7 +15,8 @@ class Rates:
 
     `answer_bytes_per_s` is the memory bandwidth at which each step reads the weights, for at most `at_once`
     requests. `start_s` is an engine's start on a model of `start_bytes`; what a larger one has more is read
-    at `read_bytes_per_s`. `swap_bytes_per_s` are bytes of the whole model.
+    at `read_bytes_per_s`. `swap_bytes_per_s` are bytes of the whole model; `planning/swaps.py` says
+    what an adapter takes in place on a GPU.
     """
 
     prompt_flops: float
@@ -43,12 +44,16 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU by its data sheet: dense bfloat16 FLOP/s, bytes/s and bytes of its memory."""
+    """A GPU by its data sheet: dense bfloat16 FLOP/s, bytes/s and bytes of its memory.
+
+    `link` is that of its PCI Express in one direction, in bytes/s.
+    """
 
     name: str
     flops: float
     bandwidth: float
     memory: int
+    link: float
 
 
 # NVIDIA's data sheets: "H100 Tensor Core GPU" (SXM), "H200 Tensor Core GPU" (SXM), "A100 Tensor Core GPU"
@@ -57,12 +62,12 @@ class Gpu:
 GPUS: Mapping[str, Gpu] = {
     gpu.name: gpu
     for gpu in (
-        Gpu("h100", 989e12, 3.35e12, 80 * GB),
-        Gpu("h200", 989e12, 4.8e12, 141 * GB),
-        Gpu("a100-80g", 312e12, 2.039e12, 80 * GB),
-        Gpu("a100-40g", 312e12, 1.555e12, 40 * GB),
-        Gpu("l40s", 362e12, 0.864e12, 48 * GB),
-        Gpu("rtx-4090", 165.2e12, 1.008e12, 24 * GIB),
+        Gpu("h100", 989e12, 3.35e12, 80 * GB, 64 * GB),
+        Gpu("h200", 989e12, 4.8e12, 141 * GB, 64 * GB),
+        Gpu("a100-80g", 312e12, 2.039e12, 80 * GB, 32 * GB),
+        Gpu("a100-40g", 312e12, 1.555e12, 40 * GB, 32 * GB),
+        Gpu("l40s", 362e12, 0.864e12, 48 * GB, 32 * GB),
+        Gpu("rtx-4090", 165.2e12, 1.008e12, 24 * GIB, 32 * GB),
     )
 }
 
@@ -72,11 +77,11 @@ BANDWIDTH_SHARE = 0.5
 TRAIN_SHARE = 0.25
 SAE_SHARE = 0.25
 ENCODE_SHARE = 0.5
+LINK_SHARE = 0.5
 CPU_AT_ONCE = 256  # requests of a step, as vLLM has it
 _GPU_AT_ONCE = 1024
 _GPU_START_S = 90.0  # compiling and recording graphs included
-_GPU_READ = 1.5 * GB
-_GPU_SWAP = 8 * GB
+READ = 1.5 * GB  # bytes/s of files, unless they are measured
 _LAUNCH_S = 1e-3  # of a decoder layer that is run from Python, forward
 _WRITE = 0.5 * GB
 
@@ -94,8 +99,8 @@ def gpu_rates(gpu: Gpu, n: int = 1) -> Rates:
         row_s=2e-6,
         start_s=_GPU_START_S,
         start_bytes=0.0,
-        read_bytes_per_s=_GPU_READ,
-        swap_bytes_per_s=_GPU_SWAP,
+        read_bytes_per_s=READ,
+        swap_bytes_per_s=READ,
         train_flops=TRAIN_SHARE * gpu.flops,
         train_part_s=3 * _LAUNCH_S,
         training_s=2.0,

@@ -128,8 +128,11 @@ class Shape:
 
     def lora_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
         """The parameters of LoRA of this rank on modules called `targets`."""
-        chosen = [one for one in self.linears if targets == (ALL_LINEAR,) or _is_named(one.name, targets)]
-        return sum(one.n * rank * (one.d_in + one.d_out) for one in chosen)
+        return sum(one.n * rank * (one.d_in + one.d_out) for one in self.targeted(targets))
+
+    def targeted(self, targets: tuple[str, ...]) -> list[Linear]:
+        """The linear layers called `targets`."""
+        return [one for one in self.linears if targets == (ALL_LINEAR,) or _is_named(one.name, targets)]
 
 
 def _is_named(name: str, targets: tuple[str, ...]) -> bool:

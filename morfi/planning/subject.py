@@ -20,6 +20,7 @@ from morfi.latents.find import BOTH, FindConfig
 from morfi.planning.asked import Encoder, encoder_of
 from morfi.planning.counts import CATEGORIES, LOOSE, LOOSE_STEERED, Configs, Facts, n_kept
 from morfi.planning.shape import Shape, shape_of
+from morfi.planning.swaps import UTILIZATION
 from morfi.questions import QuestionSet, load_questions, select, with_splits
 from morfi.runs.options import sized_here
 from morfi.terminal import Progress
@@ -126,6 +127,18 @@ def n_gpus_of(configs: Configs) -> int:
     if not given.isdecimal() or int(given) < 1:
         raise InputError(f"engine: tensor_parallel_size is {given}; give a number of GPUs, from 1")
     return int(given)
+
+
+def utilization_of(configs: Configs) -> float:
+    """The share of each GPU's memory that engines take; raises InputError where the setting is none."""
+    given = configs.capture.engine.get("gpu_memory_utilization", UTILIZATION)
+    try:
+        share = float(given)
+    except (TypeError, ValueError):
+        share = 0.0
+    if not 0 < share <= 1:
+        raise InputError(f"engine: gpu_memory_utilization is {given}; give a share, above 0 and up to 1")
+    return share
 
 
 def _assumed(category: Mapping[str, str] | None, train: TrainConfig | None) -> list[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import pytest
 from planned_work import ANSWERS, LLAMA, TRAINING, WORKS
 
+from morfi.checkpoints.base_room import Room
 from morfi.planning.cost import Setup, cost_of, serving_bytes, training_bytes
 from morfi.planning.rates import GPUS, gpu_called, gpu_rates
+from morfi.planning.swaps import swap_on
 from morfi.planning.work import Answering, Work
 
 
@@ -19,9 +22,9 @@ def test_answers_on_an_h100_take_what_a_person_reckons() -> None:
     assert found["prompts"] == pytest.approx((2.79184e15 + 1.05067e13) / 3.956e14, rel=1e-4)
     # 30,000 tokens: 1.501e10 operations each (37.9 us), or 16.06 GB a step of 1,024 (9.4 us): the former.
     assert found["answers"] == pytest.approx(30_000 * 1.50098e10 / 3.956e14, rel=1e-3)
-    # Weights of 16.06 GB, read at 1.5 GB/s beside 90 s, and swapped at 8 GB/s.
+    # Weights of 16.06 GB, read at 1.5 GB/s beside 90 s; a whole model that is swapped in is read as well.
     assert found["engine start"] == pytest.approx(90 + 16.0605 / 1.5, rel=1e-4)
-    assert found["swaps"] == pytest.approx(16.0605 / 8, rel=1e-4)
+    assert found["swaps"] == pytest.approx(16.0605 / 1.5, rel=1e-4)
 
 
 def test_few_requests_are_bound_by_the_memory_of_the_gpu() -> None:
@@ -85,3 +88,29 @@ def test_no_rates_give_no_seconds_but_memory_all_the_same() -> None:
 )
 def test_a_gpu_is_known_by_what_cuda_calls_it(device: str, name: str | None) -> None:
     assert gpu_called(device) == (None if name is None else GPUS[name])
+
+
+def test_a_swap_in_place_takes_what_a_person_reckons() -> None:
+    on = functools.partial(swap_on, shape=LLAMA, number_bytes=2, rank=32, targets=("down_proj",))
+    numbers = 32 * 14336 * 4096
+    at = {room: on(room, GPUS["h100"]) for room in Room}
+    assert {one.reads for one in at.values()} == {2 * numbers}
+    # 34 bytes a number at 0.5 x 3.35 TB/s; an adapter of 32 x 32 x 18,432 numbers in float32 at 1.5 GB/s.
+    least = 34 * numbers / 1.675e12 + 4 * 32 * 32 * 18_432 / 1.5e9
+    assert at[Room.DEVICE].seconds == pytest.approx(least)
+    assert at[Room.PINNED].seconds == pytest.approx(least + 2 * numbers / 32e9)
+    assert at[Room.FILES].seconds == pytest.approx(least + 2 * numbers / 1.5e9)
+    work = replace(WORKS["answering"][0], swaps=3)
+    cost = cost_of(work, LLAMA, Setup(2, gpu=True, swap=at[Room.PINNED]), gpu_rates(GPUS["h100"]))
+    assert cost.seconds is not None
+    assert cost.seconds["swaps"] == pytest.approx(3 * at[Room.PINNED].seconds)
+    assert cost.host - cost_of(work, LLAMA, Setup(2, gpu=True), None).host == 2 * numbers
+
+
+def test_the_base_is_kept_where_it_fits() -> None:
+    on = functools.partial(swap_on, None, shape=LLAMA, number_bytes=2, rank=32, targets=("all-linear",))
+    assert on(GPUS["h100"]).room == Room.PINNED  # vLLM leaves 6.4 GB
+    assert on(GPUS["h100"], utilization=0.85).room == Room.DEVICE
+    assert on(GPUS["h100"], host=8 * 10**9).room == Room.FILES
+    assert on(GPUS["h100"], n_gpus=4).room == Room.DEVICE
+    assert on(GPUS["h100"], n_gpus=4).reads == on(GPUS["h100"]).reads // 4
