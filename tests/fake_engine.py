@@ -96,9 +96,6 @@ class FakeEngine:
         self.loaded.append(checkpoint.name)
         self.served = checkpoint.name
 
-    def compare_merge(self, checkpoint: Checkpoint) -> None:
-        assert checkpoint.name == self.served
-
     def generate(
         self,
         prompts: Sequence[Sequence[int]],

@@ -16,7 +16,7 @@ from morfi.checkpoints import Checkpoint
 from morfi.endpoint.address import Key, Limits, check_url, endpoint_key, is_open
 from morfi.endpoint.client import Client, NoRouteError
 from morfi.endpoint.wire import body, completion, listed
-from morfi.engine.protocol import Completion, Engine, MergeDifference, Sampling
+from morfi.engine.protocol import Completion, Engine, Sampling
 from morfi.errors import InputError, MorfiError, nearest
 from morfi.files import canonical_sha256
 from morfi.terminal import Say
@@ -172,10 +172,6 @@ class EndpointEngine:
         self._refuse()
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:  # noqa: ARG002
-        """Raises InputError."""
-        self._refuse()
-
-    def compare_merge(self, checkpoint: Checkpoint) -> MergeDifference | None:  # noqa: ARG002
         """Raises InputError."""
         self._refuse()
 

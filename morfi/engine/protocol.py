@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from morfi.engine.steering import Applied, Capture, Captured, Steering
 from morfi.errors import InputError
@@ -182,6 +182,11 @@ class Engine(Protocol):
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Serves `checkpoint` from now on; raises MorfiError, and serves no mixture, where it cannot."""
         ...
+
+
+@runtime_checkable
+class ComparesMerges(Protocol):
+    """An engine that may merge adapters on its own device."""
 
     def compare_merge(self, checkpoint: Checkpoint) -> MergeDifference | None:
         """How its live weights, loaded last, differ from a merge on the CPU; None where nothing can."""

@@ -13,6 +13,7 @@ from morfi.checkpoints import resolve_live
 from morfi.checkpoints.architecture import linear_leaves
 from morfi.checkpoints.live import check_same_form
 from morfi.checkpoints.model_files import open_model
+from morfi.engine.protocol import ComparesMerges
 from morfi.engine.steering import Capture
 from morfi.verification.changed_weights import changed_model, lack_of_room
 from morfi.verification.differences import Differences
@@ -60,7 +61,9 @@ def _adapted(subject: Subject, folder: Path) -> Line:
 
 def _merged(subject: Subject, folder: Path) -> Line:
     """The live weights, number by number, where the engine has merged the adapter in `folder` in place."""
-    found = subject.engine.compare_merge(resolve_live(str(folder), base=subject.checkpoint))
+    engine, found = subject.engine, None
+    if isinstance(engine, ComparesMerges):
+        found = engine.compare_merge(resolve_live(str(folder), base=subject.checkpoint))
     if found is None:
         return unchecked(_MERGED, "the weights were merged on the CPU")
     return Line(
