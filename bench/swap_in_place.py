@@ -99,7 +99,7 @@ def in_place(
     for name, tensor in base.in_memory() if room != Room.FILES else ():
         pinned = tensor.pin_memory() if room == Room.PINNED and device.type != "cpu" else tensor
         kept[name] = [pinned.to(device) if room == Room.DEVICE else pinned]
-    model = InPlace(base, places, device, 1, dict.fromkeys(places, room), kept)
+    model = InPlace(base, places, device, n_workers=1, rooms=dict.fromkeys(places, room), kept=kept)
 
     names = list(places)
     model.swap(names, merge)

@@ -26,13 +26,14 @@ class InPlace:
     """The parts of a base's tensors that a live model on `device` holds, and the base's values of them.
 
     `rooms` says where the values of a tensor are kept, of each that was asked for and found live as it is
-    in the files. `n_workers` share the machine's memory.
+    in the files. `n_workers` share the machine's memory; `is_whole` says that each has a part of every layer.
     """
 
     weights: Weights
     places: Mapping[str, tuple[Place, ...]]
     device: torch.device
     n_workers: int
+    is_whole: bool = True
     rooms: dict[str, Room] = field(default_factory=dict)
     kept: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
@@ -41,6 +42,8 @@ class InPlace:
 
         Those of `dirty` may hold other values than the base's now. Keeps the base's values of all of them.
         """
+        if self.is_whole and not all(self.places[name] for name in names):
+            return False
         edits = {} if merge is None else merge.edits
         for name, edit in edits.items():
             shape = self.weights.tensors[name].shape
@@ -129,8 +132,9 @@ def in_place_of(runner: Any, weights: Weights) -> InPlace | None:
     places = places_of(model, weights.tensors)
     if places is None:
         return None
-    n_workers = runner.vllm_config.parallel_config.world_size
-    return InPlace(weights, places, next(model.parameters()).device, n_workers)
+    parallel = runner.vllm_config.parallel_config
+    is_whole = parallel.pipeline_parallel_size == 1
+    return InPlace(weights, places, next(model.parameters()).device, parallel.world_size, is_whole)
 
 
 @contextlib.contextmanager

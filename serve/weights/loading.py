@@ -45,18 +45,19 @@ def load_tensors(runner: Any, tensors: Iterable[tuple[str, torch.Tensor]], names
 
 
 @contextlib.contextmanager
-def all_cores(model: torch.nn.Module) -> Iterator[None]:
-    """For a block beside an idle GPU: torch uses every core, where vLLM leaves it one while it serves.
+def all_cores(runner: Any) -> Iterator[None]:
+    """For a block beside an idle GPU: torch uses the worker's share of the cores, not the one of serving.
 
     On a CPU, vLLM gives torch its cores for good.
     """
     import torch
 
-    if next(model.parameters()).device.type == "cpu":
+    if next(runner.get_model().parameters()).device.type == "cpu":
         yield
         return
     before = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    n_workers = runner.vllm_config.parallel_config.world_size
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // n_workers))
     try:
         yield
     finally:

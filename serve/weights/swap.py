@@ -146,7 +146,7 @@ class LiveModel:
         parts = {part_of[name] for name in changed}
         weights = Weights({name: tensors[name] for name in tensors if part_of[name] in parts})
         merged = weights if plan.merge is None else merged_tensors(weights, plan.merge)
-        with all_cores(model):
+        with all_cores(self.runner):
             load_tensors(self.runner, merged, weights.tensors)
         if plan.model.input_embedding in weights.tensors:
             pack_output_heads(model)

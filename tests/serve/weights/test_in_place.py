@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from morfi.errors import InputError, MorfiError
 from morfi.serve.engine import Engine
 from morfi.serve.weights import in_place, swap
 from morfi.serve.weights.in_place import InPlace
+from morfi.serve.weights.loading import all_cores
 from morfi.serve.weights.places import places_of
 
 CPU = torch.device("cpu")
@@ -261,3 +264,18 @@ def test_a_swap_in_place_that_fails_is_never_served(
         live.generate([[3, 4, 5]], Sampling())
     live.load_checkpoint(case.unmerged[1])
     assert raw_logits(live) == expected
+
+
+def test_beside_a_gpu_vllms_loader_gets_every_core_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = [1]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(12))
+    for device, seen in (("meta", [1, 6, 1]), ("cpu", [1, 6, 1])):
+        runner = SimpleNamespace(
+            get_model=lambda device=device: torch.nn.Linear(2, 2, device=device),
+            vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(world_size=2)),
+        )
+        with all_cores(runner):
+            pass
+        assert threads == seen
