@@ -61,12 +61,12 @@ def places_of(model: Any, tensors: Mapping[str, TensorEntry]) -> dict[str, tuple
     try:
         with torch.no_grad(), noted:
             model.load_weights(iter(probes.items()))
+        return {
+            name: tuple(_place(live, view, probe) for live, view in noted.copies.get(name, ()))
+            for name, probe in probes.items()
+        }
     except _NotAViewError:
         return None
-    return {
-        name: tuple(_place(live, view, probes[name]) for live, view in noted.copies.get(name, ()))
-        for name in probes
-    }
 
 
 class _NotAViewError(Exception):

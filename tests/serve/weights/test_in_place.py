@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from morfi.checkpoints.base_room import Room
 from morfi.checkpoints.lora import Merge, merged_tensors
 from morfi.checkpoints.merge_plan import plan_merge
 from morfi.checkpoints.model_files import ModelFiles, open_model
+from morfi.checkpoints.weights import TensorEntry
 from morfi.engine.protocol import Sampling
 from morfi.errors import InputError, MorfiError
 from morfi.serve.engine import Engine
@@ -264,6 +265,50 @@ def test_a_swap_in_place_that_fails_is_never_served(
         live.generate([[3, 4, 5]], Sampling())
     live.load_checkpoint(case.unmerged[1])
     assert raw_logits(live) == expected
+
+
+@pytest.mark.parametrize(
+    ("load", "box"),
+    [
+        (lambda live, given: live.data.copy_(given), (slice(0, 4), slice(0, 6))),
+        (lambda live, given: live.data[1:3].copy_(given[2:].narrow(1, 0, 6)), (slice(2, 4), slice(0, 6))),
+        (lambda live, given: live.data[:, :4].T[:].copy_(given[:, :4]), (slice(0, 4), slice(0, 4))),
+        (lambda live, given: live.data[:, :4].copy_(given[:, :4].T), (slice(0, 4), slice(0, 4))),
+        (lambda live, given: live.data.copy_(given + 1), None),
+        (lambda live, given: live.data.copy_(given.reshape(2, 2, 6).transpose(0, 1).reshape(4, 6)), None),
+        (lambda live, given: live.data.copy_(given.expand(1, 4, 6)[0, :, [1, 0, 2, 3, 4, 5]]), None),
+        (lambda live, given: live.data.copy_(given[:, :1]), None),
+        (lambda live, given: live.data.view(8, 3).copy_(given.view(8, 3)), None),
+        (lambda live, given: live.data.fill_(given[0, 0].item()), None),
+        (lambda live, given: live.data.add_(given), None),
+    ],
+)
+def test_a_place_is_known_only_of_views_that_are_copied(
+    load: Callable[[torch.nn.Parameter, torch.Tensor], object], box: tuple[slice, ...] | None
+) -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(4, 6), requires_grad=False)
+
+        def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+            for _, tensor in weights:
+                load(self.weight, tensor)
+
+    model = Model()
+    places = places_of(model, {"weight": TensorEntry(Path(), "F32", (4, 6))})
+    assert torch.equal(model.weight, torch.ones(4, 6))
+    if box is None:
+        assert places is None
+        return
+    assert places is not None
+    (place,) = places["weight"]
+    assert place.box == box
+    given = torch.arange(24.0).reshape(4, 6)
+    place.live.copy_(given[place.box])
+    loaded = Model()
+    load(loaded.weight, given)
+    assert torch.equal(model.weight, loaded.weight)
 
 
 def test_beside_a_gpu_vllms_loader_gets_every_core_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
