@@ -4,9 +4,8 @@ Claim: where the weights lie on a GPU, a swap of all 32 layers takes less than t
 the device or in pinned memory, and the numbers are those of the CPU's merge within their tolerance. Random
 weights in bfloat16, LoRA of rank 32 on all linear layers; all ways take turns on the same layers. "On the
 CPU" is what vLLM's loader is given: merged with one thread, as vLLM leaves torch on a GPU, and with every
-core, then copied to the device. On a machine without a GPU the device is the CPU, which shows the ratios
-of the ways there and nothing of a GPU; what a GPU would take is estimated from data sheets
-(morfi/planning/swaps.py). Writes bench/results/swap_in_place.md.
+core, then copied to the device. On a machine without a GPU the device is the CPU, which shows nothing of
+a GPU's speed; what a GPU would take is estimated from data sheets (morfi/planning/swaps.py). Writes bench/results/swap_in_place.md.
 """
 
 from __future__ import annotations
@@ -36,6 +35,9 @@ from morfi.serve.weights.places import Place
 
 RESULTS = Path(__file__).resolve().parent / "results" / "swap_in_place.md"
 MODEL, LAYERS, RANK = "llama-3.1-8b", 32, 32
+NO_GPU = (
+    "There was no GPU: the rows show that every way gives the same numbers, and nothing of its speed on one."
+)
 SHAPES = {
     "q_proj": (4096, 4096),
     "k_proj": (1024, 4096),
@@ -166,6 +168,7 @@ def main() -> None:
         "",
         *table(seconds, options.layers, numbers),
         "",
+        "" if device.type == "cuda" else f"{NO_GPU}\n",
         "## On a GPU, by data sheets",
         "",
         *estimates(),
