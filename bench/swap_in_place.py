@@ -5,7 +5,8 @@ the device or in pinned memory, and the numbers are those of the CPU's merge wit
 weights in bfloat16, LoRA of rank 32 on all linear layers; all ways take turns on the same layers. "On the
 CPU" is what vLLM's loader is given: merged with one thread, as vLLM leaves torch on a GPU, and with every
 core, then copied to the device. On a machine without a GPU the device is the CPU, which shows nothing of
-a GPU's speed; what a GPU would take is estimated from data sheets (morfi/planning/swaps.py). Writes bench/results/swap_in_place.md.
+a GPU's speed; what a GPU would take is estimated from data sheets (morfi/planning/swaps.py). Writes
+bench/results/swap_in_place.md.
 """
 
 from __future__ import annotations
