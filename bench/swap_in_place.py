@@ -32,7 +32,7 @@ from morfi.planning.shape import shape_of
 from morfi.planning.swaps import moved_bytes, swap_on
 from morfi.runs.provenance import versions
 from morfi.serve.weights.in_place import InPlace
-from morfi.serve.weights.places import Place
+from morfi.serve.weights.places import Place, pieces_of
 
 RESULTS = Path(__file__).resolve().parent / "results" / "swap_in_place.md"
 MODEL, LAYERS, RANK = "llama-3.1-8b", 32, 32
@@ -71,7 +71,8 @@ def ways(base: Weights, merge: Merge, device: torch.device) -> dict[str, Callabl
     """What is timed, by name; each leaves the merged weights in the same live tensors."""
     live = {name: tensor.to(device) for name, tensor in base.in_memory()}
     whole = {
-        name: (Place(tensor, tuple(slice(0, n) for n in tensor.shape)),) for name, tensor in live.items()
+        name: tuple(pieces_of(Place(tensor, tuple(slice(0, n) for n in tensor.shape))))
+        for name, tensor in live.items()
     }
 
     def on_the_cpu(n_threads: int) -> None:
@@ -101,7 +102,8 @@ def in_place(
     kept = {}
     for name, tensor in base.in_memory() if room != Room.FILES else ():
         pinned = tensor.pin_memory() if room == Room.PINNED and device.type != "cpu" else tensor
-        kept[name] = [pinned.to(device) if room == Room.DEVICE else pinned]
+        there = pinned.to(device) if room == Room.DEVICE else pinned
+        kept[name] = [there[place.box] for place in places[name]]
     model = InPlace(base, places, device, n_workers=1, rooms=dict.fromkeys(places, room), kept=kept)
 
     names = list(places)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 
-RESERVE = 1 << 29  # bytes of a device that a swap leaves free
+AT_ONCE = 1 << 24  # numbers that are merged at once, in whole rows
+_RESERVE = 2 << 30  # bytes of a device that a kept base leaves free: for what is captured, and for pieces
 _HOST_SHARE = 0.5  # of the memory that the machine can give, which pinned memory may take
-_WORKING = 16  # bytes for each number of the largest part: float32 results and what they are rounded to
+_WORKING = 16  # bytes for each number that is merged: float32 results and what they are rounded to
 
 
 class Room(StrEnum):
@@ -20,7 +21,7 @@ class Room(StrEnum):
 
 def working_bytes(largest: int) -> int:
     """The bytes of a device that a merge takes while it runs; `largest` numbers are merged at once."""
-    return _WORKING * largest + RESERVE
+    return _WORKING * largest
 
 
 def room_for(sizes: Iterable[int], working: int, *, device: int, host: int) -> Room:
@@ -29,7 +30,7 @@ def room_for(sizes: Iterable[int], working: int, *, device: int, host: int) -> R
     `device` and `host` bytes are free; `working` of the device are needed beside (`working_bytes`).
     """
     sizes = list(sizes)
-    if sum(sizes) + working <= device:
+    if sum(sizes) + working + _RESERVE <= device:
         return Room.DEVICE
     # torch pins blocks of a power of two.
     pinned = sum(1 << (size - 1).bit_length() for size in sizes if size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from morfi.checkpoints.base_room import Room, room_for, working_bytes
+from morfi.checkpoints.base_room import AT_ONCE, Room, room_for, working_bytes
 from morfi.planning.rates import BANDWIDTH_SHARE, GB, LINK_SHARE, READ, Gpu
 from morfi.planning.shape import Shape
 
@@ -65,8 +65,8 @@ def swap_on(
     if room is None:
         free = max(0, int((1 - utilization) * gpu.memory) - _BESIDE)
         have = 4 * number_bytes * shape.n_parameters if host is None else host // n_gpus
-        largest = working_bytes(max(sizes, default=0))
-        room = room_for([number_bytes * size for size in sizes], largest, device=free, host=have)
+        working = working_bytes(min(AT_ONCE, max(sizes, default=0)))
+        room = room_for([number_bytes * size for size in sizes], working, device=free, host=have)
     moves = moved_bytes(numbers, number_bytes)
     seconds = moves / (BANDWIDTH_SHARE * gpu.bandwidth)
     seconds += _ADAPTER_BYTES * shape.lora_parameters(rank, targets) / READ

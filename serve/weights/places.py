@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from morfi.checkpoints.base_room import AT_ONCE
 from morfi.serve.weights.loading import unwrap_loaders
 
 if TYPE_CHECKING:
@@ -62,7 +63,11 @@ def places_of(model: Any, tensors: Mapping[str, TensorEntry]) -> dict[str, tuple
         with torch.no_grad(), noted:
             model.load_weights(iter(probes.items()))
         return {
-            name: tuple(_place(live, view, probe) for live, view in noted.copies.get(name, ()))
+            name: tuple(
+                piece
+                for live, view in noted.copies.get(name, ())
+                for piece in pieces_of(_place(live, view, probe))
+            )
             for name, probe in probes.items()
         }
     except _NotAViewError:
@@ -117,3 +122,15 @@ def _place(live: torch.Tensor, view: torch.Tensor, whole: torch.Tensor) -> Place
     ):
         raise _NotAViewError
     return Place(live.detach(), box)
+
+
+def pieces_of(place: Place) -> Iterator[Place]:
+    """The place in pieces of whole rows, which are merged at once."""
+    if place.live.numel() <= AT_ONCE:
+        yield place
+        return
+    first, n_rows = place.box[0].start, len(place.live)
+    at_once = max(1, AT_ONCE * n_rows // place.live.numel())
+    for start in range(0, n_rows, at_once):
+        stop = min(start + at_once, n_rows)
+        yield Place(place.live[start:stop], (slice(first + start, first + stop), *place.box[1:]))

@@ -25,7 +25,7 @@ from morfi.checkpoints.weights import TensorEntry
 from morfi.engine.protocol import Sampling
 from morfi.errors import InputError, MorfiError
 from morfi.serve.engine import Engine
-from morfi.serve.weights import in_place, swap
+from morfi.serve.weights import in_place, places, swap
 from morfi.serve.weights.in_place import InPlace
 from morfi.serve.weights.loading import all_cores
 from morfi.serve.weights.places import places_of
@@ -73,9 +73,9 @@ def assert_as_loaded(make: Callable[[], Any], base: ModelFiles, merges: list[Mer
     """Whether each of `merges` was made in place: then with what vLLM's loader makes of whole tensors."""
     live, loaded = make(), make()
     live.load_weights(iter(base.weights))
-    places = places_of(live, base.weights.tensors)
-    assert places is not None
-    model = InPlace(base.weights, places, CPU, 1)
+    found = places_of(live, base.weights.tensors)
+    assert found is not None
+    model = InPlace(base.weights, found, CPU, 1)
     addresses = [parameter.data_ptr() for parameter in live.parameters()]
     taken, dirty = [], frozenset[str]()
     for merge in (*merges, None):
@@ -124,7 +124,9 @@ def test_more_ranks_than_heads_of_keys_share_them(
     train: Callable[..., Path],
     make_tokenizer: Callable[..., Any],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(places, "AT_ONCE", 1000)  # so that matrices are merged in pieces as well
     settings = {**LLAMA_LIKE, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16).save_pretrained(tmp_path / "base")
     make_tokenizer(adds_bos=False).save_pretrained(tmp_path / "base")
@@ -296,13 +298,13 @@ def test_a_place_is_known_only_of_views_that_are_copied(
                 load(self.weight, tensor)
 
     model = Model()
-    places = places_of(model, {"weight": TensorEntry(Path(), "F32", (4, 6))})
+    found = places_of(model, {"weight": TensorEntry(Path(), "F32", (4, 6))})
     assert torch.equal(model.weight, torch.ones(4, 6))
     if box is None:
-        assert places is None
+        assert found is None
         return
-    assert places is not None
-    (place,) = places["weight"]
+    assert found is not None
+    (place,) = found["weight"]
     assert place.box == box
     given = torch.arange(24.0).reshape(4, 6)
     place.live.copy_(given[place.box])
