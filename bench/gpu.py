@@ -24,6 +24,7 @@ STEPS: Mapping[str, Sequence[str]] = {
     "bench/trends_gpu.py": (PYTHON, "bench/trends_gpu.py"),
     "bench/steering_host.py": (PYTHON, "bench/steering_host.py"),
     "bench/swap.py": (PYTHON, "bench/swap.py"),
+    "bench/swap_in_place.py": (PYTHON, "bench/swap_in_place.py"),
 }
 
 
