@@ -99,7 +99,7 @@ def draw_steering(
             continue
         strength = 0.0 if OPERATIONS[operation].amount is None else draw.uniform(-2, 2)
         positions: Any = draw.choice(
-            ("all", "prompt", "generated", "last_prompt", (-1, -2), (0, (2, n_prompt)), ((-3, None),))
+            ("all", "prompt", "generated", "last_prompt", (-1, -2), (0, (2, max(3, n_prompt))), ((-3, None),))
         )
         low = strength - draw.choice((0, 0.3, 2)) if OPERATIONS[operation].has_low else 0.0
         layer, name = draw.choice(layers), draw.choice(names)
