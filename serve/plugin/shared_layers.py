@@ -67,7 +67,7 @@ class Plan:
     places: torch.Tensor  # for each row of the step, which of `rows` has its values, long
 
 
-def plan(histories: Sequence[bytes | None], token_ids: Sequence[Sequence[int]], last: int) -> Plan | None:
+def plan(histories: Sequence[bytes | None], token_ids: Sequence[list[int]], last: int) -> Plan | None:
     """The rows that a step can leave out whose request i computes `token_ids[i]` after `histories[i]`.
 
     A row equals another if both stand after the same history and tokens; a history None has no equal. The
@@ -83,7 +83,7 @@ def plan(histories: Sequence[bytes | None], token_ids: Sequence[Sequence[int]], 
     skipped = np.zeros(len(sizes), np.int64)
     for group in alike.values():
         # In the order of tokens each has the most in common with the one before.
-        ordered = sorted(group, key=lambda index: [*token_ids[index]]) if len(group) > 1 else ()
+        ordered = sorted(group, key=token_ids.__getitem__) if len(group) > 1 else ()
         for other, index in pairwise(ordered):
             n = skipped[index] = _n_common(token_ids[other], token_ids[index])
             start, other_start = ends[index] - sizes[index], ends[other] - sizes[other]

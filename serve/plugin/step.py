@@ -315,7 +315,7 @@ class ResidualState:
         self,
         request_ids: Sequence[str],
         starts: Sequence[int],
-        token_ids: Sequence[Sequence[int]],
+        token_ids: Sequence[list[int]],
         cached: Callable[[int], bytes | None],
     ) -> None:
         """Leaves rows out of the layers up to the first one that has work in the step that `begin` began.

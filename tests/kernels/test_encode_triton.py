@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from kernel_process import printed_by
 
 from morfi.device import is_gpu
 from morfi.errors import InputError
@@ -25,17 +23,8 @@ from morfi.kernels.encoder import Encoder
 )
 def test_both_ways_keep_the_same_latents(*, interpreted: bool) -> None:
     script = Path(__file__).with_name("encoded_both_ways.py")
-    done = subprocess.run(
-        [sys.executable, "-P", str(script)],
-        env=os.environ
-        # What cuBLAS asks for where only deterministic algorithms may run.
-        | {"TRITON_INTERPRET": str(int(interpreted)), "CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
+    # What cuBLAS asks for where only deterministic algorithms may run.
+    found = json.loads(printed_by(script, interpreted=interpreted, CUBLAS_WORKSPACE_CONFIG=":4096:8"))
     kept = {name: [case[0] for case in found[name]] for name in ("random", "silent", "empty", "crowded")}
     assert {name: len(cases) for name, cases in found.items()} == {
         "random": 48,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from ahead_of_time import compiled
+from kernel_process import printed_by
 
 from morfi.engine.steering import MAX_CAPTURED_LAYERS, MAX_ENTRIES
 from morfi.kernels.expand import Part, Record, expand_
@@ -23,15 +21,7 @@ GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_the_kernel_equals_its_reference(device: str) -> None:
     script = Path(__file__).with_name("interpreted_expand.py")
-    done = subprocess.run(
-        [sys.executable, "-P", str(script), device],
-        env=os.environ | {"TRITON_INTERPRET": str(int(device == "cpu"))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
+    found = json.loads(printed_by(script, device, interpreted=device == "cpu"))
     assert len(found) == 5
     assert all(sum(each) > 20 for each in zip(*found, strict=True))
 

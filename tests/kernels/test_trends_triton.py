@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_process import printed_by
 
 from morfi.kernels import encode_fused
 
@@ -35,15 +34,7 @@ bench = load_bench()
 @pytest.mark.long
 def test_the_kernels_equal_their_references_in_the_interpreter() -> None:
     script = Path(__file__).with_name("interpreted_trends.py")
-    done = subprocess.run(
-        [sys.executable, "-P", str(script)],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
+    found = json.loads(printed_by(script))
     assert {name: len(cases) for name, cases in found.items()} == {
         "resampled": 3,
         "stable": 32,
@@ -58,16 +49,9 @@ def test_the_kernels_equal_their_references_in_the_interpreter() -> None:
 @pytest.mark.long
 def test_the_benchmark_tries_itself_without_a_gpu() -> None:
     script = Path(__file__).parents[2] / "bench" / "trends_gpu.py"
-    done = subprocess.run(
-        [sys.executable, "-P", str(script), "--small"],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.startswith("every kernel is right")
-    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| 64 | 96 | ")]
+    printed = printed_by(script, "--small")
+    assert printed.startswith("every kernel is right")
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| 64 | 96 | ")]
     assert [row[2] for row in rows] == ["0.05 %", "0.15 %", "0.5 %", "2 %"]
     assert rows[-1][-1] == "library |"
 
