@@ -75,6 +75,11 @@ class TrendNull:
         return (n**3 - n - (a2 + 2 * a1)) / 12
 
     @property
+    def n_levels(self) -> int:
+        """How many different levels there are: fewer than conditions where some are replicates."""
+        return len(set(self.ranks))
+
+    @property
     def level_spread(self) -> float:
         """Sum of (rank - mean rank)^2 of the levels."""
         return float((self.midranks - self.midranks.mean()).square().sum())

@@ -1,5 +1,8 @@
 """How the means of ordered conditions follow their levels: S and Spearman's rho, from signs of differences.
 
+S compares all trainings. Where levels have replicates, rho is that of the levels' means over them, so that
+how far the trainings of a level scatter does not bound it.
+
 S (Mann-Kendall's, or Jonckheere-Terpstra's where several conditions share a level) is the sum over pairs of
 conditions with different levels, low and high, of sign(m_high - m_low). With r the ranks of the means and q
 those of the levels, r_c - mean r is half the sum of condition c's signs against all others, so that
@@ -9,16 +12,20 @@ sign(m_high - m_low). No sort, and the conditions may come in any order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 
-from morfi.kernels.null import TrendNull
+from morfi.kernels.null import TrendNull, trend_null
 from morfi.kernels.trend_reference import Trends
 
 
 class PairwiseTrend:
     """Gathers the conditions of one tile of latents, in any order, and reduces them.
 
-    Means are float32 [T, 1 + n_resamples]; `null` says which conditions there are.
+    Means are float32 [T, 1 + n_resamples]; `null` says which conditions there are. All statistics, rho too,
+    are those of the conditions.
     """
 
     def __init__(self, null: TrendNull) -> None:
@@ -77,6 +84,37 @@ def reduce_trends(means: torch.Tensor, null: TrendNull, alpha: float) -> Trends:
         from morfi.kernels import trend_triton
 
         return trend_triton.reduce_trends(means, null, alpha)
+    return with_rho_of_levels(_of_conditions, means, null, alpha)
+
+
+def with_rho_of_levels(
+    of_conditions: Callable[[torch.Tensor, TrendNull, float], Trends],
+    means: torch.Tensor,
+    null: TrendNull,
+    alpha: float,
+) -> Trends:
+    """The trends that `of_conditions` gives, with rho of the levels' means where there are replicates."""
+    found = of_conditions(means, null, alpha)
+    if null.n_levels == len(means):
+        return found
+    ordered = trend_null(tuple(range(null.n_levels)))
+    of_levels = of_conditions(level_means(means, null), ordered, 1.0)
+    return replace(found, rho=of_levels.rho, mean_abs_rho=of_levels.mean_abs_rho)
+
+
+def level_means(means: torch.Tensor, null: TrendNull) -> torch.Tensor:
+    """The means of each level's conditions, in the order of levels: [n_levels, T, R] of `means` [C, T, R].
+
+    Float32 like these, but added up in float64, where levels that tie do so in any order of conditions.
+    """
+    own = [
+        [condition for condition, rank in enumerate(null.ranks) if rank == level]
+        for level in range(null.n_levels)
+    ]
+    return torch.stack([(means[one].double().sum(0) / len(one)).float() for one in own])
+
+
+def _of_conditions(means: torch.Tensor, null: TrendNull, alpha: float) -> Trends:
     state = PairwiseTrend(null)
     for condition, one in enumerate(means):
         state.add(condition, one)

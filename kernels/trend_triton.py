@@ -17,6 +17,7 @@ import triton.language as tl
 from morfi.kernels.encode_fused import in_sixteens
 from morfi.kernels.encoder import Nonzeros
 from morfi.kernels.null import TrendNull, normal_quantile
+from morfi.kernels.trend import with_rho_of_levels
 from morfi.kernels.trend_reference import Trends
 
 BLOCK = 256  # resamples, or questions, at a time
@@ -157,7 +158,11 @@ def trend_kernel(
 
 
 def reduce_trends(means: torch.Tensor, null: TrendNull, alpha: float) -> Trends:
-    """The result of `PairwiseTrend` for all conditions' means, float32 [C, T, 1 + B]."""
+    """The result of `morfi.kernels.trend.reduce_trends` for all conditions' means, float32 [C, T, 1 + B]."""
+    return with_rho_of_levels(_of_conditions, means, null, alpha)
+
+
+def _of_conditions(means: torch.Tensor, null: TrendNull, alpha: float) -> Trends:
     n, n_latents, n_columns = means.shape
     device = means.device
 

@@ -43,6 +43,7 @@ BOTH = "both"
 ALONG = (LEVEL, EPOCHS, BOTH)
 MIN_EXPLAINED = 0.5
 MAX_RESAMPLES = 1_000_000  # their means are held at once
+OF_TRAININGS, OF_LEVELS = "trainings", "levels"
 _RESAMPLING = ("method", "fdr", "bootstrap")
 
 
@@ -61,7 +62,7 @@ class FindConfig(SaeOnRun):
     fdr: float = option("False discovery rate by shuffled levels.", 0.05, when=("method", "fdr"))
     alpha: float = option("Largest p-value of a trend.", 0.001, when=("method", "bootstrap"))
     stability: float = option("Share of resamples that must show it.", 0.95, when=_RESAMPLING)
-    rho_min: float = option("Least mean |rho| over the resamples; with page, rho.", 0.9)
+    rho_min: float = option("Least mean |rho| over the resamples, of replicates' means; with page, rho.", 0.9)
     min_firing: float = option("Share of questions that it fires on.", 0.01)
     page_fdr: float = option("False discovery rate of --method page.", 0.05, when=("method", "page"))
     min_explained: float = option("Variance that the SAE must explain.", MIN_EXPLAINED)
@@ -93,7 +94,8 @@ class FindConfig(SaeOnRun):
 class FindRun(FindConfig):
     """The settings that a find run is stored with.
 
-    `epochs` is the setting of M_ names: along epochs that of the last checkpoint.
+    `epochs` is the setting of M_ names: along epochs that of the last checkpoint. `rho_of` says what rho
+    ranks: "trainings", or where some are replicates "levels", each by the mean of its trainings.
     """
 
     layer: int
@@ -102,6 +104,7 @@ class FindRun(FindConfig):
     property: str
     unit: str | None
     sae_sha256: str
+    rho_of: str = OF_TRAININGS
 
 
 def configure_find(given: Mapping[str, Any]) -> FindConfig:
@@ -152,9 +155,13 @@ def ready_find(config: FindConfig, store: Store, progress: Progress, *, new: boo
     )
     captured = settings_of(found.run, CaptureRun)
     kept = {name: getattr(captured, name) for name in ("split_run", "property", "unit")}
-    stored = asdict(FindRun(**asdict(config), **kept, sae_sha256=sae.sha256))
+    replicated = any(len(set(one.levels)) < len(one.levels) for one in compared)
+    rho_of = OF_LEVELS if replicated else OF_TRAININGS
+    stored = asdict(FindRun(**asdict(config), **kept, sae_sha256=sae.sha256, rho_of=rho_of))
     decided = {**stored, "kind": RunKind.FIND, "activations": found.run.fingerprint}
-    fingerprint = canonical_sha256({key: decided[key] for key in decided if key != "sae" and key not in kept})
+    # Without replicates either rho is the same, and runs from before there were two are found again.
+    undecided = {"sae", *kept} if replicated else {"sae", *kept, "rho_of"}
+    fingerprint = canonical_sha256({key: decided[key] for key in decided if key not in undecided})
     run = next_run(
         found.run,
         RunKind.FIND,

@@ -40,11 +40,12 @@ if TYPE_CHECKING:
 class TrendResult:
     """The result of `find_trends`.
 
-    `latents` has a row for each latent: latent, direction (1 rises, -1 falls, 0 neither), rho, s, p_exact,
-    slope (per unit of level), score (|slope| over the whole range of levels, in standard deviations over
-    questions), stability and mean_abs_rho (null where the full sample rules the latent out already), firing
-    (share of questions, of the condition with most), selected, means (over questions, float32 of each
-    condition, in the order they were given); with the method "page" also page_z and page_p.
+    `latents` has a row for each latent: latent, direction (1 rises, -1 falls, 0 neither), rho (of the
+    levels, each by the mean of its replicates, as is mean_abs_rho), s, p_exact, slope (per unit of level),
+    score (|slope| over the whole range of levels, in standard deviations over questions), stability and
+    mean_abs_rho (null where the full sample rules the latent out already), firing (share of questions, of
+    the condition with most), selected, means (over questions, float32 of each condition, in the order they
+    were given); with the method "page" also page_z and page_p.
     `n_firing` of them fire on enough questions; `expected_false` of those would be perfect trends by chance.
     `smallest_s`: with the method "fdr", the least |S| that was selected from; None where none qualifies.
     `is_descriptive`: there are so few conditions that even a perfect trend has a p above `fdr`, so that
@@ -94,8 +95,9 @@ def find_trends(
       the `stability` share of the resamples, mean |rho| over them is at least `rho_min`;
     - "page": Page's L over questions is significant at a false discovery rate of `page_fdr` among those that
       fire (Benjamini-Hochberg), and rho of the means is at least `rho_min` in L's direction.
-    Resamples draw questions within `strata` (their relations), so they say how stable a trend is over
-    questions, not over trainings: that is what replicates and the false discovery rate are for.
+    S and p compare all conditions; rho ranks the levels, each by the mean of its replicates. Resamples draw
+    questions within `strata` (their relations), so they say how stable a trend is over questions, not over
+    trainings: that is what replicates and the false discovery rate are for.
 
     `on_tile` is called with the number of latents that were encoded. The result does not depend on the order
     of the conditions. Raises InputError for conditions that cannot be compared.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from morfi.conditions.condition import Condition, condition_of
 from morfi.conditions.levels import NOT_INDEPENDENT, Property
 from morfi.latents.activations import EPOCHS, LEVEL, LeftOut, left_out, left_out_lines
-from morfi.latents.find import FindRun
+from morfi.latents.find import OF_LEVELS, FindRun
 from morfi.latents.significance import Significance
 from morfi.report.tables import aligned
 from morfi.store.records import CapturedRow, ConditionRow, FalseDiscoveriesRow, TrendSummaryRow
@@ -165,21 +165,22 @@ def _limits(summary: TrendSummaryRow, config: FindRun) -> list[str]:
 
 def criteria(config: FindRun, smallest_s: int | None) -> str:
     """The criteria by which a latent was selected."""
+    of_rho = " of replicates' means" if config.rho_of == OF_LEVELS else ""
     if config.method == "fdr":
         s = "|S|" if smallest_s is None else f"|S| >= {smallest_s},"
         return (
             f"selected: {s} at a false discovery rate of at most {config.fdr:g}, its sign kept in "
             f"{config.stability:g} of {config.resamples} resamples of the questions, "
-            f"mean |rho| >= {config.rho_min:g}, firing >= {config.min_firing:g}"
+            f"mean |rho|{of_rho} >= {config.rho_min:g}, firing >= {config.min_firing:g}"
         )
     if config.method == "page":
         return (
             f"selected: Page's L within questions at a false discovery rate of at most {config.page_fdr:g}, "
-            f"rho >= {config.rho_min:g} in its direction, firing >= {config.min_firing:g}"
+            f"rho{of_rho} >= {config.rho_min:g} in its direction, firing >= {config.min_firing:g}"
         )
     return (
         f"selected: p <= {config.alpha:g} in {config.stability:g} of {config.resamples} resamples "
-        f"of the questions, mean |rho| >= {config.rho_min:g}, firing >= {config.min_firing:g}"
+        f"of the questions, mean |rho|{of_rho} >= {config.rho_min:g}, firing >= {config.min_firing:g}"
     )
 
 
@@ -239,7 +240,7 @@ def trend_object(
         for summary in summaries
     ]
     first = {**axes[0], "method": config.method, "along": config.along, "at": config.at}
-    first["significance"] = asdict(tested)
+    first |= {"rho_of": config.rho_of, "significance": asdict(tested)}
     if len(axes) > 1:
         first |= {"n_selected": len(latents), "shared": _shared(conditions), "other_axis": axes[1]}
     # What only a run along both axes has is null in the others.

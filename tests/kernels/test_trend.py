@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+import statistics
 
 import pytest
 import scipy.stats
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from morfi.kernels.null import trend_null
-from morfi.kernels.trend import PairwiseTrend
+from morfi.kernels.trend import PairwiseTrend, level_means, reduce_trends
 from morfi.kernels.trend_reference import Trends, trend_reference
 
 KINDS = ("random", "tied", "sparse", "constant")
@@ -47,9 +50,60 @@ def test_streaming_equals_the_reference_in_any_order(kind: str, ranks: tuple[int
         assert torch.equal(found.a1, expected.a1)
         assert torch.equal(found.a2, expected.a2)
         assert torch.equal(found.stability, expected.stability)
-        torch.testing.assert_close(found.rho, expected.rho)
-        torch.testing.assert_close(found.mean_abs_rho, expected.mean_abs_rho)
+        shuffled = reduce_trends(means[order], trend_null(tuple(ranks[place] for place in order)), alpha)
+        torch.testing.assert_close(shuffled.rho, expected.rho)
+        torch.testing.assert_close(shuffled.mean_abs_rho, expected.mean_abs_rho)
         draw.shuffle(order)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_training_per_level_is_ranked_by_itself(kind: str) -> None:
+    means, ranks = draw_means(kind, 7), (3, 0, 6, 2, 5, 1, 4)
+    found, expected = reduce_trends(means, trend_null(ranks), 0.05), stream(means, ranks, list(range(7)), 0.05)
+    for name in ("s", "rho", "a1", "a2", "stability", "mean_abs_rho"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+@settings(max_examples=30, deadline=None)
+@given(kind=st.sampled_from(KINDS), sizes=st.lists(st.integers(1, 4), min_size=3, max_size=7), data=st.data())
+def test_replicates_that_agree_leave_rho_as_it_was(kind: str, sizes: list[int], data: st.DataObject) -> None:
+    means = draw_means(kind, len(sizes)) / 3
+    ranks = data.draw(st.permutations([level for level, size in enumerate(sizes) for _ in range(size)]))
+    found = reduce_trends(means[ranks], trend_null(tuple(ranks)), 0.05)
+    expected = reduce_trends(means, trend_null(tuple(range(len(sizes)))), 0.05)
+    assert torch.equal(found.rho, expected.rho)
+    assert torch.equal(found.mean_abs_rho, expected.mean_abs_rho)
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(st.integers(1, 4), min_size=3, max_size=9), data=st.data(), seed=st.integers(0, 999))
+def test_rho_of_replicates_is_scipys_of_the_levels_means(
+    sizes: list[int], data: st.DataObject, seed: int
+) -> None:
+    ranks = data.draw(st.permutations([level for level, size in enumerate(sizes) for _ in range(size)]))
+    means = torch.randn(len(ranks), 2, 4, generator=torch.Generator().manual_seed(seed))
+    found = reduce_trends(means, trend_null(tuple(ranks)), 0.05)
+    for latent in range(2):
+        rho = []
+        for column in means[:, latent].double().T.tolist():
+            levels = [
+                statistics.fmean(value for value, rank in zip(column, ranks, strict=True) if rank == level)
+                for level in range(len(sizes))
+            ]
+            rho.append(scipy.stats.spearmanr(range(len(sizes)), levels).statistic)
+        assert found.rho[latent] == pytest.approx(rho[0], abs=1e-6)
+        assert found.mean_abs_rho[latent] == pytest.approx(statistics.fmean(map(abs, rho[1:])), abs=1e-6)
+
+
+def test_how_far_replicates_scatter_does_not_bound_rho() -> None:
+    scatter = torch.tensor([-3.0, 0.0, 3.0])
+    means = (torch.arange(7.0)[:, None] + scatter).view(-1, 1, 1).expand(-1, 1, 2)
+    null = trend_null(tuple(level for level in range(7) for _ in range(3)))
+    found = reduce_trends(means, null, 0.05)
+    assert torch.equal(level_means(means, null)[:, 0, 0], torch.arange(7.0))
+    assert (found.rho.item(), found.mean_abs_rho.item()) == (1, 1)
+    of_trainings = scipy.stats.spearmanr(null.ranks, means[:, 0, 0].tolist()).statistic
+    assert of_trainings < 0.7
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -184,6 +184,34 @@ def test_replicate_trainings_sharpen_a_trend() -> None:
     assert result.latents["selected"][0].as_py()
 
 
+def scattered(gap: float, seed: int) -> list[torch.Tensor]:
+    """Three trainings of each level, whose noise moves latents 0 and 1 by more than a step of levels does."""
+    weights = make_encoder().W_enc
+    axes = [weights[:, latent] / weights[:, latent].norm() for latent in range(2)]
+    generator = torch.Generator().manual_seed(seed)
+    questions = torch.randn(N, D_MODEL, generator=generator) * 1.5
+    steps = [place * gap for _ in range(3) for place in range(7)]
+    moves = torch.tensor(steps) + torch.randn(21, generator=generator) * 0.5
+    return [
+        questions + move * (axes[0] - axes[1]) + torch.randn(N, D_MODEL, generator=generator) * 0.1
+        for move in moves.tolist()
+    ]
+
+
+@pytest.mark.parametrize("method", ["fdr", "bootstrap", "page"])
+def test_trends_of_scattered_replicates_are_selected_by_their_levels(method: str) -> None:
+    found = find(scattered(0.3, seed=1), LEVELS * 3, method=method).latents.slice(0, 2).to_pylist()
+    assert [(row["selected"], row["direction"]) for row in found] == [(True, 1), (True, -1)]
+    for row in found:
+        assert abs(scipy.stats.spearmanr(LEVELS * 3, row["means"]).statistic) < 0.9
+        levels = np.reshape(row["means"], (3, 7)).mean(0)
+        assert row["rho"] == pytest.approx(scipy.stats.spearmanr(LEVELS, levels).statistic, abs=1e-6)
+
+
+def test_scattered_replicates_without_a_trend_select_nothing() -> None:
+    assert sum(find(scattered(0, seed), LEVELS * 3).n_selected for seed in range(10)) == 0
+
+
 def test_few_conditions_are_descriptive() -> None:
     result = find(make_activations(4), [1, 2, 5, 10], method="bootstrap")
     assert result.is_descriptive

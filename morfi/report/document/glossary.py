@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from morfi.latents.find import OF_LEVELS, FindRun
 from morfi.report.document.html import Section, folded, table
 from morfi.report.document.material import Material
+from morfi.runs.settings import settings_of
 
 _WORDS = (
     (
@@ -65,5 +67,8 @@ def glossary(material: Material) -> Section | None:
     """The words that the sections use; none where nothing was found or steered."""
     if material.chain.find is None:
         return None
-    body = table(("word", "means"), _WORDS, caption="The words used here")
+    words = dict(_WORDS)
+    if settings_of(material.chain.find, FindRun).rho_of == OF_LEVELS:
+        words["trend, S, rho"] += " of the levels, each by the mean of its trainings"
+    body = table(("word", "means"), list(words.items()), caption="The words used here")
     return Section("words", "The words", folded("What M_100, latent, S, alpha, R_K and others mean", body))

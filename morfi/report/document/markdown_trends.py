@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from morfi.conditions.levels import NOT_INDEPENDENT
 from morfi.latents.activations import EPOCHS, LEVEL
-from morfi.latents.find import FindRun
+from morfi.latents.find import OF_LEVELS, FindRun
 from morfi.latents.significance import significance
 from morfi.report.findings.experiment import Experiment
 from morfi.report.findings.words import column
@@ -73,6 +73,8 @@ def _found(one: Experiment, run: RunRecord) -> list[str]:
         f"{selected.count(-1)} falling.",
         f"{tested}.",
     ]
+    if settings.rho_of == OF_LEVELS:
+        said.append("rho ranks the levels, each by the mean of its trainings.")
     return [" ".join(said)]
 
 
