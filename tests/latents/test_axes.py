@@ -9,12 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fake_engine import FakeEngine
 from progress_log import Log
+from scipy.stats import spearmanr
 
 from morfi.errors import InputError
+from morfi.files import canonical_sha256
 from morfi.interventions.config import SteerConfig
 from morfi.interventions.plan import prepare_steer
 from morfi.kernels.encoder import Encoder
@@ -109,6 +112,43 @@ def test_levels_are_compared_as_ever(made: Any, tmp_path: Path) -> None:
     _, svg = draw(store, run_id, tmp_path / "figure")
     assert NOTE not in svg.read_text()
     assert "share of Unknown" in svg.read_text()
+
+
+def test_replicates_give_another_run_whose_rho_ranks_their_means(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoints after 1 to 5 epochs are taken for five trainings of each level."""
+    store, alone = made[0], find(made, epochs="3")
+    activations: Any = importlib.import_module("morfi.latents.activations")
+    plain = activations.condition_of
+
+    def replicate(row: Any) -> Any:
+        found = plain(row)
+        if row.level is None or row.epoch_setting == "early-stop":
+            return found
+        return replace(found, seed=found.epoch, epoch=3, epoch_setting="3")
+
+    monkeypatch.setattr(activations, "condition_of", replicate)
+    run_id = find(made, epochs="3")
+    assert run_id != alone
+    rows = store.latents(run_id).to_pylist()
+    for row in rows:
+        means = np.reshape(row["means"], (3, 5)).mean(1)
+        expected = spearmanr(range(3), means).statistic if len(set(means)) > 1 else 0
+        assert row["rho"] == pytest.approx(expected, abs=1e-6)
+    report, before = report_of(store, run_id), report_of(store, alone)
+    assert "mean |rho| of replicates' means >= 0.9" in report.text
+    assert "mean |rho| >= 0.9" in before.text
+    assert (report.object["rho_of"], before.object["rho_of"]) == ("levels", "trainings")
+
+
+def test_without_replicates_runs_from_before_rho_had_two_meanings_are_found_again(made: Any) -> None:
+    store, captured, _ = made
+    run = store.run(find(made, along="both"))
+    kept = {"sae", "split_run", "property", "unit", "rho_of"}
+    decided = {name: value for name, value in run.config.items() if name not in kept}
+    decided |= {"kind": "find", "activations": store.run(captured).fingerprint}
+    assert run.fingerprint == canonical_sha256(decided)
 
 
 def test_both_axes_select_what_holds_on_both(made: Any, tmp_path: Path) -> None:

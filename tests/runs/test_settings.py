@@ -51,7 +51,8 @@ def test_settings_that_were_not_stored_yet_are_what_held_then() -> None:
     assert settings_of(RUN, MixConfig) == MixConfig("split-1")
     before = {"activations": "a", "sae": "s", "layer": 3, "epochs": "1", "split_run": "p", "sae_sha256": "h"}
     before |= {"property": "dose", "unit": None}
-    assert settings_of(replace(RUN, config=before), FindRun).method == "fdr"
+    found = settings_of(replace(RUN, config=before), FindRun)
+    assert (found.method, found.rho_of) == ("fdr", "trainings")
 
 
 @pytest.mark.parametrize("config", [{}, {"split_run": "split-1", "later": 1}])
