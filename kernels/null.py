@@ -76,8 +76,13 @@ class TrendNull:
 
     @property
     def n_levels(self) -> int:
-        """How many different levels there are: fewer than conditions where some are replicates."""
+        """How many different levels there are."""
         return len(set(self.ranks))
+
+    @property
+    def has_replicates(self) -> bool:
+        """Whether some level has several conditions."""
+        return self.n_levels < len(self.ranks)
 
     @property
     def level_spread(self) -> float:

@@ -95,7 +95,7 @@ def with_rho_of_levels(
 ) -> Trends:
     """The trends that `of_conditions` gives, with rho of the levels' means where there are replicates."""
     found = of_conditions(means, null, alpha)
-    if null.n_levels == len(means):
+    if not null.has_replicates:
         return found
     ordered = trend_null(tuple(range(null.n_levels)))
     of_levels = of_conditions(level_means(means, null), ordered, 1.0)

@@ -43,7 +43,7 @@ BOTH = "both"
 ALONG = (LEVEL, EPOCHS, BOTH)
 MIN_EXPLAINED = 0.5
 MAX_RESAMPLES = 1_000_000  # their means are held at once
-OF_TRAININGS, OF_LEVELS = "trainings", "levels"
+OF_TRAININGS, OF_LEVELS = "trainings", "level means"
 _RESAMPLING = ("method", "fdr", "bootstrap")
 
 
@@ -95,7 +95,7 @@ class FindRun(FindConfig):
     """The settings that a find run is stored with.
 
     `epochs` is the setting of M_ names: along epochs that of the last checkpoint. `rho_of` says what rho
-    ranks: "trainings", or where some are replicates "levels", each by the mean of its trainings.
+    ranks: "trainings", or with replicates "level means", each over the trainings of a level.
     """
 
     layer: int

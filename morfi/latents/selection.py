@@ -45,13 +45,21 @@ class Criteria:
         return (self.fdr if method == "fdr" else self.alpha) < float(null.tail[-1])
 
 
-def smallest_s(fdr: Sequence[FalseDiscoveries], null: TrendNull, most: float) -> int | None:
+def smallest_s(fdr: Sequence[FalseDiscoveries], null: TrendNull, most: float, n_firing: int) -> int | None:
     """The least |S| whose false discovery rate is at most `most`; None where there is none.
 
     Its p-value may be no more either: shuffled levels give all latents new orders at once, so that latents
-    which move together pass together, with the probability that one of them does.
+    which move together pass together, with the probability that one of them does. With replicates, whose
+    p-values can be small enough, nor may the rate that these give (Benjamini-Hochberg of `n_firing`): the
+    median over shuffles is 0 where most have no such latent, which one of many by chance is too.
     """
-    return min((one.s for one in fdr if one.fdr <= most and float(null.tail[one.s]) <= most), default=None)
+
+    def is_enough(one: FalseDiscoveries) -> bool:
+        p = float(null.tail[one.s])
+        by_p = n_firing * p <= most * one.n_found or not null.has_replicates
+        return one.fdr <= most and p <= most and by_p
+
+    return min((one.s for one in fdr if is_enough(one)), default=None)
 
 
 def selected_by_resampling(
@@ -77,12 +85,13 @@ def selected_by_resampling(
 
 
 def selected_by_page(
-    columns: dict[str, torch.Tensor], fires: torch.Tensor, criteria: Criteria
+    columns: dict[str, torch.Tensor], fires: torch.Tensor, criteria: Criteria, null: TrendNull
 ) -> dict[str, torch.Tensor]:
-    """The columns that Page's test decides; none is resampled."""
+    """The columns that Page's test decides, with replicates beside S; none is resampled."""
     direction = columns["page_z"].sign()
     selected = fires & (columns["rho"] * direction >= criteria.rho_min)
-    selected[fires] &= benjamini_hochberg(columns["page_p"][fires], criteria.page_fdr)
+    for p in ("page_p", "p_exact") if null.has_replicates else ("page_p",):
+        selected[fires] &= benjamini_hochberg(columns[p][fires], criteria.page_fdr)
     none = torch.full((len(fires),), torch.nan)
     return {
         "direction": direction.to(torch.int8),

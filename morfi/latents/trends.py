@@ -88,13 +88,14 @@ def find_trends(
     conditions of one level are replicate trainings. `sae` is that of `load_sae` or SAELens, or its encoder.
 
     A latent is selected if it fires on `min_firing` of the questions in some condition, and
-    - "fdr": |S| is at least the smallest whose false discovery rate by shuffled levels, and p, are at most
-      `fdr`; S keeps its sign in the `stability` share of the resamples, mean |rho| over them is at least
-      `rho_min`;
+    - "fdr": |S| is at least the smallest whose p and false discovery rate by shuffled levels, with replicates
+      also by p (Benjamini-Hochberg), are at most `fdr`; S keeps its sign in the `stability` share of the
+      resamples, mean |rho| over them is at least `rho_min`;
     - "bootstrap" (the paper's rule): S has an exact p of at most `alpha` and keeps its sign with such a p in
       the `stability` share of the resamples, mean |rho| over them is at least `rho_min`;
     - "page": Page's L over questions is significant at a false discovery rate of `page_fdr` among those that
-      fire (Benjamini-Hochberg), and rho of the means is at least `rho_min` in L's direction.
+      fire (Benjamini-Hochberg), and so with replicates is S; rho of the means is at least `rho_min` in L's
+      direction.
     S and p compare all conditions; rho ranks the levels, each by the mean of its replicates. Resamples draw
     questions within `strata` (their relations), so they say how stable a trend is over questions, not over
     trainings: that is what replicates and the false discovery rate are for.
@@ -118,9 +119,9 @@ def find_trends(
     columns = {name: torch.cat([one[name] for one in found]) for name in found[0]}
     fires = columns["firing"] >= criteria.min_firing
     fdr = permutations.false_discoveries()
-    least = smallest_s(fdr, null, criteria.fdr) if method == "fdr" else None
+    least = smallest_s(fdr, null, criteria.fdr, int(fires.sum())) if method == "fdr" else None
     if method == "page":
-        columns |= selected_by_page(columns, fires, criteria)
+        columns |= selected_by_page(columns, fires, criteria, null)
     else:
         enough = null.n_pairs + 1 if least is None else least
         passes = columns["s"].abs() >= enough if method == "fdr" else columns["p_exact"] <= alpha

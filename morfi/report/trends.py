@@ -159,24 +159,29 @@ def _limits(summary: TrendSummaryRow, config: FindRun) -> list[str]:
             "--method bootstrap for a descriptive answer"
         ]
     if summary.smallest_s is None:
-        return [f"no |S| has a false discovery rate of at most {config.fdr:g}, so nothing is selected"]
+        by_p = " both by shuffled levels and by p" if config.rho_of == OF_LEVELS else ""
+        return [f"no |S| has a false discovery rate of at most {config.fdr:g}{by_p}, so nothing is selected"]
     return []
 
 
 def criteria(config: FindRun, smallest_s: int | None) -> str:
     """The criteria by which a latent was selected."""
-    of_rho = " of replicates' means" if config.rho_of == OF_LEVELS else ""
+    has_replicates = config.rho_of == OF_LEVELS
+    of_rho, by_p, and_s = (
+        (" of replicates' means", ", also by p", " and S") if has_replicates else ("", "", "")
+    )
     if config.method == "fdr":
         s = "|S|" if smallest_s is None else f"|S| >= {smallest_s},"
         return (
-            f"selected: {s} at a false discovery rate of at most {config.fdr:g}, its sign kept in "
+            f"selected: {s} at a false discovery rate of at most {config.fdr:g}{by_p}, its sign kept in "
             f"{config.stability:g} of {config.resamples} resamples of the questions, "
             f"mean |rho|{of_rho} >= {config.rho_min:g}, firing >= {config.min_firing:g}"
         )
     if config.method == "page":
         return (
-            f"selected: Page's L within questions at a false discovery rate of at most {config.page_fdr:g}, "
-            f"rho{of_rho} >= {config.rho_min:g} in its direction, firing >= {config.min_firing:g}"
+            f"selected: Page's L within questions{and_s} at a false discovery rate of at most "
+            f"{config.page_fdr:g}, rho{of_rho} >= {config.rho_min:g} in its direction, "
+            f"firing >= {config.min_firing:g}"
         )
     return (
         f"selected: p <= {config.alpha:g} in {config.stability:g} of {config.resamples} resamples "

@@ -137,9 +137,11 @@ def test_replicates_give_another_run_whose_rho_ranks_their_means(
         expected = spearmanr(range(3), means).statistic if len(set(means)) > 1 else 0
         assert row["rho"] == pytest.approx(expected, abs=1e-6)
     report, before = report_of(store, run_id), report_of(store, alone)
+    assert "0.05, also by p, its sign kept" in report.text
     assert "mean |rho| of replicates' means >= 0.9" in report.text
     assert "mean |rho| >= 0.9" in before.text
-    assert (report.object["rho_of"], before.object["rho_of"]) == ("levels", "trainings")
+    assert "also by p" not in before.text
+    assert (report.object["rho_of"], before.object["rho_of"]) == ("level means", "trainings")
 
 
 def test_without_replicates_runs_from_before_rho_had_two_meanings_are_found_again(made: Any) -> None:

@@ -43,6 +43,12 @@ def s_of(series: Sequence[float], levels: Sequence[float]) -> int:
     )
 
 
+def rho_of(series: Sequence[float], levels: Sequence[float]) -> float:
+    own = [[value for value, at in zip(series, levels, strict=True) if at == level] for level in set(levels)]
+    means = [statistics.fmean(one) for one in own]
+    return scipy.stats.spearmanr(list(set(levels)), means).statistic if len(set(means)) > 1 else 0.0
+
+
 def slow(
     activations: Sequence[torch.Tensor], levels: Sequence[float], encoder: Encoder, criteria: Criteria
 ) -> list[bool]:
@@ -55,16 +61,20 @@ def slow(
     p = {s: statistics.mean(abs(s_of(range(len(levels)), order)) >= s for order in orders) for s in range(16)}
     sizes = [[abs(s_of(means[f][0], order)) for f in range(D_SAE) if fires[f]] for order in orders]
     least = math.inf
+    has_replicates = len(set(levels)) < len(levels)
     for s in range(1, 16):
         n_found = sum(size >= s for size in sizes[0])
         shuffled = statistics.median_low(sum(size >= s for size in one) for one in sizes)
-        if n_found and min(1, shuffled / n_found) <= criteria.fdr and p[s] <= criteria.fdr:
+        rates = [min(1, shuffled / n_found), p[s]] if n_found else [math.inf]
+        if has_replicates and n_found:
+            rates.append(p[s] * int(fires.sum()) / n_found)
+        if max(rates) <= criteria.fdr:
             least = min(least, s)
     selected = []
     for latent, (full, *drawn) in enumerate(means):
         s = s_of(full, levels)
         kept = np.mean([s_of(one, levels) * s > 0 for one in drawn])
-        rho = [scipy.stats.spearmanr(levels, one).statistic if len(set(one)) > 1 else 0 for one in drawn]
+        rho = [rho_of(one, levels) for one in drawn]
         passes = abs(s) >= least and kept >= criteria.stability and np.mean(np.abs(rho)) >= criteria.rho_min
         selected.append(bool(fires[latent]) and bool(passes))
     return selected

@@ -149,12 +149,13 @@ def test_stability_and_rho_are_those_of_the_resampled_means() -> None:
     assert 2 <= 40 - found["stability"].null_count < 40
 
 
-@pytest.mark.parametrize("activation", ["relu", "topk"])
-def test_page_selects_by_the_order_within_questions(activation: str) -> None:
-    activations, encoder = make_activations(), make_encoder(activation)
-    found = find_trends(activations, LEVELS, encoder, method="page").latents
+@pytest.mark.parametrize(("activation", "n_seeds"), [("relu", 1), ("topk", 1), ("relu", 2)])
+def test_page_selects_by_the_order_within_questions(activation: str, n_seeds: int) -> None:
+    encoder = make_encoder(activation)
+    activations = [x for seed in range(n_seeds) for x in make_activations(seed=1 + seed)]
+    found = find_trends(activations, LEVELS * n_seeds, encoder, method="page").latents
     z = torch.stack([encode_reference(x, encoder) for x in activations])
-    expected = page_reference(z, trend_null(tuple(range(7))))
+    expected = page_reference(z, trend_null(tuple(range(7)) * n_seeds))
     assert found["page_z"].to_numpy() == pytest.approx(expected.z.numpy(), abs=1e-6)
     assert found["page_p"].to_numpy() == pytest.approx(expected.p.numpy(), abs=1e-6)
     rows = found.to_pylist()
@@ -163,6 +164,8 @@ def test_page_selects_by_the_order_within_questions(activation: str) -> None:
     fires = np.array([row["firing"] >= 0.01 for row in rows])
     passes = np.zeros(D_SAE, bool)
     passes[fires] = scipy.stats.false_discovery_control(expected.p.numpy()[fires]) <= 0.05
+    if n_seeds > 1:
+        passes[fires] &= scipy.stats.false_discovery_control(found["p_exact"].to_numpy()[fires]) <= 0.05
     rho = found["rho"].to_numpy() * np.sign(expected.z.numpy())
     assert found["selected"].to_pylist() == (passes & (rho >= 0.9)).tolist()
     assert found["stability"].null_count == D_SAE
