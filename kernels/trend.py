@@ -1,23 +1,19 @@
 """How the means of ordered conditions follow their levels: S and Spearman's rho, from signs of differences.
 
-S compares all trainings. Where levels have replicates, rho is that of the levels' means over them, so that
-how far the trainings of a level scatter does not bound it.
-
 S (Mann-Kendall's, or Jonckheere-Terpstra's where several conditions share a level) is the sum over pairs of
 conditions with different levels, low and high, of sign(m_high - m_low). With r the ranks of the means and q
 those of the levels, r_c - mean r is half the sum of condition c's signs against all others, so that
 Spearman's numerator, the sum of (r_c - mean r)(q_c - mean q), is half the sum of (q_high - q_low)
-sign(m_high - m_low). No sort, and the conditions may come in any order.
+sign(m_high - m_low). No sort, and the conditions may come in any order. With replicates rho is that of the
+levels' means (`morfi.kernels.level_means`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-
 import torch
 
-from morfi.kernels.null import TrendNull, trend_null
+from morfi.kernels.level_means import with_rho_of_levels
+from morfi.kernels.null import TrendNull
 from morfi.kernels.trend_reference import Trends
 
 
@@ -85,33 +81,6 @@ def reduce_trends(means: torch.Tensor, null: TrendNull, alpha: float) -> Trends:
 
         return trend_triton.reduce_trends(means, null, alpha)
     return with_rho_of_levels(_of_conditions, means, null, alpha)
-
-
-def with_rho_of_levels(
-    of_conditions: Callable[[torch.Tensor, TrendNull, float], Trends],
-    means: torch.Tensor,
-    null: TrendNull,
-    alpha: float,
-) -> Trends:
-    """The trends that `of_conditions` gives, with rho of the levels' means where there are replicates."""
-    found = of_conditions(means, null, alpha)
-    if not null.has_replicates:
-        return found
-    ordered = trend_null(tuple(range(null.n_levels)))
-    of_levels = of_conditions(level_means(means, null), ordered, 1.0)
-    return replace(found, rho=of_levels.rho, mean_abs_rho=of_levels.mean_abs_rho)
-
-
-def level_means(means: torch.Tensor, null: TrendNull) -> torch.Tensor:
-    """The means of each level's conditions, in the order of levels: [n_levels, T, R] of `means` [C, T, R].
-
-    Float32 like these, but added up in float64, where levels that tie do so in any order of conditions.
-    """
-    own = [
-        [condition for condition, rank in enumerate(null.ranks) if rank == level]
-        for level in range(null.n_levels)
-    ]
-    return torch.stack([(means[one].double().sum(0) / len(one)).float() for one in own])
 
 
 def _of_conditions(means: torch.Tensor, null: TrendNull, alpha: float) -> Trends:

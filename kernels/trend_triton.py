@@ -16,8 +16,8 @@ import triton.language as tl
 
 from morfi.kernels.encode_fused import in_sixteens
 from morfi.kernels.encoder import Nonzeros
+from morfi.kernels.level_means import with_rho_of_levels
 from morfi.kernels.null import TrendNull, normal_quantile
-from morfi.kernels.trend import with_rho_of_levels
 from morfi.kernels.trend_reference import Trends
 
 BLOCK = 256  # resamples, or questions, at a time

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from morfi.kernels.level_means import level_means
 from morfi.kernels.null import trend_null
-from morfi.kernels.trend import PairwiseTrend, level_means, reduce_trends
+from morfi.kernels.trend import PairwiseTrend, reduce_trends
 from morfi.kernels.trend_reference import Trends, trend_reference
 
 KINDS = ("random", "tied", "sparse", "constant")
