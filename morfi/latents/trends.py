@@ -94,8 +94,7 @@ def find_trends(
     - "bootstrap" (the paper's rule): S has an exact p of at most `alpha` and keeps its sign with such a p in
       the `stability` share of the resamples, mean |rho| over them is at least `rho_min`;
     - "page": Page's L over questions is significant at a false discovery rate of `page_fdr` among those that
-      fire (Benjamini-Hochberg), and so with replicates is S; rho of the means is at least `rho_min` in L's
-      direction.
+      fire (Benjamini-Hochberg), with replicates S too, and rho is at least `rho_min` in L's direction.
     S and p compare all conditions; rho ranks the levels, each by the mean of its replicates. Resamples draw
     questions within `strata` (their relations), so they say how stable a trend is over questions, not over
     trainings: that is what replicates and the false discovery rate are for.
