@@ -305,7 +305,7 @@ def test_a_table_of_two_words_is_changed_and_not_replaced(run: CommandLine, expe
 def test_where_no_latent_has_a_trend_the_baselines_are_steered_along(
     run: CommandLine, experiment: Path
 ) -> None:
-    few = changed("steer.top=2", "steer.random=1", "find.rho-min=1", "find.min-firing=1")
+    few = changed("steer.top=2", "steer.random=1", "find.fdr=0")
     ended = run("run", experiment, *few, "--seeds", "2", "--json")
     assert set(states(ended).values()) == {"done"}
     assert "no latent has a trend: only delta_u and random directions" in ended.err
