@@ -3,7 +3,8 @@
 Claim: under 0.2 ms at 256 requests and 0.5 ms at 1,024 until the work of a step is handed to
 the device, whatever the entries of each request. The classes of a worker in this process, without a model;
 where there is no GPU, on CPU tensors: copies cost what they cost in memory, a launch costs nothing. With
---baseline the same of another checkout, in turns. Writes bench/results/steering_host.md.
+--baseline the same of another checkout, in turns. Writes bench/results/steering_host.md, on a GPU
+steering_host_gpu.md.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from morfi.runs.provenance import versions
 from morfi.serve.plugin.device_work import DeviceWork
 from morfi.serve.plugin.step import ResidualState
 
-RESULTS = Path(__file__).resolve().parent / "results" / "steering_host.md"
+RESULTS = Path(__file__).resolve().parent / "results" / f"steering_host{'_gpu' if is_gpu() else ''}.md"
 N_LAYERS, D_MODEL, N_TOKENS, N_PROMPT, N_DIRECTIONS = 32, 64, 16384, 60, 64
 CASES = [(n, entries) for n in (256, 1024) for entries in (1, 8)]
 TARGETS_MS = {256: 0.2, 1024: 0.5}

@@ -6,7 +6,7 @@ weights in bfloat16, LoRA of rank 32 on all linear layers; all ways take turns o
 CPU" is what vLLM's loader is given: merged with one thread, as vLLM leaves torch on a GPU, and with every
 core, then copied to the device. On a machine without a GPU the device is the CPU, which shows nothing of
 a GPU's speed; what a GPU would take is estimated from data sheets (morfi/planning/swaps.py). Writes
-bench/results/swap_in_place.md.
+bench/results/swap_in_place.md, on a GPU swap_in_place_gpu.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from morfi.checkpoints.adapters import Adapter, Lora
 from morfi.checkpoints.base_room import Room
 from morfi.checkpoints.lora import Edit, Merge, merged_tensors
 from morfi.checkpoints.weights import Weights, open_file, write_tensors
-from morfi.device import device_name
+from morfi.device import device_name, is_gpu
 from morfi.planning.rates import BANDWIDTH_SHARE, GPUS, LINK_SHARE, READ
 from morfi.planning.shape import shape_of
 from morfi.planning.swaps import moved_bytes, swap_on
@@ -34,7 +34,7 @@ from morfi.runs.provenance import versions
 from morfi.serve.weights.in_place import InPlace
 from morfi.serve.weights.places import Place, pieces_of
 
-RESULTS = Path(__file__).resolve().parent / "results" / "swap_in_place.md"
+RESULTS = Path(__file__).resolve().parent / "results" / f"swap_in_place{'_gpu' if is_gpu() else ''}.md"
 MODEL, LAYERS, RANK = "llama-3.1-8b", 32, 32
 NO_GPU = (
     "There was no GPU: the rows show that every way gives the same numbers, and nothing of its speed on one."

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import triton
+from torch.profiler import ProfilerActivity, profile
 
 from morfi.device import device_name
 from morfi.kernels import compaction, encode_fused, encode_library, trend_triton
@@ -60,9 +61,15 @@ D_SAES = (16_384, 32_768, 65_536, 131_072)
 DENSITIES = (0.0005, 0.0015, 0.005, 0.02)
 SIZES = tuple(Size(d_model, d_sae, 5000, 1000) for d_model in WIDTHS for d_sae in D_SAES)
 WHOLE = (Size(4096, 32_768, 5000, 1000), Size(4096, 131_072, 5000, 1000))
+ALONE = (Size(576, 32_768, 5000, 0), Size(4096, 32_768, 5000, 0))
 SMALL = (Size(64, 96, 40, 20),)
 WAYS: dict[Way, ModuleType] = {"fused": encode_fused, "library": encode_library}
 BARE = "bare"
+KERNELS = {
+    "fused product": "encode_kernel",
+    "cuBLAS": "nvjet",
+    "pass": "compact_kernel",
+}  # by part of their names
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -200,17 +207,26 @@ def in_turns(sides: dict[str, Callable[[], Any]], device: str, rounds: int) -> d
     return taken
 
 
-def measure(size: Size, device: str, rounds: int, peaks: tuple[float, float] | None) -> Iterator[str]:
-    """A line of the table for each density at a size."""
+def drawn(size: Size, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and residual streams, in bfloat16; in float16 for the interpreter, which lacks bfloat16."""
     draw = torch.Generator(device).manual_seed(1)
     shape = size.d_model, size.d_sae
     weights = torch.randn(shape, generator=draw, device=device, dtype=torch.float16) / size.d_model**0.5
     x = torch.randn(size.n, size.d_model, generator=draw, device=device, dtype=torch.float16)
-    if device != "cpu":  # bfloat16, which the interpreter does not multiply
-        weights, x = weights.bfloat16(), x.bfloat16()
+    return (weights, x) if device == "cpu" else (weights.bfloat16(), x.bfloat16())
+
+
+def firing(weights: torch.Tensor, density: float) -> Encoder:
+    """An SAE that keeps this share of its pre-activations."""
+    bias = -statistics.NormalDist().inv_cdf(1 - density)
+    return Encoder(weights, torch.full((weights.shape[1],), bias, device=weights.device))
+
+
+def measure(size: Size, device: str, rounds: int, peaks: tuple[float, float] | None) -> Iterator[str]:
+    """A line of the table for each density at a size."""
+    weights, x = drawn(size, device)
     for density in DENSITIES:
-        bias = -statistics.NormalDist().inv_cdf(1 - density)
-        encoder = Encoder(weights, torch.full((size.d_sae,), bias, device=device))
+        encoder = firing(weights, density)
         kept = {way: sum(len(one.values) for one in encode_all(way, x, encoder)) for way in WAYS}
         if abs(kept["fused"] - kept["library"]) > 2 + kept["library"] // 1000:
             raise SystemExit(f"{size}: the ways keep {kept} latents")
@@ -240,6 +256,26 @@ def share(part: float | None, whole: float) -> str:
     return "-" if part is None else f"{100 * part / whole:.0f} %"
 
 
+def kernels_alone(size: Size, repeats: int = 5) -> Iterator[str]:
+    """A line for each way: milliseconds of its kernels on the GPU, without what the host takes."""
+    weights, x = drawn(size, "cuda")
+    encoder = firing(weights, DENSITIES[1])
+    for way in WAYS:
+        encode_all(way, x, encoder)
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+            for _ in range(repeats):
+                encode_all(way, x, encoder)
+            torch.cuda.synchronize()
+        taken = dict.fromkeys((*KERNELS, "ordering"), 0.0)
+        for event in profiled.key_averages():
+            if event.device_type.name == "CUDA":
+                kind = next((kind for kind, name in KERNELS.items() if name in event.key), "ordering")
+                taken[kind] += event.self_device_time_total / 1000 / repeats
+        cells = (f"{value:.3f}" if value else "-" for value in taken.values())
+        yield f"| {size.d_model:,} | {way} | {' | '.join(cells)} |"
+
+
 def measure_whole(size: Size, device: str, rounds: int) -> str:
     """A sentence on all of `find_trends` at a size."""
     activations = [x.to(device) for x in make_conditions(size, torch.bfloat16)]
@@ -261,7 +297,7 @@ def measure_whole(size: Size, device: str, rounds: int) -> str:
     )
 
 
-def report(rows: Sequence[str], whole: Sequence[str], n: int) -> str:
+def report(rows: Sequence[str], alone: Sequence[str], whole: Sequence[str], n: int) -> str:
     """The results as Markdown."""
     head = ["d_model", "d_sae", "kept", "product alone ms", "fused ms", "library ms"]
     head += ["product: share of the roofline", "fused", "library", "faster", "by the rule"]
@@ -274,6 +310,13 @@ def report(rows: Sequence[str], whole: Sequence[str], n: int) -> str:
         f"| {' | '.join(head)} |",
         "|" + "---|" * len(head),
         *rows,
+        "",
+        f"Milliseconds of the kernels alone, {100 * DENSITIES[1]:g} % kept of 32,768 latents; ordering is "
+        "what sorts what was kept and finds where each latent's begin:",
+        "",
+        f"| d_model | way | {' | '.join((*KERNELS, 'ordering'))} |",
+        "|" + "---|" * (len(KERNELS) + 3),
+        *alone,
         "",
         *(line for sentence in whole for line in (sentence, "")),
         ", ".join(f"{name} {one}" for name, one in versions().items()) + f", triton {triton.__version__}",
@@ -301,7 +344,8 @@ def main() -> None:
     rounds = 1 if options.small else options.rounds
     rows = [row for size in sizes for row in measure(size, device, rounds, peaks)]
     whole = [measure_whole(size, device, rounds) for size in (SMALL if options.small else WHOLE)]
-    text = report(rows, whole, sizes[0].n)
+    alone = [] if device == "cpu" else [row for size in ALONE for row in kernels_alone(size)]
+    text = report(rows, alone, whole, sizes[0].n)
     if not options.small:
         RESULTS.write_text(text)
     print(text)

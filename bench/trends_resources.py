@@ -264,8 +264,8 @@ def report() -> str:
             [
                 "# Finding trends on a GPU, on paper",
                 "",
-                "**Nothing here was timed, and no kernel has run on a GPU yet**: they were run in Triton's "
-                "interpreter and compiled. `bench/trends_gpu.py` measures where there is one.",
+                "**Nothing here was timed**: kernels were compiled, and bounds computed. "
+                "`bench/trends_gpu.py` measures where there is a GPU ([an H200](trends_gpu.md)).",
                 "",
                 f"d_model {D_MODEL:,}, {N:,} questions, {K} conditions, {B:,} resamples, bf16, {L0} latents "
                 "fire for a question. Times are those of data-sheet peaks, so lower bounds.",

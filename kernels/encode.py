@@ -17,25 +17,26 @@ import torch
 from morfi.errors import InputError
 from morfi.kernels.encoder import Encoder, Nonzeros, Way, tiles
 
-# Of an H100, per second: products of halves and of float32 in cuBLAS, of float32 as three of TF32 at 71 %
-# of their peak, as cuBLAS reaches with halves; bytes; and additions at one address.
-_HALVES, _FLOATS, _TF32X3 = 700e12, 60e12, 117e12
-_BYTES, _ADDITIONS = 3.35e12, 1.7e9
-_FUSED_SHARE = 0.75  # of the library's speed that the fused product is taken to reach
+# Picoseconds a pre-activation on an H200 with bfloat16, where both multiply at one rate: of the fused kernel
+# behind its product, and each that it keeps, an addition at one address; of cuBLAS and the pass over what it
+# wrote (bench/results/trends_gpu.md).
+_EPILOGUE, _KEPT, _PASS = 3.0, 350.0, 4.4
+# Operations a picosecond with float32, which was not measured: as three products of TF32 at 71 % of an H100's
+# peak, as cuBLAS reaches with halves, and in cuBLAS.
+_TF32X3, _FLOATS = 117.0, 60.0
 _DENSITY = 0.0015  # taken for what was not measured: 50 of 32,768
 
 
 def is_fused_faster(d_model: int, dtype: torch.dtype, density: float) -> bool:
-    """Whether the fused kernel is taken to be faster than cuBLAS and a pass over its products, on paper.
+    """Whether the fused kernel is taken to be faster than cuBLAS and a pass over its products.
 
-    For each pre-activation cuBLAS writes a float32 and the pass reads it; the fused kernel has a slower
-    product and adds one to the same counter for each that it keeps. `density` is the share of those,
-    `dtype` that of the weights.
+    `density` is the share of pre-activations that are kept, `dtype` that of the weights. Of halves the one
+    is faster below a density of 0.4 %, whatever the width.
     """
-    is_float = dtype == torch.float32
-    operations = 2 * d_model
-    fused = operations / (_FUSED_SHARE * (_TF32X3 if is_float else _HALVES)) + density / _ADDITIONS
-    library = operations / (_FLOATS if is_float else _HALVES) + 2 * 4 / _BYTES
+    fused, library = _EPILOGUE + density * _KEPT, _PASS
+    if dtype == torch.float32:
+        fused += 2 * d_model / _TF32X3
+        library += 2 * d_model / _FLOATS
     return fused < library
 
 
