@@ -309,7 +309,11 @@ def test_where_no_latent_has_a_trend_the_baselines_are_steered_along(
     ended = run("run", experiment, *few, "--seeds", "2", "--json")
     assert set(states(ended).values()) == {"done"}
     assert "no latent has a trend: only delta_u and random directions" in ended.err
-    assert "none was selected" in Path(ended.json["report"]).read_text(encoding="utf-8")
+    report = Path(ended.json["report"]).read_text(encoding="utf-8")
+    assert "none was selected" in report
+    assert (
+        "rho is Spearman&#x27;s rank correlation of the levels, each by the mean of its trainings" in report
+    )
     store = Store(Path("morfi.duckdb"))
     steered = [store.run(one.run_id) for one in store.runs(99, (RunKind.STEER,))]
     assert sorted((one.config["ckpt"], one.config["train_seed"]) for one in steered) == [
@@ -319,6 +323,9 @@ def test_where_no_latent_has_a_trend_the_baselines_are_steered_along(
     assert len({one.ckpt_sha256 for one in steered}) == 2
     (result,) = (one for one in ended.json["stages"] if one["stage"] == "steer")
     assert store.run(result["result"]).config["train_seed"] == 0
+    assert run("report", result["result"], "--format", "md").code == 0
+    markdown = Path(f"{result['result']}.md").read_text(encoding="utf-8")
+    assert "rho ranks the levels, each by the mean of its trainings." in markdown
     assert result["seconds"] == pytest.approx(sum(store.summary(one.run_id).wall_s for one in steered))
     assert len(store.trend_conditions(steered[0].config["latents"])) == 6
 
