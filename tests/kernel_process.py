@@ -9,10 +9,14 @@ from pathlib import Path
 
 
 def printed_by(script: Path, *arguments: str, interpreted: bool = True, **environment: str) -> str:
-    """What `script` prints, which Triton must be told before it is imported where it interprets."""
+    """What `script` prints, which Triton must be told before it is imported where it interprets.
+
+    An interpreting one sees no GPU, on whose tensors nothing can be interpreted.
+    """
+    interpreting = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if interpreted else {}
     done = subprocess.run(
         [sys.executable, "-P", str(script), *arguments],
-        env=os.environ | {"TRITON_INTERPRET": str(int(interpreted)), **environment},
+        env=os.environ | {"TRITON_INTERPRET": "0"} | interpreting | environment,
         capture_output=True,
         text=True,
         check=False,
