@@ -14,13 +14,15 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import traceback
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 from morfi.checkpoints import Checkpoint
 from morfi.engine.directions import DecoderRows, Direction, SaeLatents
@@ -42,6 +44,21 @@ class Ways:
     tables: bool = True  # the layers are told what to do as a GPU's are
     kernel: bool = False  # by our Triton kernels, interpreted: slowly; else by their references
     padded_to: int = 1  # tokens of a step come in multiples of it, as in graphs
+    unpacked: bool = False  # parameters are computed with as they were loaded: swaps are made in place
+
+
+AS_ON_A_GPU = Ways(kernel=True, padded_to=8, unpacked=True)
+BY_REFERENCE = replace(AS_ON_A_GPU, kernel=False)  # an interpreted kernel takes some 10 ms for a token
+
+
+def call(engine: Engine, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The value of `function(engine, *arguments)` in the process of the engine.
+
+    The function is one of a module in this folder.
+    """
+    if isinstance(engine, EngineElsewhere):
+        return engine.call(function, *arguments)
+    return function(engine, *arguments)
 
 
 class EngineElsewhere(Engine):
@@ -65,17 +82,16 @@ class EngineElsewhere(Engine):
             stdout=subprocess.PIPE,
             stderr=self._log,
         )
-        self._model_dir = model_dir
         try:
-            self.start(ways, **settings)
+            self.start(model_dir, ways=ways, **settings)
         except BaseException:
             self.close()
             raise
 
-    def start(self, ways: Ways, **settings: Any) -> None:
+    def start(self, model_dir: Path, *, ways: Ways, **settings: Any) -> None:
         """Another engine, which runs as `ways` say, in place of the one that is there."""
         self._flag.unlink(missing_ok=True)
-        self._newline_ids: list[int] = self.call(_start, self._model_dir, ways, settings)
+        self._newline_ids: list[int] = self.call(_start, model_dir, ways, settings)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The value of `function(engine, *arguments)` there; of a function of a module in this folder."""
@@ -91,6 +107,10 @@ class EngineElsewhere(Engine):
         if error is not None:
             raise error
         return value
+
+    @property
+    def checkpoint_sha256(self) -> str | None:
+        return self.call(_attribute, "checkpoint_sha256")  # type: ignore[no-any-return]
 
     def generate(
         self,
@@ -108,12 +128,6 @@ class EngineElsewhere(Engine):
         if error is not None:
             raise error
         return list(found)
-
-    @contextmanager
-    def shards(self, folder: Path, *, shard_bytes: int = 256 << 20) -> Iterator[None]:
-        self.call(_open_shards, folder, shard_bytes)
-        yield
-        self.call(_close_shards)
 
     def register(self, what: Direction | SaeLatents | DecoderRows) -> str:
         return str(self.call(_method, "register", what))
@@ -177,6 +191,10 @@ def _close(engine: Engine) -> None:
     _left.extend(name for name, one in ours.items() if one() is not None)
 
 
+def _attribute(engine: Engine, name: str) -> Any:
+    return getattr(engine, name)
+
+
 def _method(engine: Engine, name: str, *arguments: Any) -> Any:
     return getattr(engine, name)(*arguments)
 
@@ -189,19 +207,9 @@ def _generate(
     try:
         found = engine.generate(prompts, sampling, ended.append, steering=steering, capture=capture)
     except Exception as error:  # noqa: BLE001 - who called gets it
+        error.add_note(traceback.format_exc())
         return [], error, ended
     return found, None, ended
-
-
-_opened = ExitStack()
-
-
-def _open_shards(engine: Engine, folder: Path, shard_bytes: int) -> None:
-    _opened.enter_context(engine.shards(folder, shard_bytes=shard_bytes))
-
-
-def _close_shards(_: Engine) -> None:
-    _opened.close()
 
 
 def use_ways() -> None:
@@ -211,11 +219,13 @@ def use_ways() -> None:
     # Makes Triton believe in a device, before vllm is imported; nothing is compiled for it.
     driver = type("Driver", (), {"is_active": staticmethod(lambda: True)})
     triton.backends.backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
+    from vllm.model_executor.layers import utils
     from vllm.platforms import current_platform
     from vllm.v1.sample.ops import topk_topp_sampler
     from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 
     from morfi.serve.plugin import decoder_layers
+    from morfi.serve.weights import in_place
 
     topk_topp_sampler.apply_top_k_top_p_triton = topk_topp_sampler.apply_top_k_top_p_pytorch
     platform, attach = type(current_platform), decoder_layers.attach
@@ -235,8 +245,20 @@ def use_ways() -> None:
     platform.check_and_update_config = staticmethod(settle_config)
     decoder_layers.attach = attach_tables
     CudaGraphManager.dispatch = _padded
+    dispatch, are_served = utils.dispatch_cpu_unquantized_gemm, in_place.are_parameters_served
+
+    def dispatch_unpacked(layer: Any, remove_weight: bool) -> None:
+        (compute_with_parameters if _ways().unpacked else dispatch)(layer, remove_weight)
+
+    utils.dispatch_cpu_unquantized_gemm = dispatch_unpacked
+    in_place.are_parameters_served = lambda model: _ways().unpacked or are_served(model)
     # The second runner's samples need no offset.
     setattr(Engine, "_check_seeds", lambda *_: None)  # noqa: B010 - or mypy objects
+
+
+def compute_with_parameters(layer: Any, remove_weight: bool) -> None:
+    """In place of what packs a layer's parameters for a CPU: they stay as they were loaded, as on a GPU."""
+    layer.cpu_linear = torch.nn.functional.linear
 
 
 def _ways() -> Ways:
@@ -285,6 +307,7 @@ def main() -> None:
         try:
             value = function(next(iter(_running), None), *arguments)
         except Exception as raised:  # noqa: BLE001 - who called gets it
+            raised.add_note(traceback.format_exc())
             error = raised
         pickle.dump((value, error), answers)
         answers.flush()

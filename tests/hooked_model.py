@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from gpu_path import AS_ON_A_GPU, EngineElsewhere, Ways
 from transformers import AutoModelForCausalLM
 
 from morfi.engine.directions import Direction
@@ -20,6 +23,12 @@ from morfi.serve.engine import Engine
 from morfi.serve.plugin.step import ResidualState
 from morfi.verification.reference import reference_of
 
+# vLLM's attention on CPUs approximates the soft cap's tanh, which changes residuals by some 1e-3.
+FAMILIES = {"llama": "llama", "mistral": "mistral", "gemma2": "gemma2 without a cap"}
+# What is served and how: as on this CPU, by vLLM's runner V1, and as on a GPU.
+ON_CPU = [pytest.param((base, None), id=name) for name, base in FAMILIES.items()]
+ON_GPU = pytest.param(("llama", AS_ON_A_GPU), id="llama as on a GPU", marks=pytest.mark.slow)
+ALWAYS = [*ON_CPU, pytest.param(*ON_GPU.values, id=ON_GPU.id)]  # where it is quick
 D_MODEL = 64
 PREFIX = list(range(3, 67))  # two blocks of the CPU's prefix cache
 
@@ -32,9 +41,14 @@ class Served:
     reference: Any
     directions: dict[str, Direction]
     names: list[str]
+    ways: Ways | None = None  # None: as on this CPU
 
     def latents(self) -> list[str]:
-        return [name for name in self.names if self.directions[name].encoder is not None]
+        return latents_of(self.directions)
+
+
+def latents_of(directions: Mapping[str, Direction]) -> list[str]:
+    return [name for name, direction in directions.items() if direction.encoder is not None]
 
 
 def make_directions(seed: int) -> list[Direction]:
@@ -53,12 +67,13 @@ def make_directions(seed: int) -> list[Direction]:
 
 
 @contextmanager
-def serving(base: Path, **overrides: Any) -> Iterator[Served]:
-    """The model in `base`, with five directions registered."""
+def serving(base: Path, ways: Ways | None = None, **overrides: Any) -> Iterator[Served]:
+    """The model in `base`, with five directions registered; in another process where `ways` are given."""
     reference = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    with Engine(base, dtype="float32", context=256, overrides=overrides) as engine:
+    start = Engine if ways is None else functools.partial(EngineElsewhere, ways=ways)
+    with start(base, dtype="float32", context=256, overrides=overrides) as engine:
         directions = {engine.register(direction): direction for direction in make_directions(0)}
-        yield Served(engine, reference, directions, list(directions))
+        yield Served(engine, reference, directions, list(directions), ways)
 
 
 def by_hooks(
@@ -86,12 +101,12 @@ def by_hooks(
 
 
 def draw_steering(
-    served: Served, draw: random.Random, n_prompt: int, layers: Sequence[int] = (0, 1)
+    directions: Mapping[str, Direction], draw: random.Random, n_prompt: int, layers: Sequence[int] = (0, 1)
 ) -> list[Steering]:
     found: list[Steering] = []
     for _ in range(draw.choice((0, 1, 1, 2, 4))):
         operation = draw.choice(("add", *OPERATIONS))
-        names = served.latents() if OPERATIONS[operation].needs_latent else served.names
+        names = latents_of(directions) if OPERATIONS[operation].needs_latent else list(directions)
         # One latent has one value, and none along what is projected out.
         taken = {one.direction for one in found if "add" not in (operation, one.operation)}
         names = [name for name in names if name not in taken]
@@ -152,8 +167,9 @@ def check_mixed_batch(
     layers: Sequence[int] = (0, 1),
 ) -> None:
     draw = random.Random(seed)
-    prompts = prompts or draw_prompts(draw, 64)
-    steering = [draw_steering(served, draw, len(prompt), layers) for prompt in prompts]
+    # Interpreted kernels take some 10 ms for a token.
+    prompts = prompts or draw_prompts(draw, 64 if served.ways is None else 12)
+    steering = [draw_steering(served.directions, draw, len(prompt), layers) for prompt in prompts]
     captured = [
         None,
         Capture((1,)),

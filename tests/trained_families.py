@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from architectures import VOCABULARY
+from gpu_path import AS_ON_A_GPU, EngineElsewhere
 from safetensors.torch import load_file, save_file
 
 from morfi.checkpoints import Checkpoint, resolve, resolve_unmerged
@@ -63,6 +65,39 @@ FORMS: dict[str, tuple[Form, ...]] = {
 
 def start(checkpoint: Checkpoint, **overrides: Any) -> Engine:
     return start_engine(checkpoint, context=128, seed=0, overrides={**RAW_LOGITS, **overrides})
+
+
+def start_as_on_a_gpu(checkpoint: Checkpoint) -> EngineElsewhere:
+    """As `start`, in another process; the base or a merged checkpoint."""
+    return EngineElsewhere(
+        checkpoint.model_dir,
+        ways=AS_ON_A_GPU,
+        dtype=checkpoint.dtype,
+        context=128,
+        overrides=RAW_LOGITS,
+        sha256=checkpoint.sha256,
+    )
+
+
+def raw_logits(engine: Engine, *, n_top: int = -1) -> Logits:
+    """The logits that an engine started with RAW_LOGITS gives at every place of some prompts and answers."""
+    from vllm import SamplingParams
+
+    generator = torch.Generator().manual_seed(1)
+    prompts = [
+        {"prompt_token_ids": torch.randint(3, VOCABULARY, (n,), generator=generator).tolist()}
+        for n in (3, 33, 70)
+    ]
+    engine.reset_prefix_cache()
+    params = SamplingParams(
+        max_tokens=4, temperature=0, logprobs=n_top, prompt_logprobs=n_top, detokenize=False
+    )
+    outputs: Sequence[Any] = engine._llm.generate(prompts, params, use_tqdm=False)
+    return [
+        {token: entry.logprob for token, entry in (place or {}).items()}
+        for output in outputs
+        for place in (*output.prompt_logprobs, *output.outputs[0].logprobs)
+    ]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from architectures import ARCHITECTURES, GEMMA, LLAMA_LIKE, VOCABULARY
+import trained_families
+from architectures import ARCHITECTURES, GEMMA, LLAMA_LIKE
+from gpu_path import call
+from trained_families import Logits
 
 from morfi.cache import Cache
 from morfi.checkpoints.embedded import embedded_model
@@ -17,8 +20,6 @@ from morfi.checkpoints.presets import preset
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-    from morfi.serve.engine import Engine
 
 FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     **ARCHITECTURES,
@@ -115,31 +116,9 @@ def greedy_tokens() -> Callable[..., list[list[int]]]:
 
 
 @pytest.fixture(scope="session")
-def raw_logits(starts_vllm: None) -> Callable[..., list[dict[int, float]]]:
-    """The logits that an engine started with RAW_LOGITS gives at every place of some prompts and answers."""
-    import torch
-    from vllm import SamplingParams
-
-    def measure(
-        engine: Engine, *, n_top: int = -1, highest_token: int = VOCABULARY
-    ) -> list[dict[int, float]]:
-        generator = torch.Generator().manual_seed(1)
-        prompts = [
-            {"prompt_token_ids": torch.randint(3, highest_token, (n,), generator=generator).tolist()}
-            for n in (3, 33, 70)
-        ]
-        engine.reset_prefix_cache()
-        params = SamplingParams(
-            max_tokens=4, temperature=0, logprobs=n_top, prompt_logprobs=n_top, detokenize=False
-        )
-        outputs: Sequence[Any] = engine._llm.generate(prompts, params, use_tqdm=False)
-        return [
-            {token: entry.logprob for token, entry in (place or {}).items()}
-            for output in outputs
-            for place in (*output.prompt_logprobs, *output.outputs[0].logprobs)
-        ]
-
-    return measure
+def raw_logits(starts_vllm: None) -> Callable[..., Logits]:
+    """As `trained_families.raw_logits`, wherever the engine runs."""
+    return lambda engine, **how: call(engine, functools.partial(trained_families.raw_logits, **how))
 
 
 @pytest.fixture(scope="module")

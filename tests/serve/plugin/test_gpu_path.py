@@ -62,10 +62,11 @@ def elsewhere(
 ) -> Iterator[Callable[[Run], EngineElsewhere]]:
     """Starts an engine in the one other process, in place of the one before."""
     settings: dict[str, Any] = {"dtype": "float32", "context": 64}
-    with EngineElsewhere(tiny_base("llama"), ways=CPU.ways, **settings) as engine:
+    base = tiny_base("llama")
+    with EngineElsewhere(base, ways=CPU.ways, **settings) as engine:
 
         def start(run: Run) -> EngineElsewhere:
-            engine.start(run.ways, **settings, overrides=run.overrides)
+            engine.start(base, ways=run.ways, **settings, overrides=run.overrides)
             assert engine.call(left_behind) == []
             engine.register(DIRECTION)
             return engine

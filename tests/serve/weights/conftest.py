@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from trained_families import FORMS, Trained
+from trained_families import FORMS, Trained, start_as_on_a_gpu
 
 from morfi.checkpoints import resolve
+from morfi.serve.engine import Engine
 
 
 @pytest.fixture(scope="package")
@@ -34,3 +35,17 @@ def trained(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MORFI_CACHE", str(root / "cache"))
         yield get
+
+
+@pytest.fixture(scope="package")
+def elsewhere(trained: Callable[[str], Trained]) -> Iterator[Engine]:
+    """One engine on the untied Llama that runs as on a GPU."""
+    with start_as_on_a_gpu(trained("llama").base) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module", params=["live", pytest.param("elsewhere", marks=pytest.mark.slow)])
+def either(request: pytest.FixtureRequest) -> Engine:
+    """The file's own live engine, and that of `elsewhere`."""
+    found: Engine = request.getfixturevalue(request.param)
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from architectures import LLAMA_LIKE
+from gpu_path import call, compute_with_parameters
+from inside_weights import addresses, is_swapped_in_place, load_through_vllm, worker_of
 from trained_families import FORMS, LINEAR, Logits, Trained, changed_copy, start
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -25,7 +26,7 @@ from morfi.checkpoints.weights import TensorEntry
 from morfi.engine.protocol import Sampling
 from morfi.errors import InputError, MorfiError
 from morfi.serve.engine import Engine
-from morfi.serve.weights import in_place, places, swap
+from morfi.serve.weights import in_place, places
 from morfi.serve.weights.in_place import InPlace
 from morfi.serve.weights.loading import all_cores
 from morfi.serve.weights.places import places_of
@@ -146,52 +147,39 @@ def live(trained: Callable[[str], Trained]) -> Iterator[Engine]:
     """One engine on the untied Llama that computes with its parameters, as all do on a GPU."""
     from vllm.model_executor.layers import utils
 
-    def unpacked(layer: Any, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils, "dispatch_cpu_unquantized_gemm", unpacked)
+        patch.setattr(utils, "dispatch_cpu_unquantized_gemm", compute_with_parameters)
         patch.setattr(in_place, "are_parameters_served", lambda model: True)
         with start(trained("llama").base) as engine:
             yield engine
 
 
-def worker_of(engine: Engine) -> Any:
-    return engine._llm.llm_engine.model_executor.driver_worker.worker
-
-
-def addresses(engine: Engine) -> dict[str, int]:
-    model = worker_of(engine).model_runner.get_model()
-    return {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
-
-
-def through_vllm(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(swap.LiveModel, "_place", lambda *_: None)
-
-
 def test_an_engine_swaps_in_place_and_through_vllms_loader_in_any_order(
-    live: Engine,
+    either: Engine,
     trained: Callable[[str], Trained],
     raw_logits: Callable[[Engine], Logits],
+    greedy_tokens: Callable[..., list[list[int]]],
 ) -> None:
     case = trained("llama")
-    before = addresses(live)
-    checkpoints = [*case.unmerged, case.base]
+    before = call(either, addresses)
+    prompts = [[3, 4, 5], list(range(40, 120))]
     loaded = []
-    for checkpoint in checkpoints:
-        live.load_checkpoint(checkpoint)
-        loaded.append(raw_logits(live))
-        assert set(worker_of(live).morfi_live_model.in_place.rooms) >= set(
-            worker_of(live).morfi_live_model.dirty
-        )
+    for live, merged in zip([*case.unmerged, case.base], [*case.merged, case.base], strict=True):
+        either.load_checkpoint(live)
+        loaded.append(raw_logits(either))
+        assert call(either, is_swapped_in_place)
+        answers = either.generate(prompts, Sampling(max_tokens=12))
+        expected = greedy_tokens(merged.model_dir, prompts, either._newline_ids, max_tokens=12)
+        assert [list(one.token_ids) for (one,) in answers] == expected
     assert all(a != b for number, a in enumerate(loaded) for b in loaded[:number])
     for number in (1, 0, 3, 2, 1, 3, 0):
-        with contextlib.ExitStack() as stack:
-            if number in (0, 3):
-                through_vllm(stack.enter_context(pytest.MonkeyPatch.context()))
-            live.load_checkpoint(checkpoints[number])
-        assert raw_logits(live) == loaded[number]
-    assert addresses(live) == before
+        checkpoint = [*case.unmerged, case.base][number]
+        if number in (0, 3):
+            call(either, load_through_vllm, checkpoint)
+        else:
+            either.load_checkpoint(checkpoint)
+        assert raw_logits(either) == loaded[number]
+    assert call(either, addresses) == before
 
 
 @pytest.mark.parametrize("room", list(Room))
@@ -252,21 +240,21 @@ def test_a_merge_in_place_is_compared_with_the_cpus(live: Engine, trained: Calla
 
 
 def test_a_swap_in_place_that_fails_is_never_served(
-    live: Engine,
+    either: Engine,
     trained: Callable[[str], Trained],
     raw_logits: Callable[[Engine], Logits],
     tmp_path: Path,
 ) -> None:
     case = trained("llama")
-    live.load_checkpoint(case.unmerged[1])
-    expected = raw_logits(live)
+    either.load_checkpoint(case.unmerged[1])
+    expected = raw_logits(either)
     huge = changed_copy(case.unmerged[0], tmp_path / "huge", lambda tensor: tensor.fill_(3e38))
     with pytest.raises(MorfiError, match=r"layers\.1\..* holds NaN or infinity"):
-        live.load_checkpoint(resolve_unmerged(str(huge), base=case.base))
+        either.load_checkpoint(resolve_unmerged(str(huge), base=case.base))
     with pytest.raises(MorfiError, match="holds no whole checkpoint"):
-        live.generate([[3, 4, 5]], Sampling())
-    live.load_checkpoint(case.unmerged[1])
-    assert raw_logits(live) == expected
+        either.generate([[3, 4, 5]], Sampling())
+    either.load_checkpoint(case.unmerged[1])
+    assert raw_logits(either) == expected
 
 
 @pytest.mark.parametrize(

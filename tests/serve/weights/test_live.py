@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from gpu_path import call
+from inside_weights import load_beside_a_request, parameters, weight_version
 from safetensors.torch import load_file, save_file
 from trained_families import LINEAR, Logits, Trained, changed_copy, start
 
@@ -58,33 +60,36 @@ def test_vllms_own_reload_gives_the_same_weights(
 
 
 def test_the_first_answer_after_a_swap_reuses_no_prefix_of_the_old_weights(
-    live: Engine, llama: Trained
+    either: Engine, trained: Callable[[str], Trained]
 ) -> None:
-    prompts = [list(range(3, 100))]
-    live.generate(prompts, Sampling())
-    assert live.generate(prompts, Sampling())[0][0].n_cached_tokens > 0
-    live.load_checkpoint(llama.unmerged[1])
-    assert live.generate(prompts, Sampling())[0][0].n_cached_tokens == 0
+    case, prompts = trained("llama"), [list(range(3, 100))]
+    either.generate(prompts, Sampling())
+    assert either.generate(prompts, Sampling())[0][0].n_cached_tokens > 0
+    either.load_checkpoint(case.unmerged[1])
+    assert either.generate(prompts, Sampling())[0][0].n_cached_tokens == 0
 
 
-def test_the_weights_version_is_the_checkpoints_sha256(live: Engine, llama: Trained) -> None:
-    for checkpoint in (*llama.unmerged, llama.base):
-        live.load_checkpoint(checkpoint)
-        assert live._llm.llm_engine.get_weight_version() == checkpoint.sha256 == live.checkpoint_sha256
+def test_the_weights_version_is_the_checkpoints_sha256(
+    either: Engine, trained: Callable[[str], Trained]
+) -> None:
+    case = trained("llama")
+    for checkpoint in (*case.unmerged, case.base):
+        either.load_checkpoint(checkpoint)
+        assert call(either, weight_version) == checkpoint.sha256 == either.checkpoint_sha256
 
 
-def test_a_swap_while_a_request_runs_is_refused(live: Engine, llama: Trained) -> None:
-    from vllm import SamplingParams
-
-    core = live._llm.llm_engine
-    core.add_request("running", {"prompt_token_ids": [3, 4, 5]}, SamplingParams(max_tokens=4))
-    try:
-        with pytest.raises(MorfiError, match="cannot be loaded while requests are running"):
-            live.load_checkpoint(llama.base)
-    finally:
-        core.abort_request(["running"])
-    assert live.checkpoint_sha256 == llama.unmerged[0].sha256
-    assert live.generate([[3, 4, 5]], Sampling())
+def test_a_swap_while_a_request_runs_is_refused_and_right_after_its_abort_is_not(
+    either: Engine, trained: Callable[[str], Trained], raw_logits: Callable[[Engine], Logits]
+) -> None:
+    case = trained("llama")
+    either.load_checkpoint(case.base)
+    expected = raw_logits(either)
+    either.load_checkpoint(case.unmerged[0])
+    said = call(either, load_beside_a_request, case.base)
+    assert "cannot be loaded while requests are running" in said
+    assert either.checkpoint_sha256 == case.unmerged[0].sha256
+    either.load_checkpoint(case.base)
+    assert raw_logits(either) == expected
 
 
 def other_width(case: Trained, made: Path, train: Callable[..., Path]) -> Checkpoint:
@@ -262,8 +267,7 @@ def test_a_load_that_stops_half_way_is_never_served(
 
 def test_swaps_leave_no_weights_behind(live: Engine, llama: Trained) -> None:
     def n_elements() -> int:
-        model = live._llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
-        return sum(parameter.numel() for parameter in model.parameters())
+        return sum(parameter.numel() for parameter in parameters(live).values())
 
     before = n_elements()
     for checkpoint in (llama.base, *llama.unmerged, llama.base):

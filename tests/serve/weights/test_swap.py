@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from inside_weights import parameters
 from trained_families import FORMS, LINEAR, Logits, Trained, changed_copy, start
 
 from morfi.checkpoints import resolve, resolve_live, resolve_unmerged
@@ -60,8 +61,7 @@ def test_whole_models_give_the_logits_and_tensors_of_engines_that_were_started_o
 
 def tensors_of(engine: Engine) -> dict[str, torch.Tensor]:
     """Copies of the live model's tensors."""
-    model = engine._llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return {name: parameter.detach().clone() for name, parameter in parameters(engine).items()}
 
 
 def test_an_engine_on_an_unknown_checkpoint_takes_no_other(trained: Callable[[str], Trained]) -> None:

@@ -1,4 +1,4 @@
-"""One engine of each architecture for all tests of this folder, beside the same model in transformers."""
+"""One engine of each kind for all tests of this folder, beside the same model in transformers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hooked_model import Served, serving
-
-# vLLM's attention on CPUs approximates the soft cap's tanh, which changes residuals by some 1e-3.
-FAMILIES = {"llama": "llama", "mistral": "mistral", "gemma2": "gemma2 without a cap"}
+from hooked_model import ON_CPU, ON_GPU, Served, serving
 
 
-@pytest.fixture(scope="package", params=FAMILIES)
+@pytest.fixture(scope="package", params=[*ON_CPU, ON_GPU])
 def served(
     request: pytest.FixtureRequest, tiny_base: Callable[[str], Path], starts_vllm: None
 ) -> Iterator[Served]:
-    with serving(tiny_base(FAMILIES[request.param])) as served:
+    family, ways = request.param
+    with serving(tiny_base(family), ways) as served:
         yield served

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hooked_model import D_MODEL, PREFIX, Served, check_mixed_batch, draw_prompts, state_of
+from hooked_model import ALWAYS, D_MODEL, ON_CPU, PREFIX, Served, check_mixed_batch, draw_prompts, state_of
 
 from morfi.engine.directions import Direction, SaeLatents
 from morfi.engine.operations import OPERATIONS
@@ -16,11 +16,15 @@ from morfi.engine.steering import Capture, Latent, Steering
 from morfi.errors import InputError
 from morfi.serve.plugin.shared_layers import Plan
 
+PROMPT = PREFIX[:9]
 
+
+@pytest.mark.parametrize("served", ALWAYS, indirect=True)
 def test_a_mixed_batch_equals_hooks(served: Served) -> None:
     check_mixed_batch(served, seed=1, n_tokens=6)
 
 
+@pytest.mark.parametrize("served", ON_CPU, indirect=True)
 @pytest.mark.parametrize("layers", [(1,), (1, 1, 1, 0)])
 def test_equal_prompts_share_the_layers_below_and_equal_hooks(
     served: Served, layers: Sequence[int], monkeypatch: pytest.MonkeyPatch
@@ -45,7 +49,7 @@ def test_equal_prompts_share_the_layers_below_and_equal_hooks(
 
 
 def test_strength_0_changes_no_bit(served: Served) -> None:
-    prompts = [[*PREFIX, n] for n in range(3, 8)]
+    prompts = [[*PROMPT, n] for n in range(3, 8)]
     everything = Capture((0, 1), "all")
     plain = served.engine.generate(prompts, Sampling(max_tokens=4), capture=everything)
     nothing = [[Steering(0, served.names[0]), Steering(1, served.names[2])]] * len(prompts)
@@ -62,7 +66,7 @@ def test_two_directions_equal_their_sum(served: Served) -> None:
     both = [Steering(0, served.names[0], strength=2.0), Steering(0, served.names[1], strength=-1.0)]
     capture = Capture((0, 1), "all")
     (two,), (one,) = served.engine.generate(
-        [PREFIX, PREFIX],
+        [PROMPT, PROMPT],
         Sampling(max_tokens=4),
         steering=[both, [Steering(0, total, strength=1.0)]],
         capture=capture,
@@ -72,7 +76,7 @@ def test_two_directions_equal_their_sum(served: Served) -> None:
         torch.testing.assert_close(a.values, b.values, rtol=1e-4, atol=1e-4)
     served.engine.release(total)
     with pytest.raises(InputError, match="is registered"):
-        served.engine.generate([PREFIX], Sampling(), steering=[[Steering(0, total)]])
+        served.engine.generate([PROMPT], Sampling(), steering=[[Steering(0, total)]])
 
 
 def test_latents_of_a_registered_sae(served: Served) -> None:
@@ -91,17 +95,17 @@ def test_latents_of_a_registered_sae(served: Served) -> None:
         by_number = [Steering(0, Latent(name, 7), operation, strength)]
         by_content = [Steering(0, alone, operation, strength)]
         (a,), (b,) = engine.generate(
-            [PREFIX] * 2, sampling, steering=[by_number, by_content], capture=everything
+            [PROMPT] * 2, sampling, steering=[by_number, by_content], capture=everything
         )
         assert a.applied[0].steering.direction == Latent(name, 7)
         assert a.token_ids == b.token_ids
         for one, other in zip(a.captured, b.captured, strict=True):
             assert torch.equal(one.values, other.values)
     with pytest.raises(InputError, match="latent 20: the SAE has the latents 0 to 19"):
-        engine.generate([PREFIX], sampling, steering=[[Steering(0, Latent(name, 20))]])
+        engine.generate([PROMPT], sampling, steering=[[Steering(0, Latent(name, 20))]])
     with pytest.raises(InputError, match=r"no direction .* is registered"):
-        engine.generate([PREFIX], sampling, steering=[[Steering(0, name)]])
+        engine.generate([PROMPT], sampling, steering=[[Steering(0, name)]])
     engine.release(name)
     engine.release(alone)
     with pytest.raises(InputError, match=r"no SAE .* is registered"):
-        engine.generate([PREFIX], sampling, steering=[[Steering(0, Latent(name, 7))]])
+        engine.generate([PROMPT], sampling, steering=[[Steering(0, Latent(name, 7))]])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from gpu_path import call
 from hooked_model import PREFIX, Served
+from inside_engine import answers_of_vllm, is_idle
 
 from morfi.engine.protocol import Sampling
 from morfi.engine.steering import Steering
@@ -32,27 +35,15 @@ def test_a_bad_specification_is_refused_before_any_request_runs(
     )
     with pytest.raises(InputError, match=message):
         served.engine.generate([PREFIX, PREFIX], Sampling(), steering=[[], [bad]])
-    assert not served.engine._llm.llm_engine.has_unfinished_requests()
+    assert call(served.engine, is_idle)
 
 
 def test_vllm_alone_takes_the_same_specification(served: Served) -> None:
     """Users of vLLM itself pass it in `extra_args`, directions as numbers; batchmates notice nothing."""
-    from vllm import SamplingParams
-    from vllm.exceptions import VLLMValidationError
-
     vector = served.directions[served.names[1]].vector
     entry = {"layer": 0, "direction": vector.tolist(), "strength": 2.0}
     prompt = [*PREFIX, 9]
-    common = {"temperature": 0, "max_tokens": 6, "detokenize": False}
-    params = [
-        SamplingParams(**common, extra_args={"morfi": {"steering": [entry]}}),
-        SamplingParams(**common),
-    ]
-    prompts = [{"prompt_token_ids": prompt}] * 2
-    steered, plain = (
-        list(output.outputs[0].token_ids)
-        for output in served.engine._llm.generate(prompts, params, use_tqdm=False)
-    )
+    steered, plain = call(served.engine, answers_of_vllm, prompt, [entry, None])
     named = [Steering(0, served.names[1], strength=2.0)]
     ours = served.engine.generate([prompt, prompt], Sampling(max_tokens=6), steering=[named, []])
     n = [len(completions[0].token_ids) for completions in ours]
@@ -60,6 +51,5 @@ def test_vllm_alone_takes_the_same_specification(served: Served) -> None:
     assert plain[: n[1]] == list(ours[1][0].token_ids)
     assert steered != plain
     for broken in ({**entry, "layer": 9}, {**entry, "direction": [1.0]}, {**entry, "strenght": 1}):
-        refused = SamplingParams(**common, extra_args={"morfi": {"steering": [broken]}})
-        with pytest.raises(VLLMValidationError, match=r"layers 0 to 1|has the width 64|strength"):
-            served.engine._llm.generate(prompts[:1], refused, use_tqdm=False)
+        refusal = call(served.engine, answers_of_vllm, prompt, [broken])
+        assert re.search(r"layers 0 to 1|has the width 64|strength", refusal)
