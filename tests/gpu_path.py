@@ -273,11 +273,13 @@ def _tables(state: Any, runner: Any) -> Any:
 
     flag = Path(os.environ[_BROKEN])
     kernel, expand = (residual_, expand_) if _ways().kernel else (residual_reference, expand_reference)
+    padded_to = _ways().padded_to
     n_layers, n_tokens = state.layers.stop, runner.vllm_config.scheduler_config.max_num_batched_tokens
 
-    def unless_broken(*args: Any) -> None:
+    def unless_broken(hidden: torch.Tensor, *args: Any) -> None:
+        assert len(hidden) % padded_to == 0
         if not flag.exists():
-            kernel(*args)
+            kernel(hidden, *args)
 
     return DeviceWork(n_layers, n_tokens, state.d_model, runner.device, unless_broken, expand=expand)
 
