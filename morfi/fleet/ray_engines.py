@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 LONGEST_S = 3600.0  # that a start may take, or a batch while nothing is known of the engine's speed
 SHORTEST_S = 600.0  # that any other batch is waited for
 _PATIENCE = 20.0  # times the slowest batch before, by prompt
+_CORES = Path("/sys/devices/system/cpu")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -203,9 +205,23 @@ def world_size(overrides: Mapping[str, Any]) -> int:
 
 
 def cores_of(number: int, n: int) -> list[int]:
-    """The cores of engine `number` of `n`: those of this process, in `n` parts."""
-    cores = sorted(os.sched_getaffinity(0))
-    return cores[len(cores) * number // n : len(cores) * (number + 1) // n]
+    """The cores of engine `number` of `n`: those of this process, in `n` parts.
+
+    Two threads of the same core are often numbered far apart; in two engines they would slow each other down.
+    """
+    cores = sorted(os.sched_getaffinity(0), key=_place)
+    return sorted(cores[len(cores) * number // n : len(cores) * (number + 1) // n])
+
+
+def _place(core: int) -> tuple[int, int, int]:
+    """The socket of a core, the lowest number of a core that is the same one, and its own."""
+    topology = _CORES / f"cpu{core}" / "topology"
+    try:
+        socket = int((topology / "physical_package_id").read_text())
+        same = re.split("[,-]", (topology / "thread_siblings_list").read_text())
+        return socket, int(same[0]), core
+    except (OSError, ValueError):  # a system that does not say
+        return 0, core, core
 
 
 @contextlib.contextmanager
