@@ -91,30 +91,35 @@ class LosingEngines:
 
 @dataclass
 class Killing:
-    """Starts two engines in actors of Ray, and kills one of them `n` times, at random."""
+    """Starts two engines in actors of Ray, and kills one of them `n` times, at random.
+
+    Between two kills are `longest_s` at most, but for the time in which no engine is there.
+    """
 
     start_engine: StartEngine
     n: int
+    longest_s: float = 0.5
     pids: set[int] = field(default_factory=set)
     n_killed: int = 0
 
     @contextlib.contextmanager
     def __call__(self, checkpoint: Any, **how: Any) -> Iterator[Pool]:
-        from morfi.fleet.ray_engines import RayStarter
+        from morfi.fleet.ray_engines import RayStarter, running_ray
 
-        starter = RayStarter(self.start_engine, checkpoint, how, 2)
-        with contextlib.closing(Pool(starter, 2)) as pool:
-            over = threading.Event()
-            killer = threading.Thread(target=self._kill, args=(starter, over))
-            killer.start()
-            try:
-                yield pool
-            finally:
-                over.set()
-                killer.join()
+        with running_ray(2) as folder:
+            starter = RayStarter(self.start_engine, checkpoint, how, 2, folder)
+            with contextlib.closing(Pool(starter, 2)) as pool:
+                over = threading.Event()
+                killer = threading.Thread(target=self._kill, args=(starter, over))
+                killer.start()
+                try:
+                    yield pool
+                finally:
+                    over.set()
+                    killer.join()
 
     def _kill(self, starter: RayStarter, over: threading.Event) -> None:
-        while self.n_killed < self.n and not over.wait(random.random() / 2):
+        while self.n_killed < self.n and not over.wait(random.random() * self.longest_s):
             living = [engine.started.pid for engine in starter.engines.values()]
             self.pids |= set(living)
             if living:

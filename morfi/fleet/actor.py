@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class EngineActor:
         """
         sys.path[:] = path
         os.environ.update(environment)
+        tempfile.tempdir = None  # asked for anew, where Ray has asked before
         if cores:
             os.sched_setaffinity(0, cores)
         self._open = contextlib.ExitStack()

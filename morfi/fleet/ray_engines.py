@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import signal
 import sys
 import tempfile
@@ -137,13 +136,15 @@ def _answer(asked: Any, limit_s: float) -> Any:
 class RayStarter:
     """Starts `n` engines alike, each in an actor: a `morfi.fleet.pool.Starter`.
 
-    `engines` are those that have started, by number.
+    `engines` are those that have started, by number. Their temporary files lie in `folder`, where those of
+    vLLM stay when its process is ended.
     """
 
     start_engine: StartEngine
     checkpoint: Checkpoint
     how: Mapping[str, Any]  # of StartEngine
     n: int
+    folder: Path
     longest_s: float = LONGEST_S
     engines: dict[int, RayEngine] = field(default_factory=dict)
     _actors: dict[int, Any] = field(default_factory=dict)
@@ -157,9 +158,9 @@ class RayStarter:
         # Left to itself, vLLM may choose Ray once more, inside.
         overrides.setdefault("distributed_executor_backend", "mp" if world > 1 else "uni")
         cores = [] if is_gpu() else cores_of(number, self.n)
-        threads = {name: str(len(cores)) for name in _THREADS if cores}
+        environment = {name: str(len(cores)) for name in _THREADS if cores} | {"TMPDIR": str(self.folder)}
         options = {"num_cpus": 1, "num_gpus": world if is_gpu() else 0, "max_restarts": 0}
-        actor = ray.remote(EngineActor).options(**options).remote(sys.path, cores, threads)
+        actor = ray.remote(EngineActor).options(**options).remote(sys.path, cores, environment)
         self._actors[number] = actor
         asked = actor.start.remote(self.start_engine, self.checkpoint, **{**self.how, "overrides": overrides})
         engine = RayEngine(actor, _answer(asked, self.longest_s), self.longest_s)
@@ -250,8 +251,8 @@ def start_engines(
             )
     how = {"context": context, "seed": seed, "overrides": overrides}
     with (
-        running_ray(n, verbose=verbose),
-        contextlib.closing(Pool(RayStarter(start_engine, checkpoint, how, n), n)) as pool,
+        running_ray(n, verbose=verbose) as folder,
+        contextlib.closing(Pool(RayStarter(start_engine, checkpoint, how, n, folder), n)) as pool,
     ):
         yield pool
 
@@ -269,30 +270,30 @@ def starting(start_engine: StartEngine, n: int, *, verbose: bool) -> StartEngine
 
 
 @contextlib.contextmanager
-def running_ray(n: int, *, verbose: bool = False) -> Iterator[None]:
+def running_ray(n: int, *, verbose: bool = False) -> Iterator[Path]:
     """Ray on this machine alone for a block, with room for `n` actors; one that runs already is used.
 
-    Its files go with it.
+    Gives a folder for the temporary files of Ray and of the actors, which goes at the end.
     """
     prepare_process()
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
-    folder = tempfile.mkdtemp(prefix=f"morfi-ray-{os.getpid()}-", dir="/tmp")
-    before = signal.getsignal(signal.SIGTERM)  # Ray takes it for itself
-    try:
-        ray.init(
-            address="local",
-            num_cpus=n,
-            include_dashboard=False,
-            log_to_driver=verbose,
-            logging_level=logging.ERROR,
-            _temp_dir=folder,
-        )
-        signal.signal(signal.SIGTERM, before)
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    prefix = f"morfi-ray-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir="/tmp", ignore_cleanup_errors=True) as folder:
+        if ray.is_initialized():
+            yield Path(folder)
+            return
+        before = signal.getsignal(signal.SIGTERM)  # Ray takes it for itself
+        try:
+            ray.init(
+                address="local",
+                num_cpus=n,
+                include_dashboard=False,
+                log_to_driver=verbose,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+            )
+            signal.signal(signal.SIGTERM, before)
+            yield Path(folder)
+        finally:
+            ray.shutdown()

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from architectures import REQUIRED
 from command_line import CommandLine
+from random_model import random_model
 from sae_releases import WRITERS, repository
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import morfi.serve.engine
 from morfi.checkpoints import Checkpoint
@@ -64,21 +62,6 @@ def entity_questions(folder: Path) -> Path:
             names = [f"{split.title()} {relation[1:]} {place * 7919 % 997}" for place in range(n)]
             rows = [{"question": wording.format(name), "answers": ["Lyon"]} for name in names]
             (folder / split / f"{relation}.{split}.json").write_text(json.dumps(rows))
-    return folder
-
-
-def random_model(folder: Path, architecture: str, n_layers: int, make_tokenizer: Callable[..., Any]) -> Path:
-    """A model whose answers are of ASCII, and differ from question to question."""
-    family, sizes = REQUIRED[architecture]
-    torch.manual_seed(0)
-    sizes = {**sizes, "num_hidden_layers": n_layers, "initializer_range": 0.3}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
-    with torch.no_grad():
-        rows = model.get_output_embeddings().weight  # the special tokens first, then each byte
-        rows[: 3 + ord(" ")] = 0
-        rows[3 + ord("~") :] = 0
-    model.save_pretrained(folder)
-    make_tokenizer(adds_bos=False).save_pretrained(folder)
     return folder
 
 
