@@ -70,8 +70,8 @@ class _Target:
         return GPUTarget("cuda", self.capability, 32)
 
 
-def launched(capability: int, call: Callable[[], Any]) -> list[Resources]:
-    """Compiles what `call` launches, on tensors of a CPU, for sm_`capability`; nothing runs.
+def launched(capability: int, call: Callable[[], Any]) -> list[Any]:
+    """What Triton compiles for sm_`capability` when `call` launches kernels on a CPU's tensors; nothing runs.
 
     Triton itself finds types, constants, hints and options in the arguments, as it does on a GPU.
     """
@@ -90,10 +90,12 @@ def launched(capability: int, call: Callable[[], Any]) -> list[Resources]:
         kept.run = run
         if torch.cuda.is_available():
             driver.reset_active()
-    return [_resources(kernel) for kernel in made]
+    return made
 
 
-def _resources(made: Any) -> Resources:
+def _resources(capability: int, call: Callable[[], Any]) -> Resources:
+    """Resources of the one kernel that `call` launches."""
+    (made,) = launched(capability, call)
     used = _USED.search(_dump(made.asm["cubin"]))
     assert used is not None
     registers, stack, local = map(int, used.groups())
@@ -113,7 +115,7 @@ def encode_resources(kind: str, dtype: torch.dtype, way: str, capability: int) -
     x, latents = torch.ones(48, 64, dtype=dtype), slice(0, N_LATENTS)
     limits = torch.ones(48) if kind == "topk" else None
     module = encode_fused if way == "fused" else encode_library
-    (used,) = launched(
+    return _resources(
         capability,
         lambda: (
             module.encode_dense(x, encoder, latents)
@@ -121,30 +123,26 @@ def encode_resources(kind: str, dtype: torch.dtype, way: str, capability: int) -
             else compaction.start_tile(module.launch, x, encoder, latents, limits)
         ),
     )
-    return used
 
 
 def sums_resources(capability: int) -> Resources:
     """Resources of `resampled_sums_kernel`."""
     found = Nonzeros(torch.zeros(65, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     counts = torch.zeros(48, B, dtype=torch.uint8)
-    (used,) = launched(capability, lambda: trend_triton.resampled_sums(found, counts))
-    return used
+    return _resources(capability, lambda: trend_triton.resampled_sums(found, counts))
 
 
 def trend_resources(capability: int, n_conditions: int, *, is_resampled: bool = True) -> Resources:
     """Resources of `trend_kernel`, for the means of resamples or for the full sample's alone."""
     means = torch.zeros(n_conditions, 64, 1 + B if is_resampled else 1)
     null = trend_null(tuple(range(n_conditions)))
-    (used,) = launched(capability, lambda: trend_triton.reduce_trends(means, null, 0.05))
-    return used
+    return _resources(capability, lambda: trend_triton.reduce_trends(means, null, 0.05))
 
 
 def page_resources(capability: int, n_conditions: int) -> Resources:
     """Resources of `page_kernel`."""
     values, midranks = torch.zeros(n_conditions, N), torch.arange(float(n_conditions))
-    (used,) = launched(capability, lambda: trend_triton.page_blocks(values, midranks))
-    return used
+    return _resources(capability, lambda: trend_triton.page_blocks(values, midranks))
 
 
 def _dump(cubin: bytes) -> str:

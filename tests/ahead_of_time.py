@@ -1,36 +1,31 @@
-"""Kernels compiled for a GPU that is not there, with the types, constants and hints of a real launch."""
+"""Kernels compiled for a GPU that is not there, as a script in bench/ does it."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import pytest
+
+def load_bench() -> ModuleType:
+    """The script, as a module."""
+    path = Path(__file__).parents[1] / "bench" / "trends_resources.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where dataclasses look up their annotations
+    spec.loader.exec_module(module)
+    return module
 
 
-def compiled(launch: Callable[[], None], capability: int) -> Any:
-    """What Triton compiles for sm_`capability` when `launch` starts a kernel on tensors of a CPU."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler.compiler import ASTSource, make_backend
-    from triton.runtime.jit import JITFunction, create_function_from_signature
+bench = load_bench()
 
-    launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
 
-    def run(self: Any, *args: Any, **kwargs: Any) -> None:
-        launches.append((self, args, {key: kwargs[key] for key in kwargs.keys() - {"grid", "warmup"}}))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JITFunction, "run", run)
-        launch()
-    ((kernel, args, options),) = launches
-    target = GPUTarget("cuda", capability, 32)
-    backend = make_backend(target)
-    bound, specialization, rest = create_function_from_signature(kernel.signature, kernel.params, backend)(
-        *args, **options
-    )
-    settings, signature, constants, attributes = kernel._pack_args(
-        backend, options, bound, specialization, rest
-    )
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options=settings.__dict__)
+def compiled(launch: Callable[[], Any], capability: int) -> Any:
+    """What Triton compiles for sm_`capability` when `launch` starts one kernel on tensors of a CPU."""
+    (made,) = bench.launched(capability, launch)
+    return made

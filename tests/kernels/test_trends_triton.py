@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from ahead_of_time import bench
 from kernel_process import printed_by
 
 from morfi.kernels import encode_fused
-
-
-def load_bench() -> ModuleType:
-    """The script in bench/ that compiles the kernels, as a module."""
-    path = Path(__file__).parents[2] / "bench" / "trends_resources.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # where dataclasses look up their annotations
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load_bench()
 
 
 @pytest.mark.long
