@@ -22,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from morfi.checkpoints import Checkpoint
@@ -45,6 +46,7 @@ class Ways:
     kernel: bool = False  # by our Triton kernels, interpreted: slowly; else by their references
     padded_to: int = 1  # tokens of a step come in multiples of it, as in graphs
     unpacked: bool = False  # parameters are computed with as they were loaded: swaps are made in place
+    fault: str | None = None  # of the operation, one of FAULTS, from the start on
 
 
 AS_ON_A_GPU = Ways(kernel=True, padded_to=8, unpacked=True)
@@ -161,6 +163,35 @@ def left_behind(_: Engine) -> list[str]:
     return _left
 
 
+def left_by_self_test(engine: Engine) -> list[str]:
+    """What the self test at start left, and then another one, in an engine that has had no other requests."""
+    from morfi.serve.plugin.self_test import self_test
+
+    core: Any = engine._core.engine_core.engine_core
+    left = _kept(core)
+    drawn = torch.get_rng_state().tolist(), str(np.random.get_state())
+    assert self_test(core) is None
+    if (torch.get_rng_state().tolist(), str(np.random.get_state())) != drawn:
+        left.append("draws of random numbers")
+    return left + _kept(core)
+
+
+def _kept(core: Any) -> list[str]:
+    """What an engine core has of requests that have ended."""
+    state = core.model_executor.driver_worker.model_runner.morfi_state
+    pool = core.scheduler.kv_cache_manager.block_pool
+    kept = {
+        "requests": core.scheduler.requests or core.batch_queue,
+        "requests that are steered": state.live,
+        "reports": state.ended,
+        "rows of the bank": state.bank.n_used,
+        "histories": () if state.shared_layers is None else state.shared_layers.histories._known,
+        "blocks": pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(),  # one is never given out
+        "cached blocks": len(pool.cached_block_hash_to_block),
+    }
+    return [name for name, one in kept.items() if one]
+
+
 def _start(engine: Engine | None, model_dir: Path, ways: Ways, settings: Mapping[str, Any]) -> list[int]:
     if engine is not None:
         _close(engine)
@@ -271,17 +302,46 @@ def _tables(state: Any, runner: Any) -> Any:
     from morfi.kernels.residual import residual_, residual_reference
     from morfi.serve.plugin.device_work import DeviceWork
 
-    flag = Path(os.environ[_BROKEN])
+    flag, fault = Path(os.environ[_BROKEN]), FAULTS.get(_ways().fault)
     kernel, expand = (residual_, expand_) if _ways().kernel else (residual_reference, expand_reference)
     padded_to = _ways().padded_to
     n_layers, n_tokens = state.layers.stop, runner.vllm_config.scheduler_config.max_num_batched_tokens
 
     def unless_broken(hidden: torch.Tensor, *args: Any) -> None:
         assert len(hidden) % padded_to == 0
-        if not flag.exists():
+        if fault is not None:
+            fault(kernel, hidden, *args)
+        elif not flag.exists():
             kernel(hidden, *args)
 
     return DeviceWork(n_layers, n_tokens, state.d_model, runner.device, unless_broken, expand=expand)
+
+
+def _twice(kernel: Callable[..., None], *args: Any) -> None:
+    kernel(*args)
+    kernel(*args)
+
+
+def _with_the_wrong_sign(kernel: Callable[..., None], *args: Any) -> None:
+    *others, directions = args
+    kernel(*others, replace(directions, vectors=-directions.vectors))
+
+
+def _in_the_other_of_two_layers(kernel: Callable[..., None], *args: Any) -> None:
+    hidden, residual, line, tables, directions = args
+    kernel(hidden, residual, tables.active[1 - line[1]], tables, directions)
+
+
+def _not_at_all(*_: Any) -> None:
+    pass
+
+
+FAULTS: dict[str | None, Callable[..., None]] = {
+    "twice": _twice,
+    "with the wrong sign": _with_the_wrong_sign,
+    "in the other layer": _in_the_other_of_two_layers,
+    "not at all": _not_at_all,
+}
 
 
 def _padded(_: Any, num_reqs: int, num_tokens: int, *__: Any, **___: Any) -> Any:

@@ -313,3 +313,13 @@ def start_async_engine(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> S
         raise MorfiError(f"vLLM could not start on {checkpoint.name}: {reason_of(error)}") from error
     engine.served = Served(Path(settings["model"]), checkpoint.dtype, started_on=sha256, sha256=sha256)
     return engine
+
+
+async def check_steerable(engine: SteeringLLM) -> None:
+    """Raises InputError where nothing can be steered, and MorfiError where the engine's self test fails."""
+    try:
+        await engine.get_supported_tasks()  # before which the plugin tests an engine
+    except Exception as error:
+        raise MorfiError(f"vLLM could not start: {reason_of(error)}") from error
+    if refusal := first_refusal(await engine.collective_rpc("morfi_unsteerable")):
+        raise InputError(refusal)

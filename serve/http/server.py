@@ -157,17 +157,15 @@ async def _serve(job: _Job) -> None:
     from vllm.entrypoints.launchers.launcher import serve_http
 
     from morfi.serve.http.app import make_app
-    from morfi.serve.http.async_engine import start_async_engine
+    from morfi.serve.http.async_engine import check_steerable, start_async_engine
     from morfi.serve.http.gate import Gate, Limits
     from morfi.serve.http.protocol import impatient_protocol
     from morfi.serve.http.state import start_state
-    from morfi.serve.weights.served import first_refusal
 
     address, launch = job.address, job.launch
     engine = start_async_engine(launch.start, job.settings)
     try:
-        if refusal := first_refusal(await engine.collective_rpc("morfi_unsteerable")):
-            raise InputError(refusal)
+        await check_steerable(engine)
         if launch.checkpoint.sha256 != launch.start.sha256:
             await engine.load_checkpoint(launch.checkpoint)
         gate = Gate(job.limits or Limits().at_least(job.settings.get("max_num_seqs", 0)))

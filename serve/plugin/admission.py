@@ -27,6 +27,17 @@ class Admission:
     registry: Registry = field(default_factory=Registry)
     dtype: str = "float32"
 
+    @classmethod
+    def of(cls, config: Any) -> Admission:
+        """The admission of an engine of this vLLM configuration, with nothing registered."""
+        model = config.model_config
+        return cls(
+            unsteerable(config),
+            model.get_total_num_hidden_layers(),
+            model.get_hidden_size(),
+            dtype=str(model.dtype).removeprefix("torch."),
+        )
+
     @property
     def stream(self) -> ResidualStream:
         """The residual stream of the model."""
@@ -84,14 +95,7 @@ def admission_of(input_processor: Any) -> Admission:
     """The admission that belongs to an engine's input processor, made on first use."""
     found: Admission | None = getattr(input_processor, "morfi_admission", None)
     if found is None:
-        config = input_processor.vllm_config
-        model = config.model_config
-        found = Admission(
-            unsteerable(config),
-            model.get_total_num_hidden_layers(),
-            model.get_hidden_size(),
-            dtype=str(model.dtype).removeprefix("torch."),
-        )
+        found = Admission.of(input_processor.vllm_config)
         input_processor.morfi_admission = found
     return found
 

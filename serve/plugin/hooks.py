@@ -1,9 +1,9 @@
 """morfi in vLLM: steering and capture for every engine of a process, loaded as a `vllm.general_plugins`.
 
 `register` lists the functions of vLLM that are wrapped: admission of requests, keys of cached blocks and of
-compiled graphs, loading of the model, preparation of a step's inputs, the step of a worker and that of the
-engine core, and what is made of their outputs. Where one of them is not what this module was written for,
-vLLM does not start.
+compiled graphs, loading of the model, what is asked of an engine that has been opened, preparation of a
+step's inputs, the step of a worker and that of the engine core, and what is made of their outputs. Where one
+of them is not what this module was written for, vLLM does not start.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from morfi.errors import InputError
+from morfi.errors import InputError, MorfiError, reason_of
 from morfi.serve.plugin import finite, plain
-from morfi.serve.plugin.admission import admission_of, admit
+from morfi.serve.plugin.admission import admission_of, admit, unsteerable
 from morfi.serve.plugin.reports import Reporting
 
 SUPPORTED = "0.32"
@@ -60,6 +60,7 @@ def register() -> None:
         (V2Runner, "execute_model", ("scheduler_output",), _execute_model),
         (V2Runner, "sample_tokens", ("grammar_output",), _sample_tokens),
         (EngineCore, "_initialize_kv_caches", ("vllm_config",), _initialize_kv_caches),
+        (EngineCore, "get_supported_tasks", (), _get_supported_tasks),
         (EngineCore, "preprocess_add_request", ("request",), _preprocess_add_request),
         (EngineCore, "step", (), _step),
         (EngineCore, "step_with_batch_queue", (), _step),
@@ -287,7 +288,33 @@ def _initialize_kv_caches(original: Callable[..., Any], self: Any, *args: Any, *
     # The workers have the model by now, and no request has come.
     refusals = self.model_executor.collective_rpc("morfi_unsteerable")
     self.morfi_refusal = next((one for one in refusals if one is not None), None)
+    self.morfi_is_tested = self.morfi_refusal is not None or not _is_testable(self.vllm_config)
     return original(self, *args, **kwargs)
+
+
+def _is_testable(config: Any) -> bool:
+    # Engines of a data-parallel group would have to step together.
+    is_alone = config.parallel_config.data_parallel_size == 1
+    return is_alone and config.model_config.runner_type == "generate" and unsteerable(config) is None
+
+
+def _get_supported_tasks(original: Callable[..., Any], self: Any) -> Any:
+    # Whoever opens an engine has vLLM ask for this before the first request.
+    from morfi.serve.plugin.self_test import self_test
+
+    if not self.morfi_is_tested:
+        self.morfi_is_tested = True
+        architecture = self.vllm_config.model_config.architecture
+        try:
+            fault = self_test(self)
+        except Exception as error:
+            raise MorfiError(f"{architecture} fails in the self test at start: {reason_of(error)}") from error
+        if fault is not None:
+            self.morfi_refusal = (
+                f"{architecture} cannot be steered or captured: in the self test at start {fault}"
+            )
+            self.model_executor.collective_rpc("morfi_refuse", args=(self.morfi_refusal,))
+    return original(self)
 
 
 def _preprocess_add_request(

@@ -40,6 +40,10 @@ class Reporting:
         refusal: str | None = self.model_runner.morfi_refusal
         return refusal
 
+    def morfi_refuse(self, refusal: str) -> None:
+        """From now on `morfi_unsteerable` says this."""
+        self.model_runner.morfi_refusal = refusal
+
     def morfi_open_shards(self, folder: str, shard_bytes: int) -> None:
         """From now on requests that have a number in shards are captured to files in `folder`."""
         state: ResidualState | None = self.model_runner.morfi_state
