@@ -299,10 +299,10 @@ def _is_testable(config: Any) -> bool:
 
 
 def _get_supported_tasks(original: Callable[..., Any], self: Any) -> Any:
-    # Whoever opens an engine has vLLM ask for this before the first request.
+    # vLLM asks for this before an engine's first request, its `LLM` as soon as it is made.
     from morfi.serve.plugin.self_test import self_test
 
-    if not self.morfi_is_tested:
+    if not (self.morfi_is_tested or self.scheduler.has_requests()):
         self.morfi_is_tested = True
         architecture = self.vllm_config.model_config.architecture
         try:
