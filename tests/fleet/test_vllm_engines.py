@@ -14,8 +14,11 @@ from child_process import tagged
 from evaluated import facts, run
 
 from morfi.checkpoints import resolve
-from morfi.engine.protocol import Engine
+from morfi.engine.directions import Direction
+from morfi.engine.protocol import Engine, Sampling
+from morfi.engine.several import share_out
 from morfi.engine.shards import ShardRows, read_shards
+from morfi.engine.steering import Steering
 from morfi.evaluation.config import EvalConfig
 from morfi.fleet.ray_engines import cores_of, start_engines
 from morfi.latents.capture import CaptureConfig, run_capture
@@ -25,7 +28,7 @@ from morfi.store import Store
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("starts_vllm")]
 
-CONTEXT = 256
+CONTEXT, D_MODEL, N_TOKENS = 256, 64, 8
 
 
 def sharing(engine: Any) -> Any:
@@ -106,3 +109,31 @@ def assert_alike(one: Sequence[ShardRows], other: Sequence[ShardRows]) -> None:
         for name in ("request", "sample", "position", "token_id"):
             assert torch.equal(getattr(rows, name), getattr(others, name))
         torch.testing.assert_close(rows.values, others.values, rtol=1e-5, atol=1e-5)
+
+
+def test_steered_answers_are_those_of_one_engine(
+    served_model: Path, one: Engine, two: Any, whole: list[dict[str, Any]]
+) -> None:
+    for engine in (one, two):
+        engine.load_checkpoint(resolve(str(served_model), dtype="float32"))  # after what others have loaded
+    vector = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(1))
+    found = [steered(engine, Direction(vector), [row["prompt"] for row in whole]) for engine in (one, two)]
+    assert found[0] == found[1]
+    n_changed = sum(not row["text"].startswith(found[0][row["prompt"]]) for row in whole)
+    assert n_changed > len(whole) / 2
+
+
+def steered(engine: Engine, direction: Direction, prompts: Sequence[str]) -> dict[str, str]:
+    """The answers by prompt, which the tokenizer of single bytes reads, in units of four."""
+    units = [prompts[start : start + 4] for start in range(0, len(prompts), 4)]
+    wanted = Steering(layer=0, direction=engine.register(direction), strength=4.0)
+
+    def work(each: Engine, unit: Sequence[str]) -> list[str]:
+        asked = [[byte + 3 for byte in prompt.encode()] for prompt in unit]
+        answers = each.generate(asked, Sampling(max_tokens=N_TOKENS), steering=[[wanted]] * len(unit))
+        return [answer.text for (answer,) in answers]
+
+    found: dict[str, str] = {}
+    for done in share_out(engine, [units], work, lambda _: None):
+        found |= zip(done.unit, done.result, strict=True)
+    return found
