@@ -256,7 +256,7 @@ def use_ways() -> None:
     from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 
     from morfi.serve.plugin import decoder_layers
-    from morfi.serve.weights import in_place
+    from morfi.serve.weights import in_place, places
 
     topk_topp_sampler.apply_top_k_top_p_triton = topk_topp_sampler.apply_top_k_top_p_pytorch
     platform, attach = type(current_platform), decoder_layers.attach
@@ -276,15 +276,15 @@ def use_ways() -> None:
     platform.check_and_update_config = staticmethod(settle_config)
     decoder_layers.attach = attach_tables
     CudaGraphManager.dispatch = _padded
-    dispatch, are_served = utils.dispatch_cpu_unquantized_gemm, in_place.are_parameters_served
+    dispatch, are_served = utils.dispatch_cpu_unquantized_gemm, places.are_parameters_served
 
     def dispatch_unpacked(layer: Any, remove_weight: bool) -> None:
         (compute_with_parameters if _ways().unpacked else dispatch)(layer, remove_weight)
 
     utils.dispatch_cpu_unquantized_gemm = dispatch_unpacked
-    in_place.are_parameters_served = lambda model: _ways().unpacked or are_served(model)
-    # The second runner's samples need no offset.
-    setattr(Engine, "_check_seeds", lambda *_: None)  # noqa: B010 - or mypy objects
+    # By setattr, or mypy objects. The second runner's samples need no offset.
+    setattr(in_place, "are_parameters_served", lambda model: _ways().unpacked or are_served(model))  # noqa: B010
+    setattr(Engine, "_check_seeds", lambda *_: None)  # noqa: B010
 
 
 def compute_with_parameters(layer: Any, remove_weight: bool) -> None:

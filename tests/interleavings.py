@@ -243,7 +243,8 @@ def run_interleavings(
     """Runs that many interleavings; returns how often what happened."""
     for direction in DIRECTIONS:
         engine.register(direction)
-    found = {"engine": engine, "takes_seeds": takes_seeds, "cold": {}, "seen": Counter()}
+    seen: Counter[str] = Counter()
+    found = {"engine": engine, "takes_seeds": takes_seeds, "cold": {}, "seen": seen}
     machine = type("Machine", (Interleaving,), found)
     before = n_preempted(engine)
     run_state_machine_as_test(
@@ -256,7 +257,7 @@ def run_interleavings(
             suppress_health_check=list(HealthCheck),
         ),
     )
-    machine.seen["preempted"] = n_preempted(engine) - before
+    seen["preempted"] = n_preempted(engine) - before
     for direction in DIRECTIONS:
         engine.release(direction.sha256)
-    return machine.seen
+    return seen
