@@ -137,7 +137,7 @@ class RayStarter:
     """Starts `n` engines alike, each in an actor: a `morfi.fleet.pool.Starter`.
 
     `engines` are those that have started, by number. Their temporary files lie in `folder`, where those of
-    vLLM stay when its process is ended.
+    vLLM stay when its process is ended; what torch has compiled stays where other processes find it.
     """
 
     start_engine: StartEngine
@@ -152,13 +152,15 @@ class RayStarter:
     def start(self, number: int) -> RayEngine:
         """Engine `number`."""
         import ray
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
 
         overrides = dict(self.how["overrides"])
         world = world_size(overrides)
         # Left to itself, vLLM may choose Ray once more, inside.
         overrides.setdefault("distributed_executor_backend", "mp" if world > 1 else "uni")
         cores = [] if is_gpu() else cores_of(number, self.n)
-        environment = {name: str(len(cores)) for name in _THREADS if cores} | {"TMPDIR": str(self.folder)}
+        environment = {name: str(len(cores)) for name in _THREADS if cores}
+        environment |= {"TMPDIR": str(self.folder), "TORCHINDUCTOR_CACHE_DIR": cache_dir()}
         options = {"num_cpus": 1, "num_gpus": world if is_gpu() else 0, "max_restarts": 0}
         actor = ray.remote(EngineActor).options(**options).remote(sys.path, cores, environment)
         self._actors[number] = actor

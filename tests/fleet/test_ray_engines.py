@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,13 +35,15 @@ PROMPT = [byte + 3 for byte in b"Q: Where?\nA:"]
 
 
 class Odd(FakeEngine):
-    """An engine that says on which cores and with how many threads it runs."""
+    """An engine that says on which cores, with how many threads and in which folders it runs."""
 
     def reset_prefix_cache(self) -> None:
         import torch
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
 
         cores = sorted(os.sched_getaffinity(0))
-        raise InputError(f"{cores} {torch.get_num_threads()} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+        gpus, folders = os.environ.get("CUDA_VISIBLE_DEVICES"), (tempfile.gettempdir(), cache_dir())
+        raise InputError(f"{cores} {torch.get_num_threads()} {gpus} {folders}")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,13 +75,18 @@ def test_engines_that_are_killed_at_random_lose_and_double_nothing(
     assert not [pid for pid in killing.pids if Path(f"/proc/{pid}").exists()]
 
 
-def test_cores_and_threads_are_each_engine_s_own(tmp_path: Path) -> None:
+def test_cores_and_threads_are_each_engine_s_own_and_so_are_temporary_files_but_not_compiled_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = tmp_path / "compiled"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     starter = RayStarter(Odd({}), "tiny", HOW, 2, tmp_path)  # type: ignore[arg-type]
     try:
         for number in (0, 1):
             cores = cores_of(number, 2)
             engine = starter.start(number)
-            with pytest.raises(InputError, match=rf"^\{cores} {len(cores)} None$"):
+            said = f"{cores} {len(cores)} None {(str(tmp_path), str(compiled))}"
+            with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
                 engine.reset_prefix_cache()
     finally:
         starter.end(0)
