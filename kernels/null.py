@@ -3,8 +3,10 @@
 S is the sum, over pairs of conditions with different levels, of the sign of their difference. Without equal
 values its null is exact at any size (Gauss' multinomial coefficients in q count orders by inversions;
 Knuth, The Art of Computer Programming 3, 5.1.2). With equal values it is enumerated for up to
-`MAX_ENUMERATED` conditions, and beyond that approximated by a normal distribution with Kendall's
-tie-corrected variance (Rank Correlation Methods, ch. 3 to 5).
+`MAX_ENUMERATED` conditions: exactly for one condition a level, and for several, where it depends on which
+of the values are equal, by the largest p-value of all that have as many equal ones. Beyond that it is
+approximated by a normal distribution with Kendall's tie-corrected variance (Rank Correlation Methods,
+ch. 3 to 5).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class TrendNull:
     midranks: torch.Tensor  # float64 [C]: ranks of the levels, 1 to C, equal ones averaged
     n_pairs: int  # that are compared
     tail: torch.Tensor  # float64 [n_pairs + 1]: P(|S| >= s) without equal values
-    patterns: dict[tuple[int, int], torch.Tensor] | None  # the same by (a1, a2), where they are enumerated
+    patterns: dict[tuple[int, int], torch.Tensor] | None  # the same by (a1, a2), at least, where enumerated
 
     def p_value(self, s: int, a1: int = 0, a2: int = 0) -> float:
         """Two-sided p-value of S."""
@@ -140,20 +142,28 @@ def _tail(counts: list[int], n_pairs: int) -> torch.Tensor:
 
 @functools.cache
 def _enumerate(ranks: tuple[int, ...]) -> dict[tuple[int, int], torch.Tensor]:
-    """P(|S| >= s) for conditions of these level ranks, for each way in which values can be equal."""
+    """P(|S| >= s) for conditions of these level ranks, for each way in which values can be equal.
+
+    With equal ranks the largest of all orders of the groups of equal values: no p-value is too small.
+    """
     n = len(ranks)
     orders = torch.tensor(list(itertools.permutations(range(n))))
     pairs = [(a, b) for a, b in itertools.permutations(range(n), 2) if ranks[a] < ranks[b]]
-    found = {}
+    found: dict[tuple[int, int], torch.Tensor] = {}
     for groups in _partitions(n, n):
-        value_of = torch.tensor([place for place, size in enumerate(groups) for _ in range(size)])
-        values = value_of[orders].to(torch.int8)
-        s = sum((values[:, b] - values[:, a]).sign().to(torch.int32) for a, b in pairs)
-        assert isinstance(s, torch.Tensor)
-        counts = torch.bincount(s.abs(), minlength=len(pairs) + 1).double()
         key = (sum(t * (t - 1) for t in groups), sum(t * (t - 1) ** 2 for t in groups))
         assert key not in found
-        found[key] = counts.flip(0).cumsum(0).flip(0) / len(orders)
+        has_replicates = len(set(ranks)) < n
+        for sizes in sorted(set(itertools.permutations(groups))) if has_replicates else [groups]:
+            if sizes[::-1] < sizes and has_replicates:  # reversed, S has the other sign alone
+                continue
+            value_of = torch.tensor([place for place, size in enumerate(sizes) for _ in range(size)])
+            values = value_of[orders].to(torch.int8)
+            s = sum((values[:, b] - values[:, a]).sign().to(torch.int32) for a, b in pairs)
+            assert isinstance(s, torch.Tensor)
+            counts = torch.bincount(s.abs(), minlength=len(pairs) + 1).double()
+            tail = counts.flip(0).cumsum(0).flip(0) / len(orders)
+            found[key] = tail.maximum(found.get(key, tail))
     return found
 
 

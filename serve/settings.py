@@ -151,7 +151,8 @@ def _for_gpu(overrides: Mapping[str, Any], n_bytes: int) -> dict[str, Any]:
     found: dict[str, Any] = {"max_num_seqs": LARGE_GPU_SEQS}
     own = {"enforce_eager", "compilation_config", "cudagraph_capture_sizes", "max_cudagraph_capture_size"}
     n_seqs = overrides.get("max_num_seqs", LARGE_GPU_SEQS)
-    if n_seqs > VLLM_GRAPH_SIZE and not own & set(overrides):
+    # What is no number vLLM refuses by name.
+    if isinstance(n_seqs, int) and n_seqs > VLLM_GRAPH_SIZE and not own & set(overrides):
         found["max_cudagraph_capture_size"] = n_seqs
     return found
 

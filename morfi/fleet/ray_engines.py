@@ -203,8 +203,14 @@ def prepare_process() -> None:
 
 
 def world_size(overrides: Mapping[str, Any]) -> int:
-    """The GPUs of one engine."""
-    return int(overrides.get("tensor_parallel_size", 1)) * int(overrides.get("pipeline_parallel_size", 1))
+    """The GPUs of one engine; raises InputError for settings that are no numbers of GPUs."""
+    n = 1
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        value = overrides.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"engine: {name} is {value!r}; give a whole number from 1 on")
+        n *= value
+    return n
 
 
 def cores_of(number: int, n: int) -> list[int]:

@@ -59,8 +59,8 @@ def rows_of(x: Rows | np.ndarray, where: str, device: str | torch.device) -> Row
     return x
 
 
-def check_rows(x: Rows, where: str, shape: tuple[int, int]) -> None:
-    """Raises InputError unless these are finite floats of the shape, n_questions and d_model."""
+def check_rows(x: Rows, where: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Raises InputError unless these are floats of the shape, n_questions and d_model, finite in `dtype`."""
     if len(x.shape) != 2 or x.shape[1] != shape[1]:
         raise InputError(f"{where} has the shape {tuple(x.shape)}; the SAE reads [n_questions, {shape[1]}]")
     if x.shape[0] != shape[0] or not shape[0]:
@@ -75,6 +75,11 @@ def check_rows(x: Rows, where: str, shape: tuple[int, int]) -> None:
         if not bool(finite.all()):
             question = rows.start + int((~finite).nonzero()[0])
             raise InputError(f"{where} holds NaN or infinity, first in question {question}; capture it again")
+        is_narrower = torch.finfo(dtype).max < torch.finfo(chunk.dtype).max
+        if is_narrower and not bool(chunk.to(dtype).isfinite().all()):
+            raise InputError(
+                f"{where} holds numbers that {dtype} of the SAE cannot hold; convert the SAE to float32"
+            )
 
 
 def chunks(n: int, size: int) -> list[slice]:

@@ -17,6 +17,7 @@ from morfi.latents.trend_inputs import TrendInputs
 
 Method = Literal["fdr", "bootstrap", "page"]
 METHODS: tuple[Method, ...] = get_args(Method)
+_ROUNDING = 1e-5  # of a mean of float32 correlations: one that is `rho_min` counts as such
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,10 @@ class Criteria:
 
     def is_descriptive(self, method: Method, null: TrendNull) -> bool:
         """Whether there are so few orders of the conditions that not even a perfect trend can pass."""
-        return (self.fdr if method == "fdr" else self.alpha) < float(null.tail[-1])
+        if method == "page" and not null.has_replicates:
+            return False  # which asks for no p-value of S
+        most = {"fdr": self.fdr, "bootstrap": self.alpha, "page": self.page_fdr}[method]
+        return most < float(null.tail[-1])
 
 
 def smallest_s(fdr: Sequence[FalseDiscoveries], null: TrendNull, most: float, n_firing: int) -> int | None:
@@ -80,7 +84,7 @@ def selected_by_resampling(
         trends = reduce_trends(sums.means(run.n_questions), run.null, alpha)
         stability[part.cpu()] = trends.stability.cpu()
         mean_abs_rho[part.cpu()] = trends.mean_abs_rho.cpu()
-    selected = (stability >= criteria.stability) & (mean_abs_rho >= criteria.rho_min)
+    selected = (stability >= criteria.stability) & (mean_abs_rho >= criteria.rho_min - _ROUNDING)
     return {"stability": stability, "mean_abs_rho": mean_abs_rho, "selected": selected}
 
 
@@ -89,7 +93,7 @@ def selected_by_page(
 ) -> dict[str, torch.Tensor]:
     """The columns that Page's test decides, with replicates beside S; none is resampled."""
     direction = columns["page_z"].sign()
-    selected = fires & (columns["rho"] * direction >= criteria.rho_min)
+    selected = fires & (columns["rho"] * direction >= criteria.rho_min - _ROUNDING)
     for p in ("page_p", "p_exact") if null.has_replicates else ("page_p",):
         selected[fires] &= benjamini_hochberg(columns[p][fires], criteria.page_fdr)
     none = torch.full((len(fires),), torch.nan)

@@ -105,6 +105,8 @@ def find_trends(
     >>> find_trends(residuals, levels=[0, 50, 100], sae=load_sae("my-sae")).n_selected
     """
     criteria = criteria or Criteria()
+    if isinstance(strata, torch.Tensor):  # whose elements are equal to nothing but themselves
+        strata = strata.tolist()
     run = _inputs(activations, levels, encoder_of(sae), torch.device(device), strata)
     null, limits, permutations = run.null, run.limits(), Permutations(run.null, seed)
     alpha = criteria.alpha_of(method, null)
@@ -239,7 +241,7 @@ def _inputs(
     rows = [rows_of(x, name, device) for x, name in zip(activations, where, strict=True)]
     n_questions = rows[0].shape[0]
     for x, name in zip(rows, where, strict=True):
-        check_rows(x, name, (n_questions, encoder.d_model))
+        check_rows(x, name, (n_questions, encoder.d_model), encoder.W_enc.dtype)
     if strata is not None and len(strata) != n_questions:
         raise InputError(f"{len(strata)} strata for {n_questions} questions")
     null = trend_null(tuple(distinct.index(level) for level in numbers))

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from morfi.serve.http.launch import Launch
 
 
+_TO_END_S = 5  # for clients that still read, when the server is told to end
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where a server listens, and who may use it."""
@@ -183,6 +186,7 @@ async def _serve(job: _Job) -> None:
             log_level="info" if job.verbose else "warning",
             access_log=job.verbose,
             timeout_keep_alive=10,
+            timeout_graceful_shutdown=_TO_END_S,
             proxy_headers=False,  # the guard decides whom to believe
             http=impatient_protocol(gate.limits.read_s),
             ws="none",

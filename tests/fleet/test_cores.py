@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from morfi.errors import InputError
 from morfi.fleet import ray_engines
-from morfi.fleet.ray_engines import cores_of
+from morfi.fleet.ray_engines import cores_of, world_size
 
 N_SOCKETS, N_CORES, N_THREADS = 2, 4, 2  # sockets, cores of each, threads of each core
 PLACES = [(s, c, t) for s in range(N_SOCKETS) for c in range(N_CORES) for t in range(N_THREADS)]
@@ -51,3 +52,11 @@ def test_a_system_that_does_not_say_where_cores_are_parts_them_by_number(
     monkeypatch.setattr(ray_engines, "_CORES", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 3, 7})
     assert [cores_of(number, 2) for number in (0, 1)] == [[0, 2], [3, 7]]
+
+
+@pytest.mark.parametrize("value", ["abc", None, 0, 1.9, True, [2]])
+@pytest.mark.parametrize("name", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_what_is_no_number_of_gpus_is_refused_by_name(name: str, value: object) -> None:
+    assert world_size({name: 2, "max_num_seqs": 4}) == 2
+    with pytest.raises(InputError, match=f"engine: {name} is .*whole number"):
+        world_size({name: value})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -248,3 +249,46 @@ def test_what_cannot_be_compared_is_refused() -> None:
             find(activations, levels)
     with pytest.raises(InputError, match="3 strata for 60 questions"):
         find(good, LEVELS, strata=[1, 2, 3])
+
+
+def test_a_rho_of_just_the_least_is_enough_in_any_number_of_resamples() -> None:
+    # Two of five levels are in the wrong order, in all questions alike: rho is 0.9 in every resample.
+    levels = [level for level in (0, 1, 3, 2, 4) for _ in range(3)]
+    activations = [torch.full((20, 1), 1.0 + place // 3) for place in range(15)]
+    encoder = Encoder(torch.eye(1), torch.zeros(1))
+    for n_resamples in (1, 10, 999, 1000):
+        found = find_trends(
+            activations,
+            levels,
+            encoder,
+            n_resamples=n_resamples,
+            method="bootstrap",
+            criteria=Criteria(alpha=1.0),
+        )
+        assert found.n_selected == 1
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_strata_are_what_is_equal_in_any_kind_of_sequence(kind: Any) -> None:
+    plain = find(make_activations(), LEVELS, strata=[place % 3 for place in range(N)]).latents
+    assert find(make_activations(), LEVELS, strata=kind([place % 3 for place in range(N)])).latents.equals(
+        plain
+    )
+
+
+def test_numbers_that_the_sae_cannot_hold_are_refused() -> None:
+    activations = make_activations()
+    activations[3][7, 2] = 1e5
+    encoder = replace(make_encoder(), W_enc=make_encoder().W_enc.half())
+    with pytest.raises(InputError, match=r"condition 3 .* torch.float16 of the SAE cannot hold"):
+        find_trends(activations, LEVELS, encoder)
+    assert find(activations, LEVELS).n_questions == N
+
+
+def test_page_asks_for_no_p_value_of_s_where_levels_have_one_training_each() -> None:
+    activations = make_activations(3)
+    assert not find(activations, LEVELS[:3], method="page").is_descriptive
+    assert find(activations, LEVELS[:3], method="bootstrap").is_descriptive
+    twice = [one for one in activations for _ in range(2)]
+    settings = Criteria(page_fdr=0.02)
+    assert find(twice, [0, 0, 1, 1, 2, 2], method="page", criteria=settings).is_descriptive
