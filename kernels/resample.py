@@ -22,6 +22,8 @@ def resample_counts(
     """
     counts = torch.zeros(len(strata), 1 + n_resamples, dtype=torch.uint8, device=device)
     counts[:, 0] = 1
+    if isinstance(strata, torch.Tensor):  # whose elements are equal to nothing but themselves
+        strata = strata.tolist()
     members: dict[object, list[int]] = {}
     for place, stratum in enumerate(strata):
         members.setdefault(stratum, []).append(place)

@@ -105,8 +105,6 @@ def find_trends(
     >>> find_trends(residuals, levels=[0, 50, 100], sae=load_sae("my-sae")).n_selected
     """
     criteria = criteria or Criteria()
-    if isinstance(strata, torch.Tensor):  # whose elements are equal to nothing but themselves
-        strata = strata.tolist()
     run = _inputs(activations, levels, encoder_of(sae), torch.device(device), strata)
     null, limits, permutations = run.null, run.limits(), Permutations(run.null, seed)
     alpha = criteria.alpha_of(method, null)
