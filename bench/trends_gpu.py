@@ -65,11 +65,8 @@ ALONE = (Size(576, 32_768, 5000, 0), Size(4096, 32_768, 5000, 0))
 SMALL = (Size(64, 96, 40, 20),)
 WAYS: dict[Way, ModuleType] = {"fused": encode_fused, "library": encode_library}
 BARE = "bare"
-KERNELS = {
-    "fused product": "encode_kernel",
-    "cuBLAS": "nvjet",
-    "pass": "compact_kernel",
-}  # by part of their names
+# By part of their names.
+KERNELS = {"fused product": "encode_kernel", "cuBLAS": "nvjet", "pass": "compact_kernel"}
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -150,13 +150,14 @@ def _enumerate(ranks: tuple[int, ...]) -> dict[tuple[int, int], torch.Tensor]:
     orders = torch.tensor(list(itertools.permutations(range(n))))
     pairs = [(a, b) for a, b in itertools.permutations(range(n), 2) if ranks[a] < ranks[b]]
     found: dict[tuple[int, int], torch.Tensor] = {}
+    # Then the order of the groups makes no difference; reversed, it only gives S the other sign.
+    is_in_any_order = len(set(ranks)) == n
     for groups in _partitions(n, n):
         key = (sum(t * (t - 1) for t in groups), sum(t * (t - 1) ** 2 for t in groups))
         assert key not in found
-        has_replicates = len(set(ranks)) < n
-        for sizes in sorted(set(itertools.permutations(groups))) if has_replicates else [groups]:
-            if sizes[::-1] < sizes and has_replicates:  # reversed, S has the other sign alone
-                continue
+        for sizes in (
+            {groups} if is_in_any_order else {min(one, one[::-1]) for one in itertools.permutations(groups)}
+        ):
             value_of = torch.tensor([place for place, size in enumerate(sizes) for _ in range(size)])
             values = value_of[orders].to(torch.int8)
             s = sum((values[:, b] - values[:, a]).sign().to(torch.int32) for a, b in pairs)
