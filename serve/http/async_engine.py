@@ -20,6 +20,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineGenerateError
 
 from morfi.checkpoints import Checkpoint
 from morfi.engine.steering import Capture, Captured, Steering, to_json
@@ -113,7 +114,7 @@ class SteeringLLM(AsyncLLM):  # type: ignore[misc]
         """
         added = self._line_ends.add(sampling_params)
         followed: Followed | None = getattr(sampling_params, _FOLLOWED, None)
-        outputs = super().generate(prompt, sampling_params, request_id, **options)
+        outputs = _with_reason(super().generate(prompt, sampling_params, request_id, **options))
         outputs = finite.answers(outputs, steered=followed is not None)
         if added:
             outputs = self._line_ends.ended(outputs, request_id, added)
@@ -277,6 +278,17 @@ class Reports:
         self._open = None
         workers = await self._engine.collective_rpc("morfi_take_reports", args=(round_.request_ids,))
         return [list(reports) for reports in zip(*workers, strict=True)]
+
+
+async def _with_reason(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """The outputs of a request; where vLLM fails on it, an error that says why, which vLLM's own does not."""
+    try:
+        async for output in outputs:
+            yield output
+    except EngineGenerateError as error:
+        raise MorfiError(f"vLLM failed on the request: {reason_of(error.__cause__ or error)}") from error
+    finally:
+        await outputs.aclose()
 
 
 async def _with_prompt_logprobs(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:

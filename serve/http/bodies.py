@@ -7,9 +7,11 @@ misspelled `steering` must not be ignored.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
@@ -152,6 +154,15 @@ class ChatMessage(Wire):
         return self
 
 
+def _numbers(value: Any) -> Iterator[int | float]:
+    """The numbers of a value of JSON."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(inner)
+
+
 class JsonSchema(Wire):
     """A JSON schema that the answer must follow."""
 
@@ -159,6 +170,17 @@ class JsonSchema(Wire):
     json_schema: dict[str, Any] = Field(alias="schema")
     description: str | None = None
     strict: bool | None = None
+
+    @field_validator("json_schema")
+    @classmethod
+    def _crosses_processes(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        # To the engine's process it goes as msgpack, whose integers have 64 bits.
+        for number in _numbers(schema):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError("a number of the schema is not finite")
+            if isinstance(number, int) and not -(1 << 63) <= number < 1 << 64:
+                raise ValueError("an integer of the schema does not fit into 64 bits")
+        return schema
 
 
 class ResponseFormat(Wire):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from fake_app import CHAT, PATHS, Served, error_of
 from openai.types import chat as openai_types
@@ -195,6 +196,28 @@ def test_null_is_as_leaving_a_field_out(body: type[Any]) -> None:
     given = {name: value for name, value in required.items() if name in body.model_fields}
     nulls = dict.fromkeys(name for name in (*body.model_fields, *body.NEUTRAL) if name not in given)
     assert body.model_validate({**given, **nulls}) == body.model_validate(given)
+
+
+def test_a_number_of_a_schema_that_the_engines_process_cannot_be_sent_is_refused(served: Served) -> None:
+    least, most = -(1 << 63), (1 << 64) - 1
+    taken = [True, 0, 1e300, least, most, float(1 << 70)]
+    refused = [(least - 1, "64 bits"), (most + 1, "64 bits"), (10**40, "64 bits")]
+    refused += [(float(name), "not finite") for name in ("nan", "inf", "-inf")]
+    for number, why in [*((one, None) for one in taken), *refused]:
+        for schema in ({"maximum": number}, {"properties": {"a": {"enum": ["a", [None, {"b": number}]]}}}):
+            given = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+            body = {**CHAT, "response_format": given}
+            if why is None:
+                assert ChatBody.model_validate(body).response_format.json_schema.json_schema == schema
+                assert msgspec.msgpack.decode(msgspec.msgpack.encode(schema)) == schema
+            else:
+                with pytest.raises(ValidationError, match=why):
+                    ChatBody.model_validate(body)
+    answer = served.post(
+        "/v1/chat/completions",
+        {**CHAT, "response_format": given | {"json_schema": {"name": "n", "schema": {"maximum": 10**40}}}},
+    )
+    assert "an integer of the schema does not fit into 64 bits" in error_of(answer, 422)["message"]
 
 
 def test_an_answers_message_comes_back_as_it_is(served: Served) -> None:

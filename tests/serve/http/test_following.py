@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fastapi.responses import StreamingResponse
+from vllm.v1.engine.exceptions import EngineGenerateError
 
 from morfi.engine.steering import Latent, Steering
 from morfi.errors import InputError, MorfiError
@@ -20,6 +21,7 @@ from morfi.serve.http.async_engine import (
     Reports,
     SteeringLLM,
     _with_prompt_logprobs,
+    _with_reason,
     start_async_engine,
 )
 from morfi.serve.http.routes import answer, named, with_applied
@@ -274,6 +276,27 @@ def test_each_answer_of_a_stream_has_the_prompts_log_probabilities() -> None:
         return [output.prompt_logprobs async for output in _with_prompt_logprobs(given())]
 
     assert asyncio.run(run()) == [None, ["of the prompt"], ["of the prompt"]]
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (OverflowError("too large"), "the request: too large"),
+        (AssertionError(), "the request: AssertionError"),
+    ],
+)
+def test_what_vllm_fails_on_without_a_word_is_named(cause: Exception, said: str) -> None:
+    async def given() -> AsyncGenerator[Any, None]:
+        yield "a part"
+        raise EngineGenerateError from cause
+
+    async def run() -> None:
+        outputs = _with_reason(given())
+        assert await anext(outputs) == "a part"
+        with pytest.raises(MorfiError, match=said):
+            await anext(outputs)
+
+    asyncio.run(run())
 
 
 def test_a_stream_names_its_checkpoint_in_every_part_and_ends_with_an_error_where_it_was_ended() -> None:
