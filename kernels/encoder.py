@@ -77,7 +77,7 @@ def prepare(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
     """x [n, d_model], normalised and shifted as the encoder needs it, in the dtype of its weights."""
     found = x
     if encoder.normalization != "none":
-        shift, scale = _normalization(x.float(), encoder)
+        shift, scale = normalization(x.float(), encoder)
         found = (x.float() - shift) / scale
     if encoder.b_dec is not None:
         found = found.float() - encoder.b_dec.float()
@@ -86,11 +86,12 @@ def prepare(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
 
 def unscale(decoded: torch.Tensor, x: torch.Tensor, encoder: Encoder) -> torch.Tensor:
     """The rows of `decoded` [n, d_model] before the normalisation that `prepare` gave `x`."""
-    shift, scale = _normalization(x.float(), encoder)
+    shift, scale = normalization(x.float(), encoder)
     return decoded * scale + shift
 
 
-def _normalization(x: torch.Tensor, encoder: Encoder) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+def normalization(x: torch.Tensor, encoder: Encoder) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    """What is subtracted from rows [n, d_model], and what they are divided by: each [n, 1] or a number."""
     if encoder.normalization == "constant_norm_rescale":
         return 0.0, x.norm(dim=1, keepdim=True) / encoder.d_model**0.5
     if encoder.normalization == "layer_norm":

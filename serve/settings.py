@@ -12,6 +12,10 @@ from typing import Any
 
 from morfi.errors import InputError, nearest
 
+_CHECKED = "config.json is what was checked"
+_NAMED = "the checkpoint is the one that --ckpt names, as it is saved"
+_GENERATES = "answers are what the model generates"
+
 # Settings that would make the run something other than what its record says, and what to use instead.
 RESERVED = {
     "model": "use --ckpt",
@@ -21,12 +25,29 @@ RESERVED = {
     "seed": "use --seed",
     "trust_remote_code": "code from a checkpoint is never run",
     "load_format": "only safetensors are loaded",
-    "config_format": "config.json is what was checked",
+    "model_loader_extra_config": "only safetensors are loaded",
+    "ignore_patterns": _NAMED,
+    "model_weights": _NAMED,
+    "revision": _NAMED,
+    "code_revision": _NAMED,
+    "tokenizer_revision": _NAMED,
+    "config_format": _CHECKED,
+    "hf_config_path": _CHECKED,
+    "hf_overrides": _CHECKED,
+    "model_class_overrides": _CHECKED,
     "quantization": "evaluate the checkpoint as it is saved",
+    "quantization_config": "evaluate the checkpoint as it is saved",
+    "runner": _GENERATES,
+    "convert": _GENERATES,
+    "pooler_config": _GENERATES,
+    "logits_processors": _GENERATES,
     "skip_tokenizer_init": "morfi needs the tokenizer",
     "enable_lora": "adapters are merged before they are served",
+    "worker_cls": "vLLM's own is what steers and captures",
     "worker_extension_cls": "morfi's own swaps the weights of a live engine",
 }
+
+_OF_PYTHON = {"True": "true", "False": "false", "None": "null"}
 
 # A setting of morfi's own: answers do not depend on which requests share a batch.
 DETERMINISTIC = "deterministic"
@@ -57,6 +78,10 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         try:
             settings[key] = json.loads(value, parse_constant=str)  # NaN and Infinity are not JSON
         except ValueError:
+            if value in _OF_PYTHON:
+                raise InputError(
+                    f'engine setting "{key}" is {value}; values are JSON: {key}={_OF_PYTHON[value]}'
+                ) from None
             settings[key] = value
     return settings
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from morfi.errors import InputError
+from morfi.kernels.encoder import Encoder, normalization, prepare
 
 CHUNK = 2048  # questions at a time
 
@@ -59,27 +60,42 @@ def rows_of(x: Rows | np.ndarray, where: str, device: str | torch.device) -> Row
     return x
 
 
-def check_rows(x: Rows, where: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
-    """Raises InputError unless these are floats of the shape, n_questions and d_model, finite in `dtype`."""
-    if len(x.shape) != 2 or x.shape[1] != shape[1]:
-        raise InputError(f"{where} has the shape {tuple(x.shape)}; the SAE reads [n_questions, {shape[1]}]")
-    if x.shape[0] != shape[0] or not shape[0]:
-        raise InputError(f"{where} has {x.shape[0]} questions, the first condition {shape[0]}")
-    for rows in chunks(shape[0], CHUNK):
+def check_rows(x: Rows, where: str, n_questions: int, encoder: Encoder) -> None:
+    """Raises InputError unless these are floats [n_questions, d_model], finite, and so to the SAE."""
+    if len(x.shape) != 2 or x.shape[1] != encoder.d_model:
+        raise InputError(
+            f"{where} has the shape {tuple(x.shape)}; the SAE reads [n_questions, {encoder.d_model}]"
+        )
+    if x.shape[0] != n_questions or not n_questions:
+        raise InputError(f"{where} has {x.shape[0]} questions, the first condition {n_questions}")
+    for rows in chunks(n_questions, CHUNK):
         chunk = x[rows]
         if not chunk.is_floating_point():
             raise InputError(f"{where} holds {chunk.dtype}; activations are floats")
-        if tuple(chunk.shape) != (min(rows.stop, shape[0]) - rows.start, shape[1]):
+        if tuple(chunk.shape) != (min(rows.stop, n_questions) - rows.start, encoder.d_model):
             raise InputError(f"{where} gives {tuple(chunk.shape)} for questions {rows.start} to {rows.stop}")
-        finite = chunk.isfinite().all(1)
-        if not bool(finite.all()):
-            question = rows.start + int((~finite).nonzero()[0])
+        if (row := _first_not_finite(chunk)) is not None:
+            question = rows.start + row
             raise InputError(f"{where} holds NaN or infinity, first in question {question}; capture it again")
-        is_narrower = torch.finfo(dtype).max < torch.finfo(chunk.dtype).max
-        if is_narrower and not bool(chunk.to(dtype).isfinite().all()):
-            raise InputError(
-                f"{where} holds numbers that {dtype} of the SAE cannot hold; convert the SAE to float32"
-            )
+        if (row := _first_not_read(chunk.to(encoder.W_enc.device), encoder)) is not None:
+            why = f"{encoder.W_enc.dtype} of the SAE cannot hold it"
+            if encoder.normalization != "none":
+                why += f", or {encoder.normalization} cannot scale it: it is 0, or too large"
+            raise InputError(f"{where} cannot be encoded, first of question {rows.start + row}: {why}")
+
+
+def _first_not_read(rows: torch.Tensor, encoder: Encoder) -> int | None:
+    """The first of the rows [n, d_model] that is not finite when it is scaled, or once that is done."""
+    _, scale = normalization(rows.float(), encoder)
+    found = _first_not_finite(scale) if isinstance(scale, torch.Tensor) else None
+    prepared = prepare(rows, encoder)
+    return found if found is not None or prepared is rows else _first_not_finite(prepared)
+
+
+def _first_not_finite(rows: torch.Tensor) -> int | None:
+    """The first of the rows [n, d_model] that holds NaN or infinity."""
+    finite = rows.isfinite().all(1)
+    return None if bool(finite.all()) else int((~finite).nonzero()[0])
 
 
 def chunks(n: int, size: int) -> list[slice]:

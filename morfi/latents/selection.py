@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import torch
@@ -25,7 +26,7 @@ class Criteria:
     """When a latent is selected, see `find_trends`.
 
     `fdr` is for the method "fdr" alone, `alpha` for "bootstrap", `page_fdr` for "page"; `stability` for the
-    first two.
+    first two. Raises InputError for one that is no number from 0 to 1.
     """
 
     fdr: float = 0.05
@@ -34,6 +35,12 @@ class Criteria:
     rho_min: float = 0.9
     min_firing: float = 0.01
     page_fdr: float = 0.05
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
+                raise InputError(f"{field.name} is {value!r}; expected a number from 0 to 1")
 
     def alpha_of(self, method: Method, null: TrendNull) -> float:
         """The largest p of an S that counts in a resample; 1 where its sign alone does."""

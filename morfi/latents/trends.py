@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,11 +100,14 @@ def find_trends(
     trainings: that is what replicates and the false discovery rate are for.
 
     `on_tile` is called with the number of latents that were encoded. The result does not depend on the order
-    of the conditions. Raises InputError for conditions that cannot be compared.
+    of the conditions. Raises InputError for conditions that cannot be compared, and for numbers that are not
+    finite, wherever they arise.
 
     >>> find_trends(residuals, levels=[0, 50, 100], sae=load_sae("my-sae")).n_selected
     """
     criteria = criteria or Criteria()
+    _check_whole("n_resamples", n_resamples, 1)
+    _check_whole("seed", seed, 0)
     run = _inputs(activations, levels, encoder_of(sae), torch.device(device), strata)
     null, limits, permutations = run.null, run.limits(), Permutations(run.null, seed)
     alpha = criteria.alpha_of(method, null)
@@ -116,6 +119,7 @@ def find_trends(
         if on_tile is not None:
             on_tile(latents.stop - latents.start)
     columns = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+    _check_size(columns["means"], run.n_questions)
     fires = columns["firing"] >= criteria.min_firing
     fdr = permutations.false_discoveries()
     least = smallest_s(fdr, null, criteria.fdr, int(fires.sum())) if method == "fdr" else None
@@ -138,6 +142,22 @@ def find_trends(
         smallest_s=least,
         is_descriptive=criteria.is_descriptive(method, null),
     )
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
+
+
+def _check_size(means: torch.Tensor, n_questions: int) -> None:
+    """Raises InputError for a latent whose sums, of any resample, float32 cannot hold; means [T, C]."""
+    # A resample may draw one question each time, which may have all of a latent's activation.
+    fits = (means.double() * n_questions**2 <= torch.finfo(torch.float32).max).all(1)
+    if not bool(fits.all()):
+        raise InputError(
+            f"the activations of latent {int((~fits).nonzero()[0])} are too large for sums in float32: the "
+            "residual stream or the SAE's weights are"
+        )
 
 
 def _full_sample(
@@ -215,6 +235,14 @@ def _theil_sen(means: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:
     return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
+def _check_weights(encoder: Encoder) -> None:
+    """Raises InputError for NaN or infinity, which `load_sae` refuses and an `Encoder` may hold."""
+    for field in fields(encoder):
+        value = getattr(encoder, field.name)
+        if isinstance(value, torch.Tensor) and not bool(torch.stack(value.aminmax()).isfinite().all()):
+            raise InputError(f"the SAE's {field.name} holds NaN or infinity")
+
+
 def _inputs(
     activations: Sequence[Rows | np.ndarray],
     levels: Sequence[float],
@@ -236,12 +264,14 @@ def _inputs(
         shown = ", ".join(f"{level:g}" for level in distinct)
         raise InputError(f"the levels are {shown}; a trend needs at least three different ones")
     where = [f"condition {place} (level {level:g})" for place, level in enumerate(numbers)]
+    encoder = encoder.to(device)
+    _check_weights(encoder)
     rows = [rows_of(x, name, device) for x, name in zip(activations, where, strict=True)]
     n_questions = rows[0].shape[0]
     for x, name in zip(rows, where, strict=True):
-        check_rows(x, name, (n_questions, encoder.d_model), encoder.W_enc.dtype)
+        check_rows(x, name, n_questions, encoder)
     if strata is not None and len(strata) != n_questions:
         raise InputError(f"{len(strata)} strata for {n_questions} questions")
     null = trend_null(tuple(distinct.index(level) for level in numbers))
-    inputs = TrendInputs(rows, tuple(numbers), encoder.to(device), n_questions, null, device)
+    inputs = TrendInputs(rows, tuple(numbers), encoder, n_questions, null, device)
     return inputs.in_one_way()

@@ -125,7 +125,8 @@ def _add_error_handlers(app: FastAPI) -> None:
         # Never what was given: it may be NaN, which JSON cannot say, or megabytes long.
         body = getattr(request.scope.get("route"), "body_field", None)
         model = None if body is None else body.field_info.annotation
-        lines = [f"{_place(one['loc'])}: {words(one, one['loc'][1:], model)}" for one in error.errors()[:10]]
+        found = [f"{_place(one['loc'])}: {words(one, one['loc'][1:], model)}" for one in error.errors()]
+        lines = list(dict.fromkeys(found))[:10]  # members of a union may say the same
         param = _place(error.errors()[0]["loc"])
         return JSONResponse(error_object("; ".join(lines)[:2000], "invalid", 422, param), 422)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -280,9 +280,61 @@ def test_numbers_that_the_sae_cannot_hold_are_refused() -> None:
     activations = make_activations()
     activations[3][7, 2] = 1e5
     encoder = replace(make_encoder(), W_enc=make_encoder().W_enc.half())
-    with pytest.raises(InputError, match=r"condition 3 .* torch.float16 of the SAE cannot hold"):
+    with pytest.raises(
+        InputError, match=r"condition 3 .* of question 7: torch.float16 of the SAE cannot hold"
+    ):
         find_trends(activations, LEVELS, encoder)
     assert find(activations, LEVELS).n_questions == N
+
+
+@pytest.mark.parametrize("normalization", ["none", "constant_norm_rescale", "layer_norm"])
+def test_numbers_of_any_size_have_the_same_trends_or_are_refused(normalization: str) -> None:
+    encoder = replace(make_encoder(), b_enc=torch.zeros(D_SAE), normalization=normalization)
+    plain = find_trends(make_activations(), LEVELS, encoder, n_resamples=20).latents
+    refused = []
+    for exponent in (-140, -60, 30, 60, 63, 80, 100, 120, 124, 127):
+        activations = [x * 2.0**exponent for x in make_activations()]
+        try:
+            found = find_trends(activations, LEVELS, encoder, n_resamples=20).latents
+        except InputError as error:
+            refused.append((exponent, str(error)))
+            continue
+        if exponent > 0:  # small ones lose digits, and layer_norm adds 1e-5 to their size
+            assert found.select(["s", "selected"]).equals(plain.select(["s", "selected"]))
+    assert all("too large" in said or "holds NaN or infinity" in said for _, said in refused)
+    assert {exponent for exponent, _ in refused} & {60, 127} == {127}
+
+
+@pytest.mark.parametrize("name", ["W_enc", "b_enc", "threshold", "b_dec"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused(name: str, value: float) -> None:
+    encoder = replace(make_encoder("jumprelu"), threshold=torch.ones(D_SAE), b_dec=torch.zeros(D_MODEL))
+    weights = getattr(encoder, name).clone()
+    weights.view(-1)[3] = value
+    with pytest.raises(InputError, match=f"the SAE's {name} holds NaN or infinity"):
+        find_trends(make_activations(), LEVELS, replace(encoder, **{name: weights}))
+
+
+def test_a_row_of_zero_has_no_norm_to_rescale() -> None:
+    activations = make_activations()
+    activations[2][5] = 0.0
+    encoder = replace(make_encoder(), normalization="constant_norm_rescale")
+    with pytest.raises(InputError, match=r"condition 2 .* question 5: .* constant_norm_rescale cannot scale"):
+        find_trends(activations, LEVELS, encoder)
+    assert find(activations, LEVELS).n_questions == N
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf, "0.05", None, True])
+@pytest.mark.parametrize("name", [field.name for field in fields(Criteria)])
+def test_criteria_are_numbers_from_0_to_1(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{name} is .* from 0 to 1"):
+        Criteria(**{name: value})
+
+
+@pytest.mark.parametrize("settings", [{"n_resamples": 0}, {"n_resamples": 1.5}, {"seed": -1}, {"seed": None}])
+def test_counts_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="expected a whole number of at least"):
+        find_trends(make_activations(), LEVELS, make_encoder(), **settings)
 
 
 def test_page_asks_for_no_p_value_of_s_where_levels_have_one_training_each() -> None:

@@ -51,7 +51,6 @@ def test_a_json_value_keeps_its_type(key: str, value: Any) -> None:
         (" block_size =32", {"block_size": 32}),
         ("kv_cache_dtype=auto", {"kv_cache_dtype": "auto"}),
         ("enforce_eager=true", {"enforce_eager": True}),
-        ("enforce_eager=True", {"enforce_eager": "True"}),
         ("path=a=b", {"path": "a=b"}),
         ("text=", {"text": ""}),
         ('config={"level": 3}', {"config": {"level": 3}}),
@@ -82,6 +81,12 @@ def test_a_reserved_setting_is_refused_with_what_to_use(key: str) -> None:
         with pytest.raises(InputError, match=f'"{key}" cannot be given: ') as caught:
             parse_overrides([f"{spelled}=x"])
         assert str(caught.value).endswith(RESERVED[key])
+
+
+@pytest.mark.parametrize(("value", "json"), [("True", "true"), ("False", "false"), ("None", "null")])
+def test_a_value_in_pythons_spelling_is_refused_with_that_of_json(value: str, json: str) -> None:
+    with pytest.raises(InputError, match=f"values are JSON: enforce_eager={json}$"):
+        parse_overrides([f"enforce_eager={value}"])
 
 
 def test_a_setting_given_twice_is_refused_whatever_its_spelling() -> None:

@@ -27,6 +27,7 @@ def test_another_model_is_not_there(served: Served) -> None:
         (b'{"prompt": "Q", "vllm_xargs": {"morfi": "{}"}}', 422),
         (b'{"prompt": ["Q", 1]}', 422),
         (b'{"prompt": [[]]}', 422),
+        (b'{"prompt": []}', 422),
         (b"[" * 100_000, 400),
         (b'{"prompt": "Q", "seed": ' + b"9" * 5000 + b"}", 400),
         (b"\x80\x04\x95", 400),
@@ -38,7 +39,10 @@ def test_another_model_is_not_there(served: Served) -> None:
 def test_bodies_that_are_wrong_are_refused_in_openais_words(
     served: Served, content: bytes, status: int
 ) -> None:
-    assert error_of(served.post("/v1/completions", content), status)["message"]
+    message = error_of(served.post("/v1/completions", content), status)["message"]
+    reasons = message.split("; ")
+    assert all(reasons)
+    assert len(set(reasons)) == len(reasons)
     assert not served.serving.requests
 
 
