@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def serving_dtype(model_dtype: str) -> str:
     """The dtype in which this machine serves a model saved as `model_dtype`.
 
-    A CPU without bfloat16 instructions emulates them, three to four times slower than float32
-    (bench/results/eval_throughput.md), so there float32 is served: the weights keep their values.
+    A CPU without bfloat16 instructions would emulate them, slower than float32, so there float32 is served:
+    the weights keep their values.
     """
     return model_dtype if is_gpu() or cpu_has_bfloat16() else "float32"
 
