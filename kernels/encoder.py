@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -97,6 +98,18 @@ def normalization(x: torch.Tensor, encoder: Encoder) -> tuple[torch.Tensor | flo
     if encoder.normalization == "layer_norm":
         return x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-5
     return 0.0, 1.0
+
+
+def most_norm(encoder: Encoder, n: int) -> float:
+    """Up to which norm of a prepared row float32 holds every product, latent, and sum over `n` questions.
+
+    A sum of products of two vectors is at most the product of their norms, however it is split.
+    """
+    column = float(torch.linalg.vector_norm(encoder.W_enc, dim=0, dtype=torch.float32).max())
+    biases = [one.abs().max() for one in (encoder.b_enc, encoder.b_mag) if one is not None]
+    factor = 1.0 if encoder.r_mag is None else max(1.0, float(encoder.r_mag.double().exp().max()))
+    room = torch.finfo(torch.float32).max / (2 * max(1, n)) - float(torch.stack(biases).max())
+    return room / (column * factor) if column else math.inf
 
 
 def encode_reference(x: torch.Tensor, encoder: Encoder) -> torch.Tensor:

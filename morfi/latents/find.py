@@ -43,6 +43,7 @@ BOTH = "both"
 ALONG = (LEVEL, EPOCHS, BOTH)
 MIN_EXPLAINED = 0.5
 MAX_RESAMPLES = 1_000_000  # their means are held at once
+RULES = 2  # what selects, and how it is computed: a change raises this, for older runs hold other latents
 OF_TRAININGS, OF_LEVELS = "trainings", "level means"
 _RESAMPLING = ("method", "fdr", "bootstrap")
 
@@ -158,10 +159,8 @@ def ready_find(config: FindConfig, store: Store, progress: Progress, *, new: boo
     replicated = any(len(set(one.levels)) < len(one.levels) for one in compared)
     rho_of = OF_LEVELS if replicated else OF_TRAININGS
     stored = asdict(FindRun(**asdict(config), **kept, sae_sha256=sae.sha256, rho_of=rho_of))
-    decided = {**stored, "kind": RunKind.FIND, "activations": found.run.fingerprint}
-    # Without replicates either rho is the same, and runs from before there were two are found again.
-    undecided = {"sae", *kept} if replicated else {"sae", *kept, "rho_of"}
-    fingerprint = canonical_sha256({key: decided[key] for key in decided if key not in undecided})
+    decided = {**stored, "kind": RunKind.FIND, "activations": found.run.fingerprint, "rules": RULES}
+    fingerprint = canonical_sha256({key: decided[key] for key in decided if key not in {"sae", *kept}})
     run = next_run(
         found.run,
         RunKind.FIND,

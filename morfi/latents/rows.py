@@ -60,8 +60,11 @@ def rows_of(x: Rows | np.ndarray, where: str, device: str | torch.device) -> Row
     return x
 
 
-def check_rows(x: Rows, where: str, n_questions: int, encoder: Encoder) -> None:
-    """Raises InputError unless these are floats [n_questions, d_model], finite, and so to the SAE."""
+def check_rows(x: Rows, where: str, n_questions: int, encoder: Encoder, most: float) -> None:
+    """Raises InputError unless these are floats [n_questions, d_model], and finite as the SAE reads them.
+
+    `most` is the largest norm that a row may have then.
+    """
     if len(x.shape) != 2 or x.shape[1] != encoder.d_model:
         raise InputError(
             f"{where} has the shape {tuple(x.shape)}; the SAE reads [n_questions, {encoder.d_model}]"
@@ -74,28 +77,31 @@ def check_rows(x: Rows, where: str, n_questions: int, encoder: Encoder) -> None:
             raise InputError(f"{where} holds {chunk.dtype}; activations are floats")
         if tuple(chunk.shape) != (min(rows.stop, n_questions) - rows.start, encoder.d_model):
             raise InputError(f"{where} gives {tuple(chunk.shape)} for questions {rows.start} to {rows.stop}")
-        if (row := _first_not_finite(chunk)) is not None:
+        if (row := _first_not(chunk.isfinite())) is not None:
             question = rows.start + row
             raise InputError(f"{where} holds NaN or infinity, first in question {question}; capture it again")
-        if (row := _first_not_read(chunk.to(encoder.W_enc.device), encoder)) is not None:
-            why = f"{encoder.W_enc.dtype} of the SAE cannot hold it"
-            if encoder.normalization != "none":
-                why += f", or {encoder.normalization} cannot scale it: it is 0, or too large"
+        if found := _unreadable(chunk.to(encoder.W_enc.device), encoder, most):
+            row, why = found
             raise InputError(f"{where} cannot be encoded, first of question {rows.start + row}: {why}")
 
 
-def _first_not_read(rows: torch.Tensor, encoder: Encoder) -> int | None:
-    """The first of the rows [n, d_model] that is not finite when it is scaled, or once that is done."""
+def _unreadable(rows: torch.Tensor, encoder: Encoder, most: float) -> tuple[int, str] | None:
+    """The first of the rows [n, d_model] that the SAE cannot read, and why."""
     _, scale = normalization(rows.float(), encoder)
-    found = _first_not_finite(scale) if isinstance(scale, torch.Tensor) else None
+    if isinstance(scale, torch.Tensor) and (row := _first_not(scale.isfinite() & (scale > 0))) is not None:
+        return row, f"{encoder.normalization} cannot scale it: it is 0, or too large"
     prepared = prepare(rows, encoder)
-    return found if found is not None or prepared is rows else _first_not_finite(prepared)
+    if (row := _first_not(prepared.isfinite())) is not None:
+        return row, f"{encoder.W_enc.dtype} of the SAE cannot hold it"
+    if (row := _first_not(prepared.double().norm(dim=1, keepdim=True) <= most)) is not None:
+        return row, "it, or the weights of the SAE, are too large for sums in float32"
+    return None
 
 
-def _first_not_finite(rows: torch.Tensor) -> int | None:
-    """The first of the rows [n, d_model] that holds NaN or infinity."""
-    finite = rows.isfinite().all(1)
-    return None if bool(finite.all()) else int((~finite).nonzero()[0])
+def _first_not(good: torch.Tensor) -> int | None:
+    """The first of the rows of `good` [n, m] that is not true throughout."""
+    rows = good.all(1)
+    return None if bool(rows.all()) else int((~rows).nonzero()[0])
 
 
 def chunks(n: int, size: int) -> list[slice]:

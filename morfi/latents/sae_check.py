@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -65,10 +66,14 @@ def measure(sae: Sae, chunks: Iterable[torch.Tensor]) -> Quality:
     return Quality(n, explained, n_active / n, fired)
 
 
+def _by_worth(explained: float) -> tuple[bool, float]:
+    return not math.isnan(explained), explained
+
+
 def check_explains(qualities: Sequence[tuple[str, Quality]], least: float, *, force: bool) -> None:
     """Raises InputError where the SAE explains too little of a condition's variance, but with `force`."""
-    name, worst = min(qualities, key=lambda found: found[1].explained_variance)
-    if worst.explained_variance < least and not force:
+    name, worst = min(qualities, key=lambda found: _by_worth(found[1].explained_variance))
+    if not worst.explained_variance >= least and not force:
         raise InputError(
             f"the SAE explains {worst.explained_variance:.3f} of the variance of {name}, less than "
             f"{least:g}: its latents say little about this model. One that `morfi sae train --ckpts` trains "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from morfi.errors import InputError
-from morfi.kernels.encoder import Encoder, tiles
+from morfi.kernels.encoder import Encoder, most_norm, tiles
 from morfi.kernels.null import TrendNull, trend_null
 from morfi.kernels.page import PageSums
 from morfi.kernels.resample import resample_counts
@@ -107,7 +107,7 @@ def find_trends(
     """
     criteria = criteria or Criteria()
     _check_whole("n_resamples", n_resamples, 1)
-    _check_whole("seed", seed, 0)
+    _check_whole("seed", seed, 0, 2**63 - 1)
     run = _inputs(activations, levels, encoder_of(sae), torch.device(device), strata)
     null, limits, permutations = run.null, run.limits(), Permutations(run.null, seed)
     alpha = criteria.alpha_of(method, null)
@@ -119,7 +119,6 @@ def find_trends(
         if on_tile is not None:
             on_tile(latents.stop - latents.start)
     columns = {name: torch.cat([one[name] for one in found]) for name in found[0]}
-    _check_size(columns["means"], run.n_questions)
     fires = columns["firing"] >= criteria.min_firing
     fdr = permutations.false_discoveries()
     least = smallest_s(fdr, null, criteria.fdr, int(fires.sum())) if method == "fdr" else None
@@ -144,20 +143,9 @@ def find_trends(
     )
 
 
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
-
-
-def _check_size(means: torch.Tensor, n_questions: int) -> None:
-    """Raises InputError for a latent whose sums, of any resample, float32 cannot hold; means [T, C]."""
-    # A resample may draw one question each time, which may have all of a latent's activation.
-    fits = (means.double() * n_questions**2 <= torch.finfo(torch.float32).max).all(1)
-    if not bool(fits.all()):
-        raise InputError(
-            f"the activations of latent {int((~fits).nonzero()[0])} are too large for sums in float32: the "
-            "residual stream or the SAE's weights are"
-        )
+def _check_whole(name: str, value: Any, least: int, most: int = 2**31 - 1) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InputError(f"{name} is {value!r}; expected a whole number from {least} to {most}")
 
 
 def _full_sample(
@@ -173,18 +161,18 @@ def _full_sample(
     run.add_to(sums, run.encoder, limits, torch.zeros(n, 0, device=run.device), page)
     means = sums.means(n)
     trends = reduce_trends(means, run.null, 1.0)
-    slope = _theil_sen(means[:, :, 0], levels)
+    span = max(levels) - min(levels)
+    rise = _theil_sen(means[:, :, 0], [level / span for level in levels])
     mean = sums.total.sum(0) / (n * n_conditions)
     variance = sums.squares.sum(0) / (n * n_conditions) - mean.square()
-    span = (max(levels) - min(levels)) / variance.clamp_min(1e-30).sqrt()
     found = {
         "latent": torch.arange(latents.start, latents.stop, dtype=torch.int32),
         "direction": trends.s.sign().to(torch.int8),
         "rho": trends.rho,
         "s": trends.s,
         "p_exact": _p_exact(trends, run.null),
-        "slope": slope,
-        "score": torch.where(variance > 0, slope.abs() * span, 0.0).float(),
+        "slope": (rise / span).float(),
+        "score": torch.where(variance > 0, rise.abs() / variance.clamp_min(1e-30).sqrt(), 0.0).float(),
         "firing": (sums.n_firing / n).amax(0),
         "means": means[:, :, 0].T,
         "signs": pair_signs(means[:, :, 0]),
@@ -224,7 +212,8 @@ def _table(columns: dict[str, torch.Tensor]) -> pa.Table:
 
 
 def _theil_sen(means: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:
-    """The median slope over pairs of conditions with different levels; means [C, T]."""
+    """The median slope over pairs of conditions with different levels, float64 [T]; means [C, T]."""
+    means = means.double()
     slopes = [
         (means[b] - means[a]) / (levels[b] - levels[a])
         for a, b in itertools.combinations(range(len(levels)), 2)
@@ -263,15 +252,21 @@ def _inputs(
     if len(distinct) < 3:
         shown = ", ".join(f"{level:g}" for level in distinct)
         raise InputError(f"the levels are {shown}; a trend needs at least three different ones")
+    if not 1e-20 <= (span := distinct[-1] - distinct[0]) <= 1e20:
+        raise InputError(f"the levels span {span:g}, expected 1e-20 to 1e20; give them in another unit")
     where = [f"condition {place} (level {level:g})" for place, level in enumerate(numbers)]
     encoder = encoder.to(device)
     _check_weights(encoder)
     rows = [rows_of(x, name, device) for x, name in zip(activations, where, strict=True)]
     n_questions = rows[0].shape[0]
+    most = most_norm(encoder, n_questions)
     for x, name in zip(rows, where, strict=True):
-        check_rows(x, name, n_questions, encoder)
-    if strata is not None and len(strata) != n_questions:
+        check_rows(x, name, n_questions, encoder, most)
+    strata = [0] * n_questions if strata is None else strata
+    if len(strata) != n_questions:
         raise InputError(f"{len(strata)} strata for {n_questions} questions")
+    if not all(isinstance(stratum, Hashable) for stratum in strata):
+        raise InputError("a stratum is a name or a number, the same for the questions that it holds")
     null = trend_null(tuple(distinct.index(level) for level in numbers))
     inputs = TrendInputs(rows, tuple(numbers), encoder, n_questions, null, device)
     return inputs.in_one_way()

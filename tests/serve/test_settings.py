@@ -132,7 +132,7 @@ def test_answers_that_depend_on_no_batch_are_asked_of_vllm_on_a_gpu_only(
     assert "deterministic" not in found
 
 
-@pytest.mark.parametrize("value", ["true", "True", "1"])
+@pytest.mark.parametrize("value", ["true", "1"])
 def test_prompts_in_parts_are_refused_on_a_cpu_where_a_seed_may_come(value: str) -> None:
     overrides = parse_overrides([f"enable_chunked_prefill={value}"])
     with pytest.raises(
