@@ -39,7 +39,7 @@ class Criteria:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
+            if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
                 raise InputError(f"{field.name} is {value!r}; expected a number from 0 to 1")
 
     def alpha_of(self, method: Method, null: TrendNull) -> float:
