@@ -36,7 +36,7 @@ def noting_sources() -> Iterator[set[Path]]:
 
 
 def note_source(path: Path) -> None:
-    """Says that what is read at `path`, a file or a folder's files, decides what is made of it."""
+    """Says that what is read at `path`, a file or those directly in a folder, decides what is made of it."""
     found = _noted.get()
     if found is not None:
         found.add(path.absolute())
@@ -52,16 +52,19 @@ def reading_once() -> Iterator[None]:
         _kept.reset(token)
 
 
-def read_once(path: Path, what: Hashable, read: Callable[[], T]) -> T:
+def read_once(path: Path, what: Hashable, read: Callable[[], T], *, beside: Iterable[Path] = ()) -> T:
     """What `read` makes of the file or folder at `path`, or made of it before (`reading_once`).
 
-    `what` tells apart what is made of one path. It is shared from then on: nobody may change it.
+    `what` tells apart what is made of one path; `beside` are the other files and folders that are read for
+    it, also those inside a folder. It is shared from then on: nobody may change it.
     """
-    note_source(path)
+    paths = [path, *beside]
+    for one in paths:
+        note_source(one)
     kept = _kept.get()
     if kept is None:
         return read()
-    key, stamps = (what, path.absolute()), stamps_of([path])
+    key, stamps = (what, path.absolute()), stamps_of(paths)
     if key not in kept or kept[key][0] != stamps:
         kept[key] = stamps, read()
     found: T = kept[key][1]

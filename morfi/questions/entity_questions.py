@@ -46,6 +46,18 @@ def read_folder(folder: Path) -> tuple[dict[str, list[Question]], list[str]]:
     return _read(_sources(folder))
 
 
+def folders(path: Path) -> list[Path]:
+    """The folders below `path` whose files `read_folder` may read; none where it is a file."""
+    root = _root(path)
+    inside = [root / split for split in SPLITS]
+    return [one for one in (inside if root == path else [root, *inside]) if one.is_dir()]
+
+
+def _root(folder: Path) -> Path:
+    """The folder that holds the splits."""
+    return folder / "dataset" if (folder / "dataset").is_dir() else folder
+
+
 def is_one(path: Path) -> bool:
     """Whether the file is one of such a folder's, by its name and by what its first question lacks."""
     if _FILE_NAME.fullmatch(path.name) is None or not path.is_file():
@@ -79,7 +91,7 @@ def _read(sources: Sequence[_Source]) -> tuple[dict[str, list[Question]], list[s
 
 def _sources(folder: Path) -> list[_Source]:
     """The files to read, sorted by relation and split."""
-    root = folder / "dataset" if (folder / "dataset").is_dir() else folder
+    root = _root(folder)
     in_splits = [source for split in SPLITS for source in _sources_in(root / split, split)]
     sources = in_splits or list(_sources_in(root, None))
     if not sources:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from morfi.errors import InputError, nearest
-from morfi.files import note_source, read_once
+from morfi.files import read_once
 from morfi.questions import entity_questions, world_facts
 from morfi.questions.formats import READABLE, rows_of
 from morfi.questions.keys import KEYS, SplitKeys, check_keys, notes_on
@@ -24,14 +24,13 @@ def load_questions(source: str, *, read_by: str | None = None) -> QuestionSet:
     the run that read it before, if one did: the error then says how to name where it is now.
     """
     if (version := world_facts.NAMES.get(source)) is not None:
-        folders = world_facts.folders(version)
-        for folder in folders:
-            note_source(folder)
-        return read_once(folders[0], ("questions", version), partial(world_facts.build, version))
+        folder, *beside = world_facts.folders(version)
+        return read_once(folder, ("questions", version), partial(world_facts.build, version), beside=beside)
     path = Path(source)
     try:
         if path.exists():
-            return read_once(path, "questions", partial(_questions_at, path))
+            beside = entity_questions.folders(path)
+            return read_once(path, "questions", partial(_questions_at, path), beside=beside)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if source == entity_questions.NAME:

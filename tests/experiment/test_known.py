@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from morfi.experiment.stages import STAGES
 from morfi.files import noting_sources, read_once, reading_once
 from morfi.latents.sae import load_sae
 from morfi.questions import load_questions
+from morfi.questions.sets import SPLITS
 from morfi.questions.templates import read_template
 from morfi.questions.texts import load_texts
 
@@ -111,18 +114,59 @@ READERS: dict[str, Callable[[str], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.fixture
+def there(tiny_model: Path, data_file: Path, identity_sae: Path) -> dict[str, Path]:
+    """What some of `READERS` read."""
+    return {"questions": data_file, "checkpoint": tiny_model, "sae": identity_sae}
+
+
+LAYOUTS = ("{split}/P19.{split}.json", "dataset/{split}/P19.{split}.json", "P19.{split}.json")
+
+
+@pytest.mark.parametrize("name", [*READERS, *LAYOUTS])
 @pytest.mark.usefixtures("isolated_cache")
-def test_whatever_reads_what_an_option_names_says_so(
-    name: str, tiny_model: Path, data_file: Path, identity_sae: Path, tmp_path: Path
+def test_whatever_reads_what_an_option_names_is_looked_at_again_once_a_file_of_it_changes(
+    known: Known, name: str, there: dict[str, Path], tmp_path: Path
 ) -> None:
-    there = {"questions": data_file, "checkpoint": tiny_model, "sae": identity_sae}
-    path = there.get(name, tmp_path / "x")
-    if name not in there:
+    path, found = tmp_path / "x", there.get(name)
+    if name in LAYOUTS:
+        write_entity_questions(path, name)
+    elif found is None:
         path.write_text("{{ question }}")
-    with noting_sources() as sources, contextlib.suppress(InputError):
-        READERS[name](str(path))
-    assert path in sources
+    else:
+        (shutil.copytree if found.is_dir() else shutil.copy)(found, path)
+    files = [one for one in (path, *path.rglob("*")) if one.is_file()]
+    assert files
+    for file in files:
+        with noting_sources() as sources, contextlib.suppress(InputError):
+            READERS.get(name, load_questions)(str(path))
+        known.led(SPLIT, {}, sources).keep("split-1")
+        assert known.result(SPLIT, {}) == "split-1"
+        file.write_bytes(file.read_bytes() + b"\n")
+        assert known.result(SPLIT, {}) is None, file
+
+
+def write_entity_questions(folder: Path, layout: str) -> None:
+    """Two questions of each split, in files of the names that `layout` says."""
+    for split in SPLITS:
+        path = folder / layout.format(split=split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"question": f"Where was {one} born?", "answers": [split]} for one in (split, "Ada")]
+        path.write_text(json.dumps(rows))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_questions_that_were_read_are_read_again_once_a_file_of_them_changes(
+    layout: str, tmp_path: Path
+) -> None:
+    write_entity_questions(tmp_path, layout)
+    with reading_once():
+        for split in SPLITS:
+            before = load_questions(str(tmp_path))
+            assert load_questions(str(tmp_path)) is before
+            file = tmp_path / layout.format(split=split)
+            file.write_text(file.read_text().replace("born", "raised"))
+            assert load_questions(str(tmp_path)).sha256 != before.sha256
 
 
 def test_what_was_read_is_kept_while_its_file_stays_the_same(tmp_path: Path) -> None:
