@@ -135,7 +135,8 @@ def ready_sae(config: SaeTraining, store: Store, start_engine: StartEngine, prog
     if tokenizer.changes:
         # Other tokens than those that a folder of this sha256 gave before.
         sources["tokens"] = f"{bos}: {', '.join(tokenizer.changes)}"
-    key = f"sae-{canonical_sha256({**asdict(config), **sources})[:16]}"
+    options = {**asdict(config), "dtype": base.dtype}
+    key = f"sae-{canonical_sha256({'options': options, 'sources': sources})[:16]}"
 
     def build(folder: Path) -> None:
         begun = time.monotonic()

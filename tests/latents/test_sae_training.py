@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_engine import FakeEngine
+from progress_log import Log
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
+from morfi.checkpoints import checkpoint
+from morfi.checkpoints.tokenizer import open_tokenizer
 from morfi.errors import MorfiError
 from morfi.latents.sae import load_sae
-from morfi.latents.sae_training import SaeTraining, make_texts, read_texts, train_sae
+from morfi.latents.sae_training import SaeTraining, make_texts, read_texts, ready_sae, train_sae
 from morfi.questions import load_questions, with_splits
 from morfi.questions.question import Question
 from morfi.store import Store
@@ -67,6 +75,48 @@ def test_a_checkpoint_that_cannot_be_loaded_is_named(
     config = SaeTraining(layer=1, ckpts=train_run, data=str(data_file), d_sae=32, k=4, tokens=640, batch=64)
     with pytest.raises(MorfiError, match=r"^M_0, seed 0, epoch early-stop: .*epoch-01 does not fit$"):
         train_sae(config, experiment.store, experiment.serving, log)
+
+
+# Of each option that decides a trained SAE and needs no other file, another value.
+OTHERS: dict[str, Any] = {
+    "layer": 0,
+    "limit": 7,
+    "d_sae": 24,
+    "k": 3,
+    "tokens": 640,
+    "lr": 1e-2,
+    "batch": 32,
+    "seed": 1,
+    "dtype": "bfloat16",
+    "engine": {"max_num_seqs": 3},
+}
+
+
+@pytest.mark.parametrize("end", ["", "</s>"])
+@pytest.mark.usefixtures("isolated_cache")
+def test_every_option_and_the_dtype_that_is_served_make_another_sae(
+    end: str, tmp_path: Path, tiny_model: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    backend = Tokenizer.from_file(str(model / "tokenizer.json"))
+    special = [(one, backend.token_to_id(one)) for one in ("<s>", "</s>")]
+    backend.post_processor = TemplateProcessing(single=f"<s> $A {end}".rstrip(), special_tokens=special)
+    backend.save(str(model / "tokenizer.json"))
+    assert list(open_tokenizer(model).changes) == (["eos"] if end else [])
+
+    def sae_of(**changed: Any) -> str:
+        given = {"ckpt": str(model), "layer": 1, "data": str(data_file), "d_sae": 32, **changed}
+        return ready_sae(SaeTraining(**given), Store(tmp_path / "none.duckdb"), FakeEngine({}), Log()).result
+
+    assert {one.name for one in fields(SaeTraining)} - set(OTHERS) == {"ckpt", "ckpts", "data"}
+    monkeypatch.setattr(checkpoint, "serving_dtype", lambda _: "float32")
+    first = sae_of()
+    others = {name: sae_of(**{name: value}) for name, value in OTHERS.items()}
+    assert len({first, *others.values()}) == 1 + len(OTHERS)
+    assert sae_of(dtype="float32") == first
+    monkeypatch.setattr(checkpoint, "serving_dtype", lambda _: "bfloat16")
+    assert sae_of() == others["dtype"]
 
 
 def test_no_more_texts_are_read_than_the_tokens_need(data_file: Path) -> None:
