@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ _SHARED: Mapping[str, tuple[str, ...]] = {
 _NEVER = ("db", "verbose", "json", "config", "write-config", "new", "show-prompts", "figure", "engines")
 
 Tables = dict[str, Any]  # as TOML has them
+Keys = tuple[str, ...]  # the names of tables, and of a key in the last
 
 
 def presets() -> list[str]:
@@ -71,24 +72,56 @@ def asked_for(
     short = {"relations": given["relations"], "train.seeds": given["seeds"]}
     changes = [f"{key}={value}" for key, value in short.items() if value is not None]
     changes += given["changes"]
-    return settings_of(with_changes(tables, changes), commands, f"{where} with --set" if changes else where)
+    changed = with_changes(tables, changes)
+    found = settings_of(changed, commands, f"{where} with --set" if changes else where)
+    _refuse_overridden(changed, [_path_of(change)[0] for change in changes], where)
+    return found
 
 
 def with_changes(tables: Tables, changes: Iterable[str]) -> Tables:
-    """The experiment with each KEY=VALUE of `changes`, such as train.epochs=1,3 or data=my.jsonl."""
+    """The experiment with each KEY=VALUE of `changes`, such as train.epochs=1,3 or data=my.jsonl.
+
+    Raises InputError for one that is none, and for one that replaces what another gave.
+    """
     changed = copy.deepcopy(tables)
+    earlier: list[Keys] = []
     for change in changes:
-        path, equals, text = change.partition("=")
-        if not equals or not path.strip():
-            raise InputError(f'--set is "{change}"; expected STAGE.OPTION=VALUE, such as train.epochs=1,3')
-        *names, key = path.strip().replace("sae train", "sae.train").split(".")
+        path, text = _path_of(change)
+        if replaced := [".".join(one) for one in earlier if one[: len(path)] == path]:
+            raise InputError(
+                f"--set {'.'.join(path)} takes the place of {replaced[0]}, which another option gives; give "
+                "one of them"
+            )
+        earlier.append(path)
         into: Any = changed
-        for name in names:
+        for name in path[:-1]:
             into = into.setdefault(name, {})
             if not isinstance(into, dict):
-                raise InputError(f'--set {path}: "{name}" is an option, and holds no others')
-        into[key] = _value(text)
+                raise InputError(f'--set {".".join(path)}: "{name}" is an option, and holds no others')
+        into[path[-1]] = _value(text)
     return changed
+
+
+def _path_of(change: str) -> tuple[Keys, str]:
+    """The names in KEY of a KEY=VALUE, and VALUE; raises InputError where it is none."""
+    path, equals, text = change.partition("=")
+    if not equals or not path.strip():
+        raise InputError(f'--set is "{change}"; expected STAGE.OPTION=VALUE, such as train.epochs=1,3')
+    return tuple(path.strip().replace("sae train", "sae.train").split(".")), text
+
+
+def _refuse_overridden(tables: Tables, paths: Collection[Keys], where: str) -> None:
+    """Raises InputError for a shared option of `paths` that the file's own table of a stage overrides."""
+    own = _own_tables(tables, where)
+    for key in (path[0] for path in paths if len(path) == 1 and path[0] in _SHARED):
+        for stage in STAGES:
+            table = (*stage.name.split(), key)
+            is_given = any(table[: len(path)] == path for path in paths)
+            if key in own.get(stage.name, {}) and _takes(stage, key, tables) and not is_given:
+                raise InputError(
+                    f'{where}: the "{key}" of [{".".join(table[:-1])}] would go before that of the command '
+                    f"line; give --set {'.'.join(table)}=VALUE as well, or take it out of the table"
+                )
 
 
 def _value(text: str) -> Any:
@@ -136,12 +169,16 @@ def _as_text(param: click.Parameter | None, value: Any) -> Any:
 
 def _shared_by(stage: Stage, shared: Mapping[str, Any]) -> dict[str, Any]:
     """The shared options that `stage` takes, by their names there."""
-    given = {key: value for key, value in shared.items() if stage.name in _SHARED[key]}
-    if "ckpts" in shared and stage.name in _OWN:
-        given |= {key: shared[key] for key in ("data", "relations") if key in shared}
+    given = {key: value for key, value in shared.items() if _takes(stage, key, shared)}
     if stage.name == "capture" and "layer" in given:
         given["layers"] = [given.pop("layer")]
     return given
+
+
+def _takes(stage: Stage, key: str, shared: Mapping[str, Any]) -> bool:
+    """Whether the shared option `key` is one of `stage`."""
+    is_of_own = "ckpts" in shared and stage.name in _OWN and key in ("data", "relations")
+    return is_of_own or stage.name in _SHARED[key]
 
 
 def _own_tables(tables: Tables, where: str) -> dict[str, Tables]:
@@ -168,7 +205,12 @@ def _own_tables(tables: Tables, where: str) -> dict[str, Tables]:
 
 
 def _refuse_idle(shared: Mapping[str, Any], own: Mapping[str, Tables], where: str) -> None:
-    """Raises InputError for what decides nothing where the checkpoints are one's own."""
+    """Raises InputError for what decides nothing where the checkpoints or the SAE are one's own."""
+    if "sae" in own.get("find", {}) and own.get("sae train"):
+        raise InputError(
+            f"{where}: [sae.train] decides nothing beside sae in [find], which leaves that stage out; "
+            "--set sae.train={} takes it out as well"
+        )
     if "ckpts" not in shared:
         return
     idle = [key for key in ("ckpt", "base", "bos") if key in shared]

@@ -183,6 +183,8 @@ def test_checkpoints_and_an_sae_of_ones_own_leave_stages_out(
         ("[sae.train]\nk = 3\n['sae train']\nk = 4", (), "[sae.train] stands there twice"),
         ("ckpts = 'a.toml'\nckpt = 'b'", (), "ckpt decides nothing beside ckpts"),
         ("ckpts = 'a.toml'", ("--seeds", "3"), "[train] decides nothing beside ckpts"),
+        ("[find]\nsae = 'x'\n[sae.train]\nk = 3", (), "[sae.train] decides nothing beside sae in [find]"),
+        ("[find]\nsae = 'x'", ("--set", "sae.train.k=3"), "[sae.train] decides nothing beside sae in [find]"),
         ("[split]\nlimit = 'x'", (), 'split, limit is "x"; expected a whole number'),
         ("x = ", (), "is not valid TOML"),
         ("", ("--set", "split.limit"), "expected STAGE.OPTION=VALUE"),
@@ -239,7 +241,7 @@ def test_what_no_stage_takes_is_said_of_all_before_the_first_begins(
         ("sweep.split=nope", '[sweep] split "nope" is none of train, dev, test'),
         ("sae.train.k=99999", "[sae.train] k is 99999, more than the "),
         ("train.warmup=5 mix.size=2", "[train] level 0 has 2 questions"),
-        ("find.sae=none/such", "[find] "),
+        ("find.sae=none/such sae.train={}", "[find] "),
         ("ckpt=none/such", "[split] "),
     ],
 )
@@ -290,7 +292,7 @@ def test_a_dry_run_says_where_no_run_could_be_stored(run: CommandLine, experimen
 def test_an_sae_of_another_width_is_refused_before_the_first_stage(
     run: CommandLine, experiment: Path, identity_sae: Path
 ) -> None:
-    ended = run("run", experiment, "--set", f"find.sae={identity_sae}")
+    ended = run("run", experiment, *changed(f"find.sae={identity_sae}", "sae.train={}"))
     assert ended.code == 2
     assert f"[find] sae {identity_sae}: width 8; the residual stream of tiny has the width" in ended.err
 
