@@ -21,7 +21,7 @@ from vllm.entrypoints.openai.completion.protocol import (
     CompletionResponse,
     CompletionResponseChoice,
 )
-from vllm.entrypoints.serve.engine.protocol import UsageInfo
+from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelList, UsageInfo
 
 from morfi.conditions.condition import BASE, Condition
 from morfi.engine.directions import Direction
@@ -111,6 +111,13 @@ class FakeServing:
     async def stream(self) -> AsyncGenerator[str, None]:
         yield 'data: {"choices":[{"index":0,"text":"x","finish_reason":"stop"}]}\n\n'
         yield "data: [DONE]\n\n"
+
+
+class FakeModels:
+    """Lists the one model that is served."""
+
+    async def show_available_models(self) -> ModelList:
+        return ModelList(data=[ModelCard(id="tiny", root="tiny", max_model_len=8)])
 
 
 class FakeSae(ServedSae):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from morfi.checkpoints import Checkpoint
 from morfi.endpoint.address import Key, Limits, check_url, endpoint_key, is_open
 from morfi.endpoint.client import Client, NoRouteError
-from morfi.endpoint.wire import body, completion, listed
+from morfi.endpoint.wire import answered_by, body, completion, listed
 from morfi.engine.protocol import Completion, Engine, Sampling
 from morfi.errors import InputError, MorfiError, nearest
 from morfi.files import canonical_sha256
@@ -118,6 +118,7 @@ class EndpointEngine:
         self._client = client
         self._runner = runner
         self._says_no_usage = True
+        self._answers_by: Mapping[str, str] = answered_by(endpoint.listing)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -211,12 +212,23 @@ class EndpointEngine:
         answer = await self._client.ask(self._route, body(one.model, asked, sampling, sample))
         try:
             found = completion(answer, one.model, sampling, chat=one.chat)
+            self._check_same(answered_by(answer))
         except MorfiError as error:
             raise MorfiError(f"{one.url}{self._route}: {error}; nothing of it is scored") from error
         if answer.get("usage") is None and self._says_no_usage:
             self._says_no_usage = False
             one.say("the server does not say how many tokens it reads and writes (usage): 0 are stored")
         return found
+
+    def _check_same(self, by: Mapping[str, str]) -> None:
+        """Raises MorfiError where another checkpoint or engine than before answers under the same name."""
+        for name, before in self._answers_by.items():
+            if (now := by.get(name, "none")) != before:
+                raise MorfiError(
+                    f"{name} is {now} where {before} was served before; load that one again, then go on with "
+                    "the run"
+                )
+        self._answers_by = by
 
 
 if TYPE_CHECKING:

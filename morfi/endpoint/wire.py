@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -10,8 +11,9 @@ from pydantic import BaseModel, Field, ValidationError
 from morfi.engine.protocol import Completion, Sampling, TokenCounts
 from morfi.errors import MorfiError, reason_of
 
-# What stays as it is while a server runs; `created` and permissions may be made anew for every request.
-_LASTING = ("id", "object", "owned_by", "root", "parent", "max_model_len")
+# What stays as it is while a server runs, and with morfi's until it loads another checkpoint; `created` and
+# permissions may be made anew for every request.
+_LASTING = ("id", "object", "owned_by", "root", "parent", "max_model_len", "checkpoint", "checkpoint_sha256")
 
 _HALVES = re.compile("[\ud800-\udfff]")
 
@@ -63,6 +65,17 @@ def listed(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
         one.id: {name: value for name, value in one.model_dump().items() if name in _LASTING}
         for one in listing.data
     }
+
+
+def answered_by(found: Mapping[str, Any]) -> dict[str, str]:
+    """The checkpoint of an answer or listing, and its engine, where morfi's server names them; else nothing.
+
+    Of other servers nothing is taken: the `system_fingerprint` of many changes while the model is the same.
+    """
+    if not isinstance(found.get("checkpoint"), str):
+        return {}
+    given = {name: found.get(name) for name in ("checkpoint", "system_fingerprint")}
+    return {name: value for name, value in given.items() if isinstance(value, str)}
 
 
 def body(model: str, asked: str | list[dict[str, str]], sampling: Sampling, sample: int) -> dict[str, Any]:

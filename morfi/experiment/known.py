@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from morfi.store import Store
 
 _CODE = (".py", ".sql")
+_SERVERS = {"endpoint", "server"}  # options that name one, of split and of steer
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,12 @@ class Known:
         self._store, self._cache = store, Cache()
 
     def result(self, stage: Stage, given: Mapping[str, Any]) -> str | None:
-        """The whole run of `stage` with the options `given`, or its SAE; None where it must be made ready."""
+        """The whole run of `stage` with the options `given`, or its SAE; None where it must be made ready.
+
+        It must where it asks a server, which alone can say what it serves now.
+        """
+        if _SERVERS & given.keys():
+            return None
         kept = self._cache.noted(Path.cwd(), self._key(stage, given))
         if not isinstance(kept, dict) or stamps_of(map(Path, kept["sources"])) != kept["stamps"]:
             return None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from argparse import Namespace
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Any
 
@@ -34,8 +36,9 @@ from morfi.serve.http.routes import ERRORS, router
 from morfi.serve.http.sites import Sites
 from morfi.serve.http.state import ServerState
 
+MODELS = "/v1/models"
 # All that is left of vLLM's own: none of them generates, and none takes or shows a path.
-KEPT = frozenset({"/health", "/version", "/v1/models"})
+KEPT = frozenset({"/health", "/version", MODELS})
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -64,7 +67,7 @@ async def make_app(
     for route in kept:
         bearer.add_api_route(
             route.path,
-            route.endpoint,
+            _naming_the_checkpoint(route.endpoint) if route.path == MODELS else route.endpoint,
             methods=list(route.methods or ()),
             response_class=route.response_class,
             responses=ERRORS,
@@ -79,6 +82,19 @@ async def make_app(
     app.middleware_stack = None  # vLLM has it built before its time; it is built anew with what follows
     app.add_middleware(Guard, keys=keys, limits=state.gate.limits, local=local, sites=sites)
     return app
+
+
+def _naming_the_checkpoint(show_models: Callable[[Request], Awaitable[Response]]) -> Any:
+    """vLLM's list of models, which also says what answers under the name: another after a load."""
+
+    async def show_available_models(raw_request: Request) -> Response:
+        state: ServerState = raw_request.app.state.morfi
+        content = json.loads(bytes((await show_models(raw_request)).body))
+        for model in content["data"]:
+            model |= {"checkpoint": state.served, "checkpoint_sha256": state.served_sha256}
+        return JSONResponse(content)
+
+    return show_available_models
 
 
 def _add_page(app: FastAPI) -> None:

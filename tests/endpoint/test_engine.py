@@ -146,6 +146,47 @@ def test_what_is_known_of_a_server_is_its_url_the_name_and_the_lasting_part_of_i
             engine.generate(prompts(1), GREEDY, steering=[[]])
 
 
+def answering_by(server: ScriptedServer, checkpoint: object, fingerprint: object) -> None:
+    """Has the answers from now on, and the listing, say what morfi's server says of itself."""
+    listed = {"checkpoint": checkpoint, "checkpoint_sha256": f"sha of {checkpoint}"}
+    server.listing = Reply({"data": [{"id": MODEL, **listed}]})
+    server.change = lambda found: {**found, "checkpoint": checkpoint, "system_fingerprint": fingerprint}
+
+
+@pytest.mark.parametrize("then", [("M_100", "v-b"), ("base", "v-b"), ("M_100", "v-a"), (None, "v-a")])
+@pytest.mark.parametrize("n_before", [0, 1, 3])
+def test_a_run_has_the_answers_of_one_checkpoint_of_morfis_server(
+    server: ScriptedServer, n_before: int, then: tuple[object, str]
+) -> None:
+    answering_by(server, "base", "v-a")
+    endpoint = found(server)
+    with started(endpoint) as engine:
+        for _ in range(n_before):
+            engine.generate(prompts(8), GREEDY)
+        answering_by(server, *then)
+        if n_before == 0 and then[0] == "base":  # nothing was answered yet
+            assert engine.generate(prompts(8), GREEDY)
+            return
+        with pytest.raises(MorfiError, match=r"where (base|v-a) was served before.*nothing of it is scored$"):
+            engine.generate(prompts(8), GREEDY)
+        answering_by(server, "base", "v-a")
+        assert engine.generate(prompts(8), GREEDY)
+    assert found(server).checkpoint == endpoint.checkpoint
+
+
+def test_another_checkpoint_of_morfis_server_is_another_model(server: ScriptedServer) -> None:
+    answering_by(server, "base", "v-a")
+    endpoint = found(server)
+    answering_by(server, "M_100", "v-b")
+    assert found(server).checkpoint != endpoint.checkpoint
+
+
+def test_another_fingerprint_of_any_other_server_is_no_fault(server: ScriptedServer) -> None:
+    server.change = lambda found: {**found, "system_fingerprint": str(time.monotonic_ns())}
+    with started(found(server)) as engine:
+        assert len([engine.generate(prompts(8), GREEDY) for _ in range(2)]) == 2
+
+
 def test_a_server_without_a_list_of_models_is_known_by_its_url_and_the_name(server: ScriptedServer) -> None:
     server.listing = Reply({"detail": "Not Found"}, 404)
     said: list[str] = []

@@ -94,6 +94,13 @@ def test_a_file_that_changes_while_the_stage_works_is_looked_at_again(known: Kno
     assert known.result(SPLIT, {}) is None
 
 
+@pytest.mark.parametrize("option", ["endpoint", "server"])
+def test_a_stage_that_asks_a_server_is_always_looked_at_again(known: Known, option: str) -> None:
+    given = {option: "http://localhost:8000/v1"}
+    known.led(SPLIT, given, set()).keep("split-1")
+    assert known.result(SPLIT, given) is None
+
+
 def test_an_sae_is_known_while_the_cache_holds_it(known: Known, isolated_cache: Path) -> None:
     folder = Cache().folder_of("sae-1")
     known.led(SAE, {}, set()).keep(str(folder))

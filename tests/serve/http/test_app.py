@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from fake_app import GOOD, LOAD, PATHS, FakeServing, Served, error_of
+from fake_app import GOOD, LOAD, PATHS, FakeModels, FakeServing, Served, error_of
 
 
 def test_another_model_is_not_there(served: Served) -> None:
@@ -89,6 +89,18 @@ def test_too_many_answers_at_once_are_told_to_come_again(served: Served) -> None
     assert [answer.status_code for answer in answers].count(200) == 2
     assert [int(answer.headers["retry-after"]) for answer in refused] == [1]
     error_of(served.post("/v1/completions", {"prompt": "Q", "n": 9}), 422)
+
+
+def test_the_list_of_models_names_the_checkpoint_that_is_served(served: Served) -> None:
+    served.app.state.openai_serving_models = FakeModels()
+
+    def listed() -> tuple[str, str, str]:
+        (model,) = served.get("/v1/models").json()["data"]
+        return model["id"], model["checkpoint"], model["checkpoint_sha256"]
+
+    assert listed() == ("tiny", "base", "a")
+    served.post(LOAD)
+    assert listed() == ("tiny", "level-100-seed-0-epoch-1", "b")
 
 
 @pytest.mark.parametrize("stream", [False, True])
