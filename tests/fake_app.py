@@ -126,13 +126,17 @@ class FakeSae(ServedSae):
     operations = ("add", "project", "clamp", "clamp_interval")
 
 
-def make_sae(name: str, layer: int | None = 1) -> FakeSae:
+def make_sae(name: str, layer: int | None = 1, *, norm_rescaled: bool = False) -> FakeSae:
     import torch
 
     rows = torch.zeros(96, 4)
     rows[:95, 0] = 1.5
     sae = SimpleNamespace(
-        W_dec=rows, encoder=SimpleNamespace(d_sae=96), has_own_latents=False, decoder_rows=lambda: name
+        W_dec=rows,
+        encoder=SimpleNamespace(d_sae=96),
+        has_own_latents=False,
+        norm_rescaled=norm_rescaled,
+        decoder_rows=lambda: name,
     )
     return FakeSae(name, sae, f"sha-{name}", layer)  # type: ignore[arg-type]
 

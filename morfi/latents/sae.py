@@ -109,8 +109,12 @@ class Sae:
             scale = encoder.r_mag.float().exp()
             threshold = (encoder.b_mag.float() - bias * scale).clamp_min(0)
             W_enc, bias, shift = W_enc * scale, encoder.b_mag.float(), shift * scale
-        rescaled = encoder.normalization == "constant_norm_rescale"
-        return SaeLatents(self.W_dec, W_enc.T.contiguous(), bias - shift, threshold, rescaled)
+        return SaeLatents(self.W_dec, W_enc.T.contiguous(), bias - shift, threshold, self.norm_rescaled)
+
+    @property
+    def norm_rescaled(self) -> bool:
+        """Whether latents are those of x scaled to the norm sqrt(d_model)."""
+        return self.encoder.normalization == "constant_norm_rescale"
 
     @property
     def has_own_latents(self) -> bool:

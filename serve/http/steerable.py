@@ -121,7 +121,8 @@ class ServedVector:
 class Along:
     """A direction that a request names; `engine` is the engine's name of it.
 
-    A value of 1 of its latent moves the stream by `length` along `unit`, float64 [d_model] of length 1.
+    A value of 1 of its latent moves the stream x by `length` along `unit`, float64 [d_model] of length 1, and
+    with `norm_rescaled` by |x| / sqrt(d_model) of that.
     """
 
     layer: int
@@ -129,6 +130,11 @@ class Along:
     unit: torch.Tensor
     length: float
     sae: str | None = None  # of a latent: the SAE's name, with the default filled in
+    norm_rescaled: bool = False
+
+    def share(self, norm: float) -> float:
+        """How far a value of 1 of its latent moves a stream of this norm, in such norms."""
+        return self.length / (math.sqrt(len(self.unit)) if self.norm_rescaled else norm)
 
 
 class Steerable:
@@ -258,7 +264,7 @@ class Steerable:
         _check_operation(one, sae.operations, "this SAE")
         _, layer = self.read_after(sae.name, one.layer if one.layer is not None else default)
         own = SaeLatent(self._in_engine[sae.name], one.id)
-        return Along(layer, own, sae.unit(one.id), length, sae.name)
+        return Along(layer, own, sae.unit(one.id), length, sae.name, sae.sae.norm_rescaled)
 
     def _vector(self, one: Vector, default: int | None) -> Along:
         found = self.vectors.get(one.vector)
@@ -329,7 +335,7 @@ def size_of(steering: Steering, found: Sequence[Along], norms: Mapping[int, floa
                     total += amount * along.unit
                 elif operation.puts_in and (along.engine, amount) not in values:
                     values.add((along.engine, amount))
-                    total += amount * along.length / norms[layer] * along.unit
+                    total += amount * along.share(norms[layer]) * along.unit
             size = float(total.norm())
             if math.isnan(size) or size > largest:  # sums of what is too large are NaN
                 largest, where = math.inf if math.isnan(size) else size, layer

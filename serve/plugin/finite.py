@@ -42,9 +42,11 @@ def check_amounts(parts: Sequence[tuple[Entry, bytes]], dtype: str) -> None:
 
     In float32 and bfloat16 the norm of what is put in is bounded by MOST_NORM: the norms of the model square
     it in float32, to 1e36 of the 3e38 that it holds. In float16 each element is bounded by half of what it
-    holds; the other half is left to the model's own stream.
+    holds; the other half is left to the model's own stream. What grows with the stream, the latents of SAEs
+    that rescale it, has no bound before the stream is there: the operation finds what does not fit.
     """
     most = MOST_FLOAT16 if dtype == "float16" else MOST_NORM
+    parts = [one for one in parts if not _grows(one[1], one[0].operation)]
     at_most = sum(abs(entry.put_in) * max(_sizes(packed, entry.operation)) for entry, packed in parts)
     if at_most <= most:
         return
@@ -56,6 +58,12 @@ def check_amounts(parts: Sequence[tuple[Entry, bytes]], dtype: str) -> None:
             f"steering after layer {parts[0][0].layer} would move {where} by {size:g}, more than {dtype} can "
             f"be computed with (at most {most:g}); steer less"
         )
+
+
+@functools.lru_cache(maxsize=512)
+def _grows(packed: bytes, operation: Operation) -> bool:
+    """Whether a strength of 1 puts in the more, the larger the norm of the stream is."""
+    return not operation.is_sum and unpack(packed).norm_rescaled
 
 
 @functools.lru_cache(maxsize=512)

@@ -9,13 +9,19 @@ from typing import Any
 import pytest
 import torch
 from fake_app import GOOD, FakeAdmission, Served, error_of, make_sae
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from morfi.engine.directions import Direction
+from morfi.engine.directions import Direction, pack
 from morfi.engine.steering import Latent as SaeLatent
+from morfi.engine.steering import Steering as EngineSteering
+from morfi.engine.steering import to_json
+from morfi.engine.strengths import steering_of
 from morfi.errors import InputError
 from morfi.serve.http.gate import Refused
 from morfi.serve.http.steerable import Steerable, size_of
 from morfi.serve.http.wire import Latent, Steering, Vector
+from morfi.serve.plugin.step import ResidualState
 
 VECTORS: Mapping[str, Direction] = {
     "up": Direction(torch.tensor([0, 3.0, 4.0, 0])),
@@ -75,7 +81,7 @@ def test_what_could_mean_two_things_or_none_is_refused(steerable: Steerable, one
 
 def test_vectors_that_do_not_fit_leave_all_as_it_was(steerable: Steerable) -> None:
     before, known = dict(steerable.vectors), len(steerable._admission.registry)
-    for given, message in (
+    for vectors, message in (
         (
             {"new": Direction(torch.tensor([1.0, 0, 0, 0])), "narrow": Direction(torch.ones(1))},
             'vector "narrow": this vector: width 1',
@@ -86,7 +92,7 @@ def test_vectors_that_do_not_fit_leave_all_as_it_was(steerable: Steerable) -> No
         ),
     ):
         with pytest.raises(InputError, match=message):
-            steerable.add_vectors(given)
+            steerable.add_vectors(vectors)
     assert steerable.vectors == before
     assert len(steerable._admission.registry) == known
 
@@ -124,6 +130,43 @@ def test_the_size_adds_up_what_acts_at_one_place(steerable: Steerable) -> None:
     assert sized(steerable, between)[0] == pytest.approx(1.5 / 2.0)
     for beyond in ([latent(sae="a", alpha=1e308)] * 2, [Latent(id=3, sae="a", clamp=1.7e308)]):
         assert sized(steerable, Steering(latents=beyond))[0] == math.inf
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.booleans(),
+    st.sampled_from(["alpha", "clamp", "high"]),
+    st.floats(-10, 10),
+    st.floats(-3, 4),
+    st.integers(0, 1000),
+)
+def test_the_size_is_what_the_operation_moves_a_stream_by(
+    rescaled: bool, field: str, amount: float, norm_digits: float, seed: int
+) -> None:
+    drawn = torch.randn(4, generator=torch.Generator().manual_seed(seed))
+    x = drawn * (10**norm_digits / drawn.norm())
+    sae = make_sae("a", norm_rescaled=rescaled)
+    amounts: dict[str, Any] = {field: amount, **({"low": amount - 1} if field == "high" else {})}
+    one = Latent(id=3, **amounts)
+    asked = Steering(latents=[one])
+    found = [Steerable(FakeAdmission(), [sae]).find(one, None)]  # type: ignore[arg-type]
+    size, _ = size_of(asked, found, {1: float(x.norm())})
+    # A latent that never fires, so that all of the change is what is put in.
+    latent = Direction(sae.sae.W_dec[3], torch.zeros(4), norm_rescaled=rescaled)
+    own = steering_of(0, "d", one.operation, one.amount, median_norm=float(x.norm()), low=one.lower or 0.0)
+    assert float((stepped(own, latent, x) - x).norm() / x.norm()) == pytest.approx(size, rel=1e-3, abs=1e-6)
+
+
+def stepped(steering: EngineSteering, direction: Direction, x: torch.Tensor) -> torch.Tensor:
+    """The stream x [d_model] after the operation on layer 0."""
+    state = ResidualState(range(1), len(x), 8, torch.device("cpu"))
+    ready = {**to_json([steering], None), "report": True, "shard": None, "directions": {"d": pack(direction)}}
+    state.add("r", 1, {"morfi": ready})
+    state.begin(["r"], [0], [1])
+    after = x[None].clone()
+    state.apply(0, after, torch.zeros_like(after))
+    state.end(torch.arange(1))
+    return after[0]
 
 
 def test_a_request_may_mix_them(served: Served) -> None:

@@ -7,7 +7,7 @@ from array import array
 
 import pytest
 import torch
-from hypothesis import event, given, settings
+from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from morfi.engine.directions import Direction, pack, unpack
@@ -293,6 +293,32 @@ def test_what_is_added_together_is_bounded(dtype: str) -> None:
     ):
         with pytest.raises(InputError, match=rf"after layer 0 would move .* more than {dtype}"):
             check(join(bad, PACKED, N_PROMPT), dtype)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([("a", "add"), ("m", "add"), ("l", "clamp"), ("m", "clamp")]),
+    st.sampled_from([*range(12, 27), 38]),
+    st.integers(-6, 4),
+    st.integers(0, 1000),
+)
+def test_what_is_refused_would_move_the_stream_too_far(
+    what: tuple[str, str], digits: int, norm_digits: int, seed: int
+) -> None:
+    drawn = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(seed))
+    x = drawn * (10.0**norm_digits / drawn.norm())
+    steering = [steer(*what, 10.0**digits)]
+    moved = float((expected(steering, x.double()) - x.double()).norm())
+    assume(not 0.99e18 < moved < 1.01e18)
+    try:
+        check(join(steering, PACKED, N_PROMPT), "float32")
+    except InputError:
+        assert moved > 1e18
+        return
+    after, changed = run(steering, x.repeat(N_TOKENS, 1))
+    assert bool(after.isnan().all()) == (moved > 1e18)
+    assert all(one >= UNFIT for one in changed) == (moved > 1e18)
+    assert what == ("m", "clamp") or moved < 1e18
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
