@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import numbers
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from morfi.engine.steering import plain_number
+from morfi.engine.steering import FLOAT32_MAX, plain_number
 from morfi.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,10 +59,10 @@ class Direction:
             )
         for name in ("bias", "threshold"):
             object.__setattr__(self, name, _number(getattr(self, name), f"a latent's {name}"))
-        if not (math.isfinite(self.bias) and math.isfinite(self.threshold)) or self.threshold < 0:
+        if not (abs(self.bias) <= FLOAT32_MAX and 0 <= self.threshold <= FLOAT32_MAX):
             raise InputError(
-                f"a latent's bias and threshold are finite, the threshold not negative; got {self.bias}, "
-                f"{self.threshold}"
+                "a latent's bias and threshold are finite numbers that float32 holds (to 3.4e38), the "
+                f"threshold not negative; got {self.bias}, {self.threshold}"
             )
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from morfi.engine.operations import ADD, OPERATIONS, Operation
 from morfi.errors import InputError, nearest
@@ -22,6 +22,7 @@ NAMED_POSITIONS = ("all", "prompt", "generated", "last_prompt")
 MAX_ENTRIES = 8  # steerings of one request
 MAX_CAPTURED_LAYERS = 4  # of one request
 FLOAT32_MAX = 3.4028234663852886e38
+INT32_MAX = (1 << 31) - 1  # of what layers, latents and positions are kept in
 
 Positions = str | tuple[int | tuple[int, int | None], ...]
 
@@ -39,10 +40,8 @@ class Latent:
 
     def __post_init__(self) -> None:
         if not isinstance(self.sae, str) or not self.sae:
-            raise InputError(f"a latent needs the name of a registered SAE, got {self.sae!r}")
-        object.__setattr__(self, "index", _plain_index(self.index))
-        if not _is_index(self.index) or self.index < 0:
-            raise InputError(f"latent {self.index!r} is not a latent; latents are counted from 0")
+            raise InputError(f"a latent needs the name of a registered SAE, got {_shown(self.sae)}")
+        object.__setattr__(self, "index", _checked_count(self.index, "latent", "latent"))
 
     def __str__(self) -> str:
         return f"{self.sae}/{self.index}"
@@ -77,13 +76,15 @@ class Steering:
 
     def __post_init__(self) -> None:
         if not isinstance(self.operation, str) or self.operation not in OPERATIONS:
+            name = self.operation if isinstance(self.operation, str) else _shown(self.operation)
             raise InputError(
-                f'steering operation "{self.operation}" is none of {", ".join(OPERATIONS)}.'
-                f"{nearest(str(self.operation), OPERATIONS)}"
+                f'steering operation "{name}" is none of {", ".join(OPERATIONS)}.{nearest(name, OPERATIONS)}'
             )
-        object.__setattr__(self, "layer", _checked_layer(self.layer, "steering"))
+        object.__setattr__(self, "layer", _checked_count(self.layer, "steering layer", "layer"))
         if not isinstance(self.direction, str | Latent) or not self.direction:
-            raise InputError(f"steering needs the name of a registered direction, got {self.direction!r}")
+            raise InputError(
+                f"steering needs the name of a registered direction, got {_shown(self.direction)}"
+            )
         object.__setattr__(self, "strength", _checked_strength(self.strength))
         object.__setattr__(self, "low", _checked_strength(self.low, "low"))
         object.__setattr__(self, "positions", _plain_positions(self.positions))
@@ -133,19 +134,19 @@ class Capture:
     def __post_init__(self) -> None:
         if not isinstance(self.layers, tuple | list | range) or not self.layers:
             raise InputError(
-                f"capture needs a tuple of one layer or more, such as (15,), got {self.layers!r}"
+                f"capture needs a tuple of one layer or more, such as (15,), got {_shown(self.layers)}"
             )
         if len(self.layers) > MAX_CAPTURED_LAYERS:
             raise InputError(
                 f"capture names {len(self.layers)} layers, at most {MAX_CAPTURED_LAYERS} are taken at a time"
             )
-        layers = tuple(_checked_layer(layer, "capture") for layer in self.layers)
+        layers = tuple(_checked_count(layer, "capture layer", "layer") for layer in self.layers)
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "positions", _plain_positions(self.positions))
         if len(set(self.layers)) != len(self.layers):
             raise InputError(f"capture names a layer twice: {list(self.layers)}")
         if not isinstance(self.before, bool):
-            raise InputError(f"capture's before is true or false, got {self.before!r}")
+            raise InputError(f"capture's before is true or false, got {_shown(self.before)}")
         spans(self.positions, 1)
 
 
@@ -176,7 +177,7 @@ def spans(positions: Positions, n_prompt: int) -> list[tuple[int, int | None]]:
     """The half-open ranges of absolute positions that `positions` means for a prompt of `n_prompt` tokens.
 
     Sorted and disjoint; a stop of None is the sequence's end. Positions before the first are left out.
-    Raises InputError for positions that are none.
+    Raises InputError for positions that are none, or that no sequence has.
     """
     if isinstance(positions, str):
         if positions not in NAMED_POSITIONS:
@@ -192,7 +193,7 @@ def spans(positions: Positions, n_prompt: int) -> list[tuple[int, int | None]]:
         }
         return [named[positions]]
     if not isinstance(positions, tuple) or not positions:
-        raise InputError(f"positions are a name or a tuple of positions and ranges, got {positions!r}")
+        raise InputError(f"positions are a name or a tuple of positions and ranges, got {_shown(positions)}")
     found = [_span(place, n_prompt) for place in positions]
     return disjoint([(start, stop) for start, stop in found if stop is None or start < stop])
 
@@ -267,25 +268,37 @@ def from_json(specification: object) -> tuple[tuple[Steering, ...], Capture | No
         return tuple(steering), None
     fields = dict(_mapping(whole["capture"], "capture", ("layers", "positions", "before")))
     if not isinstance(fields.get("layers"), list):
-        raise InputError(f"capture's layers are a list, got {fields.get('layers')!r}")
+        raise InputError(f"capture's layers are a list, got {_shown(fields.get('layers'))}")
     fields["layers"] = tuple(fields["layers"])
     if "positions" in fields:
         fields["positions"] = _from_plain(fields["positions"])
     return tuple(steering), Capture(**fields)
 
 
-def _checked_layer(layer: object, what: str) -> int:
-    plain: Any = _plain_index(layer)
-    if not _is_index(plain) or plain < 0:
-        raise InputError(f"{what} layer {layer!r} is not a layer; layers are counted from 0")
+def _checked_count(value: object, what: str, kind: str) -> int:
+    """The number of a layer or latent."""
+    plain: Any = _plain_index(value)
+    if not _is_index(plain) or not 0 <= plain <= INT32_MAX:
+        raise InputError(
+            f"{what} {_shown(value)} is not a {kind}; {kind}s are counted from 0, to {INT32_MAX} at most"
+        )
     return int(plain)
+
+
+def _shown(value: object) -> str:
+    """The value as one line that is not long."""
+    try:
+        line = " ".join(repr(value).split())
+    except ValueError:  # Python writes no whole number of thousands of digits
+        return "a number of thousands of digits"
+    return line if len(line) <= 200 else f"{line[:200]}..."
 
 
 def _checked_strength(value: object, what: str = "strength") -> float:
     """The number as a float: NumPy's, and those in a tensor or array without dimensions, are taken."""
     value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InputError(f"steering {what} {value!r} is not a finite number")
+        raise InputError(f"steering {what} {_shown(value)} is not a finite number")
     if not isinstance(value, int):
         value = float(value)
     if not -FLOAT32_MAX <= value <= FLOAT32_MAX:
@@ -316,13 +329,19 @@ def _plain_positions(positions: Any) -> Any:
     )
 
 
-def _is_index(value: object) -> bool:
+def _is_index(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _span(place: object, n_prompt: int) -> tuple[int, int | None]:
+    for one in place if isinstance(place, tuple) else (place,):
+        if _is_index(one) and not -INT32_MAX < one < INT32_MAX:
+            raise InputError(
+                f"no sequence has the position {_shown(one)}; positions lie between {-INT32_MAX} and "
+                f"{INT32_MAX}, and a range without an end has None as its stop"
+            )
     if _is_index(place):
-        start = _absolute(place, n_prompt)  # type: ignore[arg-type]
+        start = _absolute(place, n_prompt)
         return (start, start + 1) if start >= 0 else (0, 0)
     if isinstance(place, tuple) and len(place) == 2 and _is_index(place[0]):
         start, stop = place
@@ -331,7 +350,7 @@ def _span(place: object, n_prompt: int) -> tuple[int, int | None]:
                 raise InputError(f"the range {start}:{stop} holds no position; its stop is not part of it")
             end = None if stop is None else max(0, _absolute(stop, n_prompt))
             return max(0, _absolute(start, n_prompt)), end
-    raise InputError(f"{place!r} is neither a position nor a range (start, stop)")
+    raise InputError(f"{_shown(place)} is neither a position nor a range (start, stop)")
 
 
 def _absolute(position: int, n_prompt: int) -> int:
