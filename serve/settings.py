@@ -15,8 +15,13 @@ from morfi.errors import InputError, nearest
 _CHECKED = "config.json is what was checked"
 _NAMED = "the checkpoint is the one that --ckpt names, as it is saved"
 _GENERATES = "answers are what the model generates"
+_SAMPLED = (
+    "commands and requests say how answers are sampled, and answers end where the checkpoint's own "
+    "generation_config.json says"
+)
 
-# Settings that would make the run something other than what its record says, and what to use instead.
+# Settings that would make the run something other than what its record says, that would do nothing, or that
+# no record may hold, and what to use instead.
 RESERVED = {
     "model": "use --ckpt",
     "tokenizer": "the checkpoint's own tokenizer is always used",
@@ -43,6 +48,11 @@ RESERVED = {
     "logits_processors": _GENERATES,
     "skip_tokenizer_init": "morfi needs the tokenizer",
     "enable_lora": "adapters are merged before they are served",
+    "generation_config": _SAMPLED,
+    "override_generation_config": _SAMPLED,
+    "served_model_name": "a server calls the model by the name of the checkpoint that --ckpt gives",
+    "disable_log_stats": "morfi serve always keeps vLLM's statistics, for /metrics; nothing else shows them",
+    "hf_token": "settings are stored with the run; give the token in the environment, as HF_TOKEN",
     "worker_cls": "vLLM's own is what steers and captures",
     "worker_extension_cls": "morfi's own swaps the weights of a live engine",
 }

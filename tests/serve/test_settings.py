@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +83,21 @@ def test_a_reserved_setting_is_refused_with_what_to_use(key: str) -> None:
         with pytest.raises(InputError, match=f'"{key}" cannot be given: ') as caught:
             parse_overrides([f"{spelled}=x"])
         assert str(caught.value).endswith(RESERVED[key])
+
+
+def test_what_is_reserved_is_vllms_and_holds_every_secret() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = {one.name for one in dataclasses.fields(AsyncEngineArgs)}
+    assert not set(RESERVED) - known
+    secret = re.compile(r"(^|_)(key|token|secret|password|credentials?)$")
+    assert {name for name in known if secret.search(name)} <= set(RESERVED)
+
+
+def test_a_refused_secret_is_not_repeated() -> None:
+    with pytest.raises(InputError, match="as HF_TOKEN") as refused:
+        parse_overrides(["hf-token=hf_abc"])
+    assert "hf_abc" not in str(refused.value)
 
 
 @pytest.mark.parametrize(("value", "json"), [("True", "true"), ("False", "false"), ("None", "null")])
