@@ -8,10 +8,11 @@ misspelled `steering` must not be ignored.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, WithJsonSchema, field_validator, model_validator
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
@@ -32,6 +33,18 @@ Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63, description="-1 is as non
 Count = Annotated[int, Field(ge=1, le=MAX_TOKENS), WHOLE]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
+_PLAIN_ID = r"^(0|[1-9][0-9]{0,8})$"
+
+
+def _plain_id(key: str) -> str:
+    if not re.fullmatch(_PLAIN_ID, key):
+        raise ValueError('a token id is written in up to nine digits without a zero before them, as "17"')
+    return key
+
+
+# vLLM makes numbers of the keys: of two that are one number, one would be lost.
+TokenKey = Annotated[str, AfterValidator(_plain_id), WithJsonSchema({"type": "string", "pattern": _PLAIN_ID})]
+
 
 class StreamOptions(Wire):
     """OpenAI's and vLLM's."""
@@ -48,7 +61,7 @@ class Sampled(Body):
     model: Text | None = None
     steering: Steering | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Bias] | None = None
+    logit_bias: dict[TokenKey, Bias] | None = None
     max_tokens: Count | None = None
     n: Annotated[int, Field(ge=1, le=MAX_ANSWERS), WHOLE] | None = None
     presence_penalty: Penalty | None = None
@@ -187,7 +200,18 @@ class ResponseFormat(Wire):
     """OpenAI's: text, a JSON object, or one after a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
+    json_schema: JsonSchema | None = Field(default=None, description='With the type "json_schema" only.')
+
+    @model_validator(mode="after")
+    def _follows_its_schema(self) -> Self:
+        if self.json_schema is None and self.type == "json_schema":
+            raise ValueError('the type "json_schema" needs json_schema, an object with name and schema')
+        if self.json_schema is not None and self.type != "json_schema":
+            raise ValueError(
+                f'no answer of the type "{self.type}" follows a schema; give the type "json_schema", or '
+                "leave json_schema out"
+            )
+        return self
 
 
 class ChatBody(Sampled):

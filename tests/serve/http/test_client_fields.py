@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 import pytest
 from fake_app import CHAT, PATHS, Served, error_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai.types import chat as openai_types
 from openai.types import completion_create_params as completion_params
 from openai.types.chat import completion_create_params as chat_params
@@ -17,6 +20,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
 from vllm.entrypoints.openai.completion.protocol import (
     CompletionRequest,
 )
+from vllm.sampling_params import SamplingParams
 
 from morfi.serve.http.bodies import ChatBody, ChatMessage, CompletionBody, StreamOptions
 from morfi.serve.http.wire import Comparison, Steering
@@ -219,6 +223,39 @@ def test_a_number_of_a_schema_that_the_engines_process_cannot_be_sent_is_refused
         {**CHAT, "response_format": given | {"json_schema": {"name": "n", "schema": {"maximum": 10**40}}}},
     )
     assert "an integer of the schema does not fit into 64 bits" in error_of(answer, 422)["message"]
+
+
+@pytest.mark.parametrize("kind", ["text", "json_object", "json_schema"])
+@pytest.mark.parametrize("schema", [None, {"name": "n", "schema": {"type": "object"}}])
+def test_a_schema_is_followed_or_refused(served: Served, kind: str, schema: Any) -> None:
+    body = {**CHAT, "response_format": {"type": kind, "json_schema": schema}}
+    answer = served.post("/v1/chat/completions", body)
+    if (kind == "json_schema") == (schema is not None):
+        assert answer.status_code == 200, answer.text
+        followed = served.serving.params[-1].structured_outputs
+        assert (followed is not None and followed.json == {"type": "object"}) == (schema is not None)
+    else:
+        assert "json_schema" in error_of(answer, 422)["message"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(
+        st.integers(0, 10**9).map(str)
+        | st.sampled_from(["1", "01", "001", "\u0661", "1\n", "-1", "+1", " 1", "1_0", "1e1", ""]),
+        st.integers(-100, 100),
+        max_size=4,
+    )
+)
+def test_no_bias_is_lost(bias: dict[str, int]) -> None:
+    (pattern,) = ChatBody.model_json_schema()["properties"]["logit_bias"]["anyOf"][0]["patternProperties"]
+    body = {**CHAT, "logit_bias": bias}
+    if not all(re.fullmatch(pattern, key) for key in bias):
+        with pytest.raises(ValidationError, match="a token id is written in"):
+            ChatBody.model_validate(body)
+        return
+    params = SamplingParams.from_optional(**ChatBody.model_validate(body).model_dump(include={"logit_bias"}))
+    assert sorted((params.logit_bias or {}).items()) == sorted((int(key), one) for key, one in bias.items())
 
 
 def test_an_answers_message_comes_back_as_it_is(served: Served) -> None:
