@@ -100,15 +100,13 @@ def find_trends(
     trainings: that is what replicates and the false discovery rate are for.
 
     `on_tile` is called with the number of latents that were encoded. The result does not depend on the order
-    of the conditions. Raises InputError for conditions that cannot be compared, and for numbers that are not
-    finite, wherever they arise.
+    of the conditions. Raises InputError for conditions that cannot be compared and for what is not finite.
 
     >>> find_trends(residuals, levels=[0, 50, 100], sae=load_sae("my-sae")).n_selected
     """
     criteria = criteria or Criteria()
-    _check_whole("n_resamples", n_resamples, 1)
-    _check_whole("seed", seed, 0, 2**63 - 1)
-    run = _inputs(activations, levels, encoder_of(sae), torch.device(device), strata)
+    _check_whole(n_resamples=(n_resamples, 1, 2**31 - 1), seed=(seed, 0, 2**63 - 1))
+    run, strata = _inputs(activations, levels, encoder_of(sae), torch.device(device), strata)
     null, limits, permutations = run.null, run.limits(), Permutations(run.null, seed)
     alpha = criteria.alpha_of(method, null)
     found: list[dict[str, torch.Tensor]] = []
@@ -128,7 +126,6 @@ def find_trends(
         enough = null.n_pairs + 1 if least is None else least
         passes = columns["s"].abs() >= enough if method == "fdr" else columns["p_exact"] <= alpha
         candidates = (fires & passes).nonzero()[:, 0]
-        strata = [0] * run.n_questions if strata is None else strata
         counts = resample_counts(strata, n_resamples, seed, device)[:, 1:]
         columns |= selected_by_resampling(run, candidates, limits, counts, criteria, alpha=alpha)
     return TrendResult(
@@ -143,9 +140,10 @@ def find_trends(
     )
 
 
-def _check_whole(name: str, value: Any, least: int, most: int = 2**31 - 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InputError(f"{name} is {value!r}; expected a whole number from {least} to {most}")
+def _check_whole(**bounded: tuple[Any, int, int]) -> None:
+    for name, (value, least, most) in bounded.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise InputError(f"{name} is {value!r}; expected a whole number from {least} to {most}")
 
 
 def _full_sample(
@@ -238,8 +236,8 @@ def _inputs(
     encoder: Encoder,
     device: torch.device,
     strata: Sequence[object] | None,
-) -> TrendInputs:
-    """What is compared, on the device; raises InputError for what cannot be."""
+) -> tuple[TrendInputs, Sequence[object]]:
+    """What is compared, on the device, and the questions' strata; raises InputError for what cannot be."""
     if len(activations) != len(levels):
         raise InputError(f"{len(activations)} conditions and {len(levels)} levels; each condition needs one")
     try:
@@ -269,4 +267,4 @@ def _inputs(
         raise InputError("a stratum is a name or a number, the same for the questions that it holds")
     null = trend_null(tuple(distinct.index(level) for level in numbers))
     inputs = TrendInputs(rows, tuple(numbers), encoder, n_questions, null, device)
-    return inputs.in_one_way()
+    return inputs.in_one_way(), strata
