@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -142,7 +143,8 @@ def find_trends(
 
 def _check_whole(**bounded: tuple[Any, int, int]) -> None:
     for name, (value, least, most) in bounded.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not is_whole or not least <= value <= most:
             raise InputError(f"{name} is {value!r}; expected a whole number from {least} to {most}")
 
 
