@@ -160,7 +160,7 @@ print(len(task.prompts), took, int(status["VmHWM"].split()[0]) / 1024)
     n, times, megabytes = map(float, last.split())
     assert n > 176_000
     assert any("prompts" in line for line in said)
-    assert times < 2
+    assert times < 4
     # Single bytes are tokens here, some five times as many as of a real tokenizer.
     assert megabytes < 2500
 
