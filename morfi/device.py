@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,8 @@ def free_on(device: torch.device) -> int:
 
 
 def free_memory() -> None:
-    """Gives the device the memory back that this process no longer uses."""
+    """Gives the device and the system the memory back that this process no longer uses."""
+    import ctypes
     import gc
 
     import torch
@@ -65,6 +67,8 @@ def free_memory() -> None:
     gc.collect()
     if is_gpu():
         torch.cuda.empty_cache()
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # glibc
+        trim(0)
 
 
 def device_name() -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from morfi.checkpoints import Checkpoint
 from morfi.checkpoints.tokenizer import open_tokenizer, tokenizer_folder
 from morfi.checkpoints.vocabulary import newline_tokens
-from morfi.device import device_name, is_gpu
+from morfi.device import device_name, free_memory, is_gpu
 from morfi.engine.protocol import Completion, Sampling, check_prompts
 from morfi.engine.shards import write_requests
 from morfi.engine.steering import Capture, Steering, to_json
@@ -231,6 +231,7 @@ class Engine:
         self._core.engine_core.shutdown()
         operation.use(None)  # or the tables and directions of this engine's worker would stay
         self._llm = None
+        free_memory()
 
     def __enter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from morfi.device import free_memory
 from morfi.engine.protocol import StartEngine
 from morfi.errors import InputError, MorfiError, nearest
 from morfi.experiment.check import check_settings
@@ -107,6 +108,7 @@ def _worked(store: Store, stage: Stage, ready: Ready) -> Outcome:
     """The outcome of a stage's work; raises MorfiError where a part of it failed."""
     begun = time.monotonic()
     failures = ready.finish()
+    free_memory()  # what a run takes at most is what one of its stages takes
     if failures:
         raise MorfiError(f"checkpoints that failed: {'; '.join(failures)}")
     outcome = replace(_standing(store, stage, replace(ready, work=None)), is_new=True)

@@ -257,3 +257,21 @@ def test_memory_freed_by_one_step_is_there_for_the_next() -> None:
         for how in ("keep", "plain")
     ]
     assert faults[0] * 10 < faults[1]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc takes the setting")
+def test_memory_kept_by_an_engine_goes_back_to_the_system_when_it_is_freed() -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from morfi.device import free_memory\n"
+        "from morfi.serve.settings import keep_freed_memory\n"
+        "def pages(): return int(Path('/proc/self/statm').read_text().split()[1])\n"
+        "keep_freed_memory(); free_memory(); before = pages()\n"
+        "x = [bytearray(b'x') * (1 << 20) for _ in range(400)]; used = pages() - before; del x\n"
+        "kept = pages() - before; free_memory(); print(used, kept, pages() - before)\n"
+    )
+    ran = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=True)
+    used, kept, left = map(int, ran.stdout.split())
+    assert kept > 0.9 * used
+    assert left < 0.1 * used
