@@ -242,7 +242,8 @@ def test_vllm_without_morfi_answers_the_same_prompts_in_a_process_of_its_own(sub
     assert line.outcome == Outcome.MEASURED, line
     rates = {"requests_per_s", "lowest_requests_per_s", "highest_requests_per_s"}
     assert set(line.figures) == rates | {"plain_share", "steered_share", "captured_share"}
-    assert 0.2 < line.figures["plain_share"] < 5
+    plain = next(one.figures["requests_per_s"] for one in lines if one.name == "speed: plain")
+    assert line.figures["plain_share"] == pytest.approx(plain / line.figures["requests_per_s"])
     says = beside_vllm(lines, lambda: alone(subject.checkpoint, {"max_num_seqs": "many"})).says
     assert says.startswith("because vLLM without morfi could not answer: "), says
     assert beside_vllm([], list).says == "because there is no speed to compare it with"
