@@ -108,7 +108,7 @@ def _worked(store: Store, stage: Stage, ready: Ready) -> Outcome:
     """The outcome of a stage's work; raises MorfiError where a part of it failed."""
     begun = time.monotonic()
     failures = ready.finish()
-    free_memory()  # what a run takes at most is what one of its stages takes
+    free_memory()  # or the next stage would start with what this one no longer uses
     if failures:
         raise MorfiError(f"checkpoints that failed: {'; '.join(failures)}")
     outcome = replace(_standing(store, stage, replace(ready, work=None)), is_new=True)

@@ -244,6 +244,7 @@ def test_vllm_without_morfi_answers_the_same_prompts_in_a_process_of_its_own(sub
     assert set(line.figures) == rates | {"plain_share", "steered_share", "captured_share"}
     plain = next(one.figures["requests_per_s"] for one in lines if one.name == "speed: plain")
     assert line.figures["plain_share"] == pytest.approx(plain / line.figures["requests_per_s"])
+    assert 0.01 < line.figures["plain_share"] < 100  # of one unit, however busy the machine is
     says = beside_vllm(lines, lambda: alone(subject.checkpoint, {"max_num_seqs": "many"})).says
     assert says.startswith("because vLLM without morfi could not answer: "), says
     assert beside_vllm([], list).says == "because there is no speed to compare it with"

@@ -72,9 +72,10 @@ def test_only_known_routes_are_there_and_the_document_names_what_they_refuse(ser
     for path in ("/v1/responses", "/invocations", "/tokenize", "/docs", "/ping", "/load", "/v1/messages"):
         assert error_of(served.post(path, GOOD), 404)["message"] == "Not Found"
     assert served.get("/health").status_code == 200
+    assert served.post("/v1/completions", {}).status_code == 422
     metrics = served.get("/metrics").text
     assert "morfi_vector_slots_used 3.0" in metrics
-    assert "# TYPE morfi_refused_requests_total counter" in metrics
+    assert "morfi_refused_requests_total{reason=" in metrics
     assert "morfi" in served.get("/").text
 
 
